@@ -1,0 +1,280 @@
+"""(type, version) → the Struct that says what is inside, and the rules a declaration must keep.
+
+Every rule is checked at import, because an event that cannot be encoded, or that two readers may change under each
+other, should stop a deployment and not a worker at night.
+"""
+
+import enum
+import math
+import re
+import types
+import typing
+from collections import abc
+from collections.abc import Callable, Iterator
+from dataclasses import is_dataclass
+from datetime import datetime
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+from msgspec import Meta, Struct
+
+from canvasbus.contract.event import Event
+from canvasbus.errors import ContractError
+
+E = TypeVar("E", bound=type[Event])
+
+_TYPE_NAME = re.compile(r"[a-z][a-z0-9_]*(\.[a-z0-9_]+)*")
+MAX_TYPE_NAME = 128
+"""Characters in an event type's name; it becomes part of a Redis key and of a file name."""
+
+ALLOW_NON_FINITE = Meta(extra={"allow_non_finite": True})
+"""`Annotated[float, ALLOW_NON_FINITE]`: NaN and infinity are meant here. Elsewhere publishing refuses them, since
+msgpack keeps NaN and JSON turns it into null, so that one event would mean two things."""
+
+_KEY_TYPES = (str, int, enum.Enum)
+
+
+class EventType:
+    """One version of one event type: its name, its Struct and how to decode it."""
+
+    __slots__ = ("cls", "decoder", "has_floats", "json_decoder", "key", "name", "version")
+
+    def __init__(self, name: str, version: int, key: str | None, cls: type[Event]) -> None:
+        self.name = name
+        self.version = version
+        self.key = key
+        """The field that orders and partitions; None: the event has no key."""
+        self.cls = cls
+        self.decoder: msgspec.msgpack.Decoder[Event] = msgspec.msgpack.Decoder(cls)
+        self.json_decoder: msgspec.json.Decoder[Event] = msgspec.json.Decoder(cls)
+        self.has_floats = any("FloatType" in str(type(t)) for t in _walk_types(msgspec.inspect.type_info(cls)))
+
+    def __repr__(self) -> str:
+        return f"<EventType {self.name} v{self.version} {self.cls.__module__}.{self.cls.__qualname__}>"
+
+
+class Registry:
+    """All event types of this process."""
+
+    def __init__(self) -> None:
+        self._by_name: dict[str, dict[int, EventType]] = {}
+        self._by_class: dict[type[Event], EventType] = {}
+
+    def register(self, cls: type[Event], name: str, version: int, key: str | None) -> EventType:
+        """Add `cls`. Raises ContractError for a bad name, a taken (name, version) or a field that cannot work."""
+        _check_name(name)
+        if version < 1:
+            raise ContractError(f"{name}: versions start at 1, not {version}")
+        if "__event_type__" in cls.__dict__:
+            raise ContractError(f"{cls.__qualname__} is already declared as {cls.__event_type__!r}")  # type: ignore[attr-defined]
+        known = self._by_name.get(name, {}).get(version)
+        if known and not _same_notebook_cell(known.cls, cls):
+            raise ContractError(
+                f"{name} v{version} is declared twice: by {_where(known.cls)} and by {_where(cls)}. "
+                "Give the second another name, or raise its version."
+            )
+        _check_fields(cls, name)
+        if key is not None:
+            _check_key(cls, name, key)
+        entry = EventType(name, version, key, cls)
+        self._by_name.setdefault(name, {})[version] = entry
+        self._by_class[cls] = entry
+        return entry
+
+    def of(self, cls: type[Event]) -> EventType:
+        """The EventType of an event class. Raises ContractError when it was never declared."""
+        try:
+            return self._by_class[cls]
+        except KeyError:
+            raise ContractError(f'{_where(cls)} has no name on the bus: decorate it with @event("some.type")') from None
+
+    def get(self, name: str, version: int) -> EventType | None:
+        """The EventType for (name, version), or None when this process does not know it."""
+        versions = self._by_name.get(name)
+        return versions.get(version) if versions else None
+
+    def latest(self, name: str) -> EventType | None:
+        """The newest version of `name`, or None when this process does not know the type."""
+        versions = self._by_name.get(name)
+        return versions[max(versions)] if versions else None
+
+    def names(self) -> list[str]:
+        """All type names, sorted."""
+        return sorted(self._by_name)
+
+    def __iter__(self) -> Iterator[EventType]:
+        for name in self.names():
+            yield from self._by_name[name].values()
+
+    def __repr__(self) -> str:
+        return f"<Registry {len(self._by_class)} event types>"
+
+
+registry = Registry()
+"""The process's registry. A type is known once the module that declares it has been imported."""
+
+
+def event(name: str, /, *, version: int = 1, key: str | None = None) -> Callable[[E], E]:
+    """Declare an Event subclass under `name`, for example "drift.detected".
+
+    `key` names the field whose value orders and partitions the type's events: a str, an int, a UUID or an enum.
+    Raises ContractError at import for whatever could fail later.
+    """
+
+    def declare(cls: E) -> E:
+        entry = registry.register(cls, name, version, key)
+        cls.__event_type__ = entry  # type: ignore[attr-defined]
+        return cls
+
+    return declare
+
+
+def _where(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _same_notebook_cell(old: type, new: type) -> bool:
+    # Running a notebook cell twice declares the same class twice; that is no conflict.
+    return old.__module__ == new.__module__ == "__main__" and old.__qualname__ == new.__qualname__
+
+
+def _check_name(name: str) -> None:
+    if not _TYPE_NAME.fullmatch(name) or len(name) > MAX_TYPE_NAME:
+        raise ContractError(
+            f"{name!r} is not an event type: use lower-case words joined by dots, like 'drift.detected', "
+            f"at most {MAX_TYPE_NAME} characters"
+        )
+
+
+def _check_key(cls: type[Event], name: str, key: str) -> None:
+    hints = typing.get_type_hints(cls)
+    if key not in hints:
+        raise ContractError(f"{name}: key={key!r} is not a field of {_where(cls)}; its fields are {', '.join(hints)}")
+    kind = hints[key]
+    from uuid import UUID
+
+    if not (isinstance(kind, type) and issubclass(kind, (*_KEY_TYPES, UUID))) or kind is bool:
+        raise ContractError(f"{name}: the key {key!r} must be a str, int, UUID or enum, not {kind}")
+
+
+def _check_fields(cls: type[Event], name: str) -> None:
+    if not cls.__struct_config__.frozen:
+        raise ContractError(f"{name}: events are immutable; do not pass frozen=False")
+    try:
+        hints = typing.get_type_hints(cls, include_extras=True)
+        msgspec.inspect.type_info(cls)
+        msgspec.msgpack.Decoder(cls)
+        msgspec.json.Decoder(cls)
+    except (TypeError, NameError) as error:
+        raise ContractError(f"{name}: msgspec cannot encode {_where(cls)}: {error}") from error
+    for field, hint in hints.items():
+        if field == "__event_type__":
+            continue
+        problem = _problem(hint, set())
+        if problem:
+            raise ContractError(f"{name}: field {field!r} {problem}")
+
+
+_MUTABLE: dict[Any, str] = {
+    list: "tuple[X, ...]",
+    set: "frozenset[X]",
+    dict: "collections.abc.Mapping[K, V]",
+    bytearray: "bytes",
+    memoryview: "bytes",
+    abc.MutableMapping: "collections.abc.Mapping[K, V]",
+    abc.MutableSequence: "tuple[X, ...]",
+    abc.MutableSet: "frozenset[X]",
+    typing.List: "tuple[X, ...]",  # noqa: UP006
+    typing.Dict: "collections.abc.Mapping[K, V]",  # noqa: UP006
+}
+
+
+def _problem(hint: Any, seen: set[Any]) -> str | None:
+    """What is wrong with a field's type, as the rest of a sentence that begins with the field; None when nothing is."""
+    origin = typing.get_origin(hint)
+    if origin is Annotated:
+        base, *metas = typing.get_args(hint)
+        if base is datetime:
+            return None if any(isinstance(m, Meta) and m.tz for m in metas) else _NAIVE
+        return _problem(base, seen)
+    if hint is Any or hint is object:
+        return (
+            "is Any: a small value of an unknown shape can decode into hundreds of megabytes. "
+            "Give it a type, or msgspec.Raw for bytes that stay undecoded"
+        )
+    if hint is datetime:
+        return _NAIVE
+    mutable = _MUTABLE.get(origin or hint) if isinstance(origin or hint, abc.Hashable) else None
+    if mutable:
+        return f"is a {getattr(origin or hint, '__name__', hint)}, which can change: declare it as {mutable}"
+    if isinstance(hint, type) and (is_dataclass(hint) or issubclass(hint, Struct)):
+        if hint in seen:
+            return None
+        seen.add(hint)
+        frozen = hint.__struct_config__.frozen if issubclass(hint, Struct) else hint.__dataclass_params__.frozen  # type: ignore[attr-defined]
+        if not frozen:
+            return f"holds a {hint.__qualname__}, which can change: declare it with frozen=True"
+        for field, inner in typing.get_type_hints(hint, include_extras=True).items():
+            problem = _problem(inner, seen)
+            if problem:
+                return f"holds a {hint.__qualname__} whose field {field!r} {problem}"
+    if origin in (typing.Union, types.UnionType) or origin is not None:
+        for inner in typing.get_args(hint):
+            if inner is not Ellipsis and not isinstance(inner, str | int | bytes | list):
+                problem = _problem(inner, seen)
+                if problem:
+                    return problem
+    return None
+
+
+_NAIVE = (
+    "is a datetime that may have no time zone: declare it as canvasbus.AwareDatetime "
+    "(Annotated[datetime, msgspec.Meta(tz=True)])"
+)
+
+
+def _walk_types(info: Any, seen: set[int] | None = None) -> Iterator[Any]:
+    seen = set() if seen is None else seen
+    if id(info) in seen:
+        return
+    seen.add(id(info))
+    yield info
+    children: list[Any] = []
+    for slot in ("type", "item_type", "key_type", "value_type"):
+        child = getattr(info, slot, None)
+        if isinstance(child, msgspec.inspect.Type):
+            children.append(child)
+    for slot in ("types", "item_types"):
+        children.extend(getattr(info, slot, ()) or ())
+    children.extend(field.type for field in getattr(info, "fields", ()) or ())
+    for child in children:
+        yield from _walk_types(child, seen)
+
+
+def non_finite_path(value: Any, info: Any, path: str = "$") -> str | None:
+    """The path of the first NaN or infinity that its field does not allow, or None. `info` is msgspec's type info."""
+    inspect = msgspec.inspect
+    if isinstance(info, inspect.Metadata):
+        if (info.extra or {}).get("allow_non_finite"):
+            return None
+        return non_finite_path(value, info.type, path)
+    if isinstance(value, float):
+        return None if math.isfinite(value) else path
+    if isinstance(value, Struct):
+        fields = {f.name: f.type for f in getattr(info, "fields", ())}
+        for name in value.__struct_fields__:
+            found = non_finite_path(getattr(value, name), fields.get(name), f"{path}.{name}")
+            if found:
+                return found
+    elif isinstance(value, abc.Mapping):
+        for key, item in value.items():
+            found = non_finite_path(item, getattr(info, "value_type", None), f"{path}[{key!r}]")
+            if found:
+                return found
+    elif isinstance(value, tuple | list | frozenset | set):
+        inner = getattr(info, "item_type", None)
+        for index, item in enumerate(value):
+            found = non_finite_path(item, inner, f"{path}[{index}]")
+            if found:
+                return found
+    return None

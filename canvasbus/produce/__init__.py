@@ -1,0 +1,1 @@
+"""Getting events to the server: `fenced` decides, `producer` (threads) and `publisher` (trio) drive."""

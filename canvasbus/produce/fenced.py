@@ -1,0 +1,263 @@
+"""Fenced batches: accepted is stored, and a lost reply is neither a lost nor a doubled event.
+
+Theory of operation. A batch goes out as one packet
+
+    MULTI · XADD … XADD · EXEC · WATCH fence
+
+on a connection that already WATCHes `fence`, a key of this publisher's incarnation that nobody else writes. The WATCH
+for the next batch rides along, so the normal path costs no round trip and, measured on Redis 7.0.15, 1.12 µs an event
+against 1.06–1.19 for a plain pipeline. A transaction also keeps order: in a plain pipeline a later XADD can succeed
+after an earlier one was refused for want of memory.
+
+When the reply of a batch is lost nobody knows whether it was executed, or still will be: the packet may sit in a
+socket buffer somewhere. So, on a new connection: INCR the fence, which makes a late EXEC abort; then look for the
+batch's first event after the last entry that was known before it. Found: the whole batch is there. Not found: it is
+not, and can never come; send it again. Not knowable (the stream was trimmed past the place or has been replaced, or
+more than SCAN_LIMIT entries came since): every event of the batch is reported as unknown.
+
+CLIENT KILL of the old connection was tried and rejected: client numbers restart with the server, so it once cut a
+stranger, and a plain ACL forbids it. Asking "is the id there?" without a fence stored 8 of 23 ambiguous publishes
+twice, when requests were held up in the network.
+
+Everything here is a generator that yields packets (transport.resp.Operation): threads and trio drive the same code.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from canvasbus import ids
+from canvasbus.errors import CanvasbusError, Refused, Unavailable
+from canvasbus.transport.resp import (
+    Operation,
+    Packet,
+    Pause,
+    Reply,
+    ReplyError,
+    check,
+    code,
+    commands,
+    pack,
+    translate,
+    xadd_head,
+)
+from canvasbus.wire.codec import Codec, Outgoing
+from canvasbus.wire.keys import Keys
+
+SCAN_PAGE = 500
+SCAN_LIMIT = 100_000
+"""Entries that are looked through for a lost batch before its fate counts as unknown."""
+
+FENCE_SECONDS = 7 * 24 * 3600
+"""How long a fence that was used is kept; no packet is late by a week."""
+
+_MULTI = pack("MULTI")
+_EXEC = pack("EXEC")
+
+Result = bytes | CanvasbusError
+"""What became of one event: its entry id, or why it is not (or not known to be) on the server."""
+
+
+@dataclass(slots=True)
+class SenderStatistics:
+    """What one FencedSender has done so far."""
+
+    batches: int = 0
+    """Batches stored."""
+    events: int = 0
+    """Events stored."""
+    failures: int = 0
+    """Attempts that ended without an answer or were told to wait."""
+    found: int = 0
+    """Events whose reply was lost and that were found on the server."""
+    resent: int = 0
+    """Batches sent again because they were proven absent."""
+    unknown: int = 0
+    """Events whose fate cannot be known."""
+
+
+class FencedSender:
+    """Sends batches for one partition in order, one at a time."""
+
+    def __init__(self, keys: Keys, *, incarnation: str | None = None) -> None:
+        self.keys = keys
+        self.statistics = SenderStatistics()
+        self._fence = keys.fence(incarnation or f"p-{ids.uuid7().hex}")
+        self._watch = pack("WATCH", self._fence)
+        self._heads: dict[str, bytes] = {}
+        self._cursors: dict[str, bytes] = {}
+        self._watching = False
+        self._codec = Codec(limit=1 << 62)
+
+    def send(self, batch: Sequence[Outgoing], *, patience: float | None = None) -> Operation[list[Result]]:
+        """Store a batch. Returns a result for every event, in order.
+
+        Waits as long as the server is away; `patience` bounds the number of seconds slept between attempts before
+        the batch is given up as Unavailable (None: never). Raises Refused when the server refuses this publisher as
+        such (password, ACL); the batch can then be sent again later.
+        """
+        unsure = False  # the batch may be on the server
+        in_flight = False
+        backoff = 0.05
+        slept = 0.0
+        while True:
+            try:
+                if unsure:
+                    settled = yield from self._investigate(batch)
+                    if settled is not None:
+                        return settled
+                    unsure = False
+                    self.statistics.resent += 1
+                yield from self._prepare(batch)
+                in_flight = True
+                replies = yield self._packet(batch)
+                in_flight = False
+                results = self._read(batch, replies)
+                if results is not None:
+                    return results
+                continue  # a stale fence: watched anew by now
+            except Unavailable as error:
+                self.statistics.failures += 1
+                if in_flight:
+                    in_flight, unsure = False, error.ambiguous
+                if error.ambiguous:
+                    self._watching = False
+                if patience is not None and slept >= patience:
+                    return [Unavailable(str(error), ambiguous=unsure)] * len(batch)
+            yield Pause(backoff)
+            slept += backoff
+            backoff = min(backoff * 2, 2.0)
+
+    def _prepare(self, batch: Sequence[Outgoing]) -> Operation[None]:
+        """Watch the fence on a new connection; learn where the streams of the batch end, once per stream."""
+        fresh = sorted({item.type for item in batch if item.type not in self._cursors})
+        steps: list[tuple[bytes | str | int, ...]] = []
+        if not self._watching:
+            steps.append(("WATCH", self._fence))
+        for event_type in fresh:
+            steps.append(("SADD", self.keys.topics, event_type))
+            steps.append(("XREVRANGE", self.keys.stream(event_type), "+", "-", "COUNT", 1))
+        if not steps:
+            return
+        replies = yield commands(*steps)
+        if not self._watching:
+            check(replies.pop(0), "publish")
+            self._watching = True
+        for event_type, sadd, last in zip(fresh, replies[::2], replies[1::2], strict=True):
+            check(sadd, f"publish {event_type}")
+            if isinstance(last, ReplyError) and code(last) != "WRONGTYPE":  # that one is told by the XADD itself
+                check(last, f"publish {event_type}")
+            self._heads[event_type] = xadd_head(self.keys.stream(event_type))
+            self._cursors[event_type] = last[0][0] if isinstance(last, list) and last else b"0-0"
+
+    def _packet(self, batch: Sequence[Outgoing]) -> Packet:
+        heads = self._heads
+        parts = [heads[item.type] % (len(item.data), item.data) for item in batch]
+        return Packet(b"".join([_MULTI, *parts, _EXEC, self._watch]), len(batch) + 3)
+
+    def _read(self, batch: Sequence[Outgoing], replies: list[Reply]) -> list[Result] | None:
+        """The results of a batch, or None when it must be sent again. Raises Unavailable when it must wait."""
+        executed, watched = replies[-2], replies[-1]
+        self._watching = not isinstance(watched, ReplyError)
+        if executed is None:
+            return None
+        if isinstance(executed, ReplyError):
+            refused = next((r for r in replies[1:-2] if isinstance(r, ReplyError)), executed)
+            error = translate(refused, f"publish {batch[0].type}")
+            if isinstance(error, Unavailable):
+                raise error
+            assert isinstance(error, CanvasbusError)
+            return [error] * len(batch)
+        cursors = self._cursors
+        results: list[Result] = executed
+        stored = len(batch)
+        for index, (item, reply) in enumerate(zip(batch, executed, strict=True)):
+            if reply.__class__ is bytes:
+                cursors[item.type] = reply
+            else:
+                error = translate(reply, f"publish {item.type} to {self.keys.stream(item.type).decode()}")
+                assert isinstance(error, CanvasbusError)
+                results[index] = error
+                stored -= 1
+        self.statistics.batches += 1
+        self.statistics.events += stored
+        return results
+
+    def _investigate(self, batch: Sequence[Outgoing]) -> Operation[list[Result] | None]:
+        """After a lost reply: the results if the batch is on the server or cannot be known, None if it is not there."""
+        replies = yield commands(("INCR", self._fence), ("EXPIRE", self._fence, FENCE_SECONDS))
+        check(replies[0], "publish")
+        found: dict[bytes, bytes] = {}
+        for event_type in dict.fromkeys(item.type for item in batch):
+            wanted = {item.id.bytes for item in batch if item.type == event_type}
+            known = yield from self._scan(event_type, wanted)
+            if known is None:
+                self.statistics.unknown += len(batch)
+                gone = Unavailable(
+                    f"publish {event_type}: no answer came, and whether the event is stored cannot be known: "
+                    "the stream was trimmed or replaced since",
+                    ambiguous=True,
+                )
+                return [gone] * len(batch)
+            if not known:
+                return None  # one transaction: none of it is there
+            found |= known
+        self.statistics.found += len(batch)
+        self.statistics.batches += 1
+        self.statistics.events += len(batch)
+        results: list[Result] = []
+        for item in batch:
+            entry_id = found.get(item.id.bytes)
+            if entry_id is None:
+                results.append(Unavailable(f"publish {item.type}: refused while no answer came", ambiguous=True))
+            else:
+                self._cursors[item.type] = entry_id
+                results.append(entry_id)
+        return results
+
+    def _scan(self, event_type: str, wanted: set[bytes]) -> Operation[dict[bytes, bytes] | None]:
+        """Entry ids of the wanted event ids after the cursor. Empty: absent. None: cannot be known."""
+        stream = self.keys.stream(event_type)
+        cursor = self._cursors[event_type]
+        found: dict[bytes, bytes] = {}
+        if cursor != b"0-0":
+            (anchor,) = yield commands(("XRANGE", stream, cursor, cursor))
+            if not check(anchor, f"look for {event_type}"):
+                return None  # trimmed past what we knew, or another stream: what came after it may be gone too
+        start = b"(" + cursor
+        seen = 0
+        while seen < SCAN_LIMIT and len(found) < len(wanted):
+            (rows,) = yield commands(("XRANGE", stream, start, "+", "COUNT", SCAN_PAGE))
+            for entry_id, fields in check(rows, f"look for {event_type}"):
+                event_id = self._event_id(event_type, entry_id, fields)
+                if event_id in wanted:
+                    found[event_id] = entry_id
+            if len(rows) < SCAN_PAGE:
+                return found
+            seen += len(rows)
+            start = b"(" + rows[-1][0]
+        return found or None
+
+    def _event_id(self, event_type: str, entry_id: bytes, fields: list[bytes]) -> bytes:
+        if len(fields) != 2 or fields[0] != b"e":
+            return b""
+        try:
+            envelope = self._codec.open_envelope(fields[1], stream_type=event_type, entry_id=entry_id.decode())
+        except CanvasbusError:
+            return b""
+        return envelope.id.bytes
+
+    def __repr__(self) -> str:
+        return f"<FencedSender {self.keys!r} {self.statistics}>"
+
+
+def declare_partitions(namespace: str, partitions: int) -> Operation[None]:
+    """Record how many partitions the namespace has, or raise Refused when others use another number."""
+    meta = Keys(namespace, 0).meta
+    replies = yield commands(("HSETNX", meta, "partitions", partitions), ("HGET", meta, "partitions"))
+    check(replies[0], "look at the namespace")
+    recorded = int(check(replies[1], "look at the namespace"))
+    if recorded != partitions:
+        raise Refused(
+            f"namespace {namespace!r} has {recorded} partitions on this server, this process is set to {partitions}: "
+            "set partitions to the same number everywhere, or use another namespace"
+        )

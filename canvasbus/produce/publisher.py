@@ -1,0 +1,232 @@
+"""Publishing from trio: gathers what many tasks publish into fenced batches.
+
+Every publish appends to the batch that is being gathered and waits for that batch; a sender task per partition takes
+what has gathered, so batches grow by themselves while the server is busy and 256 tasks cost one round trip.
+`publish_many` encodes the next chunk while the previous one is at the server. All waiters of a batch share one event.
+"""
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import trio
+
+from canvasbus.contract.event import Event
+from canvasbus.errors import BufferFull, CanvasbusError, TransportError
+from canvasbus.produce.fenced import FencedSender, Result
+from canvasbus.transport.link import Link
+from canvasbus.transport.server import Server
+from canvasbus.wire.codec import Codec, Outgoing
+from canvasbus.wire.keys import Keys, partition_of
+
+BATCH_EVENTS = 500
+BATCH_BYTES = 1024 * 1024
+BUFFER_BYTES = 64 * 1024 * 1024
+"""Encoded bytes that may wait for the server, by default."""
+
+
+class _Batch:
+    __slots__ = ("bytes", "done", "items", "results")
+
+    def __init__(self) -> None:
+        self.items: list[Outgoing] = []
+        self.bytes = 0
+        self.results: list[Result] = []
+        self.done = trio.Event()
+
+
+@dataclass(frozen=True, slots=True)
+class PublisherStatistics:
+    """A moment's picture of a Publisher."""
+
+    published: int
+    """Events that the server has."""
+    failed: int
+    """Events that were refused or whose fate is unknown; their publishers were told."""
+    batches: int
+    """Batches that the server has."""
+    waiting_bytes: int
+    """Encoded bytes that wait for the server now."""
+
+
+class _Lane:
+    """The queue of one partition."""
+
+    def __init__(self, server: Server, keys: Keys) -> None:
+        self.link = Link(server)
+        self.sender = FencedSender(keys)
+        self.sealed: deque[_Batch] = deque()
+        self.gathering = _Batch()
+        self.work = trio.Event()
+
+    def add(self, item: Outgoing) -> tuple[_Batch, int]:
+        batch = self.gathering
+        index = len(batch.items)
+        batch.items.append(item)
+        batch.bytes += len(item.data)
+        if index + 1 >= BATCH_EVENTS or batch.bytes >= BATCH_BYTES:
+            self.sealed.append(batch)
+            self.gathering = _Batch()
+        self.work.set()
+        return batch, index
+
+    def next(self) -> _Batch | None:
+        if self.sealed:
+            return self.sealed.popleft()
+        if self.gathering.items:
+            batch, self.gathering = self.gathering, _Batch()
+            return batch
+        return None
+
+
+class Publisher:
+    """Sends events of one source. `run` must run in a nursery meanwhile."""
+
+    def __init__(
+        self,
+        server: Server,
+        codec: Codec,
+        *,
+        namespace: str = "canvasbus",
+        partitions: int = 1,
+        buffer_bytes: int = BUFFER_BYTES,
+        patience: float | None = None,
+    ) -> None:
+        self.codec = codec
+        self._partitions = partitions
+        self._lanes = [_Lane(server, Keys(namespace, p)) for p in range(partitions)]
+        self._limit = buffer_bytes
+        self._patience = patience
+        self._bytes = 0
+        self._room = trio.Event()
+        self._failed = 0
+        self._closed = False
+
+    async def publish(self, event: Event, **envelope: Any) -> str:
+        """Encode, send, and return the entry id once the server has the event.
+
+        Raises EncodeError (nothing was sent), Refused, or Unavailable when `patience` is set and used up. Cancelled
+        while waiting: the event may still be stored.
+        """
+        item = self.codec.encode(event, **envelope)
+        if self._bytes >= self._limit:
+            await self._wait_for_room()
+        batch, index = self._add(item)
+        await batch.done.wait()
+        return _entry_id(batch.results[index])
+
+    async def publish_many(self, events: Iterable[Event]) -> list[str]:
+        """Publish events in order and return their entry ids. Events with an error stop nothing: when at least one
+        failed, an ExceptionGroup of the errors is raised after all were tried."""
+        encode = self.codec.encode
+        placed: list[tuple[_Batch, int]] = []
+        waiting = 0
+        for event in events:
+            placed.append(self._add(encode(event)))
+            waiting += 1
+            if waiting >= BATCH_EVENTS:
+                waiting = 0
+                await trio.lowlevel.checkpoint()  # lets the sender put the chunk on its way before the next is encoded
+                if self._bytes >= self._limit or len(self._lanes[0].sealed) > 2:
+                    await self._wait_for_progress(placed)
+        results: list[Result] = []
+        for batch, index in placed:
+            if not batch.results:
+                await batch.done.wait()
+            results.append(batch.results[index])
+        errors = [r for r in results if isinstance(r, CanvasbusError)]
+        if len(errors) == 1 == len(results):
+            raise errors[0]
+        if errors:
+            raise ExceptionGroup(f"{len(errors)} of {len(results)} events were not published", errors)
+        return [r.decode() for r in results]  # type: ignore[union-attr]
+
+    def publish_nowait(self, event: Event, **envelope: Any) -> None:
+        """Hand the event over and return at once. Raises BufferFull when `buffer_bytes` are waiting already.
+
+        A failure later on is counted in `statistics().failed`.
+        """
+        item = self.codec.encode(event, **envelope)
+        if self._bytes + len(item.data) > self._limit:
+            raise BufferFull(
+                f"{self._bytes:,} bytes of events wait for the server, the limit is {self._limit:,}: "
+                "await publish() instead, or raise buffer_bytes"
+            )
+        self._add(item)
+
+    def add_encoded(self, item: Outgoing) -> None:
+        """Queue an event that is encoded already (the bus's own events)."""
+        self._add(item)
+
+    def _add(self, item: Outgoing) -> tuple[_Batch, int]:
+        if self._closed:
+            raise BufferFull("the bus is closed: nothing more can be published on it")
+        self._bytes += len(item.data)
+        return self._lanes[partition_of(item.key, self._partitions)].add(item)
+
+    async def _wait_for_room(self) -> None:
+        while self._bytes >= self._limit:
+            await self._room.wait()
+
+    async def _wait_for_progress(self, placed: Sequence[tuple[_Batch, int]]) -> None:
+        first = next((batch for batch, _ in reversed(placed) if batch.results), None)
+        oldest = next((batch for batch, _ in placed if not batch.results), None) if first is None else None
+        if oldest is not None:
+            await oldest.done.wait()
+        else:
+            await self._room.wait()
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """The senders, one for each partition. Returns after `close`, once everything queued has been tried."""
+        async with trio.open_nursery() as nursery:
+            for lane in self._lanes:
+                nursery.start_soon(self._send, lane)
+            task_status.started()
+
+    async def _send(self, lane: _Lane) -> None:
+        try:
+            while True:
+                batch = lane.next()
+                if batch is None:
+                    if self._closed:
+                        return
+                    lane.work = trio.Event()
+                    await lane.work.wait()
+                    continue
+                try:
+                    results = await lane.link.run(lane.sender.send(batch.items, patience=self._patience))
+                except TransportError as error:
+                    results = [error] * len(batch.items)
+                self._failed += sum(isinstance(r, CanvasbusError) for r in results)
+                batch.results = results
+                self._bytes -= batch.bytes
+                batch.done.set()
+                room, self._room = self._room, trio.Event()
+                room.set()
+        finally:
+            with trio.CancelScope(shield=True):
+                await lane.link.aclose()
+
+    def close(self) -> None:
+        """Take no more events; `run` sends what is queued and returns."""
+        self._closed = True
+        for lane in self._lanes:
+            lane.work.set()
+
+    def statistics(self) -> PublisherStatistics:
+        return PublisherStatistics(
+            published=sum(lane.sender.statistics.events for lane in self._lanes),
+            failed=self._failed,
+            batches=sum(lane.sender.statistics.batches for lane in self._lanes),
+            waiting_bytes=self._bytes,
+        )
+
+    def __repr__(self) -> str:
+        return f"<Publisher {self.statistics()}>"
+
+
+def _entry_id(result: Result) -> str:
+    if isinstance(result, CanvasbusError):
+        raise result
+    return result.decode()

@@ -1,0 +1,119 @@
+"""RESP without I/O: commands to bytes, error replies to our errors.
+
+Hiredis parses; an error reply is a value (`ReplyError`) in its place among the replies, because a batch needs the
+result of every command. Errors are told apart by their first word, once, here: redis-py has classes for only some.
+"""
+
+from collections.abc import Generator
+from typing import Any, NamedTuple, TypeVar
+
+import hiredis
+
+from canvasbus.errors import Refused, Unavailable
+
+Reply = Any
+"""bytes, int, None, a list of replies, or a ReplyError."""
+
+ReplyError = hiredis.ReplyError
+
+
+class Packet(NamedTuple):
+    """Bytes for the server and how many replies they bring."""
+
+    data: bytes
+    replies: int
+
+
+class Pause(NamedTuple):
+    """A wish of an operation to be continued after `seconds`."""
+
+    seconds: float
+
+
+T = TypeVar("T")
+Operation = Generator[Packet | Pause, list[Reply], T]
+"""Work with the server written without I/O: yields packets, is sent their replies, returns a result. The same code is
+driven by threads (`blocking`) and by trio (`link`). A driver throws TransportError in where a connection failed."""
+
+
+def pack(*args: bytes | str | int | float) -> bytes:
+    """One command as RESP."""
+    return hiredis.pack_command(args)
+
+
+def command(*args: bytes | str | int | float) -> Packet:
+    """One command as a packet of its own."""
+    return Packet(hiredis.pack_command(args), 1)
+
+
+def commands(*parts: tuple[bytes | str | int | float, ...]) -> Packet:
+    """Several commands in one packet."""
+    return Packet(b"".join([hiredis.pack_command(part) for part in parts]), len(parts))
+
+
+def xadd_head(stream: bytes) -> bytes:
+    """The constant first part of an XADD to `stream`; `head % (len(data), data)` completes it (81 ns)."""
+    return b"*5\r\n$4\r\nXADD\r\n$%d\r\n%b\r\n$1\r\n*\r\n$1\r\ne\r\n$%%d\r\n%%b\r\n" % (
+        len(stream),
+        stream.replace(b"%", b"%%"),
+    )
+
+
+_WAIT = {
+    "LOADING": "the server is loading its data",
+    "BUSY": "the server is busy with a long script",
+    "UNKILLABLE": "the server is busy with a long script",
+    "OOM": "the server is at its maxmemory limit: free memory or raise the limit",
+    "MISCONF": "the server cannot write to its disk and refuses changes",
+    "NOREPLICAS": "too few replicas are in reach of the server, which refuses changes",
+    "READONLY": "this server is a read-only replica",
+    "MASTERDOWN": "this replica has lost its master",
+    "CLUSTERDOWN": "the cluster is down",
+    "TRYAGAIN": "the cluster is moving slots",
+    "UNBLOCKED": "the server ended a blocking read",
+}
+_REFUSE = {
+    "NOAUTH": "the server wants a password: put it into the URL (redis://:password@host) or CANVASBUS_URL",
+    "WRONGPASS": "the server refuses this user or password",
+    "NOPERM": "the ACL of this user forbids the command",
+    "WRONGTYPE": "the key holds something that is not a stream",
+    "NOPROTO": "the server does not speak this protocol version",
+    "CROSSSLOT": "the keys lie in different cluster slots",
+    "MOVED": "this is one node of a Redis Cluster; the bus needs a single server or a cluster URL",
+    "EXECABORT": "the server refused a command of the transaction",
+}
+
+
+def code(error: ReplyError) -> str:
+    """The first word of an error reply."""
+    return str(error).partition(" ")[0]
+
+
+def is_no_group(error: ReplyError) -> bool:
+    """True when a stream or its group is gone. fakeredis has a text of its own for a missing stream."""
+    text = str(error)
+    return text.startswith("NOGROUP") or "requires the key to exist" in text or "the stream key no longer" in text
+
+
+def translate(error: ReplyError, doing: str) -> Exception:
+    """Our error for an error reply. `doing` says what was tried, for the person who reads it."""
+    word, text = code(error), str(error)
+    if word == "EXECABORT" and ("OOM" in text or "LOADING" in text):
+        return Unavailable(f"{doing}: {text}")
+    if word in _WAIT or "max number of clients" in text:
+        return Unavailable(f"{doing}: {_WAIT.get(word, 'the server has too many clients')} ({text})")
+    if word in _REFUSE:
+        return Refused(f"{doing}: {_REFUSE[word]} ({text})")
+    return Refused(f"{doing}: the server answered {text!r}")
+
+
+def check(reply: Reply, doing: str) -> Reply:
+    """`reply`, or raise what it means when it is an error."""
+    if isinstance(reply, ReplyError):
+        raise translate(reply, doing) from reply
+    return reply
+
+
+def pairs(flat: Reply) -> dict[bytes, Reply]:
+    """A flat RESP2 list of names and values as a dict."""
+    return dict(zip(flat[::2], flat[1::2], strict=True)) if flat else {}

@@ -1,0 +1,206 @@
+"""All Lua of the bus.
+
+Rules for every script: keys of one partition only, all declared; check ownership first; look at types before the first
+write and acknowledge last, because Lua does not roll back; time from the server; flat arrays in the reply; loops
+bounded by what the caller sends. A script is called by its hash and loaded on NOSCRIPT, over the same link.
+
+The fence (`Keys.fence`): one key per incarnation, absent = "0", else a number, or `dead`. Whoever declares an
+incarnation dead writes `dead` in the same script that takes its first entry; an incarnation that lost the reply of a
+script raises the number before it tries again, so that the first copy, should it still be on its way, changes nothing.
+"""
+
+import hashlib
+from typing import Final
+
+from canvasbus.transport.resp import Operation, Packet, Reply, ReplyError, code, pack
+
+
+class Script:
+    """One Lua script."""
+
+    __slots__ = ("_head", "name", "sha", "source")
+
+    def __init__(self, name: str, source: str) -> None:
+        self.name = name
+        self.source = source
+        self.sha = hashlib.sha1(source.encode()).hexdigest()
+
+    def packet(self, keys: list[bytes], args: list[bytes | str | int]) -> Packet:
+        """The call by hash."""
+        return Packet(pack("EVALSHA", self.sha, len(keys), *keys, *args), 1)
+
+    def call(self, keys: list[bytes], args: list[bytes | str | int]) -> Operation[Reply]:
+        """Call the script, load it when the server does not have it, return its reply (an error reply as a value)."""
+        reply = (yield self.packet(keys, args))[0]
+        if isinstance(reply, ReplyError) and code(reply) == "NOSCRIPT":
+            reply = (yield Packet(pack("EVAL", self.source, len(keys), *keys, *args), 1))[0]
+        return reply
+
+    def __repr__(self) -> str:
+        return f"<Script {self.name} {self.sha[:8]}>"
+
+
+SETTLE: Final = Script(
+    "settle",
+    """
+-- Commit the outcomes of one batch of one group: derived events, dead letters, written attempts, acknowledgements.
+-- KEYS[1] the fence; KEYS[2..] streams (handled, derived, dead letters)
+-- ARGV[1] fence value held; [2] group; [3] consumer; [4] 1: also look up every entry's owner; [5] number of outcomes;
+-- then for each outcome: index of its stream in KEYS, entry id, verb, n, and n times (index of a stream, bytes)
+--   verb "ack": append the n, acknowledge     verb "try": write RETRYCOUNT = the one number that follows (n = 0)
+-- Returns FENCED, or for each outcome 1 (committed) or 0 (no longer ours: nothing was changed)
+local fence = redis.call('GET', KEYS[1]) or '0'
+if fence ~= ARGV[1] then return redis.status_reply('FENCED') end
+for i = 2, #KEYS do
+  local kind = redis.call('TYPE', KEYS[i])
+  kind = kind.ok or kind
+  if kind ~= 'stream' and kind ~= 'none' then
+    return redis.error_reply('WRONGTYPE ' .. KEYS[i] .. ' holds a ' .. kind .. ', not a stream')
+  end
+end
+local group, consumer, look = ARGV[2], ARGV[3], ARGV[4] == '1'
+local at, result, acks = 6, {}, {}
+for i = 1, tonumber(ARGV[5]) do
+  local stream, id, verb, n = KEYS[tonumber(ARGV[at])], ARGV[at + 1], ARGV[at + 2], tonumber(ARGV[at + 3])
+  at = at + 4
+  local ours = true
+  if look then
+    ours = #redis.call('XPENDING', stream, group, id, id, 1, consumer) == 1
+  end
+  if verb == 'try' then
+    if ours then
+      redis.call('XCLAIM', stream, group, consumer, 0, id, 'RETRYCOUNT', ARGV[at], 'JUSTID')
+    end
+    at = at + 1
+  else
+    for j = 1, n do
+      if ours then
+        redis.call('XADD', KEYS[tonumber(ARGV[at])], '*', 'e', ARGV[at + 1])
+      end
+      at = at + 2
+    end
+    if ours then
+      acks[#acks + 1] = stream
+      acks[#acks + 1] = id
+    end
+  end
+  result[i] = ours and 1 or 0
+end
+for i = 1, #acks, 2 do
+  redis.call('XACK', acks[i], group, acks[i + 1])
+end
+return result
+""",
+)
+
+REAP: Final = Script(
+    "reap",
+    """
+-- Move entries of a dead consumer to the pool of suspects, and forget the consumer when it owns nothing more.
+-- KEYS[1] fence of the dead one; KEYS[2] heartbeats; KEYS[3..] streams of the group
+-- ARGV[1] group; [2] dead consumer; [3] pool; [4] how many entries at most; [5] seconds to keep the mark
+-- Returns the number of entries moved; -1: the consumer is gone altogether
+redis.call('SET', KEYS[1], 'dead', 'EX', ARGV[5])
+local group, dead, pool, left = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
+local moved, owns = 0, false
+for i = 3, #KEYS do
+  local rows = redis.pcall('XPENDING', KEYS[i], group, '-', '+', left + 1, dead)
+  if not rows.err then
+    local ids = {}
+    for j, row in ipairs(rows) do
+      if j > left then owns = true else ids[#ids + 1] = row[1] end
+    end
+    if #ids > 0 then
+      local call = {'XCLAIM', KEYS[i], group, pool, 0}
+      for _, id in ipairs(ids) do call[#call + 1] = id end
+      call[#call + 1] = 'JUSTID'
+      redis.call(unpack(call))
+      moved = moved + #ids
+      left = left - #ids
+    end
+    if #rows <= #ids then
+      redis.pcall('XGROUP', 'DELCONSUMER', KEYS[i], group, dead)
+    end
+  end
+end
+if moved == 0 and not owns then
+  redis.call('HDEL', KEYS[2], dead)
+  return -1
+end
+return moved
+""",
+)
+
+TAKE: Final = Script(
+    "take",
+    """
+-- Take entries out of a pool (a consumer name that starts with "~" and that nobody is) into our own hands.
+-- KEYS[1] our fence; KEYS[2..] streams
+-- ARGV[1] fence value held; [2] group; [3] consumer; [4] pool; [5] how many at most
+-- Returns FENCED, or a flat list: index of the stream in KEYS, entry id, deliveries counted, fields (empty: trimmed)
+local fence = redis.call('GET', KEYS[1]) or '0'
+if fence ~= ARGV[1] then return redis.status_reply('FENCED') end
+local group, consumer, pool, left = ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5])
+local result = {}
+for i = 2, #KEYS do
+  if left <= 0 then break end
+  local rows = redis.pcall('XPENDING', KEYS[i], group, '-', '+', left, pool)
+  if not rows.err then
+    for _, row in ipairs(rows) do
+      local id = row[1]
+      local body = redis.call('XRANGE', KEYS[i], id, id)
+      if #body > 0 then
+        redis.call('XCLAIM', KEYS[i], group, consumer, 0, id, 'JUSTID')
+      end
+      result[#result + 1] = i
+      result[#result + 1] = id
+      result[#result + 1] = row[4]
+      result[#result + 1] = #body > 0 and body[1][2] or {}
+      left = left - 1
+    end
+  end
+end
+return result
+""",
+)
+
+RELEASE: Final = Script(
+    "release",
+    """
+-- Hand entries back to a pool, then leave the group where we own nothing more.
+-- KEYS[1] our fence; KEYS[2] heartbeats; KEYS[3..] streams
+-- ARGV[1] fence value held; [2] group; [3] consumer; [4] pool; [5] 1: also leave
+-- then (index of the stream in KEYS, entry id)...
+-- Returns FENCED, or the number of entries handed back
+local fence = redis.call('GET', KEYS[1]) or '0'
+if fence ~= ARGV[1] then return redis.status_reply('FENCED') end
+local group, consumer, pool = ARGV[2], ARGV[3], ARGV[4]
+local moved = 0
+for at = 6, #ARGV, 2 do
+  local stream, id = KEYS[tonumber(ARGV[at])], ARGV[at + 1]
+  local rows = redis.pcall('XPENDING', stream, group, id, id, 1, consumer)
+  if not rows.err and #rows == 1 then
+    redis.call('XCLAIM', stream, group, pool, 0, id, 'JUSTID')
+    moved = moved + 1
+  end
+end
+if ARGV[5] == '1' then
+  local owns = false
+  for i = 3, #KEYS do
+    local rows = redis.pcall('XPENDING', KEYS[i], group, '-', '+', 1, consumer)
+    if not rows.err then
+      if #rows == 0 then
+        redis.pcall('XGROUP', 'DELCONSUMER', KEYS[i], group, consumer)
+      else
+        owns = true
+      end
+    end
+  end
+  if not owns then
+    redis.call('HDEL', KEYS[2], consumer)
+    redis.call('DEL', KEYS[1])
+  end
+end
+return moved
+""",
+)

@@ -1,0 +1,1 @@
+"""What lies on the wire: the envelope, its bytes, and the names of keys."""

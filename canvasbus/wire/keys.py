@@ -1,0 +1,76 @@
+"""Every Redis key of the bus is named here.
+
+All keys of one partition share the hash tag `{namespace:partition}`, so that one script may touch all of them, on one
+server and in a Redis Cluster alike.
+"""
+
+import re
+from binascii import crc32
+
+from canvasbus.errors import ConfigError
+
+_NAME = re.compile(r"[A-Za-z0-9_.\-]{1,100}")
+
+
+def check_name(kind: str, name: str) -> str:
+    """Return `name`, or raise ConfigError: braces would move keys to another slot, blanks and globs break patterns."""
+    if not _NAME.fullmatch(name):
+        raise ConfigError(f"{kind} {name!r}: use 1 to 100 letters, digits, dots, dashes and underscores")
+    return name
+
+
+def partition_of(key: str | None, partitions: int) -> int:
+    """The partition of an event with this key. Events without a key lie in partition 0."""
+    return 0 if key is None or partitions == 1 else crc32(key.encode()) % partitions
+
+
+class Keys:
+    """The keys of one partition of one namespace, as bytes ready for the wire."""
+
+    __slots__ = ("_prefix", "groups", "meta", "namespace", "partition", "topics")
+
+    def __init__(self, namespace: str = "canvasbus", partition: int = 0) -> None:
+        self.namespace = check_name("namespace", namespace)
+        self.partition = partition
+        self._prefix = f"{{{namespace}:{partition}}}:"
+        self.topics = self._key("topics")
+        """Set of the type names that have a stream here."""
+        self.groups = self._key("groups")
+        """Hash: declared group → JSON of what it subscribes to and since when."""
+        self.meta = self._key("meta")
+        """Hash of facts that all processes must agree on; `partitions` in partition 0."""
+
+    def _key(self, *parts: str) -> bytes:
+        return (self._prefix + ":".join(parts)).encode()
+
+    def stream(self, event_type: str) -> bytes:
+        """The stream of one event type."""
+        return self._key("stream", event_type)
+
+    def dead(self, group: str) -> bytes:
+        """The dead-letter stream of a group."""
+        return self._key("dead", group)
+
+    def beats(self, group: str) -> bytes:
+        """Hash: consumer incarnation → its count of heartbeats."""
+        return self._key("beats", group)
+
+    def fence(self, incarnation: str) -> bytes:
+        """The fencing token of one producer or consumer incarnation: absent (0), a number, or `dead`."""
+        return self._key("fence", incarnation)
+
+    def reaper(self, group: str) -> bytes:
+        """The lease of the one worker that may declare others of the group dead."""
+        return self._key("reaper", group)
+
+    @property
+    def stream_pattern(self) -> bytes:
+        """A SCAN pattern for all event streams, also those that a foreign writer made."""
+        return self._key("stream", "*")
+
+    def type_of(self, stream: bytes) -> str:
+        """The event type of a stream key."""
+        return stream[len(self._prefix) + len("stream:") :].decode()
+
+    def __repr__(self) -> str:
+        return f"<Keys {self._prefix}>"
