@@ -26,23 +26,31 @@ _bits = _random.getrandbits
 
 _VERSION = 0x7 << 76
 _VARIANT = 0x2 << 62
-_LOW62 = (1 << 62) - 1
+
+_prefix = 0
+_prefix_ends = 0
 
 
 def uuid7() -> UUID:
-    """A new UUIDv7. Safe in threads and after a fork (a child draws from a new seed)."""
-    bits = _bits(74)
+    """A new UUIDv7. Safe in threads and after a fork (a child draws from a new seed).
+
+    Everything but the low 62 bits is computed once per millisecond. When the wall clock goes back the old prefix stays
+    in use until it has caught up.
+    """
+    ns = clock.time_ns()
+    if ns >= _prefix_ends:
+        _new_prefix(ns)
     result = _new(UUID)
-    _set_int(
-        result,
-        ((clock.time_ns() // 1_000_000 & 0xFFFF_FFFF_FFFF) << 80)
-        | _VERSION
-        | ((bits >> 62) << 64)
-        | _VARIANT
-        | (bits & _LOW62),
-    )
+    _set_int(result, _prefix | _bits(62))
     _set_safe(result, _UNKNOWN)
     return result
+
+
+def _new_prefix(ns: int) -> None:
+    global _prefix, _prefix_ends
+    ms = ns // 1_000_000
+    _prefix = ((ms & 0xFFFF_FFFF_FFFF) << 80) | _VERSION | (_bits(12) << 64) | _VARIANT
+    _prefix_ends = (ms + 1) * 1_000_000
 
 
 def derived(parent: UUID, group: str, handler: str, index: int) -> UUID:
@@ -60,7 +68,9 @@ _FOREIGN = UUID("6ba7b811-9dad-11d1-80b4-00c04fd430c8")  # RFC 9562 namespace fo
 
 def reseed(seed: int | None = None) -> None:
     """Draw the random bits from `seed`, or from the operating system when None."""
+    global _prefix_ends
     _random.seed(int.from_bytes(os.urandom(32), "big") if seed is None else seed)
+    _prefix_ends = 0
 
 
 os.register_at_fork(after_in_child=reseed)

@@ -65,6 +65,8 @@ class SenderStatistics:
     """Batches stored."""
     events: int = 0
     """Events stored."""
+    refused: int = 0
+    """Events that the server refused for good."""
     failures: int = 0
     """Attempts that ended without an answer or were told to wait."""
     found: int = 0
@@ -73,6 +75,13 @@ class SenderStatistics:
     """Batches sent again because they were proven absent."""
     unknown: int = 0
     """Events whose fate cannot be known."""
+    given_up: int = 0
+    """Events given up when the patience was used up."""
+
+    @property
+    def lost(self) -> int:
+        """Events that are not, or not known to be, on the server."""
+        return self.refused + self.unknown + self.given_up
 
 
 class FencedSender:
@@ -86,6 +95,7 @@ class FencedSender:
         self._heads: dict[str, bytes] = {}
         self._cursors: dict[str, bytes] = {}
         self._watching = False
+        self._mixed = False  # the batch in hand has more than one type
         self._codec = Codec(limit=1 << 62)
 
     def send(self, batch: Sequence[Outgoing], *, patience: float | None = None) -> Operation[list[Result]]:
@@ -122,6 +132,7 @@ class FencedSender:
                 if error.ambiguous:
                     self._watching = False
                 if patience is not None and slept >= patience:
+                    self.statistics.given_up += len(batch)
                     return [Unavailable(str(error), ambiguous=unsure)] * len(batch)
             yield Pause(backoff)
             slept += backoff
@@ -129,7 +140,9 @@ class FencedSender:
 
     def _prepare(self, batch: Sequence[Outgoing]) -> Operation[None]:
         """Watch the fence on a new connection; learn where the streams of the batch end, once per stream."""
-        fresh = sorted({item.type for item in batch if item.type not in self._cursors})
+        types = {item.type for item in batch}
+        self._mixed = len(types) > 1
+        fresh = sorted(types - self._cursors.keys())
         steps: list[tuple[bytes | str | int, ...]] = []
         if not self._watching:
             steps.append(("WATCH", self._fence))
@@ -166,20 +179,26 @@ class FencedSender:
             if isinstance(error, Unavailable):
                 raise error
             assert isinstance(error, CanvasbusError)
+            self.statistics.refused += len(batch)
             return [error] * len(batch)
         cursors = self._cursors
-        results: list[Result] = executed
         stored = len(batch)
-        for index, (item, reply) in enumerate(zip(batch, executed, strict=True)):
-            if reply.__class__ is bytes:
+        results: list[Result] = executed
+        if set(map(type, executed)) == {bytes}:
+            for item, reply in zip(batch, executed, strict=True) if self._mixed else ((batch[-1], executed[-1]),):
                 cursors[item.type] = reply
-            else:
+        else:
+            for index, (item, reply) in enumerate(zip(batch, executed, strict=True)):
+                if isinstance(reply, bytes):
+                    cursors[item.type] = reply
+                    continue
                 error = translate(reply, f"publish {item.type} to {self.keys.stream(item.type).decode()}")
                 assert isinstance(error, CanvasbusError)
                 results[index] = error
                 stored -= 1
         self.statistics.batches += 1
         self.statistics.events += stored
+        self.statistics.refused += len(batch) - stored
         return results
 
     def _investigate(self, batch: Sequence[Outgoing]) -> Operation[list[Result] | None]:

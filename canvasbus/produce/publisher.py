@@ -6,8 +6,9 @@ what has gathered, so batches grow by themselves while the server is busy and 25
 """
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import trio
@@ -48,6 +49,8 @@ class PublisherStatistics:
     """Batches that the server has."""
     waiting_bytes: int
     """Encoded bytes that wait for the server now."""
+    skipped: int = 0
+    """Events that were published while the bus is switched off (off://)."""
 
 
 class _Lane:
@@ -70,6 +73,17 @@ class _Lane:
             self.gathering = _Batch()
         self.work.set()
         return batch, index
+
+    def add_batch(self, items: list[Outgoing]) -> _Batch:
+        if self.gathering.items:  # order is kept
+            self.sealed.append(self.gathering)
+            self.gathering = _Batch()
+        batch = _Batch()
+        batch.items = items
+        batch.bytes = sum([len(item.data) for item in items])
+        self.sealed.append(batch)
+        self.work.set()
+        return batch
 
     def next(self) -> _Batch | None:
         if self.sealed:
@@ -120,27 +134,26 @@ class Publisher:
         """Publish events in order and return their entry ids. Events with an error stop nothing: when at least one
         failed, an ExceptionGroup of the errors is raised after all were tried."""
         encode = self.codec.encode
+        chunks = iter(events)
         placed: list[tuple[_Batch, int]] = []
-        waiting = 0
-        for event in events:
-            placed.append(self._add(encode(event)))
-            waiting += 1
-            if waiting >= BATCH_EVENTS:
-                waiting = 0
-                await trio.lowlevel.checkpoint()  # lets the sender put the chunk on its way before the next is encoded
-                if self._bytes >= self._limit or len(self._lanes[0].sealed) > 2:
-                    await self._wait_for_progress(placed)
+        while chunk := [encode(event) for event in islice(chunks, BATCH_EVENTS)]:
+            while len(placed) > 2 * BATCH_EVENTS and not placed[-2 * BATCH_EVENTS][0].results:
+                await placed[-2 * BATCH_EVENTS][0].done.wait()
+            if self._bytes >= self._limit:
+                await self._wait_for_room()
+            placed += self._add_many(chunk)
+            await trio.lowlevel.checkpoint()  # the sender puts the chunk on its way before the next one is encoded
         results: list[Result] = []
         for batch, index in placed:
             if not batch.results:
                 await batch.done.wait()
             results.append(batch.results[index])
+        if set(map(type, results)) <= {bytes}:
+            return [r.decode() for r in results]  # type: ignore[union-attr]
         errors = [r for r in results if isinstance(r, CanvasbusError)]
-        if len(errors) == 1 == len(results):
+        if len(results) == 1:
             raise errors[0]
-        if errors:
-            raise ExceptionGroup(f"{len(errors)} of {len(results)} events were not published", errors)
-        return [r.decode() for r in results]  # type: ignore[union-attr]
+        raise ExceptionGroup(f"{len(errors)} of {len(results)} events were not published", errors)
 
     def publish_nowait(self, event: Event, **envelope: Any) -> None:
         """Hand the event over and return at once. Raises BufferFull when `buffer_bytes` are waiting already.
@@ -165,16 +178,15 @@ class Publisher:
         self._bytes += len(item.data)
         return self._lanes[partition_of(item.key, self._partitions)].add(item)
 
+    def _add_many(self, items: list[Outgoing]) -> list[tuple[_Batch, int]]:
+        if self._partitions > 1 or self._closed:
+            return [self._add(item) for item in items]
+        batch = self._lanes[0].add_batch(items)
+        self._bytes += batch.bytes
+        return [(batch, index) for index in range(len(items))]
+
     async def _wait_for_room(self) -> None:
         while self._bytes >= self._limit:
-            await self._room.wait()
-
-    async def _wait_for_progress(self, placed: Sequence[tuple[_Batch, int]]) -> None:
-        first = next((batch for batch, _ in reversed(placed) if batch.results), None)
-        oldest = next((batch for batch, _ in placed if not batch.results), None) if first is None else None
-        if oldest is not None:
-            await oldest.done.wait()
-        else:
             await self._room.wait()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -198,7 +210,7 @@ class Publisher:
                     results = await lane.link.run(lane.sender.send(batch.items, patience=self._patience))
                 except TransportError as error:
                     results = [error] * len(batch.items)
-                self._failed += sum(isinstance(r, CanvasbusError) for r in results)
+                    self._failed += len(results)
                 batch.results = results
                 self._bytes -= batch.bytes
                 batch.done.set()
@@ -217,7 +229,7 @@ class Publisher:
     def statistics(self) -> PublisherStatistics:
         return PublisherStatistics(
             published=sum(lane.sender.statistics.events for lane in self._lanes),
-            failed=self._failed,
+            failed=self._failed + sum(lane.sender.statistics.lost for lane in self._lanes),
             batches=sum(lane.sender.statistics.batches for lane in self._lanes),
             waiting_bytes=self._bytes,
         )

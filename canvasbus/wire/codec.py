@@ -5,15 +5,16 @@ publish, a CloudEvents-shaped JSON object; the first byte tells them apart.
 
 Publishing validates by decoding what was just encoded (0.3 µs for 200 bytes): msgspec does not check types when a
 Struct is built, and a wrong type found by the caller is a line to fix, found by a worker it is a dead letter at night.
-NaN is looked for in the encoded bytes first (0xcb 0x7f or 0xcb 0xff starts every non-finite float64 and nothing that
-is common), and only then field by field.
+NaN is looked for in the encoded bytes first, where every non-finite float64 starts with 0xcb and 0x7ff or 0xfff, and
+only when something looks like it field by field.
 
 Bounds against hostile bytes: the size limit holds before decoding, types bound the nesting (events have no `Any`), and
 RecursionError and UnicodeDecodeError, which msgspec lets through, are decode errors too.
 """
 
 import json
-from typing import Any, NamedTuple
+import re
+from typing import Any
 from uuid import UUID
 
 import msgspec
@@ -30,11 +31,12 @@ MAX_EVENT_BYTES = 1024 * 1024
 
 _encode = msgspec.msgpack.Encoder(uuid_format="bytes").encode
 _decode_envelope = msgspec.msgpack.Decoder(Envelope).decode
+_looks_non_finite = re.compile(rb"\xcb[\x7f\xff][\xf0-\xff]", re.DOTALL).search
 _BAD_BYTES = (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError, OverflowError)
 
 
-class Outgoing(NamedTuple):
-    """One encoded event on its way to a stream."""
+class Outgoing(msgspec.Struct, frozen=True, gc=False):
+    """One encoded event on its way to a stream. (A NamedTuple takes 250 ns to build, this 75.)"""
 
     id: UUID
     type: str
@@ -78,7 +80,7 @@ class Codec:
             declared.decoder.decode(payload)
         except (msgspec.MsgspecError, TypeError, OverflowError, UnicodeEncodeError, RecursionError) as error:
             raise EncodeError(f"{declared.name} v{declared.version} cannot be published: {error}") from error
-        if declared.has_floats and (b"\xcb\x7f" in payload or b"\xcb\xff" in payload):
+        if declared.has_floats and _looks_non_finite(payload):
             path = non_finite_path(event, msgspec.inspect.type_info(declared.cls))
             if path:
                 raise EncodeError(

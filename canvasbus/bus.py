@@ -1,0 +1,295 @@
+"""The trio door: EventBus publishes and, in one process, consumes.
+
+    async with EventBus("memory://") as bus:
+        bus.subscribe(DriftDetected, on_drift, group="auto-retrain")
+        await bus.publish(DriftDetected(model_name="StyleGAN-Canvas-v3", drift_score=0.4, drift_type="psi"))
+
+Leaving the block drains: queued events are sent, running handlers finish within the grace time.
+"""
+
+from collections.abc import Callable, Iterable
+from contextlib import AbstractAsyncContextManager
+from types import TracebackType
+from typing import Any
+from uuid import UUID
+
+import trio
+
+from canvasbus.consume.handlers import Worker
+from canvasbus.consume.runner import GRACE_SECONDS, Runner, WorkerStatistics
+from canvasbus.contract.event import Event, correlation
+from canvasbus.errors import BufferFull, ConfigError, ContractError
+from canvasbus.produce.fenced import declare_partitions
+from canvasbus.produce.publisher import BUFFER_BYTES, Publisher, PublisherStatistics
+from canvasbus.transport.connect import open_server
+from canvasbus.transport.link import SharedLink
+from canvasbus.transport.server import Server
+from canvasbus.wire.codec import MAX_EVENT_BYTES, Codec, expiry
+from canvasbus.wire.keys import check_name
+
+__all__ = ["EventBus"]
+
+
+class EventBus:
+    """One connection of a trio program to the bus. Use it as an async context manager, in one trio run.
+
+    `url`: redis://, rediss://, unix://, memory:// (private to this bus), memory://name (shared in the process) or
+    off:// (publish does nothing and returns None). `source` says who publishes. `patience`: seconds for which publish
+    waits for a server that is away before it raises Unavailable (None: as long as it takes).
+
+    Raises ConfigError for a URL that cannot work; entering raises Refused when the server will not have us, and waits
+    for a server that is only away for `connect_timeout` seconds, then raises Unavailable.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        source: str = "",
+        namespace: str = "canvasbus",
+        partitions: int = 1,
+        max_event_bytes: int = MAX_EVENT_BYTES,
+        buffer_bytes: int = BUFFER_BYTES,
+        patience: float | None = None,
+        grace: float = GRACE_SECONDS,
+        connect_timeout: float = 10.0,
+    ) -> None:
+        check_name("namespace", namespace)
+        if partitions < 1:
+            raise ConfigError(f"partitions={partitions}: a namespace has at least one")
+        self._off = url.startswith("off://")
+        self._server: Server | None = None if self._off else open_server(url)
+        self._codec = Codec(source, limit=max_event_bytes)
+        self._namespace = namespace
+        self._partitions = partitions
+        self._grace = grace
+        self._connect_timeout = connect_timeout
+        self._workers: list[Worker] = []
+        self._runners: list[Runner] = []
+        self._subscribed: dict[str, Worker] = {}
+        self._nursery: trio.Nursery | None = None
+        self._manager: AbstractAsyncContextManager[trio.Nursery] | None = None
+        self._runners_left: list[trio.Event] = []
+        self._publisher_left = trio.Event()
+        self._skipped = 0
+        if self._server is not None:
+            self._shared = SharedLink(self._server)
+            self._publisher = Publisher(
+                self._server,
+                self._codec,
+                namespace=namespace,
+                partitions=partitions,
+                buffer_bytes=buffer_bytes,
+                patience=patience,
+            )
+
+    # --- life ----------------------------------------------------------------------------------------------------
+
+    async def __aenter__(self) -> "EventBus":
+        self._manager = trio.open_nursery()
+        self._nursery = nursery = await self._manager.__aenter__()
+        if self._server is None:
+            return self
+        try:
+            await nursery.start(self._shared.run_tasks)
+            await self._agree()
+            nursery.start_soon(self._publish_until_closed)
+            for worker in self._workers:
+                self._start(worker)
+        except BaseException as error:
+            nursery.cancel_scope.cancel()
+            passed = (type(error), error, error.__traceback__) if _is_cancel(error) else (None, None, None)
+            await self._manager.__aexit__(*passed)
+            raise
+        return self
+
+    async def _agree(self) -> None:
+        from canvasbus.errors import Unavailable
+
+        deadline = trio.current_time() + self._connect_timeout
+        while True:
+            try:
+                return await self._shared.run(declare_partitions(self._namespace, self._partitions))
+            except Unavailable:
+                if trio.current_time() >= deadline:
+                    raise
+            await trio.sleep(0.2)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        assert self._manager is not None and self._nursery is not None
+        if error is not None and _is_cancel(error):
+            # Cancelled from outside, or because something of ours crashed: the nursery must see it.
+            for runner in self._runners:
+                runner.stop(0.0)
+            return await self._manager.__aexit__(kind, error, trace)
+        try:
+            await self.aclose()
+        finally:
+            self._nursery.cancel_scope.cancel()
+            await self._manager.__aexit__(None, None, None)
+        return None
+
+    async def aclose(self) -> None:
+        """Drain and stop: handlers first, since they publish, then what is queued. The block's end does this too."""
+        for runner in self._runners:
+            runner.stop(self._grace)
+        for left in self._runners_left:
+            await left.wait()
+        if self._server is not None and self._nursery is not None:
+            self._publisher.close()
+            with trio.move_on_after(self._grace):
+                await self._publisher_left.wait()
+
+    async def _publish_until_closed(self) -> None:
+        await self._publisher.run()
+        self._publisher_left.set()
+
+    # --- consuming -----------------------------------------------------------------------------------------------
+
+    def subscribe(
+        self, what: type[Event] | str, handler: Callable[..., Any], *, group: str, **options: Any
+    ) -> None:
+        """Call `handler` for every event of a class, a type name or a glob. Options are those of `Worker.on`.
+
+        Events are shared among all processes that subscribe under the same `group`; other groups see them too.
+        Subscribe several handlers of one group without awaiting in between.
+        """
+        worker = self._subscribed.get(group)
+        if worker is None:
+            worker = Worker(group)
+            worker.on(what, **options)(handler)
+            self._subscribed[group] = worker
+            self.add(worker)
+        elif any(runner.worker is worker for runner in self._runners):
+            raise ContractError(f"group {group!r} runs already: subscribe all its handlers before the next await")
+        else:
+            worker.on(what, **options)(handler)
+
+    def add(self, worker: Worker) -> None:
+        """Run a worker in this process for as long as the bus lives."""
+        if self._server is None:
+            raise ConfigError("off:// switches the bus off: there is nothing for a worker to do")
+        if any(other.name == worker.name for other in self._workers):
+            raise ContractError(f"a worker {worker.name!r} is already on this bus")
+        self._workers.append(worker)
+        if self._nursery is not None:
+            self._nursery.start_soon(self._start_later, worker)
+
+    async def _start_later(self, worker: Worker) -> None:
+        await trio.lowlevel.checkpoint()
+        self._start(worker)
+
+    def _start(self, worker: Worker) -> None:
+        assert self._nursery is not None and self._server is not None
+        runner = Runner(
+            worker,
+            self._server,
+            self._shared,
+            Codec(worker.name, limit=self._codec.limit),
+            namespace=self._namespace,
+            partitions=self._partitions,
+            announce=self._announce,
+            grace=self._grace,
+        )
+        left = trio.Event()
+        self._runners.append(runner)
+        self._runners_left.append(left)
+        self._nursery.start_soon(self._run, runner, left)
+
+    async def _run(self, runner: Runner, left: trio.Event) -> None:
+        try:
+            await runner.run()
+        finally:
+            left.set()
+
+    async def wait_ready(self) -> None:
+        """Return when every worker added so far has joined its group and reads."""
+        await trio.sleep(0)
+        while len(self._runners) < len(self._workers):
+            await trio.lowlevel.checkpoint()
+        for runner in self._runners:
+            await runner.ready.wait()
+
+    def _announce(self, event: Event) -> None:
+        try:
+            self._publisher.publish_nowait(event)
+        except BufferFull:
+            pass  # the loss is in the log and in the counters
+
+    # --- publishing ----------------------------------------------------------------------------------------------
+
+    async def publish(self, event: Event, *, expires_in: float | None = None) -> str | None:
+        """Publish and return the entry id once the server has the event (None on off://).
+
+        `expires_in`: seconds after which consumers skip the event and count it. Raises EncodeError, Refused, and
+        Unavailable when `patience` is used up or the outcome cannot be known. Cancelled: it may still be stored.
+        """
+        if self._server is None:
+            return self._skip()
+        return await self._publisher.publish(event, expires_on=expiry(expires_in))
+
+    async def publish_many(self, events: Iterable[Event]) -> list[str]:
+        """Publish in order and return the entry ids. All are tried; failures come as one ExceptionGroup."""
+        if self._server is None:
+            for _ in events:
+                self._skip()
+            return []
+        return await self._publisher.publish_many(events)
+
+    def publish_nowait(self, event: Event, *, expires_in: float | None = None) -> None:
+        """Queue the event and return at once. Raises BufferFull; later failures are counted in `statistics()`."""
+        if self._server is None:
+            self._skip()
+            return
+        self._publisher.publish_nowait(event, expires_on=expiry(expires_in))
+
+    def correlation(self, correlation_id: UUID) -> Any:
+        """A context manager: events made inside carry this correlation id."""
+        return correlation(correlation_id)
+
+    def _skip(self) -> None:
+        self._skipped += 1
+
+    # --- showing -------------------------------------------------------------------------------------------------
+
+    @property
+    def server(self) -> Server | None:
+        """The server behind the URL; None for off://."""
+        return self._server
+
+    @property
+    def link(self) -> SharedLink:
+        """The shared link, for operations (see canvasbus.operate)."""
+        return self._shared
+
+    def publisher_statistics(self) -> PublisherStatistics:
+        """What was published; on off:// everything is 0 and `skipped` counts."""
+        if self._server is None:
+            return PublisherStatistics(published=0, failed=0, batches=0, waiting_bytes=0, skipped=self._skipped)
+        return self._publisher.statistics()
+
+    def statistics(self) -> list[WorkerStatistics]:
+        """One record for each worker on this bus."""
+        return [runner.statistics() for runner in self._runners]
+
+    @property
+    def progressing(self) -> bool:
+        """False when a worker's loop is stuck."""
+        return all(runner.progressing for runner in self._runners)
+
+    @property
+    def joined(self) -> bool:
+        """True when every worker has joined its group."""
+        return all(runner.ready.is_set() for runner in self._runners)
+
+    def __repr__(self) -> str:
+        where = "off://" if self._server is None else self._server.name
+        return f"<EventBus {where} {[runner.worker.name for runner in self._runners]}>"
+
+
+def _is_cancel(error: BaseException) -> bool:
+    if isinstance(error, BaseExceptionGroup):
+        return error.subgroup(trio.Cancelled) is not None
+    return isinstance(error, trio.Cancelled)

@@ -1,0 +1,91 @@
+"""Delivery: one entry in the hands of this worker. Bad input is a delivery too, with the failure inside."""
+
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from canvasbus.contract.event import Event
+from canvasbus.errors import DecodeError
+from canvasbus.wire.codec import Codec
+from canvasbus.wire.envelope import Envelope
+
+if TYPE_CHECKING:
+    from canvasbus.consume.dispatch import Lane
+    from canvasbus.consume.settle import Settler
+
+
+class Topic:
+    """One stream that this worker reads: what it holds of it and what is to be acknowledged."""
+
+    __slots__ = ("acks", "cursor", "event_type", "held", "lane", "settler", "stream")
+
+    def __init__(self, event_type: str, stream: bytes, lane: "Lane", settler: "Settler") -> None:
+        self.event_type = event_type
+        self.stream = stream
+        self.lane = lane
+        self.settler = settler
+        self.cursor = b"0-0"
+        """The last entry id that was delivered to this process: where a lost group is made anew."""
+        self.held: set[bytes] = set()
+        """Entry ids that are pending under our name and in our hands."""
+        self.acks: list[bytes] = []
+        """Entry ids that are done, emit nothing and wait for the next XACK."""
+
+    def __repr__(self) -> str:
+        return f"<Topic {self.event_type} at {self.cursor.decode()}, {len(self.held)} held>"
+
+
+class Delivery:
+    """An entry, decoded or not, and how often it has failed."""
+
+    __slots__ = ("entry_id", "envelope", "error", "event", "failures", "fields", "first_failure", "look", "suspect", "topic")
+
+    def __init__(
+        self,
+        topic: Topic,
+        entry_id: bytes,
+        fields: list[bytes],
+        envelope: Envelope | None,
+        event: Event | None,
+        error: DecodeError | None,
+    ) -> None:
+        self.topic = topic
+        self.entry_id = entry_id
+        self.fields = fields
+        self.envelope = envelope
+        self.event = event
+        self.error = error
+        self.failures = 0
+        """Failed attempts before this one."""
+        self.suspect = False
+        """Its last owner died: it runs alone, and its attempt is written before it starts."""
+        self.look = False
+        """It came by way of a pool: settling looks up whether it is still ours."""
+        self.first_failure: datetime | None = None
+
+    def __repr__(self) -> str:
+        state = f"undecodable: {self.error.reason}" if self.error else f"{self.failures} failures"
+        return f"<Delivery {self.topic.event_type} {self.entry_id.decode()} {state}>"
+
+
+def deliver(codec: Codec, topic: Topic, entry_id: bytes, fields: list[bytes]) -> Delivery:
+    """Decode one entry. Never raises: what cannot be read is a Delivery whose `error` says why."""
+    envelope = None
+    try:
+        if len(fields) != 2 or fields[0] != b"e":
+            raise DecodeError(
+                f"not an entry of the bus: it has the fields {_names(fields)} where one field 'e' is expected",
+                reason="foreign",
+            )
+        envelope, event = codec.decode(fields[1], stream_type=topic.event_type, entry_id=entry_id.decode())
+    except DecodeError as error:
+        if envelope is None and len(fields) == 2:
+            try:
+                envelope = codec.open_envelope(fields[1], stream_type=topic.event_type, entry_id=entry_id.decode())
+            except DecodeError:
+                pass
+        return Delivery(topic, entry_id, fields, envelope, None, error)
+    return Delivery(topic, entry_id, fields, envelope, event, None)
+
+
+def _names(fields: list[bytes]) -> str:
+    return ", ".join(repr(name.decode("utf-8", "replace")[:40]) for name in fields[:10:2]) or "none"

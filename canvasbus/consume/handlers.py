@@ -1,0 +1,255 @@
+"""What a worker listens to, as its author declares it. No I/O: a Worker can be imported, listed and checked anywhere."""
+
+import functools
+import inspect
+import re
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Literal, TypeVar
+
+from canvasbus.consume.policy import Backoff
+from canvasbus.contract.bus_events import OWN_TYPES
+from canvasbus.contract.event import Event
+from canvasbus.contract.registry import registry
+from canvasbus.errors import ContractError
+from canvasbus.wire.keys import check_name
+
+Start = Literal["earliest", "latest"] | datetime | str
+"""Where a new group begins: everything there is, only what comes, a moment, or after an entry id ("1700000000000-0")."""
+
+F = TypeVar("F", bound=Callable[..., Any])
+_GLOB = re.compile(r"[a-z0-9_.*]+")
+_ENTRY_ID = re.compile(r"\d+(-\d+)?")
+
+
+@dataclass(frozen=True, slots=True)
+class BatchOptions:
+    """A batch handler gets up to `max_size` events, or what came within `max_wait` seconds of the first."""
+
+    max_size: int
+    max_wait: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Handler:
+    """One function and the types it serves."""
+
+    name: str
+    """Qualified name; part of the ids of derived events, so renaming it changes them."""
+    function: Callable[..., Any]
+    types: tuple[str, ...]
+    """Exact type names."""
+    globs: tuple[str, ...]
+    """Patterns in which * stands for any characters."""
+    concurrency: int
+    """How many deliveries it runs at a time in one process."""
+    timeout: float
+    """Seconds after which a run is cancelled and counts as failed."""
+    retry: Backoff
+    start: Start
+    batch: BatchOptions | None
+    is_async: bool
+    wants_context: bool
+    """It takes a second argument."""
+
+    def matches(self, event_type: str) -> bool:
+        """True when the handler serves the type by name or by pattern."""
+        if event_type in self.types:
+            return True
+        return event_type not in OWN_TYPES and any(glob_matches(g, event_type) for g in self.globs)
+
+
+@dataclass(eq=False)
+class Worker:
+    """A named set of handlers. Its name is its consumer group: every group sees every event, and within a group each
+    event is handled by one process."""
+
+    name: str
+    handlers: list[Handler] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        try:
+            check_name("worker name", self.name)
+        except Exception as error:
+            raise ContractError(str(error)) from None
+        if self.name.startswith("~"):
+            raise ContractError("a worker name must not start with ~")
+
+    def on(
+        self,
+        *what: type[Event] | str,
+        concurrency: int = 16,
+        timeout: float = 60.0,
+        retry: Backoff = Backoff(),  # noqa: B008  frozen, so sharing the default is safe
+        start: Start = "earliest",
+    ) -> Callable[[F], F]:
+        """Register a handler for event classes, type names or globs ("drift.*").
+
+        The handler is `async def f(event)` or `f(event, ctx)`; a plain function runs in a worker thread. What it
+        returns (an event, an iterable of events, or None) is committed together with the acknowledgement.
+        """
+        return self._register(what, concurrency, timeout, retry, start, None)
+
+    def on_batch(
+        self,
+        *what: type[Event] | str,
+        max_size: int = 500,
+        max_wait: float = 0.05,
+        timeout: float = 60.0,
+        retry: Backoff = Backoff(),  # noqa: B008
+        start: Start = "earliest",
+    ) -> Callable[[F], F]:
+        """Register a handler of lists: `f(events)` or `f(events, ctxs)`, one batch at a time.
+
+        It returns None or an iterable of (position, event): the event derives from the one at that position. With
+        `raise BatchFailure({position: error})` the rest is settled; any other exception runs the events one by one.
+        """
+        if max_size < 1 or max_wait < 0:
+            raise ContractError(f"{self.name}: max_size starts at 1 and max_wait at 0")
+        return self._register(what, 1, timeout, retry, start, BatchOptions(max_size, max_wait))
+
+    def _register(
+        self,
+        what: tuple[type[Event] | str, ...],
+        concurrency: int,
+        timeout: float,
+        retry: Backoff,
+        start: Start,
+        batch: BatchOptions | None,
+    ) -> Callable[[F], F]:
+        if not what:
+            raise ContractError(f"{self.name}: name at least one event class, type or glob")
+        if concurrency < 1 or timeout <= 0:
+            raise ContractError(f"{self.name}: concurrency starts at 1 and timeout above 0")
+        _check_start(self.name, start)
+        types, globs = _split(self.name, what)
+
+        def register(function: F) -> F:
+            name = getattr(function, "__qualname__", repr(function))
+            target = function.func if isinstance(function, functools.partial) else function
+            handler = Handler(
+                name=name,
+                function=function,
+                types=types,
+                globs=globs,
+                concurrency=concurrency,
+                timeout=timeout,
+                retry=retry,
+                start=start,
+                batch=batch,
+                is_async=inspect.iscoroutinefunction(target)
+                or inspect.iscoroutinefunction(getattr(target, "__call__", None)),  # noqa: B004  async __call__
+                wants_context=_parameters(self.name, name, function) == 2,
+            )
+            for other in self.handlers:
+                clash = _clash(handler, other)
+                if clash:
+                    raise ContractError(
+                        f"worker {self.name!r}: {other.name} and {name} would both get {clash}. Within a worker one "
+                        "handler serves a type; to do two things with an event, use two workers"
+                    )
+            self.handlers.append(handler)
+            return function
+
+        return register
+
+    def handler_for(self, event_type: str) -> Handler | None:
+        """The handler of a type: by its exact name, else by glob; None when nobody listens."""
+        for handler in self.handlers:
+            if event_type in handler.types:
+                return handler
+        for handler in self.handlers:
+            if handler.matches(event_type):
+                return handler
+        return None
+
+    @property
+    def has_globs(self) -> bool:
+        return any(handler.globs for handler in self.handlers)
+
+    def __repr__(self) -> str:
+        listens = ", ".join(t for h in self.handlers for t in (*h.types, *h.globs))
+        return f"<Worker {self.name}: {listens or 'no handlers'}>"
+
+
+def glob_matches(pattern: str, text: str) -> bool:
+    """True when `pattern`, in which * stands for any characters, matches the whole text."""
+    return re.fullmatch(".*".join(map(re.escape, pattern.split("*"))), text) is not None
+
+
+def globs_overlap(a: str, b: str) -> bool:
+    """True when some text matches both patterns."""
+
+    @functools.cache
+    def meet(i: int, j: int) -> bool:
+        if i == len(a) and j == len(b):
+            return True
+        if i < len(a) and a[i] == "*":
+            return meet(i + 1, j) or (j < len(b) and meet(i, j + 1))
+        if j < len(b) and b[j] == "*":
+            return meet(i, j + 1) or (i < len(a) and meet(i + 1, j))
+        return i < len(a) and j < len(b) and a[i] == b[j] and meet(i + 1, j + 1)
+
+    return meet(0, 0)
+
+
+def _clash(a: Handler, b: Handler) -> str | None:
+    same = set(a.types) & set(b.types)
+    if same:
+        return min(same)
+    for mine in a.globs:
+        for other in b.globs:
+            if globs_overlap(mine, other):
+                return f"types that match both {mine!r} and {other!r}"
+    return None
+
+
+def _split(worker: str, what: tuple[type[Event] | str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    types: list[str] = []
+    globs: list[str] = []
+    for item in what:
+        if isinstance(item, type) and issubclass(item, Event):
+            types.append(registry.of(item).name)
+        elif isinstance(item, str) and _GLOB.fullmatch(item):
+            (globs if "*" in item else types).append(item)
+        else:
+            raise ContractError(f"worker {worker!r}: {item!r} is neither an event class, nor a type, nor a glob")
+    return tuple(dict.fromkeys(types)), tuple(dict.fromkeys(globs))
+
+
+def _parameters(worker: str, name: str, function: Callable[..., Any]) -> int:
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return 1
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    required = [p for p in positional if p.default is p.empty]
+    surplus = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty]
+    if not positional or len(required) > 2 or surplus:
+        raise ContractError(f"worker {worker!r}: {name} must take (event) or (event, ctx)")
+    if len(required) == 2:
+        return 2
+    return 2 if len(positional) >= 2 and positional[1].name in ("ctx", "context", "ctxs") else 1
+
+
+def _check_start(worker: str, start: Start) -> None:
+    if isinstance(start, datetime):
+        if start.tzinfo is None:
+            raise ContractError(f"worker {worker!r}: start={start!r} has no time zone")
+    elif start not in ("earliest", "latest") and not _ENTRY_ID.fullmatch(start):
+        raise ContractError(f"worker {worker!r}: start={start!r} is not earliest, latest, a datetime or an entry id")
+
+
+def start_id(start: Start) -> str:
+    """The id after which a new group reads."""
+    if start == "earliest":
+        return "0"
+    if start == "latest":
+        return "$"
+    if isinstance(start, datetime):
+        return f"{max(0, int(start.timestamp() * 1000) - 1)}-{2**64 - 1}"
+    return start
+
+
+Invoke = Callable[..., Awaitable[Any]]

@@ -1,0 +1,172 @@
+"""Who is alive.
+
+Theory of operation. Every worker incarnation counts: once a second `HINCRBY beats <consumer> 1`, from a thread and a
+connection of its own, so that a handler that blocks trio's loop does not look dead. Whoever watches compares counts on
+its own monotonic clock: a count that has not moved for `limit` seconds means dead. The count says nothing by itself,
+so no clock but the watcher's matters, and no TTL decides: measured, a key with a TTL called living workers dead in an
+outage, at maxmemory, without replicas and after a jump of the server's clock (4 of 5 troubles; this one in none).
+
+A watcher judges only while its own beats get through: in trouble that everybody has, everybody's count stands still.
+Any failure of a look starts all observations over.
+
+Not promised: a native call that holds the GIL for longer than the limit stops the thread too, and looks dead.
+"""
+
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import trio
+
+from canvasbus import clock
+from canvasbus.errors import TransportError
+from canvasbus.log import get_logger
+from canvasbus.transport.blocking import BlockingLink
+from canvasbus.transport.resp import Packet, ReplyError, pack
+from canvasbus.transport.server import Server
+from canvasbus.wire.keys import Keys
+
+BEAT_SECONDS = 1.0
+DEAD_SECONDS = 5.0
+"""A consumer whose count stands still for so long is dead."""
+
+MAX_BLOCK_SECONDS = 60.0
+"""A loop that makes no progress for so long stops the beat: the worker is stuck, and others shall have its work."""
+
+log = get_logger("canvasbus.worker")
+
+
+class Watcher:
+    """Judges consumers by their counts. Pure: time and counts come in as arguments."""
+
+    def __init__(self, me: str, limit: float = DEAD_SECONDS) -> None:
+        self._me = me
+        self._limit = limit
+        self._seen: dict[str, tuple[int | None, float]] = {}
+        self._mine: tuple[int | None, float] = (None, float("-inf"))
+
+    def reset(self) -> None:
+        """A look failed, or the connection may lead to another server: what was seen before means nothing."""
+        self._seen.clear()
+        self._mine = (None, float("-inf"))
+
+    def judge(self, now: float, beats: dict[str, int], consumers: Iterable[str]) -> list[str]:
+        """The consumers that are dead at `now`, sorted.
+
+        `beats` are the counts on the server, `consumers` all names that own or could own entries; a consumer that
+        never beat is judged like one whose count stands still.
+        """
+        mine = beats.get(self._me)
+        if mine is None or mine != self._mine[0]:
+            self._mine = (mine, now)
+        if mine is None or now - self._mine[1] > self._limit / 2:
+            self._seen.clear()
+            return []
+        names = {*beats, *consumers} - {self._me}
+        self._seen = {name: seen for name, seen in self._seen.items() if name in names}
+        dead = []
+        for name in sorted(names):
+            count = beats.get(name)
+            seen = self._seen.get(name)
+            if seen is None or seen[0] != count:
+                self._seen[name] = (count, now)
+            elif now - seen[1] >= self._limit:
+                dead.append(name)
+        return dead
+
+    def __repr__(self) -> str:
+        return f"<Watcher {self._me} watches {len(self._seen)}>"
+
+
+@dataclass(slots=True)
+class Progress:
+    """What the loop leaves behind for the heartbeat: when it was last seen turning."""
+
+    at: float = 0.0
+
+    def mark(self) -> None:
+        self.at = clock.monotonic()
+
+
+class Heart:
+    """Beats for one incarnation. In production a thread; on a server that lives in this process, a task."""
+
+    def __init__(
+        self,
+        server: Server,
+        keys: list[Keys],
+        group: str,
+        consumer: str,
+        progress: Progress,
+        *,
+        every: float = BEAT_SECONDS,
+        max_block: float = MAX_BLOCK_SECONDS,
+        on_stuck: Callable[[], None] | None = None,
+    ) -> None:
+        self.beats = 0
+        """Beats that the server took."""
+        self._server = server
+        self._packet = Packet(
+            b"".join([pack("HINCRBY", k.beats(group), consumer, 1) for k in keys]), len(keys)
+        )
+        self._group = group
+        self._progress = progress
+        self._every = every
+        self._max_block = max_block
+        self._on_stuck = on_stuck
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start_thread(self) -> None:
+        """Start beating from a thread."""
+        self._progress.mark()
+        self._thread = threading.Thread(target=self._run, name=f"canvasbus-heart-{self._group}", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        link = BlockingLink(self._server, timeout=2.0)
+        while not self._stop.wait(self._every if self.beats else 0):
+            if clock.monotonic() - self._progress.at > self._max_block:
+                self._stuck()
+                return
+            try:
+                replies = link.request(self._packet)
+                if not any(isinstance(r, ReplyError) for r in replies):
+                    self.beats += 1
+            except TransportError:
+                self._stop.wait(self._every)
+        link.close()
+
+    def _stuck(self) -> None:
+        frames = sys._current_frames()
+        main = frames.get(threading.main_thread().ident or 0)
+        log.critical(
+            "the worker's loop has made no progress; its heartbeat stops and others take over its events",
+            group=self._group,
+            seconds=self._max_block,
+            stack="".join(traceback.format_stack(main)) if main else "",
+        )
+        if self._on_stuck:
+            self._on_stuck()
+
+    async def run_task(self, request: Callable[[Packet], object]) -> None:
+        """Beat from a trio task."""
+        while True:
+            try:
+                await request(self._packet)  # type: ignore[misc]
+                self.beats += 1
+            except TransportError:
+                pass
+            await trio.sleep(self._every)
+
+    def stop(self) -> None:
+        self._stop.set()
+
+    def join(self, timeout: float) -> None:
+        if self._thread is not None:
+            self._thread.join(timeout)
+
+    def __repr__(self) -> str:
+        return f"<Heart of {self._group}, {self.beats} beats>"

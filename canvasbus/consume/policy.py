@@ -1,0 +1,141 @@
+"""What an outcome means. Pure: no I/O, no clock; the only randomness comes in as an argument.
+
+    returned                       → Ack, with the events it returned
+    raised RetryLater(after)       → Retry; the handler's own word, not a failure, so it does not count
+    raised Reject                  → DeadLetter "rejected"
+    could not be read at all       → DeadLetter with the decoder's reason
+    raised anything else           → Retry after a backoff while failures < attempts, then DeadLetter "exhausted"
+
+What counts as a failure is what a handler raised, or a worker that died while it ran the event alone in the
+quarantine lane. Being read, reclaimed or handed back never counts.
+"""
+
+from dataclasses import dataclass
+from random import Random
+
+from canvasbus.contract.event import Event
+from canvasbus.errors import CanvasbusError, ContractError, DecodeError
+
+
+class Reject(Exception):
+    """Raised by a handler: this event can never be handled. It goes to the dead letters at once."""
+
+
+class RetryLater(Exception):
+    """Raised by a handler: not now. The event is handled again after `after` seconds; no attempt is counted."""
+
+    def __init__(self, after: float, reason: str = "") -> None:
+        super().__init__(reason or f"again in {after:g} s")
+        self.after = after
+
+
+class BatchFailure(Exception):
+    """Raised by a batch handler: the events at these positions failed, the others are done."""
+
+    def __init__(self, failures: dict[int, Exception], events: object = None) -> None:
+        super().__init__(f"{len(failures)} events of the batch failed")
+        self.failures = failures
+        self.events = events
+        """Derived events of the others, as a batch handler returns them: an iterable of (position, event)."""
+
+
+class HandlerTimeout(CanvasbusError):
+    """A handler ran longer than its timeout and was cancelled."""
+
+
+@dataclass(frozen=True, slots=True)
+class Backoff:
+    """Exponential backoff with full jitter: the n-th wait is drawn evenly from 0 to min(cap, base · 2^(n-1)) seconds.
+
+    Full jitter after Brooker, "Exponential Backoff And Jitter" (AWS, 2015): of the variants compared there it loads a
+    recovering dependency least.
+    """
+
+    attempts: int = 5
+    """How often the handler is started in all before the event goes to the dead letters; 1: never again."""
+    base: float = 0.5
+    """Seconds; the bound of the first wait."""
+    cap: float = 60.0
+    """Seconds; no wait is longer."""
+
+    def __post_init__(self) -> None:
+        if self.attempts < 1 or self.base < 0 or self.cap < 0:
+            raise ContractError(f"{self!r}: attempts start at 1, base and cap at 0")
+
+    def delay(self, failures: int, random: Random) -> float:
+        """Seconds to wait after the `failures`-th failure."""
+        bound = min(self.cap, self.base * 2 ** min(failures - 1, 63))
+        return random.uniform(0.0, bound)
+
+
+@dataclass(frozen=True, slots=True)
+class Returned:
+    """The handler returned; these are the events that follow from it."""
+
+    events: tuple[Event, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Raised:
+    """The handler raised, or the entry could not be read."""
+
+    error: BaseException
+
+
+Outcome = Returned | Raised
+
+
+@dataclass(frozen=True, slots=True)
+class Ack:
+    """Done: acknowledge, and commit these events with it."""
+
+    events: tuple[Event, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """Run it again after `after` seconds; `failures` have been counted by then."""
+
+    after: float
+    failures: int
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """Give it up. `reason` is one word for machines."""
+
+    reason: str
+
+
+Verdict = Ack | Retry | DeadLetter
+
+
+def decide(outcome: Outcome, failures: int, retry: Backoff, random: Random) -> Verdict:
+    """The verdict on one delivery that had failed `failures` times before this outcome."""
+    if isinstance(outcome, Returned):
+        return Ack(outcome.events)
+    error = outcome.error
+    if isinstance(error, DecodeError):
+        return DeadLetter(error.reason)
+    if isinstance(error, Reject):
+        return DeadLetter("rejected")
+    if isinstance(error, RetryLater):
+        return Retry(max(0.0, error.after), failures)
+    failures += 1
+    if failures >= retry.attempts:
+        return DeadLetter("exhausted")
+    return Retry(retry.delay(failures, random), failures)
+
+
+def next_window(window: int, concurrency: int, limit: int, seconds: float) -> int:
+    """How many deliveries a lane may hold, after a full window took `seconds` from read to settled.
+
+    Small for slow handlers, so that one process does not sit on work that another could do; large for fast ones, where
+    entries per read decide the throughput (COUNT 1: 7–14 k/s, 500: 335–402 k/s measured). Doubles while a window is
+    done within 50 ms, halves when it takes more than 250.
+    """
+    if seconds < 0.05:
+        return min(limit, window * 2)
+    if seconds > 0.25:
+        return max(concurrency, window // 2)
+    return window

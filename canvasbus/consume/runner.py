@@ -1,0 +1,489 @@
+"""One worker in this process: join, run, leave.
+
+Theory of operation. A `Runner` lives as long as the worker runs here. What it does it does as an *incarnation*: a
+consumer name that nobody had before (host-pid-random), a heartbeat, a fence, the lanes, and for each partition a
+subscription and a settler. An incarnation that finds itself fenced (others declared it dead, for example after a pause
+of the whole process) drops everything it holds, which others have by now, and the runner joins again as a new one.
+
+Leaving (SIGTERM, end of the bus): stop reading; hand back at once what no handler has begun; let the running handlers
+finish within the grace time and commit; cancel and hand back the rest; leave the group where nothing is owned.
+
+Once a second each incarnation sweeps: the one that holds the group's lease looks for dead consumers and moves what they
+own to the pool of suspects; everyone takes from the pools what it has room for; globs look for new topics.
+"""
+
+import json
+import math
+import os
+import re
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+import trio
+
+from canvasbus import clock, ids
+from canvasbus.consume.dispatch import Lane
+from canvasbus.consume.handlers import Handler, Worker
+from canvasbus.consume.liveness import Heart, Progress, Watcher
+from canvasbus.consume.settle import Settler
+from canvasbus.consume.subscription import FREE_POOL, SUSPECT_POOL, Subscription
+from canvasbus.contract.event import Event
+from canvasbus.errors import ContractError, Refused, TransportError
+from canvasbus.log import get_logger
+from canvasbus.transport.link import SharedLink
+from canvasbus.transport.resp import ReplyError, check, command, commands
+from canvasbus.transport.scripts import REAP, RELEASE
+from canvasbus.transport.server import Server
+from canvasbus.wire.codec import Codec
+from canvasbus.wire.keys import Keys
+
+SWEEP_SECONDS = 1.0
+GRACE_SECONDS = 25.0
+"""How long running handlers may go on after a SIGTERM (Kubernetes kills after 30)."""
+
+LEASE_MS = 4000
+FENCE_SECONDS = 7 * 24 * 3600
+REAP_AT_ONCE = 500
+TAKE_AT_ONCE = 100
+SUSPECTS_AT_ONCE = 16
+SCAN_EVERY = 30  # sweeps between two searches for streams that a foreign writer made
+
+log = get_logger("canvasbus.worker")
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStatistics:
+    """A moment's picture of one worker in this process."""
+
+    group: str
+    consumer: str
+    """The name of the present incarnation."""
+    state: str
+    """joining, running, draining or left."""
+    topics: tuple[str, ...]
+    handled: int
+    failed: int
+    timeouts: int
+    retries: int
+    dead: int
+    running: int
+    """Handlers running now."""
+    held: int
+    """Deliveries in hand: queued, running or being settled."""
+    waiting: int
+    """Deliveries that wait for a retry."""
+    derived: int
+    """Events committed with acknowledgements."""
+    not_ours: int
+    """Outcomes dropped because the entry had been taken over."""
+
+
+class Runner:
+    """Runs one Worker until it is stopped."""
+
+    def __init__(
+        self,
+        worker: Worker,
+        server: Server,
+        shared: SharedLink,
+        codec: Codec,
+        *,
+        namespace: str,
+        partitions: int,
+        announce: Callable[[Event], None],
+        grace: float = GRACE_SECONDS,
+        random: Random | None = None,
+    ) -> None:
+        if not worker.handlers:
+            raise ContractError(f"worker {worker.name!r} has no handlers: register some with @worker.on(...)")
+        self.worker = worker
+        self.state = "joining"
+        self.ready = trio.Event()
+        """Set once the groups exist and reading has begun."""
+        self._server = server
+        self._shared = shared
+        self._codec = codec
+        self._keys = [Keys(namespace, partition) for partition in range(partitions)]
+        self._announce = announce
+        self._grace = grace
+        self._random = random or Random()
+        self._stop = trio.Event()
+        self._current: _Incarnation | None = None
+
+    async def run(self) -> None:
+        """Join and run until `stop`. Raises Refused when the server will not have this worker at all."""
+        while True:
+            incarnation = self._current = _Incarnation(self)
+            if not await incarnation.run():
+                break
+            log.warning("others took this worker for dead; it joins again", group=self.worker.name)
+        self.state = "left"
+
+    def stop(self, grace: float | None = None) -> None:
+        """Leave; `run` returns when that is done."""
+        if grace is not None:
+            self._grace = grace
+        self._stop.set()
+
+    @property
+    def progressing(self) -> bool:
+        """False when the sweep has not completed a turn for a while (see `/livez`)."""
+        current = self._current
+        return current is None or clock.monotonic() - current.progress.at < 15.0
+
+    def statistics(self) -> WorkerStatistics:
+        current = self._current
+        lanes = current.lanes if current else []
+        settlers = current.settlers if current else []
+        return WorkerStatistics(
+            group=self.worker.name,
+            consumer=current.consumer if current else "",
+            state=self.state,
+            topics=tuple(sorted({t.event_type for s in current.subscriptions for t in s.topics.values()}))
+            if current
+            else (),
+            handled=sum(lane.statistics.handled for lane in lanes),
+            failed=sum(lane.statistics.failed for lane in lanes),
+            timeouts=sum(lane.statistics.timeouts for lane in lanes),
+            retries=sum(lane.statistics.retries for lane in lanes),
+            dead=sum(lane.statistics.dead for lane in lanes),
+            running=sum(lane.running for lane in lanes),
+            held=sum(lane.held for lane in lanes),
+            waiting=sum(lane.waiting for lane in lanes),
+            derived=sum(settler.statistics.derived for settler in settlers),
+            not_ours=sum(settler.statistics.not_ours for settler in settlers),
+        )
+
+    def __repr__(self) -> str:
+        return f"<Runner {self.worker.name} {self.state}>"
+
+
+def consumer_name() -> str:
+    """host-pid-random: readable, and never used twice."""
+    host = re.sub(r"[^A-Za-z0-9_.]", "_", socket.gethostname())[:40] or "host"
+    return f"{host}-{os.getpid()}-{ids.uuid7().hex[-12:]}"
+
+
+class _Incarnation:
+    """One life of a runner under one consumer name."""
+
+    def __init__(self, runner: Runner) -> None:
+        worker = runner.worker
+        self.runner = runner
+        self.group = worker.name
+        self.consumer = consumer_name()
+        self.progress = Progress()
+        self._fenced = trio.Event()
+        self._room = trio.Event()
+        self._shared = runner._shared
+        quarantine = trio.Lock()
+        self._lane_of: dict[Handler, Lane] = {
+            handler: Lane(
+                handler,
+                self.group,
+                runner._codec,
+                on_room=self._on_room,
+                quarantine=quarantine,
+                random=Random(runner._random.getrandbits(64)),
+            )
+            for handler in worker.handlers
+        }
+        self.lanes = list(self._lane_of.values())
+        self.settlers: list[Settler] = []
+        self.subscriptions: list[Subscription] = []
+        for keys in runner._keys:
+            settler = Settler(runner._server, keys, self.group, self.consumer, on_fenced=self._fenced.set)
+            self.settlers.append(settler)
+            self.subscriptions.append(
+                Subscription(
+                    runner._server,
+                    runner._shared,
+                    keys,
+                    self.group,
+                    self.consumer,
+                    runner._codec,
+                    settler,
+                    announce=runner._announce,
+                )
+            )
+        self._watchers = [Watcher(self.consumer) for _ in runner._keys]
+        self._heart = Heart(runner._server, runner._keys, self.group, self.consumer, self.progress)
+        self._sweeps = 0
+
+    def _on_room(self) -> None:
+        self._room.set()
+        for subscription in self.subscriptions:
+            subscription.room()
+
+    async def run(self) -> bool:
+        """Live. True: fenced, a new incarnation must follow. False: left on purpose."""
+        runner = self.runner
+        if not await self._join():
+            return False
+        async with trio.open_nursery() as nursery:
+            for settler in self.settlers:
+                nursery.start_soon(settler.run)
+            for lane in self.lanes:
+                nursery.start_soon(lane.run)
+            readers = [trio.Event() for _ in self.subscriptions]
+            for subscription, done in zip(self.subscriptions, readers, strict=True):
+                nursery.start_soon(self._read, subscription, done)
+            if runner._server.shared:
+                self._heart.start_thread()
+            else:
+                nursery.start_soon(self._heart.run_task, self._shared.request)
+            nursery.start_soon(self._run_sweep)
+            nursery.start_soon(self._run_taker)
+            runner.state = "running"
+            runner.ready.set()
+            log.info("worker joined", group=self.group, consumer=self.consumer, topics=self._topics())
+            await _first(self._fenced, runner._stop)
+            if not self._fenced.is_set():
+                runner.state = "draining"
+                await self._drain(readers)
+            nursery.cancel_scope.cancel()
+        self._heart.stop()
+        if not runner._server.shared or not self._fenced.is_set():
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + 3):
+                await self._leave()
+        return self._fenced.is_set() and not runner._stop.is_set()
+
+    def _topics(self) -> list[str]:
+        return sorted({t.event_type for s in self.subscriptions for t in s.topics.values()})
+
+    # --- joining -------------------------------------------------------------------------------------------------
+
+    async def _join(self) -> bool:
+        backoff = 0.1
+        warned = -math.inf
+        while not self.runner._stop.is_set():
+            try:
+                for subscription in self.subscriptions:
+                    await self._join_partition(subscription)
+                return True
+            except TransportError as error:
+                if isinstance(error, Refused):
+                    raise
+                now = trio.current_time()
+                if now - warned > 60:
+                    warned = now
+                    log.warning("joining waits for the server", group=self.group, error=str(error))
+            with trio.move_on_after(backoff):
+                await self.runner._stop.wait()
+            backoff = min(backoff * 2, 2.0)
+        return False
+
+    async def _join_partition(self, subscription: Subscription) -> None:
+        worker = self.runner.worker
+        keys = subscription.keys
+        about = json.dumps(
+            {
+                "types": sorted({t for h in worker.handlers for t in h.types}),
+                "globs": sorted({g for h in worker.handlers for g in h.globs}),
+            }
+        )
+        (known,) = await self._shared.request(command("HEXISTS", keys.groups, self.group))
+        check(known, f"join group {self.group!r}")
+        for handler, lane in self._lane_of.items():
+            for event_type in handler.types:
+                await subscription.add(event_type, lane)
+        if worker.has_globs:
+            await self._discover(subscription, scan=True, from_start=bool(known))
+        (reply,) = await self._shared.request(command("HSET", keys.groups, self.group, about))
+        check(reply, f"join group {self.group!r}")
+
+    async def _discover(self, subscription: Subscription, *, scan: bool, from_start: bool) -> None:
+        """Subscribe to topics that a glob matches and that are not read yet."""
+        keys = subscription.keys
+        names = {
+            name.decode() for name in check(await self._shared.call("SMEMBERS", keys.topics), "look for topics")
+        }
+        cursor: bytes | int = 0
+        while scan:
+            cursor, found = check(
+                await self._shared.call("SCAN", cursor, "MATCH", _escaped(keys.stream_pattern), "COUNT", 1000),
+                "look for streams",
+            )
+            names |= {keys.type_of(stream) for stream in found}
+            if int(cursor) == 0:
+                break
+        for name in sorted(names):
+            if keys.stream(name) in subscription.topics:
+                continue
+            handler = self.runner.worker.handler_for(name)
+            if handler is not None and name not in handler.types:
+                await subscription.add(name, self._lane_of[handler], from_start=from_start)
+
+    # --- the sweep -----------------------------------------------------------------------------------------------
+
+    async def _run_sweep(self) -> None:
+        while True:
+            self.progress.mark()
+            for subscription, watcher in zip(self.subscriptions, self._watchers, strict=True):
+                try:
+                    await self._sweep(subscription, watcher)
+                except TransportError:
+                    watcher.reset()
+            self._sweeps += 1
+            await trio.sleep(SWEEP_SECONDS)
+
+    async def _sweep(self, subscription: Subscription, watcher: Watcher) -> None:
+        if self.runner.worker.has_globs:
+            await self._discover(subscription, scan=self._sweeps % SCAN_EVERY == 0, from_start=True)
+        if not await self._hold_lease(subscription.keys):
+            watcher.reset()
+            return
+        keys = subscription.keys
+        streams = list(subscription.topics)
+        replies = await self._shared.request(
+            commands(("HGETALL", keys.beats(self.group)), *(("XINFO", "CONSUMERS", s, self.group) for s in streams))
+        )
+        flat = check(replies[0], "look at heartbeats")
+        beats = {flat[i].decode(): int(flat[i + 1]) for i in range(0, len(flat), 2)}
+        consumers: set[str] = set()
+        for reply in replies[1:]:
+            if not isinstance(reply, ReplyError):
+                consumers |= {row[1].decode() for row in reply}
+        for name in watcher.judge(
+            clock.monotonic() if self.runner._server.shared else trio.current_time(),
+            beats,
+            {name for name in consumers if not name.startswith("~")},
+        ):
+            await self._reap(keys, streams, name)
+
+    async def _hold_lease(self, keys: Keys) -> bool:
+        key = keys.reaper(self.group)
+        made, holder = await self._shared.request(
+            commands(("SET", key, self.consumer, "NX", "PX", LEASE_MS), ("GET", key))
+        )
+        check(made, "lease")
+        if check(holder, "lease") != self.consumer.encode():
+            return False
+        await self._shared.call("PEXPIRE", key, LEASE_MS)
+        return True
+
+    async def _reap(self, keys: Keys, streams: list[bytes], dead: str) -> None:
+        moved = check(
+            await self._shared.run(
+                REAP.call(
+                    [keys.fence(dead), keys.beats(self.group), *streams],
+                    [self.group, dead, SUSPECT_POOL, REAP_AT_ONCE, FENCE_SECONDS],
+                )
+            ),
+            f"take over from {dead}",
+        )
+        log.warning("a worker is dead; its entries run in quarantine", group=self.group, consumer=dead, entries=max(moved, 0))
+        self._room.set()
+
+    async def _run_taker(self) -> None:
+        """Take entries out of the pools as far as there is room."""
+        while True:
+            self._room = trio.Event()
+            took = 0
+            for subscription in self.subscriptions:
+                before = subscription.statistics.taken
+                try:
+                    await self._take(subscription)
+                except TransportError:
+                    pass
+                took += subscription.statistics.taken - before
+            if took:
+                await self._room.wait()
+            else:
+                with trio.move_on_after(SWEEP_SECONDS * self.runner._random.uniform(0.75, 1.25)):
+                    await trio.sleep_forever()
+
+    async def _take(self, subscription: Subscription) -> None:
+        settler = self.settlers[self.subscriptions.index(subscription)]
+        free = min(TAKE_AT_ONCE, sum(max(0, lane.free) for lane in self.lanes))
+        ours = await subscription.take(FREE_POOL, free, fence=settler.fence)
+        if ours and not any(lane.suspects for lane in self.lanes):
+            ours = await subscription.take(SUSPECT_POOL, min(SUSPECTS_AT_ONCE, free), fence=settler.fence)
+        if not ours:
+            self._fenced.set()
+
+    async def _read(self, subscription: Subscription, done: trio.Event) -> None:
+        await subscription.run()
+        done.set()
+
+    # --- leaving -------------------------------------------------------------------------------------------------
+
+    async def _drain(self, readers: list[trio.Event]) -> None:
+        grace = self.runner._grace
+        for subscription in self.subscriptions:
+            subscription.stop()
+        with trio.move_on_after(max(grace, 2.0)):
+            for done in readers:
+                await done.wait()
+        rest = [delivery for lane in self.lanes for delivery in lane.stop()]
+        log.info(
+            "worker leaves",
+            group=self.group,
+            handed_back=len(rest),
+            running=sum(lane.running for lane in self.lanes),
+            grace=grace,
+        )
+        with trio.move_on_after(2.0):
+            await self._release([(d.topic.stream, d.entry_id) for d in rest], leave=False)
+        for delivery in rest:
+            delivery.topic.held.discard(delivery.entry_id)
+        with trio.move_on_after(grace) as scope:
+            for lane in self.lanes:
+                await lane.wait_quiet()
+        if scope.cancelled_caught:
+            log.warning(
+                "the grace time is over; what still runs is cancelled and handed back",
+                group=self.group,
+                running=sum(lane.running for lane in self.lanes),
+            )
+
+    async def _leave(self) -> None:
+        try:
+            for subscription in self.subscriptions:
+                for topic in subscription.topics.values():
+                    acked = set(topic.acks)
+                    if acked:  # done, but the settler had no time to say so
+                        await self._shared.call("XACK", topic.stream, self.group, *topic.acks)
+                        topic.held -= acked
+            held = [(t.stream, i) for s in self.subscriptions for t in s.topics.values() for i in t.held]
+            await self._release(held, leave=True)
+        except TransportError as error:
+            log.warning("could not hand back; others take over in a few seconds", group=self.group, error=str(error))
+        self.runner.state = "left"
+
+    async def _release(self, entries: list[tuple[bytes, bytes]], *, leave: bool) -> None:
+        for subscription, settler in zip(self.subscriptions, self.settlers, strict=True):
+            streams = list(subscription.topics)
+            mine = [(streams.index(s) + 3, i) for s, i in entries if s in subscription.topics]
+            if not mine and not leave:
+                continue
+            chunks = [mine[at : at + 500] for at in range(0, len(mine), 500)] or [[]]
+            for number, chunk in enumerate(chunks):
+                last = leave and number == len(chunks) - 1
+                args: list[Any] = [settler.fence, self.group, self.consumer, FREE_POOL, 1 if last else 0]
+                for index, entry_id in chunk:
+                    args += (index, entry_id)
+                keys = [subscription.keys.fence(self.consumer), subscription.keys.beats(self.group), *streams]
+                check(await self._shared.run(RELEASE.call(keys, args)), "hand back")
+
+
+def _escaped(pattern: bytes) -> bytes:
+    """The pattern with everything but its last star taken literally."""
+    return re.sub(rb"([\[\]?\\])", rb"\\\1", pattern)
+
+
+async def _first(*events: trio.Event) -> None:
+    """Return when one of the events is set."""
+    async with trio.open_nursery() as nursery:
+
+        async def wait(event: trio.Event) -> None:
+            await event.wait()
+            nursery.cancel_scope.cancel()
+
+        for event in events:
+            nursery.start_soon(wait, event)
+
+

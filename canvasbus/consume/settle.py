@@ -1,0 +1,307 @@
+"""The one place that acknowledges: commits verdicts of one partition to the server, in batches.
+
+Theory of operation. Handlers finish, lanes hand over outcomes, and `poke` wakes the settler task. By the time it runs,
+a fast lane has finished its whole batch, so outcomes coalesce by themselves; while a commit is at the server the next
+outcomes gather. Nothing waits for a slow sibling.
+
+Two ways to the server:
+
+* Deliveries that emit nothing: one XACK per stream. It is idempotent, so it is simply repeated until answered. It
+  needs no ownership check, because it changes nothing but "done", and done is what the handler said.
+* Everything else (derived events, dead letters, written attempts): the settle script, which checks the fence and
+  changes all or nothing. When its reply is lost the fence number is raised first, over the new connection: the lost
+  copy can then no longer do anything, and the repeated one looks up entry by entry what is still ours.
+
+Fenced means: others have declared this incarnation dead and taken its entries. Nothing was changed; `on_fenced` makes
+the runner join again under a new name.
+"""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import trio
+
+from canvasbus.consume.delivery import Delivery, Topic
+from canvasbus.errors import CanvasbusError, Refused, TransportError, Unavailable
+from canvasbus.log import get_logger
+from canvasbus.transport.link import Link
+from canvasbus.transport.resp import Packet, Reply, ReplyError, command, commands, is_no_group, pack, translate
+from canvasbus.transport.scripts import SETTLE
+from canvasbus.transport.server import Server
+from canvasbus.wire import deadletter
+from canvasbus.wire.codec import Outgoing
+from canvasbus.wire.deadletter import DeadLetterRecord
+from canvasbus.wire.keys import Keys
+
+COMMIT_ENTRIES = 500
+COMMIT_BYTES = 1024 * 1024
+
+log = get_logger("canvasbus.worker")
+
+
+class Fenced(CanvasbusError):
+    """Others have declared this incarnation dead; it must join again under a new name."""
+
+
+@dataclass(slots=True)
+class SettlerStatistics:
+    """Counters of one settler."""
+
+    acked: int = 0
+    """Deliveries acknowledged."""
+    derived: int = 0
+    """Events committed together with an acknowledgement."""
+    buried: int = 0
+    """Dead letters written."""
+    not_ours: int = 0
+    """Outcomes dropped because the entry had been taken over."""
+    repeated: int = 0
+    """Commits sent again after a failure."""
+
+
+class _Commit:
+    __slots__ = ("attempts", "delivery", "derived", "done", "payloads", "size")
+
+    def __init__(
+        self, delivery: Delivery, payloads: list[tuple[bytes, bytes]], *, derived: int = 0, attempts: int | None = None
+    ) -> None:
+        self.delivery = delivery
+        self.payloads = payloads
+        self.size = sum(len(data) for _, data in payloads)
+        self.derived = derived
+        self.attempts = attempts
+        """Failures to write down; None: this one acknowledges."""
+        self.done = trio.Event()
+
+
+class Settler:
+    """Commits outcomes of one group in one partition, under one incarnation."""
+
+    def __init__(
+        self, server: Server, keys: Keys, group: str, consumer: str, *, on_fenced: Callable[[], None]
+    ) -> None:
+        self.consumer = consumer
+        self.fence = 0
+        self.statistics = SettlerStatistics()
+        self._keys = keys
+        self._group = group
+        self._link = Link(server)
+        self._on_fenced = on_fenced
+        self._topics: list[Topic] = []
+        self._commits: deque[_Commit] = deque()
+        self._known: set[str] = set()
+        self._fresh: set[str] = set()
+        self._work = trio.Event()
+
+    def watch(self, topic: Topic) -> None:
+        """Take care of this topic's acknowledgements."""
+        self._topics.append(topic)
+
+    def poke(self) -> None:
+        """There is something to settle."""
+        self._work.set()
+
+    def commit(self, delivery: Delivery, derived: list[Outgoing]) -> None:
+        """Acknowledge, and add the derived events in the same step."""
+        keys = self._keys
+        payloads = [(keys.stream(item.type), item.data) for item in derived]
+        self._commits.append(_Commit(delivery, payloads, derived=len(derived)))
+        self._unknown(derived)
+        self._work.set()
+
+    def bury(self, delivery: Delivery, record: DeadLetterRecord, announced: list[Outgoing]) -> None:
+        """Acknowledge, and add the dead letter and its announcement in the same step."""
+        keys = self._keys
+        payloads = [(keys.dead(self._group), deadletter.encode(record))]
+        payloads += [(keys.stream(item.type), item.data) for item in announced]
+        self.statistics.buried += 1
+        self._commits.append(_Commit(delivery, payloads))
+        self._unknown(announced)
+        self._work.set()
+
+    def note_attempt(self, delivery: Delivery, failures: int) -> trio.Event:
+        """Write down how often the delivery has failed, so that whoever gets it next knows."""
+        commit = _Commit(delivery, [], attempts=failures)
+        self._commits.append(commit)
+        self._work.set()
+        return commit.done
+
+    async def write_attempt(self, delivery: Delivery, failures: int) -> None:
+        """The same, and wait until the server has it."""
+        await self.note_attempt(delivery, failures).wait()
+
+    def _unknown(self, items: Sequence[Outgoing]) -> None:
+        self._fresh |= {item.type for item in items} - self._known
+
+    # --- the task ------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Settle until cancelled."""
+        try:
+            while True:
+                await self._work.wait()
+                self._work = trio.Event()
+                await self._settle()
+        finally:
+            with trio.CancelScope(shield=True):
+                await self._link.aclose()
+
+    async def _settle(self) -> None:
+        waiting = [topic for topic in self._topics if topic.acks]
+        if waiting:
+            await self._acknowledge(waiting)
+        while self._commits:
+            chunk: list[_Commit] = []
+            size = 0
+            while self._commits and len(chunk) < COMMIT_ENTRIES and size < COMMIT_BYTES:
+                chunk.append(self._commits.popleft())
+                size += chunk[-1].size
+            await self._commit(chunk)
+
+    async def _acknowledge(self, topics: list[Topic]) -> None:
+        batches = []
+        for topic in topics:
+            entry_ids, topic.acks = topic.acks, []
+            batches.append((topic, entry_ids))
+        packet = Packet(
+            b"".join([pack("XACK", topic.stream, self._group, *entry_ids) for topic, entry_ids in batches]),
+            len(batches),
+        )
+        backoff = _Backoff(self._group)
+        while True:
+            try:
+                replies = await self._link.request(packet)
+                failure = next((translate(r, "acknowledge") for r in replies if isinstance(r, ReplyError)), None)
+                if not isinstance(failure, Unavailable):
+                    break
+            except TransportError as error:
+                failure = error
+            self.statistics.repeated += 1
+            await backoff.wait(failure)
+        if failure is not None:
+            log.error("acknowledging was refused; the entries stay pending", group=self._group, error=str(failure))
+        for topic, entry_ids in batches:
+            self.statistics.acked += len(entry_ids)
+            topic.held.difference_update(entry_ids)
+            topic.lane.settled(len(entry_ids))
+
+    async def _commit(self, chunk: list[_Commit]) -> None:
+        backoff = _Backoff(self._group)
+        look = any(commit.delivery.look for commit in chunk)
+        raise_fence = False
+        while True:
+            try:
+                if raise_fence:
+                    await self._raise_fence()
+                    raise_fence, look = False, True
+                reply = await self._send(chunk, look)
+                if not isinstance(reply, ReplyError):
+                    break
+                if is_no_group(reply):
+                    # The group was lost with its entries. Whoever recreates it tells; these outcomes have no entry.
+                    reply = [0] * len(chunk)
+                    break
+                failure: Exception = translate(reply, "settle")
+                if not isinstance(failure, Unavailable):
+                    await self._refused(chunk, failure)
+                    return
+            except Unavailable as error:
+                failure = error
+                raise_fence = raise_fence or error.ambiguous
+            except Refused as error:
+                failure = error
+            self.statistics.repeated += 1
+            await backoff.wait(failure)
+        if reply == b"FENCED":
+            self._on_fenced()
+            await trio.sleep_forever()
+        for commit, ours in zip(chunk, reply, strict=True):
+            self._finish(commit, bool(ours))
+
+    async def _send(self, chunk: list[_Commit], look: bool) -> Reply:
+        if self._fresh:  # new topics are announced before their first entry, so that globs find them
+            fresh = sorted(self._fresh)
+            replies = await self._link.request(command("SADD", self._keys.topics, *fresh))
+            if not isinstance(replies[0], ReplyError):
+                self._known.update(fresh)
+                self._fresh.difference_update(fresh)
+        streams: dict[bytes, int] = {}
+
+        def index(stream: bytes) -> int:
+            return streams.setdefault(stream, len(streams) + 2)
+
+        args: list[bytes | str | int] = [self.fence, self._group, self.consumer, 1 if look else 0, len(chunk)]
+        for commit in chunk:
+            delivery = commit.delivery
+            args += (index(delivery.topic.stream), delivery.entry_id)
+            if commit.attempts is not None:
+                args += ("try", 0, commit.attempts + 1)
+            else:
+                args += ("ack", len(commit.payloads))
+                for stream, data in commit.payloads:
+                    args += (index(stream), data)
+        keys = [self._keys.fence(self.consumer), *streams]
+        return await self._link.run(SETTLE.call(keys, args))
+
+    async def _raise_fence(self) -> None:
+        key = self._keys.fence(self.consumer)
+        replies = await self._link.request(commands(("INCR", key), ("EXPIRE", key, 7 * 24 * 3600)))
+        if isinstance(replies[0], ReplyError):
+            if "not an integer" in str(replies[0]):
+                self._on_fenced()
+                await trio.sleep_forever()
+            raise translate(replies[0], "settle")
+        self.fence = replies[0]
+
+    async def _refused(self, chunk: list[_Commit], failure: Exception) -> None:
+        """The server refuses the commit as such, for example because a derived event's key is no stream. Find out
+        whose fault it is: alone, a delivery that is refused has failed."""
+        if len(chunk) > 1:
+            for commit in chunk:
+                await self._commit([commit])
+            return
+        commit = chunk[0]
+        log.error(
+            "the server refuses an outcome",
+            group=self._group,
+            event_type=commit.delivery.topic.event_type,
+            entry_id=commit.delivery.entry_id.decode(),
+            error=str(failure),
+        )
+        commit.done.set()
+        if commit.attempts is None:
+            commit.delivery.topic.lane.refused(commit.delivery, failure)
+
+    def _finish(self, commit: _Commit, ours: bool) -> None:
+        commit.done.set()
+        delivery = commit.delivery
+        if not ours:
+            self.statistics.not_ours += 1
+        if commit.attempts is not None:
+            return
+        if ours:
+            self.statistics.acked += 1
+            self.statistics.derived += commit.derived
+        delivery.topic.held.discard(delivery.entry_id)
+        delivery.topic.lane.settled(1)
+
+    def __repr__(self) -> str:
+        return f"<Settler {self._group} {self._keys!r} {len(self._commits)} to commit, {self.statistics}>"
+
+
+class _Backoff:
+    """Waits between attempts; says so once, and again every minute."""
+
+    def __init__(self, group: str) -> None:
+        self._group = group
+        self._seconds = 0.05
+        self._said = float("-inf")
+
+    async def wait(self, failure: Exception | None) -> None:
+        now = trio.current_time()
+        if now - self._said > 60:
+            self._said = now
+            log.warning("settling waits for the server", group=self._group, error=str(failure))
+        await trio.sleep(self._seconds)
+        self._seconds = min(self._seconds * 2, 2.0)
