@@ -1,0 +1,170 @@
+"""Workers by name: the entry-point group `canvasbus.workers`, and `module:attribute` for those that nobody installed.
+
+    [project.entry-points."canvasbus.workers"]
+    drift = "canvasbus_workers.drift:worker"
+
+Listing imports nothing, since a worker may need half a gigabyte of libraries. Whatever goes wrong when one is loaded
+(no such name, the import fails, it is not a Worker) is one ConfigError line: the person who reads it typed a name into
+a compose file, and the traceback of an import machinery tells them nothing. The cause stays attached.
+"""
+
+import difflib
+import importlib
+import os
+import pkgutil
+import sys
+import traceback
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+from types import ModuleType
+from typing import Any
+
+from canvasbus.consume.handlers import Worker
+from canvasbus.errors import ConfigError
+
+GROUP = "canvasbus.workers"
+
+
+@dataclass(frozen=True, slots=True)
+class Plugin:
+    """One registered worker, not imported."""
+
+    name: str
+    target: str
+    """module:attribute"""
+    distribution: str
+    """The installed package that registers it, with its version."""
+
+
+def installed() -> list[Plugin]:
+    """All registered workers, sorted by name. Raises ConfigError when a name is registered twice."""
+    return [Plugin(name, point.value, _owner(point)) for name, point in sorted(_registered().items())]
+
+
+def load(target: str) -> Worker:
+    """The worker behind an entry-point name or a `module:attribute`.
+
+    Raises ConfigError, in one line, when there is none, when it cannot be imported or is no Worker.
+    """
+    module, colon, attribute = target.partition(":")
+    if colon:
+        return _worker(target, import_module(module, f"worker target {target!r}"), attribute)
+    points = _registered()
+    point = points.get(target)
+    if point is None:
+        raise ConfigError(f"no worker {target!r} is installed{_known(target, points)}{_or_module(target)}")
+    try:
+        loaded = import_module(point.module, f"worker {target!r}")
+    except ConfigError as error:
+        missing = error.__cause__
+        if (
+            isinstance(missing, ModuleNotFoundError)
+            and missing.name
+            and not _contains(missing.name, point.module)
+            and target in _extras(point)
+        ):
+            raise ConfigError(
+                f"worker {target!r} needs {missing.name}, which is not installed: "
+                f"pip install '{_package(point)}[{target}]'"
+            ) from missing
+        raise
+    return _worker(target, loaded, point.attr or "worker")
+
+
+def import_module(name: str, wanted_by: str) -> ModuleType:
+    """Import a module of the user, from the working directory too, as `python -m` would find it.
+
+    Raises ConfigError that begins with `wanted_by` and names the line that failed.
+    """
+    if not name or not all(part.isidentifier() for part in name.split(".")):
+        raise ConfigError(f"{wanted_by}: {name!r} is not a module name; write module:attribute, like my_workers:worker")
+    here = os.getcwd()
+    if here not in sys.path and "" not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name and _contains(error.name, name):
+            raise ConfigError(f"{wanted_by}: there is no module {error.name}{_near_module(error.name)}") from error
+        raise ConfigError(
+            f"{wanted_by}: {name} needs the module {error.name}, which is not installed{_place(error)}"
+        ) from error
+    except (Exception, SystemExit) as error:  # user code: whatever it raises, the answer is one line
+        said = " ".join(str(error).split())
+        raise ConfigError(
+            f"{wanted_by}: importing {name} failed: {type(error).__name__}{': ' if said else ''}{said}{_place(error)}"
+        ) from error
+
+
+def _contains(package: str, module: str) -> bool:
+    return f"{module}.".startswith(f"{package}.")
+
+
+def _registered() -> dict[str, EntryPoint]:
+    found: dict[str, EntryPoint] = {}
+    for point in entry_points(group=GROUP):
+        other = found.setdefault(point.name, point)
+        if other is not point:
+            raise ConfigError(
+                f"the worker name {point.name!r} is registered twice: {other.value} by {_owner(other)} and "
+                f"{point.value} by {_owner(point)}; uninstall one, or run it as module:attribute"
+            )
+    return found
+
+
+def _worker(target: str, module: ModuleType, path: str) -> Worker:
+    found: Any = module
+    for part in path.split("."):
+        try:
+            found = getattr(found, part)
+        except AttributeError:
+            workers = [name for name, value in vars(module).items() if isinstance(value, Worker)]
+            raise ConfigError(
+                f"worker target {target!r}: {module.__name__} has no {path!r}"
+                + (f"; its workers: {', '.join(workers)}" if workers else "; it declares no Worker")
+            ) from None
+    if not isinstance(found, Worker):
+        raise ConfigError(f"worker target {target!r} is a {type(found).__name__}, not a canvasbus Worker")
+    return found
+
+
+def _known(name: str, points: Iterable[str]) -> str:
+    names = sorted(points)
+    near = difflib.get_close_matches(name, names, n=1)
+    if near:
+        return f"; did you mean {near[0]}?"
+    return f"; installed: {', '.join(names)}" if names else "; no worker is installed here"
+
+
+def _or_module(name: str) -> str:
+    return f" (a module is written {name}:worker)" if name.replace(".", "").isidentifier() else ""
+
+
+def _near_module(name: str) -> str:
+    parent, _, last = name.rpartition(".")
+    path = getattr(sys.modules.get(parent), "__path__", None) if parent else [os.getcwd()]
+    siblings = [found.name for found in pkgutil.iter_modules(path)] if path else []
+    near = difflib.get_close_matches(last, siblings, n=1)
+    return f"; did you mean {parent + '.' if parent else ''}{near[0]}?" if near else ""
+
+
+def _place(error: BaseException) -> str:
+    """Where an import failed: the last line outside the import machinery."""
+    if isinstance(error, SyntaxError):
+        return ""  # its text says so already
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if "importlib" not in f.filename]
+    inner = [f for f in frames if f.filename != __file__]
+    return f" ({inner[-1].filename}, line {inner[-1].lineno})" if inner else ""
+
+
+def _owner(point: EntryPoint) -> str:
+    return f"{point.dist.name} {point.dist.version}" if point.dist else "an unknown package"
+
+
+def _package(point: EntryPoint) -> str:
+    return point.dist.name if point.dist else "canvasbus"
+
+
+def _extras(point: EntryPoint) -> list[str]:
+    return point.dist.metadata.get_all("Provides-Extra") or [] if point.dist else []
