@@ -7,7 +7,7 @@
 Leaving the block drains: queued events are sent, running handlers finish within the grace time.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import Any
@@ -220,28 +220,30 @@ class EventBus:
 
     # --- publishing ----------------------------------------------------------------------------------------------
 
-    async def publish(self, event: Event, *, expires_in: float | None = None) -> str | None:
+    def publish(self, event: Event, *, expires_in: float | None = None) -> Awaitable[str | None]:
         """Publish and return the entry id once the server has the event (None on off://).
 
         `expires_in`: seconds after which consumers skip the event and count it. Raises EncodeError, Refused, and
         Unavailable when `patience` is used up or the outcome cannot be known. Cancelled: it may still be stored.
         """
+        # No coroutine of its own around the publisher's: that would cost 0.4 µs of 6.
         if self._server is None:
             return self._skip()
-        return await self._publisher.publish(event, expires_on=expiry(expires_in))
+        if expires_in is None:
+            return self._publisher.publish(event)
+        return self._publisher.publish(event, expires_on=expiry(expires_in))
 
     async def publish_many(self, events: Iterable[Event]) -> list[str]:
         """Publish in order and return the entry ids. All are tried; failures come as one ExceptionGroup."""
         if self._server is None:
-            for _ in events:
-                self._skip()
+            self._skipped += sum(1 for _ in events)
             return []
         return await self._publisher.publish_many(events)
 
     def publish_nowait(self, event: Event, *, expires_in: float | None = None) -> None:
         """Queue the event and return at once. Raises BufferFull; later failures are counted in `statistics()`."""
         if self._server is None:
-            self._skip()
+            self._skipped += 1
             return
         self._publisher.publish_nowait(event, expires_on=expiry(expires_in))
 
@@ -249,8 +251,9 @@ class EventBus:
         """A context manager: events made inside carry this correlation id."""
         return correlation(correlation_id)
 
-    def _skip(self) -> None:
+    async def _skip(self) -> None:
         self._skipped += 1
+        await trio.lowlevel.checkpoint()
 
     # --- showing -------------------------------------------------------------------------------------------------
 

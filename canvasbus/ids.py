@@ -23,25 +23,42 @@ _UNKNOWN = SafeUUID.unknown
 
 _random = Random()
 _bits = _random.getrandbits
+_int_from = int.from_bytes
 
-_VERSION = 0x7 << 76
-_VARIANT = 0x2 << 62
-
-_prefix = 0
+_prefix = b""
 _prefix_ends = 0
 
 
-def uuid7() -> UUID:
-    """A new UUIDv7. Safe in threads and after a fork (a child draws from a new seed).
+def uuid7_bytes() -> bytes:
+    """The 16 bytes of a new UUIDv7. Safe in threads and after a fork (a child draws from a new seed).
 
-    Everything but the low 62 bits is computed once per millisecond. When the wall clock goes back the old prefix stays
-    in use until it has caught up.
+    All but the last 56 bits are drawn once per millisecond. When the wall clock goes back the old prefix stays in use
+    until it has caught up.
     """
     ns = clock.time_ns()
     if ns >= _prefix_ends:
         _new_prefix(ns)
+    return _prefix + _bits(56).to_bytes(7, "big")
+
+
+def uuid7_many(count: int) -> list[bytes]:
+    """`count` new UUIDv7 at half the price."""
+    ns = clock.time_ns()
+    if ns >= _prefix_ends:
+        _new_prefix(ns)
+    prefix, drawn = _prefix, _random.randbytes(7 * count)
+    return [prefix + drawn[at : at + 7] for at in range(0, 7 * count, 7)]
+
+
+def uuid7() -> UUID:
+    """A new UUIDv7."""
+    return from_bytes(uuid7_bytes())
+
+
+def from_bytes(raw: bytes) -> UUID:
+    """A UUID of 16 bytes."""
     result = _new(UUID)
-    _set_int(result, _prefix | _bits(62))
+    _set_int(result, _int_from(raw, "big"))
     _set_safe(result, _UNKNOWN)
     return result
 
@@ -49,7 +66,7 @@ def uuid7() -> UUID:
 def _new_prefix(ns: int) -> None:
     global _prefix, _prefix_ends
     ms = ns // 1_000_000
-    _prefix = ((ms & 0xFFFF_FFFF_FFFF) << 80) | _VERSION | (_bits(12) << 64) | _VARIANT
+    _prefix = (ms & 0xFFFF_FFFF_FFFF).to_bytes(6, "big") + bytes((0x70 | _bits(4), _bits(8), 0x80 | _bits(6)))
     _prefix_ends = (ms + 1) * 1_000_000
 
 

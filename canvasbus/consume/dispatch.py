@@ -50,7 +50,7 @@ from canvasbus.log import get_logger
 from canvasbus.wire.codec import Codec, Outgoing
 from canvasbus.wire.deadletter import DeadLetterRecord
 
-HELD_LIMIT = 1000
+HELD_LIMIT = 2000
 """Deliveries that one lane may hold at most, waiting retries not included."""
 
 WAITING_LIMIT = 1000
@@ -108,8 +108,7 @@ class Lane:
         self.window = min(HELD_LIMIT, max(handler.concurrency, handler.batch.max_size if handler.batch else 1))
         self.held = 0
         """Deliveries read and not yet settled, waiting retries not included."""
-        self.running = 0
-        """Handlers that run now."""
+        self._outside = 0  # runs outside the slots: batches, suspects
         self._codec = codec
         self._random = random or Random()
         self._on_room = on_room
@@ -127,8 +126,15 @@ class Lane:
         self._quiet = trio.Event()
         self._limiter = trio.CapacityLimiter(handler.concurrency + 1)
         self._call = _invoker(handler, self)
+        # The shortest way for the most frequent kind of handler: async, with the event alone.
+        self._bare = handler.function if handler.is_async and not handler.wants_context else None
         self._window_from = 0.0
         self._window_left = 0
+
+    @property
+    def running(self) -> int:
+        """Handlers that run now."""
+        return self._outside + sum([slot.delivery is not None for slot in self._slots])
 
     # --- what the subscription sees ------------------------------------------------------------------------------
 
@@ -150,9 +156,7 @@ class Lane:
         return len(self._suspects)
 
     def feed(self, deliveries: list[Delivery]) -> None:
-        """Take deliveries that were just read."""
-        if self._window_left <= 0 and self.held + len(deliveries) >= self.window:
-            self._window_from, self._window_left = clock.monotonic(), self.held + len(deliveries)
+        """Take deliveries, suspects to the quarantine."""
         self.held += len(deliveries)
         for delivery in deliveries:
             if delivery.suspect and delivery.error is None:
@@ -162,6 +166,14 @@ class Lane:
                 self._queue.append(delivery)
         if self._queue:
             self._lot.unpark(count=min(len(self._queue), len(self._lot)))
+
+    def feed_fresh(self, deliveries: list[Delivery]) -> None:
+        """Take deliveries that were just read and never failed."""
+        self.held += len(deliveries)
+        if self._window_left <= 0 and self.held * 4 >= self.window * 3:
+            self._window_from, self._window_left = clock.monotonic(), self.held
+        self._queue.extend(deliveries)
+        self._lot.unpark(count=min(len(deliveries), len(self._lot)))
 
     def settled(self, count: int) -> None:
         """`count` deliveries are done as far as the server is concerned."""
@@ -201,50 +213,45 @@ class Lane:
                 self._ended(delivery, Raised(self._timed_out()))
 
     async def _work(self, slot: _Slot) -> None:
-        queue, lot, call = self._queue, self._lot, self._call
+        queue, lot = self._queue, self._lot
+        call, bare = self._call, self._bare
         statistics = self.statistics
         durations = statistics.durations
         monotonic = clock.current().monotonic
         while True:
+            self._watch.set()
             now = turn = monotonic()
             while queue:
                 delivery = queue.popleft()
                 event = delivery.event
-                if event is None or delivery.envelope.expires_on is not None:  # type: ignore[union-attr]
-                    if self._skip(delivery):
-                        continue
+                if (event is None or delivery.envelope.expires_on is not None) and self._skip(delivery):  # type: ignore[union-attr]
+                    continue
                 slot.started = now
                 slot.delivery = delivery
-                self.running += 1
-                if self.running == 1:
-                    self._watch.set()
                 set_correlation(event.correlation_id)  # type: ignore[union-attr]
                 try:
-                    result = await call(event, delivery)
+                    result = await (bare(event) if bare else call(event, delivery))
+                except BaseException as error:
+                    if not _is_failure(error):
+                        raise
                     slot.delivery = None
-                    if result is None:
-                        topic = delivery.topic
-                        topic.acks.append(delivery.entry_id)
-                        topic.settler.poke()
+                    self._ended(delivery, Raised(error))
+                else:
+                    slot.delivery = None
+                    if result is None and not delivery.look:
                         statistics.handled += 1
+                        topic = delivery.topic
+                        acks = topic.acks
+                        acks.append(delivery.entry_id)
+                        if len(acks) == 1:
+                            topic.settler.poke()
                     else:
                         self._ended(delivery, None, result)
-                except trio.Cancelled:
-                    self.running -= 1
-                    raise
-                except (KeyboardInterrupt, GeneratorExit):
-                    raise
-                except BaseException as error:
-                    slot.delivery = None
-                    if isinstance(error, BaseExceptionGroup) and error.subgroup(trio.Cancelled):
-                        self.running -= 1
-                        raise
-                    self._ended(delivery, Raised(error))
-                self.running -= 1
                 then, now = now, monotonic()
                 durations[int((now - then) * 1e6).bit_length()] += 1
                 if now - turn > _BREATHE:
                     await trio.lowlevel.checkpoint()
+                    self._watch.set()
                     now = turn = monotonic()
             self._check_quiet()
             await lot.park()
@@ -336,7 +343,7 @@ class Lane:
             return
         assert delivery.event is not None
         set_correlation(delivery.event.correlation_id)
-        self.running += 1
+        self._outside += 1
         try:
             with trio.move_on_after(self.handler.timeout if self.handler.is_async else float("inf")) as scope:
                 if self.handler.batch:
@@ -355,7 +362,7 @@ class Lane:
                 error = error.failures.get(0, error)
             self._ended(delivery, Raised(error))
         finally:
-            self.running -= 1
+            self._outside -= 1
             self._check_quiet()
 
     # --- batches -------------------------------------------------------------------------------------------------
@@ -383,7 +390,7 @@ class Lane:
 
     async def _run_batch(self, batch: list[Delivery]) -> None:
         set_correlation(None)
-        self.running += 1
+        self._outside += 1
         started = clock.monotonic()
         try:
             with trio.move_on_after(self.handler.timeout if self.handler.is_async else float("inf")) as scope:
@@ -401,7 +408,7 @@ class Lane:
                 await self._run_alone(delivery)
             return
         finally:
-            self.running -= 1
+            self._outside -= 1
         self.statistics.durations[int((clock.monotonic() - started) * 1e6).bit_length()] += 1
         derived: dict[int, list[Event]] = {}
         try:
@@ -471,7 +478,6 @@ class Lane:
                 event_id=ids.derived(parent.id, self.group, self.handler.name, index),
                 causation_id=parent.id,
                 traceparent=parent.traceparent,
-                source=self.group,
             )
             for index, event in enumerate(events)
         ]
@@ -518,7 +524,6 @@ class Lane:
                     failed,
                     event_id=ids.derived(parent, self.group, "handler.failed", 0),
                     causation_id=envelope.id if envelope else None,
-                    source=self.group,
                 )
             ]
         log.error(

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 import trio
 
-from canvasbus.consume.delivery import Delivery, Topic, deliver
+from canvasbus.consume.delivery import Delivery, Topic, deliver, deliver_many
 from canvasbus.consume.dispatch import Lane
 from canvasbus.consume.handlers import start_id
 from canvasbus.consume.settle import Settler
@@ -288,7 +288,7 @@ class Subscription:
             topic.held.update([entry[0] for entry in entries])
             topic.cursor = entries[-1][0]
             self.statistics.entries += len(entries)
-            topic.lane.feed([deliver(codec, topic, entry_id, fields) for entry_id, fields in entries])
+            topic.lane.feed_fresh(deliver_many(codec, topic, entries))
 
     # --- entries that come otherwise -----------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ other, should stop a deployment and not a worker at night.
 
 import enum
 import math
+import operator
 import re
 import types
 import typing
@@ -37,7 +38,7 @@ _KEY_TYPES = (str, int, enum.Enum)
 class EventType:
     """One version of one event type: its name, its Struct and how to decode it."""
 
-    __slots__ = ("cls", "decoder", "has_floats", "json_decoder", "key", "name", "version")
+    __slots__ = ("cls", "decoder", "has_floats", "json_decoder", "key", "name", "one_float", "version")
 
     def __init__(self, name: str, version: int, key: str | None, cls: type[Event]) -> None:
         self.name = name
@@ -47,7 +48,10 @@ class EventType:
         self.cls = cls
         self.decoder: msgspec.msgpack.Decoder[Event] = msgspec.msgpack.Decoder(cls)
         self.json_decoder: msgspec.json.Decoder[Event] = msgspec.json.Decoder(cls)
-        self.has_floats = any("FloatType" in str(type(t)) for t in _walk_types(msgspec.inspect.type_info(cls)))
+        types = list(_walk_types(msgspec.inspect.type_info(cls)))
+        self.has_floats = any(isinstance(t, msgspec.inspect.FloatType) for t in types)
+        self.one_float = _only_float(cls, types)
+        """Gets the only float there is, where that is a plain field; such events are checked for NaN the short way."""
 
     def __repr__(self) -> str:
         return f"<EventType {self.name} v{self.version} {self.cls.__module__}.{self.cls.__qualname__}>"
@@ -127,6 +131,19 @@ def event(name: str, /, *, version: int = 1, key: str | None = None) -> Callable
         return cls
 
     return declare
+
+
+def _only_float(cls: type[Event], types: list[Any]) -> Callable[[Any], float] | None:
+    plain = [f.encode_name for f in msgspec.structs.fields(cls) if _is_plain_float(f.type)]
+    total = sum(isinstance(t, msgspec.inspect.FloatType) for t in types)
+    return operator.attrgetter(plain[0]) if len(plain) == 1 == total else None
+
+
+def _is_plain_float(hint: Any) -> bool:
+    if typing.get_origin(hint) is Annotated:
+        base, *metas = typing.get_args(hint)
+        return base is float and not any((getattr(m, "extra", None) or {}).get("allow_non_finite") for m in metas)
+    return hint is float
 
 
 def _where(cls: type) -> str:

@@ -33,12 +33,12 @@ from canvasbus.transport.resp import (
     Pause,
     Reply,
     ReplyError,
+    XaddHeads,
     check,
     code,
     commands,
     pack,
     translate,
-    xadd_head,
 )
 from canvasbus.wire.codec import Codec, Outgoing
 from canvasbus.wire.keys import Keys
@@ -92,7 +92,7 @@ class FencedSender:
         self.statistics = SenderStatistics()
         self._fence = keys.fence(incarnation or f"p-{ids.uuid7().hex}")
         self._watch = pack("WATCH", self._fence)
-        self._heads: dict[str, bytes] = {}
+        self._heads: dict[str, XaddHeads] = {}
         self._cursors: dict[str, bytes] = {}
         self._watching = False
         self._mixed = False  # the batch in hand has more than one type
@@ -159,13 +159,18 @@ class FencedSender:
             check(sadd, f"publish {event_type}")
             if isinstance(last, ReplyError) and code(last) != "WRONGTYPE":  # that one is told by the XADD itself
                 check(last, f"publish {event_type}")
-            self._heads[event_type] = xadd_head(self.keys.stream(event_type))
+            self._heads[event_type] = XaddHeads(self.keys.stream(event_type))
             self._cursors[event_type] = last[0][0] if isinstance(last, list) and last else b"0-0"
 
     def _packet(self, batch: Sequence[Outgoing]) -> Packet:
-        heads = self._heads
-        parts = [heads[item.type] % (len(item.data), item.data) for item in batch]
-        return Packet(b"".join([_MULTI, *parts, _EXEC, self._watch]), len(batch) + 3)
+        if self._mixed:
+            heads = self._heads
+            parts = [heads[item.type][len(item.data)] + item.data for item in batch]
+        else:
+            head = self._heads[batch[0].type]
+            parts = [head[len(data)] + data for data in [item.data for item in batch]]
+        parts.append(_EXEC + self._watch)
+        return Packet(_MULTI + b"\r\n".join(parts), len(batch) + 3)
 
     def _read(self, batch: Sequence[Outgoing], replies: list[Reply]) -> list[Result] | None:
         """The results of a batch, or None when it must be sent again. Raises Unavailable when it must wait."""
@@ -207,7 +212,7 @@ class FencedSender:
         check(replies[0], "publish")
         found: dict[bytes, bytes] = {}
         for event_type in dict.fromkeys(item.type for item in batch):
-            wanted = {item.id.bytes for item in batch if item.type == event_type}
+            wanted = {item.raw_id for item in batch if item.type == event_type}
             known = yield from self._scan(event_type, wanted)
             if known is None:
                 self.statistics.unknown += len(batch)
@@ -225,7 +230,7 @@ class FencedSender:
         self.statistics.events += len(batch)
         results: list[Result] = []
         for item in batch:
-            entry_id = found.get(item.id.bytes)
+            entry_id = found.get(item.raw_id)
             if entry_id is None:
                 results.append(Unavailable(f"publish {item.type}: refused while no answer came", ambiguous=True))
             else:

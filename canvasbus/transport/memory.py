@@ -8,7 +8,8 @@ difference. Three things are different and are dealt with here:
   on the writer's thread with the server's lock held, so all it does is `TrioToken.run_sync_soon`.
 * Time is canvasbus.clock: the `time` that fakeredis' modules see is replaced by a shim that asks our clock, which is
   the machine's unless a test says otherwise. Expiry, TIME, entry ids and idle times then move with a simulated clock.
-* Errors must be raw replies: redis-py's classes cut the first word off some of them.
+* Errors must be raw replies: redis-py's classes cut the first word off some of them. And fakeredis puts "ERR" before
+  BUSYGROUP, where a server does not.
 
 The parts of fakeredis used here are not documented; the extra pins the minor version and
 tests/transport/test_memory.py holds a canary for each of them.
@@ -67,7 +68,7 @@ class _Socket(FakeSocket):
     """A fake socket whose error replies are hiredis errors with the server's whole text."""
 
     def _decode_error(self, error: Any) -> Any:
-        return ReplyError(error.value)
+        return ReplyError(error.value.removeprefix("ERR ") if "BUSYGROUP" in error.value else error.value)
 
 
 class MemoryServer:

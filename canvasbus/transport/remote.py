@@ -119,15 +119,11 @@ class RemoteConnection:
                 raise Unavailable(f"{self._name}: the server closed the connection")
             try:
                 reader.feed(data)
-                first = reader.gets()
-                if first is _NOTHING:
-                    continue
-                replies = [first]
-                while (reply := reader.gets()) is not _NOTHING:
-                    replies.append(reply)
+                replies = list(iter(reader.gets, _NOTHING))
             except hiredis.ProtocolError as error:
                 raise Refused(f"{self._name} does not speak the Redis protocol ({error})") from error
-            return replies
+            if replies:
+                return replies
 
     async def wait_change(self, seconds: float) -> None:
         raise AssertionError("a remote server blocks")
@@ -155,9 +151,7 @@ class RemoteBlockingConnection:
             "protocol": 2,
             "encoding": "latin-1",
             "health_check_interval": 0,
-            "client_name": "canvasbus",
-            "lib_name": None,
-            "lib_version": None,
+            "driver_info": None,
         }
         kind: type[redis.connection.AbstractConnection]
         if address.path is not None:
@@ -177,11 +171,14 @@ class RemoteBlockingConnection:
         self._connection: Any = kind(**where, **options)
         try:
             self._connection.connect()
-            self._connection.send_packed_command([commands(("PING",)).data])
-            self._read()
+            self._connection.send_packed_command([commands(("PING",), ("CLIENT", "SETNAME", "canvasbus")).data])
+            pong, _ = self._read(), self._read()  # an ACL may forbid CLIENT; nothing needs it
         except (redis.exceptions.RedisError, OSError) as error:
             self.close()
             raise self._translated(error, address) from error
+        if isinstance(pong, ReplyError):
+            self.close()
+            raise handshake_failure(self._name, address, "PING", pong) from pong
 
     def _read(self) -> Reply:
         try:

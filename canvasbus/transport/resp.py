@@ -51,12 +51,23 @@ def commands(*parts: tuple[bytes | str | int | float, ...]) -> Packet:
     return Packet(b"".join([hiredis.pack_command(part) for part in parts]), len(parts))
 
 
-def xadd_head(stream: bytes) -> bytes:
-    """The constant first part of an XADD to `stream`; `head % (len(data), data)` completes it (81 ns)."""
-    return b"*5\r\n$4\r\nXADD\r\n$%d\r\n%b\r\n$1\r\n*\r\n$1\r\ne\r\n$%%d\r\n%%b\r\n" % (
-        len(stream),
-        stream.replace(b"%", b"%%"),
-    )
+class XaddHeads(dict[int, bytes]):
+    """The bytes of an XADD to one stream up to its value, by the value's length; the value and CRLF complete it.
+
+    Formatting them anew for each event takes 140 ns, looking them up 30.
+    """
+
+    LIMIT = 4096
+
+    def __init__(self, stream: bytes) -> None:
+        super().__init__()
+        self._start = b"*5\r\n$4\r\nXADD\r\n$%d\r\n%b\r\n$1\r\n*\r\n$1\r\ne\r\n$" % (len(stream), stream)
+
+    def __missing__(self, length: int) -> bytes:
+        if len(self) >= self.LIMIT:
+            self.clear()
+        head = self[length] = b"%b%d\r\n" % (self._start, length)
+        return head
 
 
 _WAIT = {

@@ -14,6 +14,9 @@ RecursionError and UnicodeDecodeError, which msgspec lets through, are decode er
 
 import json
 import re
+from collections.abc import Callable, Sequence
+from math import isfinite
+from operator import attrgetter
 from typing import Any
 from uuid import UUID
 
@@ -30,7 +33,10 @@ MAX_EVENT_BYTES = 1024 * 1024
 """Default size limit of one encoded event, envelope included."""
 
 _encode = msgspec.msgpack.Encoder(uuid_format="bytes").encode
-_decode_envelope = msgspec.msgpack.Decoder(Envelope).decode
+decode_envelope = msgspec.msgpack.Decoder(Envelope).decode
+"""The envelope in msgpack bytes, unchecked; raises whatever msgspec raises."""
+_BAD_EVENT = (msgspec.MsgspecError, TypeError, OverflowError, UnicodeEncodeError, RecursionError)
+_HEAD = b"\x99\xc4\x10"  # an array of nine, then the id as 16 bytes
 _looks_non_finite = re.compile(rb"\xcb[\x7f\xff][\xf0-\xff]", re.DOTALL).search
 _BAD_BYTES = (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError, OverflowError)
 
@@ -38,23 +44,44 @@ _BAD_BYTES = (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueErro
 class Outgoing(msgspec.Struct, frozen=True, gc=False):
     """One encoded event on its way to a stream. (A NamedTuple takes 250 ns to build, this 75.)"""
 
-    id: UUID
+    raw_id: bytes
+    """The event's id, 16 bytes."""
     type: str
     key: str | None
     data: bytes
 
+    @property
+    def id(self) -> UUID:
+        """The event's id."""
+        return ids.from_bytes(self.raw_id)
+
+
+class _Plan(msgspec.Struct, frozen=True, gc=False):
+    """What encoding events of one class for one source needs, looked up once."""
+
+    declared: EventType
+    validate: Callable[[bytes], Event]
+    middle: bytes
+    """The envelope's bytes from type to source."""
+    key: Callable[[Event], object] | None
+    floats: bool
+    one_float: Callable[[Event], float] | None
+
 
 class Codec:
-    """Encodes events on behalf of one source and decodes entries. Stateless after construction; safe in threads."""
+    """Encodes events on behalf of one source and decodes entries. Safe in threads.
 
-    __slots__ = ("limit", "registry", "source")
+    The envelope is written by hand, 110 ns against 300 for building and encoding an Envelope; tests/wire/test_codec.py
+    compares the bytes with msgspec's.
+    """
 
-    def __init__(
-        self, source: str = "", *, limit: int = MAX_EVENT_BYTES, registry: Registry = registry
-    ) -> None:
+    __slots__ = ("_plans", "limit", "registry", "source")
+
+    def __init__(self, source: str = "", *, limit: int = MAX_EVENT_BYTES, registry: Registry = registry) -> None:
         self.source = source
         self.limit = limit
         self.registry = registry
+        self._plans: dict[type, _Plan] = {}
 
     def encode(
         self,
@@ -64,52 +91,78 @@ class Codec:
         causation_id: UUID | None = None,
         traceparent: str | None = None,
         expires_on: float | None = None,
-        source: str | None = None,
     ) -> Outgoing:
         """Encode and validate one event.
 
         Raises EncodeError for wrong field types, values out of bounds, NaN, naive datetimes and events over the size
         limit; ContractError for a class that was never declared.
         """
-        try:
-            declared: EventType = event.__event_type__  # type: ignore[attr-defined]
-        except AttributeError:
-            raise _not_an_event(event, self.registry) from None
+        plan = self._plans.get(event.__class__) or self._plan(event)
+        payload, key, key_bytes = self._payload(plan, event)
+        raw_id = ids.uuid7_bytes() if event_id is None else event_id.bytes
+        if causation_id is None and traceparent is None and expires_on is None:
+            data = b"".join((_HEAD, raw_id, plan.middle, key_bytes, b"\xc0\xc0", payload, b"\xc0"))
+        else:
+            tail = (_encode(causation_id), _encode(traceparent), payload, _encode(expires_on))
+            data = b"".join((_HEAD, raw_id, plan.middle, key_bytes, *tail))
+        if len(data) > self.limit:
+            raise _too_large(plan, data, self.limit)
+        return Outgoing(raw_id, plan.declared.name, key, data)
+
+    def _payload(self, plan: _Plan, event: Event) -> tuple[bytes, str | None, bytes]:
+        """The validated payload, the key, and the key's bytes."""
         try:
             payload = _encode(event)
-            declared.decoder.decode(payload)
-        except (msgspec.MsgspecError, TypeError, OverflowError, UnicodeEncodeError, RecursionError) as error:
-            raise EncodeError(f"{declared.name} v{declared.version} cannot be published: {error}") from error
-        if declared.has_floats and _looks_non_finite(payload):
-            path = non_finite_path(event, msgspec.inspect.type_info(declared.cls))
-            if path:
-                raise EncodeError(
-                    f"{declared.name} v{declared.version} cannot be published: NaN or infinity at `{path}`. Leave the "
-                    "value out, or allow it with Annotated[float, canvasbus.ALLOW_NON_FINITE]"
-                )
-        key = getattr(event, declared.key) if declared.key else None
-        if key is not None and key.__class__ is not str:
-            key = str(getattr(key, "value", key))
-        event_id = event_id or ids.uuid7()
-        data = _encode(
-            Envelope(
-                event_id,
-                declared.name,
-                declared.version,
-                self.source if source is None else source,
-                key,
-                causation_id,
-                traceparent,
-                Raw(payload),
-                expires_on,
-            )
-        )
-        if len(data) > self.limit:
-            raise EncodeError(
-                f"{declared.name} v{declared.version} is {len(data):,} bytes, over the limit of {self.limit:,}. "
-                "Store the large part elsewhere and publish its URI and sha256"
-            )
-        return Outgoing(event_id, declared.name, key, data)
+            plan.validate(payload)
+            key = plan.key(event) if plan.key else None
+            if key is not None and key.__class__ is not str:
+                key = str(getattr(key, "value", key))
+            key_bytes = _encode(key)
+        except _BAD_EVENT as error:
+            raise _cannot(plan, error) from error
+        if plan.one_float:
+            if not isfinite(plan.one_float(event)):
+                _refuse_non_finite(plan, event)
+        elif plan.floats and _looks_non_finite(payload):
+            _refuse_non_finite(plan, event)
+        return payload, key, key_bytes  # type: ignore[return-value]
+
+    def encode_many(self, events: Sequence[Event]) -> list[Outgoing]:
+        """Encode a batch of plain events: the same as `encode` for each, with the ordinary case spelt out, because at
+        500,000 events a second every call counts. Raises at the first event that cannot be published."""
+        plans, limit, encode, join, head = self._plans, self.limit, _encode, b"".join, _HEAD
+        outgoing = []
+        for event, raw_id in zip(events, ids.uuid7_many(len(events)), strict=True):
+            plan = plans.get(event.__class__) or self._plan(event)
+            try:
+                payload = encode(event)
+                plan.validate(payload)
+            except _BAD_EVENT as error:
+                raise _cannot(plan, error) from error
+            key = plan.key(event) if plan.key else None
+            if (
+                (key is not None and key.__class__ is not str)
+                or (plan.floats and _looks_non_finite(payload))
+                or (plan.one_float and not isfinite(plan.one_float(event)))
+            ):
+                outgoing.append(self.encode(event))
+                continue
+            data = join((head, raw_id, plan.middle, encode(key), b"\xc0\xc0", payload, b"\xc0"))
+            if len(data) > limit:
+                raise _too_large(plan, data, limit)
+            outgoing.append(Outgoing(raw_id, plan.declared.name, key, data))  # type: ignore[arg-type]
+        return outgoing
+
+    def _plan(self, event: Event) -> _Plan:
+        declared = getattr(event, "__event_type__", None)
+        if declared is None or declared.cls is not event.__class__:
+            raise _not_an_event(event, self.registry)
+        middle = _encode(declared.name) + _encode(declared.version) + _encode(self.source)
+        key = attrgetter(declared.key) if declared.key else None
+        floats = declared.has_floats and declared.one_float is None
+        plan = _Plan(declared, declared.decoder.decode, middle, key, floats, declared.one_float)
+        self._plans[event.__class__] = plan
+        return plan
 
     def decode(self, value: bytes, *, stream_type: str, entry_id: str) -> tuple[Envelope, Event]:
         """Decode the value of an entry's `e` field. Raises DecodeError, whose `reason` says what kind it is."""
@@ -145,12 +198,32 @@ class Codec:
         if value[:1] == b"{":
             return _open_json(value, stream_type, entry_id)
         try:
-            envelope = _decode_envelope(value)
+            envelope = decode_envelope(value)
         except _BAD_BYTES as error:
             raise DecodeError(f"not an envelope: {_said(error)}") from error
         if envelope.type != stream_type:
             raise DecodeError(f"an event of type {envelope.type!r} lies on the stream of {stream_type!r}", reason="foreign")
         return envelope
+
+
+def _cannot(plan: _Plan, error: Exception) -> EncodeError:
+    return EncodeError(f"{plan.declared.name} v{plan.declared.version} cannot be published: {error}")
+
+
+def _too_large(plan: _Plan, data: bytes, limit: int) -> EncodeError:
+    return EncodeError(
+        f"{plan.declared.name} v{plan.declared.version} is {len(data):,} bytes, over the limit of {limit:,}. "
+        "Store the large part elsewhere and publish its URI and sha256"
+    )
+
+
+def _refuse_non_finite(plan: _Plan, event: Event) -> None:
+    path = non_finite_path(event, msgspec.inspect.type_info(plan.declared.cls))
+    if path:
+        raise EncodeError(
+            f"{plan.declared.name} v{plan.declared.version} cannot be published: NaN or infinity at `{path}`. Leave "
+            "the value out, or allow it with Annotated[float, canvasbus.ALLOW_NON_FINITE]"
+        )
 
 
 def _said(error: BaseException) -> str:
