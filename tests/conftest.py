@@ -1,0 +1,71 @@
+"""Fixtures that every folder of the suite shares."""
+
+import itertools
+import os
+import uuid
+from collections.abc import Callable, Iterator
+
+import pytest
+from servers import ServerProcess, binaries
+
+for _name in list(os.environ):  # a developer's own settings must not steer the tests
+    if _name.startswith("CANVASBUS_") and not _name.startswith(("CANVASBUS_TEST_", "CANVASBUS_REQUIRE_")):
+        del os.environ[_name]
+
+GIVEN = os.environ.get("CANVASBUS_TEST_REDIS_URL")
+KINDS = ("given",) if GIVEN else tuple(binaries())
+
+_numbers = itertools.count()
+
+
+@pytest.fixture(scope="session")
+def _servers() -> Iterator[Callable[[str], str]]:
+    running: dict[str, ServerProcess] = {}
+
+    def url(kind: str) -> str:
+        if kind == "given":
+            assert GIVEN is not None
+            return GIVEN
+        if kind not in running:
+            running[kind] = ServerProcess(binaries()[kind]).start()
+        return running[kind].url
+
+    yield url
+    for server in running.values():
+        server.remove()
+
+
+@pytest.fixture
+def server_url(_servers: Callable[[str], str]) -> str:
+    """A real server, shared by the session: keep to a namespace of your own."""
+    return _servers(KINDS[0])
+
+
+@pytest.fixture(params=("memory", *KINDS))
+def any_url(request: pytest.FixtureRequest, _servers: Callable[[str], str]) -> str:
+    """memory://NAME (new each time) and every kind of real server, one after the other."""
+    if request.param == "memory":
+        return f"memory://test-{next(_numbers)}-{uuid.uuid4().hex[:6]}"
+    return _servers(request.param)
+
+
+@pytest.fixture
+def namespace() -> str:
+    """A namespace that nobody else uses."""
+    return f"t{next(_numbers)}-{uuid.uuid4().hex[:8]}"
+
+
+@pytest.fixture
+def make_server() -> Iterator[Callable[..., ServerProcess]]:
+    """Start servers of one's own, to be killed, restarted or configured: make_server(persistent=True, config=(...))."""
+    made: list[ServerProcess] = []
+
+    def make(kind: str | None = None, **options: object) -> ServerProcess:
+        found = binaries()
+        server = ServerProcess(found[kind or next(iter(found))], **options)  # type: ignore[arg-type]
+        made.append(server)
+        return server.start()
+
+    yield make
+    for server in made:
+        server.remove()
