@@ -29,7 +29,7 @@ from canvasbus.consume.dispatch import Lane
 from canvasbus.consume.handlers import Handler, Worker
 from canvasbus.consume.liveness import Heart, Progress, Watcher
 from canvasbus.consume.settle import Settler
-from canvasbus.consume.subscription import FREE_POOL, SUSPECT_POOL, Subscription
+from canvasbus.consume.subscription import Subscription
 from canvasbus.contract.event import Event
 from canvasbus.errors import ContractError, Refused, TransportError
 from canvasbus.log import get_logger
@@ -38,7 +38,7 @@ from canvasbus.transport.resp import ReplyError, check, command, commands
 from canvasbus.transport.scripts import REAP, RELEASE
 from canvasbus.transport.server import Server
 from canvasbus.wire.codec import Codec
-from canvasbus.wire.keys import Keys
+from canvasbus.wire.keys import FREE_POOL, SUSPECT_POOL, Keys
 
 SWEEP_SECONDS = 1.0
 GRACE_SECONDS = 25.0

@@ -34,18 +34,13 @@ from canvasbus.transport.resp import Reply, ReplyError, check, command, commands
 from canvasbus.transport.scripts import TAKE
 from canvasbus.transport.server import Server
 from canvasbus.wire.codec import Codec
-from canvasbus.wire.keys import Keys
+from canvasbus.wire.keys import SUSPECT_POOL, Keys
 
 READ_COUNT = 500
 """Entries of one stream in one read, at most."""
 
 BLOCK_SECONDS = 1.0
 AUDIT_PAGE = 1000
-
-FREE_POOL = "~free"
-"""Owner of entries that were handed back; anybody takes them."""
-SUSPECT_POOL = "~suspect"
-"""Owner of entries whose worker died; they run in quarantine."""
 
 log = get_logger("canvasbus.worker")
 

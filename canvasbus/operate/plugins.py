@@ -10,13 +10,13 @@ a compose file, and the traceback of an import machinery tells them nothing. The
 
 import difflib
 import importlib
-import os
 import pkgutil
 import sys
 import traceback
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -79,7 +79,7 @@ def import_module(name: str, wanted_by: str) -> ModuleType:
     """
     if not name or not all(part.isidentifier() for part in name.split(".")):
         raise ConfigError(f"{wanted_by}: {name!r} is not a module name; write module:attribute, like my_workers:worker")
-    here = os.getcwd()
+    here = str(Path.cwd())
     if here not in sys.path and "" not in sys.path:
         sys.path.insert(0, here)
     try:
@@ -143,7 +143,7 @@ def _or_module(name: str) -> str:
 
 def _near_module(name: str) -> str:
     parent, _, last = name.rpartition(".")
-    path = getattr(sys.modules.get(parent), "__path__", None) if parent else [os.getcwd()]
+    path = getattr(sys.modules.get(parent), "__path__", None) if parent else [str(Path.cwd())]
     siblings = [found.name for found in pkgutil.iter_modules(path)] if path else []
     near = difflib.get_close_matches(last, siblings, n=1)
     return f"; did you mean {parent + '.' if parent else ''}{near[0]}?" if near else ""

@@ -11,6 +11,11 @@ from canvasbus.errors import ConfigError
 
 _NAME = re.compile(r"[A-Za-z0-9_.\-]{1,100}")
 
+FREE_POOL = "~free"
+"""Owner, in a group's pending list, of entries that were handed back; anybody takes them."""
+SUSPECT_POOL = "~suspect"
+"""Owner of entries whose worker died; they run in quarantine."""
+
 
 def check_name(kind: str, name: str) -> str:
     """Return `name`, or raise ConfigError: braces would move keys to another slot, blanks and globs break patterns."""

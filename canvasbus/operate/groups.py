@@ -1,0 +1,243 @@
+"""Consumer groups: what is left to do, who does it, what was given up.
+
+Lag is how many entries of a topic the group has not been given yet. The server's own figure is nil or wrong after some
+deletes and group starts, so it is believed only where it cannot be wrong; the ladder is
+
+    1. the cursor is at or behind the last entry, or before the first     → 0, or the stream's length; exact
+    2. a native figure ≥ 0 and nothing deleted after the cursor           → that; exact (not on fakeredis)
+    3. counted in pages, up to COUNT_LIMIT entries or COUNT_BYTES          → exact, or "at least"
+
+and what cannot be found out is None, never 0.
+
+A consumer is alive when it has talked to the server within ALIVE_MS (its reader asks at least once a second) or when
+its heartbeat's count moves while we look on. Only the doubtful ones cost that second look, so the usual answer comes
+at once. Names that begin with "~" are pools in which entries wait for somebody, not consumers.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from canvasbus.operate.topics import TopicKey, id_order, topic_keys
+from canvasbus.transport.resp import Operation, Pause, Reply, ReplyError, check, command, commands, pairs
+from canvasbus.wire.keys import FREE_POOL, SUSPECT_POOL, Keys
+
+COUNT_LIMIT = 100_000
+COUNT_BYTES = 64 * 1024 * 1024
+"""Bodies travel when entries are counted: bytes after which counting stops."""
+
+_PAGE_BYTES = 1024 * 1024
+ALIVE_MS = 2500
+LOOK_SECONDS = 2.5
+"""How long doubtful consumers are watched for a heartbeat (they beat once a second)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """A number that says how sure it is."""
+
+    value: int | None
+    """None: unknown."""
+    exact: bool = True
+    """False: at least `value`."""
+
+    def __add__(self, other: "Count") -> "Count":
+        if self.value is None or other.value is None:
+            known = self.value if other.value is None else other.value
+            return Count(known, False) if known else Count(None)
+        return Count(self.value + other.value, self.exact and other.exact)
+
+    def __str__(self) -> str:
+        return "unknown" if self.value is None else f"{'' if self.exact else '≥ '}{self.value:,}"
+
+
+@dataclass(frozen=True, slots=True)
+class GroupTopic:
+    """What one group has to do on one topic, all partitions together."""
+
+    topic: str
+    lag: Count
+    """Entries that the group has not been given yet."""
+    pending: int
+    """Entries in the hands of consumers: given and not acknowledged."""
+    handed_back: int
+    """Entries that a leaving worker put down; the next free one takes them."""
+    quarantine: int
+    """Entries whose worker died; they run again one at a time."""
+    parked: int
+    """Entries that wait for a worker that knows a newer version of the type."""
+    oldest_seconds: float | None
+    """Age of the oldest entry that is not done; None: all is done, or its id is no time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """One consumer group."""
+
+    name: str
+    alive: int
+    """Consumers whose heart beats."""
+    consumers: int
+    """Consumers, dead ones that nobody has tidied away included."""
+    dead_letters: int | None
+    """Entries that the group gave up and that nobody has purged; None: unknown."""
+    topics: tuple[GroupTopic, ...] = ()
+
+
+@dataclass(slots=True)
+class _Found:
+    """One group while it is being put together."""
+
+    topics: dict[str, GroupTopic] = field(default_factory=dict)
+    idle: dict[bytes, int] = field(default_factory=dict)
+    """Consumer → milliseconds since it last talked to the server, on whichever stream."""
+
+
+def groups(partitions: Sequence[Keys], *, trust_lag: bool = True, only: str | None = None) -> Operation[list[Group]]:
+    """All groups that are declared or that some topic has, sorted by name; `only` one of them.
+
+    `trust_lag`: the server's own lag may be believed where it cannot be wrong (False for fakeredis).
+    """
+    found: dict[str, _Found] = {}
+    for keys in partitions:
+        (declared,) = yield command("HKEYS", keys.groups)
+        for name in check(declared, "look for groups"):
+            found.setdefault(_text(name), _Found())
+    where = yield from topic_keys(partitions)
+    seconds, micros = check((yield command("TIME"))[0], "ask the time")
+    now_ms = int(seconds) * 1000 + int(micros) // 1000
+    for key in where:
+        (rows,) = yield command("XINFO", "GROUPS", key.stream)
+        if isinstance(rows, ReplyError):
+            continue  # no stream yet, or no stream at all: `topics` says which
+        for row in map(pairs, rows):
+            name = _text(row[b"name"])
+            if only in (None, name):
+                entry = found.setdefault(name, _Found())
+                about = yield from _group_topic(key, row, entry, now_ms, trust_lag)
+                if about is not None:
+                    known = entry.topics.get(key.name)
+                    entry.topics[key.name] = _together(known, about) if known else about
+    if only is not None:
+        found = {name: entry for name, entry in found.items() if name == only}
+    alive = yield from _alive(partitions, found)
+    result = []
+    for name, entry in sorted(found.items()):
+        letters = yield commands(*(("XLEN", keys.dead(name)) for keys in partitions))
+        counts = [n for n in letters if isinstance(n, int)]
+        living, all_of_them = alive[name]
+        dead_letters = sum(counts) if len(counts) == len(letters) else None
+        result.append(Group(name, living, all_of_them, dead_letters, tuple(t for _, t in sorted(entry.topics.items()))))
+    return result
+
+
+def _group_topic(
+    key: TopicKey, row: dict[bytes, Reply], entry: _Found, now_ms: int, trust_lag: bool
+) -> Operation[GroupTopic | None]:
+    group, cursor = row[b"name"], row[b"last-delivered-id"]
+    info, pending, consumers, upcoming = yield commands(
+        ("XINFO", "STREAM", key.stream),
+        ("XPENDING", key.stream, group),
+        ("XINFO", "CONSUMERS", key.stream, group),
+        ("XRANGE", key.stream, b"(" + cursor, "+", "COUNT", 1),
+    )
+    if isinstance(pending, ReplyError) or isinstance(info, ReplyError):
+        return None  # deleted while we looked
+    owned = {owner: int(count) for owner, count in pending[3] or ()}
+    pools = {owner: count for owner, count in owned.items() if owner.startswith(b"~")}
+    free, suspect = pools.pop(FREE_POOL.encode(), 0), pools.pop(SUSPECT_POOL.encode(), 0)
+    for consumer in map(pairs, check(consumers, "look at consumers")):
+        name = consumer[b"name"]
+        if not name.startswith(b"~"):
+            entry.idle[name] = min(consumer[b"idle"], entry.idle.get(name, consumer[b"idle"]))
+    lag = yield from _lag(key.stream, row, pairs(info), trust_lag)
+    waiting = [pending[1]] if pending[0] else []
+    waiting += [upcoming[0][0]] if isinstance(upcoming, list) and upcoming else []
+    oldest = min(waiting, key=id_order, default=None)
+    return GroupTopic(
+        topic=key.name,
+        lag=lag,
+        pending=sum(count for owner, count in owned.items() if not owner.startswith(b"~")),
+        handed_back=free,
+        quarantine=suspect,
+        parked=sum(pools.values()),
+        oldest_seconds=None if oldest is None else max(0, now_ms - id_order(oldest)[0]) / 1000,
+    )
+
+
+def _lag(stream: bytes, row: dict[bytes, Reply], info: dict[bytes, Reply], trust: bool) -> Operation[Count]:
+    cursor = id_order(row[b"last-delivered-id"])
+    length, first, last = info[b"length"], info[b"first-entry"], info[b"last-entry"]
+    if not length or cursor >= id_order(last[0]):
+        return Count(0)
+    if cursor < id_order(first[0]):
+        return Count(length)
+    native = row.get(b"lag")
+    deleted = info.get(b"max-deleted-entry-id")
+    if trust and native is not None and native >= 0 and deleted is not None and id_order(deleted) <= cursor:
+        return Count(native)
+    return (yield from _counted(stream, row[b"last-delivered-id"]))
+
+
+def _counted(stream: bytes, cursor: bytes) -> Operation[Count]:
+    count = size = 0
+    page = 10  # the first page tells how big entries are
+    while True:
+        (rows,) = yield command("XRANGE", stream, b"(" + cursor, "+", "COUNT", page)
+        if isinstance(rows, ReplyError):
+            return Count(count, False) if count else Count(None)
+        count += len(rows)
+        if len(rows) < page:
+            return Count(count)
+        size += sum(len(part) for _, fields in rows for part in fields or ())
+        if count >= COUNT_LIMIT or size >= COUNT_BYTES:
+            return Count(count, False)
+        cursor = rows[-1][0]
+        page = max(10, min(1000, _PAGE_BYTES * count // max(size, 1), COUNT_LIMIT - count))
+
+
+def _alive(partitions: Sequence[Keys], found: dict[str, _Found]) -> Operation[dict[str, tuple[int, int]]]:
+    """Group → (alive, all)."""
+    names = sorted(found)
+    first = yield from _beats(partitions, names)
+    doubtful: dict[str, set[bytes]] = {}
+    for name in names:
+        everyone = found[name].idle.keys() | first[name].keys()
+        doubtful[name] = {c for c in everyone if found[name].idle.get(c, ALIVE_MS) >= ALIVE_MS}
+    totals = {name: len(found[name].idle.keys() | first[name].keys()) for name in names}
+    looked = 0.0
+    while looked < LOOK_SECONDS and any(consumer in first[n] for n in names for consumer in doubtful[n]):
+        yield Pause(0.25)
+        looked += 0.25
+        again = yield from _beats(partitions, names)
+        for name in names:
+            doubtful[name] = {c for c in doubtful[name] if again[name].get(c) == first[name].get(c)}
+    return {name: (totals[name] - len(doubtful[name]), totals[name]) for name in names}
+
+
+def _beats(partitions: Sequence[Keys], names: list[str]) -> Operation[dict[str, dict[bytes, int]]]:
+    result: dict[str, dict[bytes, int]] = {name: {} for name in names}
+    if not names:
+        return result
+    for keys in partitions:
+        replies = yield commands(*(("HGETALL", keys.beats(name)) for name in names))
+        for name, reply in zip(names, replies, strict=True):
+            for consumer, beats in pairs(check(reply, "look at heartbeats")).items():
+                result[name][consumer] = max(int(beats), result[name].get(consumer, 0))
+    return result
+
+
+def _together(a: GroupTopic, b: GroupTopic) -> GroupTopic:
+    ages = [age for age in (a.oldest_seconds, b.oldest_seconds) if age is not None]
+    return GroupTopic(
+        a.topic,
+        a.lag + b.lag,
+        a.pending + b.pending,
+        a.handed_back + b.handed_back,
+        a.quarantine + b.quarantine,
+        a.parked + b.parked,
+        max(ages, default=None),
+    )
+
+
+def _text(name: bytes) -> str:
+    return name.decode(errors="backslashreplace")
