@@ -1,0 +1,1 @@
+"""The programs: `canvasbus` and `canvasbus-worker`."""

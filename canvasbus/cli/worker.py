@@ -1,0 +1,235 @@
+"""canvasbus-worker: run workers as a program.
+
+    canvasbus-worker drift alerts                       # by the names their packages registered
+    canvasbus-worker my_workers:worker --processes 4    # or module:attribute
+
+Exit codes: 0 after a drain, 1 when the server refuses the worker or a handler's process keeps dying, 2 for bad usage.
+
+With --processes N this process becomes a supervisor that starts N programs like itself (exec, not fork: threads and
+connections do not survive a fork) and passes signals on. A process that dies is started again after a pause that
+doubles up to 30 s; its events are taken over by the others meanwhile.
+"""
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import time
+from typing import Any
+
+from canvasbus.errors import CanvasbusError, ConfigError, ContractError
+
+RESTART_FIRST = 1.0
+RESTART_MOST = 30.0
+STEADY_SECONDS = 60.0
+"""A process that lived so long starts with the first pause again."""
+
+
+def parser() -> argparse.ArgumentParser:
+    result = argparse.ArgumentParser(
+        prog="canvasbus-worker",
+        description="Run workers until SIGTERM, then drain: finish what runs, hand back the rest, leave.",
+    )
+    result.add_argument("targets", nargs="+", metavar="TARGET", help="a registered name, or module:attribute")
+    result.add_argument("--url", help="the bus (else CANVASBUS_URL, else canvasbus.toml)")
+    result.add_argument("--namespace", help="prefix of all keys (default canvasbus)")
+    result.add_argument("--partitions", type=int, help="partitions of the namespace (default 1)")
+    result.add_argument("--processes", type=int, default=1, metavar="N", help="processes to run (default 1)")
+    result.add_argument("--health-port", type=int, metavar="P", help="serve /livez and /readyz; process i uses P+i")
+    result.add_argument("--health-host", default="127.0.0.1", metavar="H", help="address for that (default 127.0.0.1)")
+    result.add_argument("--grace", type=float, help="seconds for running handlers after SIGTERM (default 25)")
+    result.add_argument("--log-level", help="debug, info, warning, error (default info)")
+    result.add_argument("--log-format", help="auto, json or console (default auto)")
+    return result
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the program; returns its exit code."""
+    options = parser().parse_args(argv)
+    try:
+        if options.processes < 1:
+            raise ConfigError(f"--processes {options.processes}: there is at least one")
+        if options.processes > 1:
+            return _supervise(options)
+        return _work(options)
+    except (ConfigError, ContractError) as error:
+        return _fail(error, 2)
+    except CanvasbusError as error:
+        return _fail(error, 1)
+
+
+def _fail(error: Exception, exit_code: int) -> int:
+    print(f"canvasbus-worker: {error}", file=sys.stderr)
+    return exit_code
+
+
+def _load(options: argparse.Namespace) -> Any:
+    from canvasbus import config
+
+    names = ("url", "namespace", "partitions", "grace", "log_level", "log_format")
+    return config.load({name: getattr(options, name) for name in names})
+
+
+def _work(options: argparse.Namespace) -> int:
+    from canvasbus.operate import plugins
+
+    loaded = _load(options)
+    settings = loaded.settings
+    url = loaded.require_url("canvasbus-worker")
+    _check_url(url)
+    for module in settings.modules:
+        plugins.import_module(module, "modules")
+    workers = [plugins.load(target) for target in options.targets]
+    names = [worker.name for worker in workers]
+    twice = {name for name in names if names.count(name) > 1}
+    if twice:
+        raise ConfigError(f"the worker {min(twice)!r} is named twice")
+
+    import trio
+
+    from canvasbus import log
+
+    log.configure(
+        json={"json": True, "console": False}.get(settings.log_format),
+        level=settings.log_level,
+    )
+    try:
+        trio.run(_serve, tuple(workers), url, settings, options.health_host, options.health_port)
+    except (BaseExceptionGroup, CanvasbusError, KeyboardInterrupt) as error:
+        cause = _first_of(error)
+        if isinstance(cause, KeyboardInterrupt):
+            return 130
+        if not isinstance(cause, CanvasbusError):
+            raise
+        return _fail(cause, 2 if isinstance(cause, ConfigError | ContractError) else 1)
+    return 0
+
+
+def _check_url(url: str) -> None:
+    from canvasbus.transport import address
+
+    scheme = address.parse(url).scheme
+    if scheme == "memory":
+        raise ConfigError(
+            "memory:// lives inside one process, where no producer can reach this worker: use EventBus('memory://') "
+            "and bus.add(worker) in the program itself, or start a Redis server"
+        )
+    if scheme == "off":
+        raise ConfigError("off:// switches the bus off: there is nothing for a worker to do")
+
+
+def _first_of(error: BaseException) -> BaseException:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+async def _serve(workers: tuple[Any, ...], url: str, settings: Any, host: str, port: int | None) -> None:
+    import gc
+
+    import trio
+
+    from canvasbus.bus import EventBus
+    from canvasbus.cli.health import serve_health
+    from canvasbus.worker import until_signal
+
+    async with EventBus(
+        url,
+        source=settings.source,
+        namespace=settings.namespace,
+        partitions=settings.partitions,
+        max_event_bytes=settings.max_event_bytes,
+        buffer_bytes=settings.buffer_bytes,
+        grace=settings.grace,
+        connect_timeout=float("inf"),
+    ) as bus:
+        for worker in workers:
+            bus.add(worker)
+        async with until_signal(), trio.open_nursery() as nursery:
+            if port is not None:
+                await nursery.start(serve_health, bus, host, port)
+            await bus.wait_ready()
+            gc.collect()
+            gc.freeze()  # what start-up made stays; the collector need not look at it again
+            await trio.sleep_forever()
+
+
+# --- several processes ------------------------------------------------------------------------------------------------
+
+
+class _Child:
+    def __init__(self, command: list[str], environ: dict[str, str]) -> None:
+        self._command = command
+        self._environ = environ
+        self.pause = RESTART_FIRST
+        self.started = 0.0
+        self.due = 0.0
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        self.started = time.monotonic()
+        self.process = subprocess.Popen(self._command, env=self._environ)
+
+
+def _supervise(options: argparse.Namespace) -> int:
+    _check_url(_load(options).require_url("canvasbus-worker"))
+    # The URL may hold a password, and every user of the machine can read a command line.
+    environ = dict(os.environ) | ({"CANVASBUS_URL": options.url} if options.url else {})
+    children = [_Child(_command(options, index), environ) for index in range(options.processes)]
+    stopping: list[int] = []
+
+    def pass_on(number: int, frame: object) -> None:
+        stopping.append(number)
+        for child in children:
+            if child.process is not None and child.process.poll() is None:
+                child.process.send_signal(number)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, pass_on)
+    for child in children:
+        child.start()
+    worst = 0
+    while True:
+        alive = 0
+        now = time.monotonic()
+        for index, child in enumerate(children):
+            if child.process is not None and (ended := child.process.poll()) is not None:
+                child.process = None
+                if stopping:
+                    worst = max(worst, ended if ended >= 0 else 0)
+                elif ended == 2:  # bad usage does not get better
+                    pass_on(signal.SIGTERM, None)
+                    worst = 2
+                else:
+                    if now - child.started > STEADY_SECONDS:
+                        child.pause = RESTART_FIRST
+                    child.due = now + child.pause
+                    child.pause = min(child.pause * 2, RESTART_MOST)
+                    how = f"signal {-ended}" if ended < 0 else f"exit code {ended}"
+                    print(
+                        f"canvasbus-worker: process {index} ended by {how}; starts again in {child.due - now:g} s",
+                        file=sys.stderr,
+                        flush=True,
+                    )
+            if child.process is None and not stopping and child.due <= now:
+                child.start()
+            alive += child.process is not None
+        if stopping and not alive:
+            return worst
+        time.sleep(0.1)
+
+
+def _command(options: argparse.Namespace, index: int) -> list[str]:
+    command = [sys.executable, "-m", "canvasbus.cli.worker", *options.targets]
+    for name in ("url", "namespace", "partitions", "grace", "log_level", "log_format", "health_host"):
+        value = getattr(options, name)
+        if value is not None and name != "url":
+            command += [f"--{name.replace('_', '-')}", str(value)]
+    if options.health_port is not None:
+        command += ["--health-port", str(options.health_port + index)]
+    return command
+
+
+if __name__ == "__main__":
+    sys.exit(main())
