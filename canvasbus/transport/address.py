@@ -62,8 +62,9 @@ def parse(url: str) -> Address:
         near = difflib.get_close_matches(scheme, SCHEMES, n=1)
         said = f"{scheme}://…" if separator else "no scheme://"
         hint = f"; did you mean {near[0]}://?" if separator and near else ""
-        raise ConfigError(f"the bus URL has {said}; it must begin with one of "
-                          + ", ".join(f"{s}://" for s in SCHEMES) + hint)
+        raise ConfigError(
+            f"the bus URL has {said}; it must begin with one of " + ", ".join(f"{s}://" for s in SCHEMES) + hint
+        )
     try:
         parts = urlsplit(url)
         port = parts.port

@@ -37,7 +37,7 @@ class BlockingLink:
             self._connection = None
             raise
 
-    def call(self, *args: bytes | str | int | float) -> Reply:
+    def call(self, *args: bytes | str | float) -> Reply:
         """One command, its one reply; an error reply is a value."""
         return self.request(command(*args))[0]
 

@@ -146,6 +146,7 @@ class SharedLink:
         self._work = trio.Event()
         self._connected = trio.Event()
         self._reply_scope: trio.CancelScope | None = None
+        self._closed = False
 
     async def request(self, packet: Packet) -> list[Reply]:
         """Send a packet and return its replies, error replies as values."""
@@ -162,7 +163,7 @@ class SharedLink:
             raise Unavailable(str(waiter.error), ambiguous=True) from waiter.error
         return waiter.replies
 
-    async def call(self, *args: bytes | str | int | float) -> Reply:
+    async def call(self, *args: bytes | str | float) -> Reply:
         """One command, its one reply; an error reply is a value."""
         return (await self.request(command(*args)))[0]
 
@@ -172,8 +173,14 @@ class SharedLink:
 
     async def _connect(self) -> None:
         async with self._connecting:
+            if self._closed:  # nobody would read the answer
+                raise Unavailable(f"{self.server.name}: this link is closed")
             if self._connection is None:
-                self._connection = await self.server.connect()
+                connection = await self.server.connect()
+                if self._closed:
+                    await connection.aclose()
+                    raise Unavailable(f"{self.server.name}: this link is closed")
+                self._connection = connection
                 self.epoch += 1
                 self._connected.set()
 
@@ -195,7 +202,12 @@ class SharedLink:
                 with trio.CancelScope(shield=True):
                     await connection.aclose()
         finally:
+            self._closed = True
+            left = self._connection
             self._fail(Unavailable("the bus is closing"))
+            if left is not None:
+                with trio.CancelScope(shield=True):
+                    await left.aclose()
 
     async def _write(self, connection: Connection) -> None:
         while True:

@@ -56,9 +56,7 @@ class RemoteServer:
             stream: trio.abc.Stream = await trio.open_tcp_stream(address.host, address.port)
             if not address.tls:
                 return stream
-            secured = trio.SSLStream(
-                stream, tls_context(address), server_hostname=address.host, https_compatible=True
-            )
+            secured = trio.SSLStream(stream, tls_context(address), server_hostname=address.host, https_compatible=True)
             await secured.do_handshake()
             return secured
         except (OSError, trio.BrokenResourceError) as error:
@@ -109,7 +107,7 @@ class RemoteConnection:
             raise Unavailable(f"{self._name}: the connection broke while sending ({_cause(error)})") from error
 
     async def receive(self) -> list[Reply]:
-        reader = self._reader
+        reader: Any = self._reader
         while True:
             try:
                 data = await self._stream.receive_some(_RECEIVE_BYTES)
@@ -151,13 +149,14 @@ class RemoteBlockingConnection:
             "protocol": 2,
             "encoding": "latin-1",
             "health_check_interval": 0,
-            "driver_info": None,
         }
-        kind: type[redis.connection.AbstractConnection]
+        kind: Any
         if address.path is not None:
-            kind, where = redis.UnixDomainSocketConnection, {"path": address.path}
+            kind = redis.UnixDomainSocketConnection
+            options["path"] = address.path
         else:
-            kind, where = redis.Connection, {"host": address.host, "port": address.port}
+            kind = redis.Connection
+            options |= {"host": address.host, "port": address.port}
             options |= {"socket_connect_timeout": CONNECT_TIMEOUT, "socket_keepalive": True}
             if address.tls:
                 kind = redis.SSLConnection
@@ -168,7 +167,7 @@ class RemoteBlockingConnection:
                     "ssl_certfile": address.cert_file,
                     "ssl_keyfile": address.key_file,
                 }
-        self._connection: Any = kind(**where, **options)
+        self._connection: Any = kind(**options)
         try:
             self._connection.connect()
             self._connection.send_packed_command([commands(("PING",), ("CLIENT", "SETNAME", "canvasbus")).data])

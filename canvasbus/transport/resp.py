@@ -4,7 +4,7 @@ Hiredis parses; an error reply is a value (`ReplyError`) in its place among the 
 result of every command. Errors are told apart by their first word, once, here: redis-py has classes for only some.
 """
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import Any, NamedTuple, TypeVar
 
 import hiredis
@@ -36,19 +36,24 @@ Operation = Generator[Packet | Pause, list[Reply], T]
 driven by threads (`blocking`) and by trio (`link`). A driver throws TransportError in where a connection failed."""
 
 
-def pack(*args: bytes | str | int | float) -> bytes:
+Argument = bytes | str | int | float
+
+_pack: Callable[[tuple[Argument, ...]], bytes] = hiredis.pack_command  # type: ignore[assignment]
+
+
+def pack(*args: Argument) -> bytes:
     """One command as RESP."""
-    return hiredis.pack_command(args)
+    return _pack(args)
 
 
-def command(*args: bytes | str | int | float) -> Packet:
+def command(*args: Argument) -> Packet:
     """One command as a packet of its own."""
-    return Packet(hiredis.pack_command(args), 1)
+    return Packet(_pack(args), 1)
 
 
-def commands(*parts: tuple[bytes | str | int | float, ...]) -> Packet:
+def commands(*parts: tuple[Argument, ...]) -> Packet:
     """Several commands in one packet."""
-    return Packet(b"".join([hiredis.pack_command(part) for part in parts]), len(parts))
+    return Packet(b"".join([_pack(part) for part in parts]), len(parts))
 
 
 class XaddHeads(dict[int, bytes]):
