@@ -10,7 +10,7 @@ Leaving the block drains: queued events are sent, running handlers finish within
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 from uuid import UUID
 
 import trio
@@ -85,7 +85,7 @@ class EventBus:
 
     # --- life ----------------------------------------------------------------------------------------------------
 
-    async def __aenter__(self) -> "EventBus":
+    async def __aenter__(self) -> Self:
         self._manager = trio.open_nursery()
         self._nursery = nursery = await self._manager.__aenter__()
         if self._server is None:
@@ -148,9 +148,7 @@ class EventBus:
 
     # --- consuming -----------------------------------------------------------------------------------------------
 
-    def subscribe(
-        self, what: type[Event] | str, handler: Callable[..., Any], *, group: str, **options: Any
-    ) -> None:
+    def subscribe(self, what: type[Event] | str, handler: Callable[..., Any], *, group: str, **options: Any) -> None:
         """Call `handler` for every event of a class, a type name or a glob. Options are those of `Worker.on`.
 
         Events are shared among all processes that subscribe under the same `group`; other groups see them too.

@@ -1,14 +1,15 @@
 """The worker's door: declare handlers, run them as a program.
 
-    worker = Worker("auto-retrain")
+worker = Worker("auto-retrain")
 
-    @worker.on(DriftDetected, concurrency=4)
-    async def on_drift(event: DriftDetected, ctx: Context) -> RetrainRequested | None: ...
+@worker.on(DriftDetected, concurrency=4)
+async def on_drift(event: DriftDetected, ctx: Context) -> RetrainRequested | None: ...
 
-    if __name__ == "__main__":
-        run(worker, url="redis://localhost:6379")
+if __name__ == "__main__":
+    run(worker, url="redis://localhost:6379")
 """
 
+import os
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -70,7 +71,5 @@ async def until_signal() -> AsyncIterator[None]:
         signal.signal(number, _end_now)
 
 
-def _end_now(number: int, frame: object) -> None:
-    import os
-
+def _end_now(number: int, _frame: object) -> None:
     os._exit(128 + number)

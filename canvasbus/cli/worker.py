@@ -179,7 +179,7 @@ def _supervise(options: argparse.Namespace) -> int:
     children = [_Child(_command(options, index), environ) for index in range(options.processes)]
     stopping: list[int] = []
 
-    def pass_on(number: int, frame: object) -> None:
+    def pass_on(number: int, _frame: object) -> None:
         stopping.append(number)
         for child in children:
             if child.process is not None and child.process.poll() is None:
@@ -197,7 +197,7 @@ def _supervise(options: argparse.Namespace) -> int:
             if child.process is not None and (ended := child.process.poll()) is not None:
                 child.process = None
                 if stopping:
-                    worst = max(worst, ended if ended >= 0 else 0)
+                    worst = max(worst, max(ended, 0))
                 elif ended == 2:  # bad usage does not get better
                     pass_on(signal.SIGTERM, None)
                     worst = 2

@@ -74,11 +74,9 @@ def deliver_many(codec: Codec, topic: Topic, entries: list[tuple[bytes, list[byt
             if name == b"e" and len(value) <= limit:
                 envelope = decode_envelope(value)
                 if envelope.version == version and envelope.type == event_type:
-                    deliveries.append(
-                        Delivery(topic, entry_id, fields, envelope, decode_event(envelope.data), None)
-                    )
+                    deliveries.append(Delivery(topic, entry_id, fields, envelope, decode_event(envelope.data), None))
                     continue
-        except Exception:  # noqa: S110  whatever it is, deliver() meets it again and names it
+        except Exception:
             pass
         deliveries.append(deliver(codec, topic, entry_id, fields))
     return deliveries

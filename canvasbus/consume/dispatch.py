@@ -358,9 +358,7 @@ class Lane:
         except BaseException as error:
             if not _is_failure(error):
                 raise
-            if isinstance(error, BatchFailure):
-                error = error.failures.get(0, error)
-            self._ended(delivery, Raised(error))
+            self._ended(delivery, Raised(error.failures.get(0, error) if isinstance(error, BatchFailure) else error))
         finally:
             self._outside -= 1
             self._check_quiet()
@@ -415,8 +413,8 @@ class Lane:
             for position, event in result or ():
                 derived.setdefault(position, []).append(event)
         except (TypeError, ValueError):
-            error = TypeError(f"{self.handler.name} must return an iterable of (position, event)")
-            failures = {index: error for index in range(len(batch))}
+            wrong = TypeError(f"{self.handler.name} must return an iterable of (position, event)")
+            failures = dict.fromkeys(range(len(batch)), wrong)
         for index, delivery in enumerate(batch):
             if index in failures:
                 self._ended(delivery, Raised(failures[index]))
@@ -507,7 +505,9 @@ class Lane:
         )
         announced: list[Outgoing] = []
         if delivery.topic.event_type not in OWN_TYPES:
+            correlation = delivery.event.correlation_id if delivery.event else ids.uuid7()
             failed = HandlerFailed(
+                correlation_id=correlation,
                 group=self.group,
                 handler=record.handler,
                 event_type=record.event_type,
@@ -516,7 +516,6 @@ class Lane:
                 reason=reason,
                 error=record.error,
                 attempts=attempts,
-                **({"correlation_id": delivery.event.correlation_id} if delivery.event else {}),
             )
             parent = envelope.id if envelope else ids.foreign(record.event_type, record.entry_id)
             announced = [
@@ -611,7 +610,7 @@ def _invoker(handler: Handler, lane: Lane) -> Callable[[Any, Any], Any]:
     if handler.is_async:
         if handler.wants_context:
             return lambda event, delivery: function(event, context(delivery))
-        return lambda event, delivery: function(event)
+        return lambda event, _delivery: function(event)
     limiter = lane._limiter
 
     async def in_thread(event: Any, delivery: Any) -> Any:

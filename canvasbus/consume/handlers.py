@@ -6,7 +6,7 @@ import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from canvasbus.consume.policy import Backoff
 from canvasbus.contract.bus_events import OWN_TYPES
@@ -15,8 +15,9 @@ from canvasbus.contract.registry import registry
 from canvasbus.errors import ContractError
 from canvasbus.wire.keys import check_name
 
-Start = Literal["earliest", "latest"] | datetime | str
-"""Where a new group begins: everything there is, only what comes, a moment, or after an entry id ("1700000000000-0")."""
+Start = datetime | str
+"""Where a new group begins: "earliest" (everything there is), "latest" (only what comes), an aware datetime, or after an
+entry id ("1700000000000-0")."""
 
 F = TypeVar("F", bound=Callable[..., Any])
 _GLOB = re.compile(r"[a-z0-9_.*]+")

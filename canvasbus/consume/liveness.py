@@ -108,9 +108,7 @@ class Heart:
         self.beats = 0
         """Beats that the server took."""
         self._server = server
-        self._packet = Packet(
-            b"".join([pack("HINCRBY", k.beats(group), consumer, 1) for k in keys]), len(keys)
-        )
+        self._packet = Packet(b"".join([pack("HINCRBY", k.beats(group), consumer, 1) for k in keys]), len(keys))
         self._group = group
         self._progress = progress
         self._every = every

@@ -298,9 +298,7 @@ class _Incarnation:
     async def _discover(self, subscription: Subscription, *, scan: bool, from_start: bool) -> None:
         """Subscribe to topics that a glob matches and that are not read yet."""
         keys = subscription.keys
-        names = {
-            name.decode() for name in check(await self._shared.call("SMEMBERS", keys.topics), "look for topics")
-        }
+        names = {name.decode() for name in check(await self._shared.call("SMEMBERS", keys.topics), "look for topics")}
         cursor: bytes | int = 0
         while scan:
             cursor, found = check(
@@ -375,7 +373,9 @@ class _Incarnation:
             ),
             f"take over from {dead}",
         )
-        log.warning("a worker is dead; its entries run in quarantine", group=self.group, consumer=dead, entries=max(moved, 0))
+        log.warning(
+            "a worker is dead; its entries run in quarantine", group=self.group, consumer=dead, entries=max(moved, 0)
+        )
         self._room.set()
 
     async def _run_taker(self) -> None:
@@ -485,5 +485,3 @@ async def _first(*events: trio.Event) -> None:
 
         for event in events:
             nursery.start_soon(wait, event)
-
-

@@ -78,9 +78,7 @@ class _Commit:
 class Settler:
     """Commits outcomes of one group in one partition, under one incarnation."""
 
-    def __init__(
-        self, server: Server, keys: Keys, group: str, consumer: str, *, on_fenced: Callable[[], None]
-    ) -> None:
+    def __init__(self, server: Server, keys: Keys, group: str, consumer: str, *, on_fenced: Callable[[], None]) -> None:
         self.consumer = consumer
         self.fence = 0
         self.statistics = SettlerStatistics()

@@ -30,7 +30,17 @@ from canvasbus.contract.bus_events import BusLoss
 from canvasbus.errors import TransportError
 from canvasbus.log import get_logger
 from canvasbus.transport.link import Link, SharedLink
-from canvasbus.transport.resp import Reply, ReplyError, check, command, commands, is_no_group, pairs, translate
+from canvasbus.transport.resp import (
+    Argument,
+    Reply,
+    ReplyError,
+    check,
+    command,
+    commands,
+    is_no_group,
+    pairs,
+    translate,
+)
 from canvasbus.transport.scripts import TAKE
 from canvasbus.transport.server import Server
 from canvasbus.wire.codec import Codec
@@ -141,7 +151,9 @@ class Subscription:
             if not keeps:
                 topic.cursor = b"0-0"
             what = "the stream is another one: it is read from its start" if not keeps else f"it goes on after {start}"
-            log.error("a consumer group was gone and has been made anew", group=self._group, topic=topic.event_type, what=what)
+            log.error(
+                "a consumer group was gone and has been made anew", group=self._group, topic=topic.event_type, what=what
+            )
             self._announce(
                 BusLoss(
                     topic=topic.event_type,
@@ -156,7 +168,9 @@ class Subscription:
     def room(self) -> None:
         """A lane may have room again."""
         self._room.set()
-        if self._blocked and any(topic.lane.free > 0 and topic.lane not in self._asked for topic in self.topics.values()):
+        if self._blocked and any(
+            topic.lane.free > 0 and topic.lane not in self._asked for topic in self.topics.values()
+        ):
             self.interrupt()
 
     def interrupt(self) -> None:
@@ -209,9 +223,7 @@ class Subscription:
         for topic in self.topics.values():
             lanes.setdefault(topic.lane, []).append(topic)
         # A lane that is nearly full waits until a quarter is free: reads of one or two entries cost as much as of 500.
-        open_lanes = {
-            lane: topics for lane, topics in lanes.items() if lane.free > 0 and lane.free >= lane.window // 4
-        }
+        open_lanes = {lane: topics for lane, topics in lanes.items() if lane.free > 0 and lane.free >= lane.window // 4}
         if not open_lanes:
             return 0, []
         count = min(max(1, lane.free // len(topics)) for lane, topics in open_lanes.items())
@@ -225,8 +237,8 @@ class Subscription:
             if not self._plan()[1] and not self._stopping:
                 await self._room.wait()
             return
-        head = ("XREADGROUP", "GROUP", self._group, self._consumer, "COUNT", count)
-        tail = ("STREAMS", *(topic.stream for topic in topics), *(">" for _ in topics))
+        head: tuple[Argument, ...] = ("XREADGROUP", "GROUP", self._group, self._consumer, "COUNT", count)
+        tail: tuple[Argument, ...] = ("STREAMS", *[topic.stream for topic in topics], *[">" for _ in topics])
         self._blocked = True
         try:
             reply = await (self._block(head, tail) if self._server.blocks else self._poll(head, tail))
@@ -243,13 +255,13 @@ class Subscription:
         if reply:
             self._take_in(reply)
 
-    async def _block(self, head: tuple[bytes | str | int, ...], tail: tuple[bytes | str, ...]) -> Reply:
+    async def _block(self, head: tuple[Argument, ...], tail: tuple[Argument, ...]) -> Reply:
         milliseconds = int(BLOCK_SECONDS * 1000)
         with trio.CancelScope(shield=True):  # a cancelled blocked read leaves entries with nobody; it ends by itself
             packet = command(*head, "BLOCK", milliseconds, *tail)
             return (await self._link.request(packet, timeout=BLOCK_SECONDS + 4))[0]
 
-    async def _poll(self, head: tuple[bytes | str | int, ...], tail: tuple[bytes | str, ...]) -> Reply:
+    async def _poll(self, head: tuple[Argument, ...], tail: tuple[Argument, ...]) -> Reply:
         packet = command(*head, *tail)
         deadline = trio.current_time() + BLOCK_SECONDS
         while True:
@@ -328,9 +340,7 @@ class Subscription:
             return True
         streams = [topic.stream for topic in topics]
         reply = await self._shared.run(
-            TAKE.call(
-                [self.keys.fence(self._consumer), *streams], [fence, self._group, self._consumer, pool, limit]
-            )
+            TAKE.call([self.keys.fence(self._consumer), *streams], [fence, self._group, self._consumer, pool, limit])
         )
         if isinstance(reply, ReplyError):
             raise _as_transport(translate(reply, f"take from {pool}"))
@@ -384,5 +394,3 @@ def _order(entry_id: bytes) -> tuple[int, int]:
 def _as_transport(error: Exception) -> TransportError:
     assert isinstance(error, TransportError)
     return error
-
-

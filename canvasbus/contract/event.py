@@ -54,6 +54,8 @@ class EventMeta(msgspec.StructMeta):
         return super().__new__(mcls, name, bases, namespace, **config)
 
 
+# Said of the class too: type checkers look at base classes first, and Struct's own transform is not keyword-only.
+@dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(msgspec.field,))
 class Event(Struct, metaclass=EventMeta):
     """Something that happened. Subclass it, declare fields, and give it a name with `@event`."""
 

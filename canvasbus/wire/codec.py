@@ -125,7 +125,7 @@ class Codec:
                 _refuse_non_finite(plan, event)
         elif plan.floats and _looks_non_finite(payload):
             _refuse_non_finite(plan, event)
-        return payload, key, key_bytes  # type: ignore[return-value]
+        return payload, key, key_bytes
 
     def encode_many(self, events: Sequence[Event]) -> list[Outgoing]:
         """Encode a batch of plain events: the same as `encode` for each, with the ordinary case spelt out, because at
@@ -150,7 +150,7 @@ class Codec:
             data = join((head, raw_id, plan.middle, encode(key), b"\xc0\xc0", payload, b"\xc0"))
             if len(data) > limit:
                 raise _too_large(plan, data, limit)
-            outgoing.append(Outgoing(raw_id, plan.declared.name, key, data))  # type: ignore[arg-type]
+            outgoing.append(Outgoing(raw_id, plan.declared.name, key, data))
         return outgoing
 
     def _plan(self, event: Event) -> _Plan:
@@ -202,7 +202,9 @@ class Codec:
         except _BAD_BYTES as error:
             raise DecodeError(f"not an envelope: {_said(error)}") from error
         if envelope.type != stream_type:
-            raise DecodeError(f"an event of type {envelope.type!r} lies on the stream of {stream_type!r}", reason="foreign")
+            raise DecodeError(
+                f"an event of type {envelope.type!r} lies on the stream of {stream_type!r}", reason="foreign"
+            )
         return envelope
 
 
@@ -320,7 +322,9 @@ def to_cloudevent(envelope: Envelope, event: Event) -> dict[str, Any]:
     }
 
 
-def from_json(value: str | bytes, *, type_name: str | None = None, known: Registry = registry) -> tuple[Event, UUID | None]:
+def from_json(
+    value: str | bytes, *, type_name: str | None = None, known: Registry = registry
+) -> tuple[Event, UUID | None]:
     """Read one event that a person or a file gives: a CloudEvents object, or the bare data with the type named.
 
     Returns the event and the id that the object carried (None: it is to get a new one).
