@@ -74,7 +74,8 @@ def topic_keys(partitions: Sequence[Keys], *, foreign: bool = True) -> Operation
         if foreign:
             streams |= yield from scan(keys.stream_pattern)
         result += [
-            TopicKey(stream[len(head) :].decode(errors="backslashreplace"), stream, keys.partition) for stream in streams
+            TopicKey(stream[len(head) :].decode(errors="backslashreplace"), stream, keys.partition)
+            for stream in streams
         ]
     return sorted(result, key=lambda key: (key.name, key.partition))
 
@@ -102,9 +103,7 @@ def _topic(key: TopicKey) -> Operation[Topic]:
     first_id = first[0].decode() if first else None
     last_id = last[0].decode() if last else None
     names = sorted(pairs(row)[b"name"].decode(errors="backslashreplace") for row in check(groups, "look at groups"))
-    return Topic(
-        key.name, facts[b"length"], first_id, time_of(first_id), last_id, time_of(last_id), used, tuple(names)
-    )
+    return Topic(key.name, facts[b"length"], first_id, time_of(first_id), last_id, time_of(last_id), used, tuple(names))
 
 
 def _problem(error: ReplyError) -> str:
