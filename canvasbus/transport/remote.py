@@ -5,6 +5,7 @@ redis-py's connection, which does TLS, authentication and unix sockets already; 
 since a retried XADD is a doubled event.
 """
 
+import socket
 import ssl
 from contextlib import suppress
 from typing import Any
@@ -20,6 +21,7 @@ CONNECT_TIMEOUT = 5.0
 """Seconds for opening a connection, handshake included."""
 
 _RECEIVE_BYTES = 256 * 1024
+_SOCKET_BUFFER = 512 * 1024  # a batch of 500 events leaves in one system call
 _NOTHING = object()
 
 
@@ -54,6 +56,9 @@ class RemoteServer:
             if address.path is not None:
                 return await trio.open_unix_socket(address.path)
             stream: trio.abc.Stream = await trio.open_tcp_stream(address.host, address.port)
+            assert isinstance(stream, trio.SocketStream)
+            for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+                stream.setsockopt(socket.SOL_SOCKET, option, _SOCKET_BUFFER)
             if not address.tls:
                 return stream
             secured = trio.SSLStream(stream, tls_context(address), server_hostname=address.host, https_compatible=True)
@@ -65,9 +70,9 @@ class RemoteServer:
     async def _handshake(self, connection: "RemoteConnection") -> None:
         address = self._address
         steps: list[tuple[bytes | str | int, ...]] = []
-        if address.password is not None:
+        if address.username or address.password:
             user = (address.username,) if address.username else ()
-            steps.append(("AUTH", *user, address.password))
+            steps.append(("AUTH", *user, address.password or ""))
         steps.append(("PING",))
         if address.db:
             steps.append(("SELECT", address.db))
@@ -75,8 +80,13 @@ class RemoteServer:
         packet = commands(*steps)
         await connection.send(packet.data)
         replies: list[Reply] = []
-        while len(replies) < packet.replies:
-            replies += await connection.receive()
+        try:
+            while len(replies) < packet.replies:
+                replies += await connection.receive()
+        except Unavailable:
+            if replies and isinstance(replies[0], ReplyError):  # it said why and hung up
+                raise handshake_failure(self.name, address, "connect", replies[0]) from None
+            raise
         for step, reply in zip(steps, replies, strict=True):
             if isinstance(reply, ReplyError) and step[0] != "CLIENT":  # an ACL may forbid CLIENT; nothing needs it
                 raise handshake_failure(self.name, address, str(step[0]), reply) from reply
@@ -159,6 +169,7 @@ class RemoteBlockingConnection:
             options |= {"host": address.host, "port": address.port}
             options |= {"socket_connect_timeout": CONNECT_TIMEOUT, "socket_keepalive": True}
             if address.tls:
+                tls_context(address)  # says in our words what is wrong with the files
                 kind = redis.SSLConnection
                 options |= {
                     "ssl_cert_reqs": "required" if address.verify else "none",
@@ -191,6 +202,8 @@ class RemoteBlockingConnection:
 
     def _translated(self, error: Exception, address: Address) -> Exception:
         exceptions = self._errors
+        if isinstance(error, exceptions.InvalidResponse):
+            return Refused(f"{self._name} does not speak the Redis protocol ({error})")
         if isinstance(error, exceptions.AuthenticationError | exceptions.ResponseError | exceptions.BusyLoadingError):
             return handshake_failure(self._name, address, "connect", _raw(error))
         cause = error.__cause__ or error.__context__
@@ -261,6 +274,8 @@ def connect_failure(name: str, address: Address, error: BaseException) -> Except
             return Unavailable(f"{name}: nobody listens there; is the server running?")
         if isinstance(inner, PermissionError):
             return Refused(f"{name}: this user may not open the socket")
+        if isinstance(inner, TimeoutError) and address.tls:
+            return Unavailable(f"{name}: no answer to the TLS handshake; does the server speak TLS on this port?")
     texts = [text for inner in seen if (text := str(inner))]
     if address.tls and any(isinstance(inner, ConnectionResetError | trio.BrokenResourceError) for inner in seen):
         return Refused(f"{name}: the TLS handshake failed; does the server speak TLS on this port?")
