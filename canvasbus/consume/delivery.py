@@ -1,6 +1,7 @@
 """Delivery: one entry in the hands of this worker. Bad input is a delivery too, with the failure inside."""
 
 from datetime import datetime
+from itertools import repeat
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -61,25 +62,24 @@ class Delivery(msgspec.Struct, eq=False, gc=False):
 
 
 def deliver_many(codec: Codec, topic: Topic, entries: list[tuple[bytes, list[bytes]]]) -> list[Delivery]:
-    """Decode the entries of one read. The ordinary case is spelt out here, because it runs once per event: a msgpack
-    envelope of the newest version of the topic's type. Everything else goes through `deliver`."""
+    """Decode the entries of one read. When all are the ordinary case (a msgpack envelope of the newest version of the
+    topic's type) that is done in C loops; as soon as one is not, each is looked at by itself."""
     declared = codec.registry.latest(topic.event_type)
-    if declared is None:
+    try:
+        if declared is None:
+            raise LookupError
+        names = {fields[0] for _, fields in entries}
+        values = [value for _, (_, value) in entries]
+        if names != {b"e"} or max(map(len, values)) > codec.limit:
+            raise LookupError
+        envelopes = list(map(decode_envelope, values))
+        if {(envelope.type, envelope.version) for envelope in envelopes} != {(declared.name, declared.version)}:
+            raise LookupError
+        events = list(map(declared.decoder.decode, [envelope.data for envelope in envelopes]))
+    except Exception:  # deliver() meets whatever it was again, and names it
         return [deliver(codec, topic, entry_id, fields) for entry_id, fields in entries]
-    limit, event_type, version, decode_event = codec.limit, declared.name, declared.version, declared.decoder.decode
-    deliveries = []
-    for entry_id, fields in entries:
-        try:
-            name, value = fields
-            if name == b"e" and len(value) <= limit:
-                envelope = decode_envelope(value)
-                if envelope.version == version and envelope.type == event_type:
-                    deliveries.append(Delivery(topic, entry_id, fields, envelope, decode_event(envelope.data), None))
-                    continue
-        except Exception:
-            pass
-        deliveries.append(deliver(codec, topic, entry_id, fields))
-    return deliveries
+    entry_ids, all_fields = zip(*entries, strict=True)
+    return list(map(Delivery, repeat(topic), entry_ids, all_fields, envelopes, events, repeat(None)))
 
 
 def deliver(codec: Codec, topic: Topic, entry_id: bytes, fields: list[bytes]) -> Delivery:

@@ -50,8 +50,8 @@ SCAN_LIMIT = 100_000
 FENCE_SECONDS = 7 * 24 * 3600
 """How long a fence that was used is kept; no packet is late by a week."""
 
-_MULTI = pack("MULTI")
-_EXEC = pack("EXEC")
+_MULTI = pack("MULTI").removesuffix(b"\r\n")  # each XADD begins with the CRLF of the command before it
+_END = b"\r\n" + pack("EXEC")
 
 Result = bytes | CanvasbusError
 """What became of one event: its entry id, or why it is not (or not known to be) on the server."""
@@ -163,14 +163,14 @@ class FencedSender:
             self._cursors[event_type] = last[0][0] if isinstance(last, list) and last else b"0-0"
 
     def _packet(self, batch: Sequence[Outgoing]) -> Packet:
+        datas = [item.data for item in batch]
+        parts = [b""] * (2 * len(batch))
+        parts[1::2] = datas
         if self._mixed:
-            heads = self._heads
-            parts = [heads[item.type][len(item.data)] + item.data for item in batch]
+            parts[::2] = [self._heads[item.type][len(item.data)] for item in batch]
         else:
-            head = self._heads[batch[0].type]
-            parts = [head[len(data)] + data for data in [item.data for item in batch]]
-        parts.append(_EXEC + self._watch)
-        return Packet(_MULTI + b"\r\n".join(parts), len(batch) + 3)
+            parts[::2] = map(self._heads[batch[0].type].__getitem__, map(len, datas))
+        return Packet(b"".join((_MULTI, *parts, _END, self._watch)), len(batch) + 3)
 
     def _read(self, batch: Sequence[Outgoing], replies: list[Reply]) -> list[Result] | None:
         """The results of a batch, or None when it must be sent again. Raises Unavailable when it must wait."""

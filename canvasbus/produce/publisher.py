@@ -22,8 +22,10 @@ from canvasbus.wire.codec import Codec, Outgoing
 from canvasbus.wire.keys import Keys, partition_of
 
 BATCH_EVENTS = 500
-GATHER_EVENTS = 125
+GATHER_EVENTS = 128
 """Single publishes in a batch, at most: while the server works on one half of many tasks, the other half encodes."""
+ENCODE_EVENTS = 250
+"""Events that publish_many encodes before it lets the sender have a turn."""
 BATCH_BYTES = 1024 * 1024
 BUFFER_BYTES = 64 * 1024 * 1024
 """Encoded bytes that may wait for the server, by default."""
@@ -162,7 +164,7 @@ class Publisher:
         placed: list[tuple[_Batch, slice]] = []
         while True:
             chunk: list[Outgoing] = []
-            while len(chunk) < BATCH_EVENTS and (part := encode(list(islice(rest, GATHER_EVENTS)))):
+            while len(chunk) < BATCH_EVENTS and (part := encode(list(islice(rest, ENCODE_EVENTS)))):
                 chunk += part
                 await trio.lowlevel.checkpoint()  # the sender must not wait long to put a ready chunk on its way
             if not chunk:

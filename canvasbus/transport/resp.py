@@ -57,16 +57,14 @@ def commands(*parts: tuple[Argument, ...]) -> Packet:
 
 
 class XaddHeads(dict[int, bytes]):
-    """The bytes of an XADD to one stream up to its value, by the value's length; the value and CRLF complete it.
-
-    Formatting them anew for each event takes 140 ns, looking them up 30.
-    """
+    """What comes before a value when several are XADDed to one stream in one packet, by the value's length: the CRLF
+    that ends the command before, and the command up to its value. (Formatting takes 140 ns an event, this 30.)"""
 
     LIMIT = 4096
 
     def __init__(self, stream: bytes) -> None:
         super().__init__()
-        self._start = b"*5\r\n$4\r\nXADD\r\n$%d\r\n%b\r\n$1\r\n*\r\n$1\r\ne\r\n$" % (len(stream), stream)
+        self._start = b"\r\n*5\r\n$4\r\nXADD\r\n$%d\r\n%b\r\n$1\r\n*\r\n$1\r\ne\r\n$" % (len(stream), stream)
 
     def __missing__(self, length: int) -> bytes:
         if len(self) >= self.LIMIT:
