@@ -21,7 +21,7 @@ import heapq
 import itertools
 import traceback
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
@@ -81,10 +81,12 @@ class LaneStatistics:
 
 
 class _Slot:
-    __slots__ = ("delivery", "scope", "started")
+    __slots__ = ("cut", "delivery", "scope", "started")
 
     def __init__(self) -> None:
         self.scope = trio.CancelScope()
+        self.cut = False
+        """The watchdog has cancelled the scope: it must be renewed even if the handler got away in time."""
         self.delivery: Delivery | None = None
         self.started = 0.0
 
@@ -110,6 +112,7 @@ class Lane:
         """Deliveries read and not yet settled, waiting retries not included."""
         self._outside = 0  # runs outside the slots: batches, suspects
         self._codec = codec
+        self._own = Codec(group, limit=1 << 62)  # a dead letter's announcement must not fail for its size
         self._random = random or Random()
         self._on_room = on_room
         self._alone = quarantine
@@ -208,7 +211,7 @@ class Lane:
             with slot.scope:
                 await self._work(slot)
             delivery, slot.delivery = slot.delivery, None
-            slot.scope = trio.CancelScope()
+            slot.scope, slot.cut = trio.CancelScope(), False
             if delivery is not None:
                 self._ended(delivery, Raised(self._timed_out()))
 
@@ -232,8 +235,8 @@ class Lane:
                 try:
                     result = await (bare(event) if bare else call(event, delivery))
                 except BaseException as error:
-                    if not _is_failure(error):
-                        raise
+                    if above := _for_above(error):
+                        raise above
                     slot.delivery = None
                     self._ended(delivery, Raised(error))
                 else:
@@ -249,6 +252,8 @@ class Lane:
                         self._ended(delivery, None, result)
                 then, now = now, monotonic()
                 durations[int((now - then) * 1e6).bit_length()] += 1
+                if slot.cut:
+                    return
                 if now - turn > _BREATHE:
                     await trio.lowlevel.checkpoint()
                     self._watch.set()
@@ -291,6 +296,7 @@ class Lane:
             for slot in started:
                 if now - slot.started >= timeout:
                     if self.handler.is_async:
+                        slot.cut = True
                         slot.scope.cancel()
                     elif id(slot.delivery) not in warned:
                         warned.add(id(slot.delivery))
@@ -317,6 +323,8 @@ class Lane:
                 with trio.move_on_after(due):
                     await self._timer.wait()
                 continue
+            if self._stopping:
+                return
             delivery = heapq.heappop(self._waiting)[2]
             self.feed([delivery])
             self._on_room()
@@ -356,8 +364,8 @@ class Lane:
             else:
                 self._ended(delivery, None, result)
         except BaseException as error:
-            if not _is_failure(error):
-                raise
+            if above := _for_above(error):
+                raise above
             self._ended(delivery, Raised(error.failures.get(0, error) if isinstance(error, BatchFailure) else error))
         finally:
             self._outside -= 1
@@ -399,8 +407,8 @@ class Lane:
         except BatchFailure as failure:
             result, failures = failure.events, failure.failures
         except BaseException as error:
-            if not _is_failure(error):
-                raise
+            if above := _for_above(error):
+                raise above
             log.info("a batch failed; its events run one by one", group=self.group, handler=self.handler.name)
             for delivery in batch:
                 await self._run_alone(delivery)
@@ -411,9 +419,14 @@ class Lane:
         derived: dict[int, list[Event]] = {}
         try:
             for position, event in result or ():
+                if not 0 <= position < len(batch):
+                    raise ValueError
                 derived.setdefault(position, []).append(event)
         except (TypeError, ValueError):
-            wrong = TypeError(f"{self.handler.name} must return an iterable of (position, event)")
+            wrong = TypeError(
+                f"{self.handler.name} must return an iterable of (position, event), with positions from 0 to "
+                f"{len(batch) - 1}"
+            )
             failures = dict.fromkeys(range(len(batch)), wrong)
         for index, delivery in enumerate(batch):
             if index in failures:
@@ -496,7 +509,7 @@ class Lane:
             handler="" if unread else self.handler.name,
             reason=reason,
             error=_said(error),
-            traceback="" if unread else "".join(traceback.format_exception(error))[-8000:],
+            traceback="" if unread else _plain("".join(traceback.format_exception(error))[-8000:]),
             attempts=attempts,
             first_failure=delivery.first_failure or now,
             last_failure=now,
@@ -519,7 +532,7 @@ class Lane:
             )
             parent = envelope.id if envelope else ids.foreign(record.event_type, record.entry_id)
             announced = [
-                self._codec.encode(
+                self._own.encode(
                     failed,
                     event_id=ids.derived(parent, self.group, "handler.failed", 0),
                     causation_id=envelope.id if envelope else None,
@@ -571,11 +584,15 @@ class Lane:
         )
 
 
-def _is_failure(error: BaseException) -> bool:
-    """True for what counts against the handler; cancellation, Ctrl-C and the like belong to somebody above."""
-    if isinstance(error, trio.Cancelled | KeyboardInterrupt | GeneratorExit):
-        return False
-    return not (isinstance(error, BaseExceptionGroup) and error.subgroup(trio.Cancelled))
+_ABOVE = (trio.Cancelled, KeyboardInterrupt, GeneratorExit)
+
+
+def _for_above(error: BaseException) -> BaseException | None:
+    """What of an exception is not the handler's failure but meant for somebody above: cancellation and Ctrl-C. Out of
+    a group only that part is passed on, so that a handler which fails while it is cancelled does not end the worker."""
+    if isinstance(error, BaseExceptionGroup):
+        return error.subgroup(_ABOVE)
+    return error if isinstance(error, _ABOVE) else None
 
 
 def _events(handler: Handler, result: Any) -> tuple[Event, ...]:
@@ -596,7 +613,16 @@ def _events(handler: Handler, result: Any) -> tuple[Event, ...]:
 
 
 def _said(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"[:500]
+    try:
+        text = str(error)
+    except Exception:
+        text = "(its text cannot be had: __str__ raises)"
+    return _plain(f"{type(error).__name__}: {text}"[:500])
+
+
+def _plain(text: str) -> str:
+    """The text without lone surrogates, which file names bring along and UTF-8 cannot carry."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _invoker(handler: Handler, lane: Lane) -> Callable[[Any, Any], Any]:
@@ -613,8 +639,12 @@ def _invoker(handler: Handler, lane: Lane) -> Callable[[Any, Any], Any]:
         return lambda event, _delivery: function(event)
     limiter = lane._limiter
 
+    def call(*args: Any) -> Any:
+        result = function(*args)
+        return list(result) if isinstance(result, Iterator) else result  # the body of a generator runs here too
+
     async def in_thread(event: Any, delivery: Any) -> Any:
         args = (event, context(delivery)) if handler.wants_context else (event,)
-        return await trio.to_thread.run_sync(function, *args, abandon_on_cancel=True, limiter=limiter)
+        return await trio.to_thread.run_sync(call, *args, abandon_on_cancel=True, limiter=limiter)
 
     return in_thread

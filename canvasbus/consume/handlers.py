@@ -128,7 +128,12 @@ class Worker:
 
         def register(function: F) -> F:
             name = getattr(function, "__qualname__", repr(function))
-            target = function.func if isinstance(function, functools.partial) else function
+            target: Any = function.func if isinstance(function, functools.partial) else function
+            if inspect.isasyncgenfunction(target) or inspect.isasyncgenfunction(getattr(target, "__call__", None)):  # noqa: B004
+                raise ContractError(
+                    f"worker {self.name!r}: {name} is an async generator; return a list of events instead of yielding "
+                    "them"
+                )
             handler = Handler(
                 name=name,
                 function=function,
