@@ -35,7 +35,7 @@ def test_the_image_runs_without_privileges() -> None:
     """Two stages, a user of its own, an exec-form entrypoint and SIGTERM."""
     text = (ROOT / "workers" / "Dockerfile").read_text()
     assert text.count("\nFROM ") == 2
-    assert "\nUSER canvasbus" in text
+    assert "\nUSER 10001" in text
     assert '\nENTRYPOINT ["canvasbus-worker"]' in text
     assert "\nSTOPSIGNAL SIGTERM" in text
 
