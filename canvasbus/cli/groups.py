@@ -1,0 +1,102 @@
+"""canvasbus groups"""
+
+import argparse
+import difflib
+
+from canvasbus.cli.context import Context
+from canvasbus.cli.output import Cell, Column, ago
+from canvasbus.errors import CanvasbusError
+from canvasbus.operate.groups import Count, Group, GroupTopic, groups
+
+COLUMNS = (
+    Column("GROUP"),
+    Column("WORKERS", right=True),
+    Column("DEAD LETTERS", right=True),
+    Column("TOPIC"),
+    Column("LAG", right=True),
+    Column("PENDING", right=True),
+    Column("OLDEST", right=True),
+    Column("WAITING", flexible=True),
+)
+
+
+def run(context: Context, args: argparse.Namespace) -> int:
+    """1 when the named group does not exist."""
+    out, link = context.out, context.link
+    found = link.run(groups(context.partitions, trust_lag=link.server.shared))
+    if args.group is not None:
+        known = [group.name for group in found]
+        found = [group for group in found if group.name == args.group]
+        if not found:
+            near = difflib.get_close_matches(args.group, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}" if known else "there is none"
+            raise CanvasbusError(f"no group {args.group!r} in {context.where}; {hint}")
+    if out.json:
+        for group in found:
+            out.record(_for_machines(group))
+    elif not found:
+        out.note(f"no groups in {context.where}: no worker has joined yet")
+    else:
+        rows = [row for group in found for row in _rows(group)]
+        spare = 0 if any(row[-1].text for row in rows) else 1  # nothing waits in a pool: no column for it
+        out.table(COLUMNS[: len(COLUMNS) - spare], [row[: len(row) - spare] for row in rows])
+    return 0
+
+
+def _rows(group: Group) -> list[list[Cell]]:
+    workers = f"{group.alive}/{group.consumers}" if group.alive != group.consumers else str(group.alive)
+    letters = "unknown" if group.dead_letters is None else f"{group.dead_letters:,}"
+    head = [
+        Cell(group.name, "bold"),
+        Cell(workers, "red" if not group.alive else "yellow" if group.alive < group.consumers else "green"),
+        Cell(letters, "red" if group.dead_letters != 0 else "dim"),
+    ]
+    rows: list[list[Cell]] = []
+    for topic in group.topics or (None,):
+        rows.append([*(head if not rows else [Cell("")] * 3), *_cells(topic)])
+    return rows
+
+
+def _cells(topic: GroupTopic | None) -> list[Cell]:
+    if topic is None:
+        return [Cell("no topic yet", "dim"), *[Cell("–", "dim")] * 3, Cell("")]
+    pools = (
+        (topic.handed_back, "handed back"),
+        (topic.quarantine, "in quarantine"),
+        (topic.parked, "parked for newer workers"),
+    )
+    waiting = ", ".join(f"{count:,} {word}" for count, word in pools if count)
+    old = topic.oldest_seconds or 0
+    return [
+        Cell(topic.topic),
+        Cell(str(topic.lag), "dim" if topic.lag.value == 0 else "yellow"),
+        Cell(f"{topic.pending:,}", "" if topic.pending else "dim"),
+        Cell(ago(topic.oldest_seconds), "red" if old >= 300 else "yellow" if old >= 30 else "dim"),
+        Cell(waiting, "yellow"),
+    ]
+
+
+def _for_machines(group: Group) -> dict[str, object]:
+    return {
+        "group": group.name,
+        "consumers_alive": group.alive,
+        "consumers": group.consumers,
+        "dead_letters": group.dead_letters,
+        "topics": [
+            {
+                "topic": topic.topic,
+                "lag": topic.lag.value,
+                "lag_is": _sureness(topic.lag),
+                "pending": topic.pending,
+                "handed_back": topic.handed_back,
+                "quarantine": topic.quarantine,
+                "parked": topic.parked,
+                "oldest_seconds": topic.oldest_seconds,
+            }
+            for topic in group.topics
+        ],
+    }
+
+
+def _sureness(count: Count) -> str:
+    return "unknown" if count.value is None else "exact" if count.exact else "at_least"

@@ -1,0 +1,201 @@
+"""canvasbus: publish, watch and look into a bus from the command line.
+
+Exit codes: 0; 1 when it found something wrong (a line that is no event, a server that is away, no such dead letter);
+2 for bad usage or configuration; 130 after Ctrl-C. Every error is one line on stderr.
+
+Imports are late: a command loads what it needs when it runs, `--help` loads none of it.
+"""
+
+import argparse
+import difflib
+import importlib
+import os
+import re
+import sys
+from typing import Any, NoReturn
+
+from canvasbus import __version__
+from canvasbus.errors import CanvasbusError, ConfigError, ContractError
+
+_SETTINGS = ("url", "namespace", "partitions")
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are one line and know what was meant."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"allow_abbrev": False, **options})
+
+    def error(self, message: str) -> NoReturn:
+        """Print one line and leave with 2."""
+        choice = re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message)
+        if choice:
+            known = re.findall(r"[\w-]+", choice[2])
+            message = f"there is no {choice[1]!r}{_near(choice[1], known) or '; there are ' + ', '.join(known)}"
+        print(f"{self.prog}: {message} (see {self.prog} --help)", file=sys.stderr)
+        raise SystemExit(2)
+
+    def refuse_unknown(self, rest: list[str]) -> NoReturn:
+        """Say which arguments nobody knows."""
+        hints = [_near(word, list(self._option_string_actions)) for word in rest if word.startswith("-")]
+        self.error(f"unknown argument {' '.join(rest)}{next(filter(None, hints), '')}")
+
+
+def _near(word: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def parser() -> Parser:
+    """All commands and their options."""
+    result = Parser(prog="canvasbus", description="Publish, watch and look into an event bus.")
+    result.add_argument("--version", action="version", version=f"canvasbus {__version__}")
+    _common(result, default=None)
+    shared = Parser(add_help=False)
+    _common(shared, default=argparse.SUPPRESS)
+    typed = Parser(add_help=False)
+    typed.add_argument(
+        "--module", action="append", default=[], metavar="M", help="import M, so that the events it declares are known"
+    )
+    commands = result.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def add(to: Any, name: str, run: str, text: str, *parents: Parser) -> Parser:
+        made: Parser = to.add_parser(name, help=text, description=text, parents=[shared, *parents])
+        made.set_defaults(run=f"canvasbus.cli.{run}", parser=made)
+        return made
+
+    sub = add(commands, "publish", "publish:run", "Publish one event, or every line of a file.", typed)
+    sub.add_argument("type", nargs="?", metavar="TYPE", help="the event type, when JSON is the bare data")
+    sub.add_argument("data", nargs="?", metavar="JSON", help="the data, or a whole CloudEvents object; - reads stdin")
+    sub.add_argument("--from", dest="source_file", metavar="FILE", help="one JSON object a line; - reads stdin")
+    sub.add_argument("--dry-run", action="store_true", help="check everything, send nothing")
+
+    sub = add(commands, "tail", "tail:run", "Show events as they come, or those that are there.", typed)
+    sub.add_argument(
+        "--type", dest="types", action="append", default=[], metavar="GLOB", help="only these types, like 'drift.*'"
+    )
+    sub.add_argument(
+        "--from",
+        dest="since",
+        metavar="WHEN",
+        help="begin at an entry id, a time, 10m (ago) or 0, and end with the last",
+    )
+    sub.add_argument(
+        "--follow", "-f", action="store_true", help="go on with new events (the default without --from, -n)"
+    )
+    sub.add_argument("--where", action="append", default=[], metavar="FIELD=VALUE", help="only events with this value")
+    sub.add_argument("-n", dest="count", type=int, metavar="N", help="the last N events; with --from the first N")
+
+    sub = add(commands, "topics", "topics:run", "What lies on the bus: entries, age, size, readers.")
+    sub.add_argument("glob", nargs="?", metavar="GLOB", help="only these topics, like 'drift.*'")
+
+    sub = add(commands, "groups", "groups:run", "Consumer groups: lag, pending, living workers, dead letters.")
+    sub.add_argument("group", nargs="?", metavar="GROUP", help="only this group")
+
+    dlq = commands.add_parser("dlq", help="Dead letters: what was given up, and why.").add_subparsers(
+        title="commands", metavar="COMMAND", required=True
+    )
+    sub = add(dlq, "list", "dlq:run_list", "The newest dead letters.")
+    sub.add_argument("--group", metavar="GROUP", help="only this group's")
+    sub.add_argument("--type", metavar="GLOB", help="only events of these types")
+    sub.add_argument("--reason", metavar="WORD", help="only these: exhausted, rejected, undecodable, unknown_type, …")
+    sub.add_argument("-n", dest="count", type=int, default=50, metavar="N", help="at most N (default 50)")
+    sub = add(dlq, "show", "dlq:run_show", "One dead letter: error, traceback, and the event.", typed)
+    sub.add_argument("id", metavar="ID", help="its id in `dlq list`, or the id of the event")
+    sub.add_argument("--group", metavar="GROUP", help="when several groups gave the event up")
+
+    config = commands.add_parser("config", help="The settings in force.").add_subparsers(
+        title="commands", metavar="COMMAND", required=True
+    )
+    add(config, "show", "config:run_show", "Every setting and where it came from.")
+
+    sub = add(
+        commands, "demo", "main:run_demo", "Drift, alert, retrain and recovery on handwritten digits, in a minute."
+    )
+    sub.add_argument("--seed", type=int, default=7, metavar="N", help="of everything random (default 7)")
+    sub.add_argument("--speed", type=float, default=1.0, metavar="X", help="how fast the story runs (default 1)")
+
+    sub = commands.add_parser("completion", help="Print the completion script of a shell.")
+    sub.add_argument("shell", choices=("bash", "zsh", "tcsh"))
+    sub.set_defaults(run="canvasbus.cli.main:print_completion", parser=sub)
+    return result
+
+
+def _common(to: Parser, *, default: Any) -> None:
+    """Options that may stand before the command or after it; there, SUPPRESS keeps the default from undoing the first."""
+    to.add_argument("--url", default=default, help="the bus (else CANVASBUS_URL, else url in canvasbus.toml)")
+    to.add_argument("--namespace", default=default, metavar="NAME", help="prefix of all keys (default canvasbus)")
+    to.add_argument("--partitions", type=int, default=default, metavar="N", help=argparse.SUPPRESS)
+    to.add_argument("--json", action="store_true", default=default or False, help="one JSON object a line")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns its exit code."""
+    try:
+        code = _run(argv)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        # Whoever read our output has seen enough. Nothing more may be written to it, not even by the interpreter's exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return 130
+    except SystemExit as error:  # argparse: --help, --version, bad usage
+        return int(error.code or 0)
+    except (ConfigError, ContractError) as error:
+        return _fail(error, 2)
+    except CanvasbusError as error:
+        return _fail(error, 1)
+
+
+def _run(argv: list[str] | None) -> int:
+    if hasattr(sys.stdout, "reconfigure"):  # an event in Japanese must not end `tail` in a terminal that knows ASCII
+        sys.stdout.reconfigure(errors="backslashreplace")
+    args, rest = parser().parse_known_args(argv)
+    if getattr(args, "data", "") is None and len(rest) == 1 and (rest[0] == "-" or rest[0][0] != "-"):
+        args.data = rest.pop()  # argparse gives up on `TYPE --json JSON`, where an option parts two optional arguments
+    if rest:
+        args.parser.refuse_unknown(rest)
+    module, _, function = args.run.partition(":")
+    run = globals()[function] if module == __name__ else getattr(importlib.import_module(module), function)
+    if run is print_completion:
+        return print_completion(args)
+    from canvasbus import config
+    from canvasbus.cli.context import Context
+    from canvasbus.cli.output import Output
+
+    loaded = config.load({name: getattr(args, name) for name in _SETTINGS})
+    command = args.parser.prog.removeprefix("canvasbus ")
+    code: int = run(Context(command, loaded, Output(json=args.json), getattr(args, "module", ())), args)
+    return code
+
+
+def run_demo(context: Any, args: argparse.Namespace) -> int:
+    """The demo, which defaults to memory://."""
+    if not 0 < args.speed <= 1000:
+        raise ConfigError(f"--speed {args.speed:g}: a number above 0, up to 1000")
+    demo = importlib.import_module("canvasbus.cli.demo")
+    code: int = demo.run(url=context.settings.url, seed=args.seed, speed=args.speed, json=args.json)
+    return code
+
+
+def print_completion(args: argparse.Namespace) -> int:
+    """`canvasbus completion bash > /etc/bash_completion.d/canvasbus`."""
+    try:
+        import shtab  # type: ignore[import-not-found,unused-ignore]
+    except ImportError:
+        raise ConfigError("completion needs shtab: pip install 'canvasbus[cli]'") from None
+    sys.stdout.write(shtab.complete(parser(), shell=args.shell) + "\n")
+    return 0
+
+
+def _fail(error: Exception, code: int) -> int:
+    from canvasbus.cli.output import safe
+
+    print(f"canvasbus: {safe(' '.join(str(error).split()))}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

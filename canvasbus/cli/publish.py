@@ -1,0 +1,224 @@
+"""canvasbus publish: one event from the command line, or a file of them.
+
+A line that is no valid event is reported by its number and skipped; the others go on. A server that goes away ends the
+command, and the message says which lines are stored.
+"""
+
+import argparse
+import contextlib
+import json
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from math import isfinite
+from pathlib import Path
+from typing import Any, BinaryIO
+from uuid import UUID
+
+from canvasbus.cli.context import Context
+from canvasbus.cli.output import safe
+from canvasbus.errors import CanvasbusError, ConfigError, DecodeError, EncodeError, Unavailable
+from canvasbus.produce.fenced import FencedSender, declare_partitions
+from canvasbus.wire.codec import Codec, Outgoing, from_json
+from canvasbus.wire.keys import partition_of
+
+BATCH_EVENTS = 500
+BATCH_BYTES = 1024 * 1024
+PATIENCE = 10.0
+"""Seconds for which a server that goes away in the middle is waited for."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Item:
+    line: int
+    event: Outgoing
+
+
+def run(context: Context, args: argparse.Namespace) -> int:
+    """1 when a line was no event or was refused."""
+    type_name, data = args.type, args.data
+    if args.source_file is None and data is None:
+        if type_name is None or not (type_name == "-" or type_name.lstrip().startswith("{")):
+            raise ConfigError("publish: give TYPE and JSON, or a CloudEvents object, or --from FILE (- reads stdin)")
+        type_name, data = None, type_name
+    if args.source_file is not None and data is not None:
+        raise ConfigError("publish: give either JSON or --from FILE")
+    publishing = _Publishing(context, dry_run=args.dry_run)
+    if args.source_file is None:
+        text = sys.stdin.buffer.read() if data == "-" else data.encode(errors="surrogateescape")
+        publishing.one(text, type_name)
+    else:
+        with _opened(args.source_file) as (file, total), _progress(context, total) as advance:
+            publishing.many(file, type_name, advance)
+    publishing.finish()
+    return 1 if publishing.failed else 0
+
+
+def _refuse(name: str) -> float:
+    raise ValueError(f"{name} is no JSON value; leave the field out")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    return value if isfinite(value) else _refuse(text)
+
+
+class _Publishing:
+    """What becomes of the lines of one command."""
+
+    def __init__(self, context: Context, *, dry_run: bool) -> None:
+        self.failed = 0
+        self._context = context
+        self._out = context.out
+        self._dry = dry_run
+        self._off = not dry_run and context.loaded.require_url("publish").startswith("off:")
+        self._stored = 0
+        self._last: tuple[Outgoing, str] | None = None
+        self._codecs: dict[str, Codec] = {}
+        self._waiting: list[_Item] = []
+        self._bytes = 0
+        self._senders: list[FencedSender] = []
+        context.codec  # noqa: B018  the event types are imported before anything is read
+        if not dry_run and not self._off:
+            context.link.run(declare_partitions(context.settings.namespace, len(context.partitions)))
+            self._senders = [FencedSender(keys) for keys in context.partitions]
+
+    def one(self, text: bytes, type_name: str | None) -> None:
+        """The event of the command line. Raises EncodeError when it is none."""
+        self._add(0, self._encoded(text, type_name))
+        self._send()
+
+    def many(self, file: BinaryIO, type_name: str | None, advance: Callable[[int], None]) -> None:
+        """Every line of a file."""
+        for number, line in enumerate(file, 1):
+            text = line.removeprefix(b"\xef\xbb\xbf").strip() if number == 1 else line.strip()
+            if text:
+                try:
+                    self._add(number, self._encoded(text, type_name))
+                except (EncodeError, DecodeError) as error:
+                    self._failed(number, error)
+            advance(len(line))
+        self._send()
+
+    def finish(self) -> None:
+        """Say how it went."""
+        out = self._out
+        if out.json:
+            return
+        events = f"{self._stored:,} event{'s' if self._stored != 1 else ''}"
+        if self._dry:
+            out.line(f"{events} valid; nothing was sent")
+        elif self._off:
+            out.line(f"the bus is switched off (off://): {events} not sent")
+        elif self._stored == 1 and self._last:
+            event, entry_id = self._last
+            out.line(f"published {event.type} {event.id} as {entry_id}")
+        else:
+            out.line(f"published {events}")
+        if self.failed:
+            out.note(f"canvasbus: {self.failed:,} line{'s' if self.failed != 1 else ''} not published")
+
+    def _encoded(self, text: bytes, type_name: str | None) -> Outgoing:
+        try:
+            outer = json.loads(text, parse_constant=_refuse, parse_float=_finite)
+        except (ValueError, RecursionError) as error:
+            raise EncodeError(f"not JSON: {error}") from error
+        if not isinstance(outer, dict):
+            raise EncodeError("an event is a JSON object; in a file, one on each line")
+        event, event_id = from_json(text, type_name=type_name)
+        if "specversion" not in outer:
+            outer = {}
+        source = outer.get("source") or self._context.settings.source
+        codec = self._codecs.get(source)
+        if codec is None:
+            codec = self._codecs[source] = Codec(source, limit=self._context.settings.max_event_bytes)
+        cause = outer.get("causationid")
+        return codec.encode(
+            event,
+            event_id=event_id,
+            causation_id=UUID(cause) if cause else None,
+            traceparent=outer.get("traceparent"),
+        )
+
+    def _add(self, line: int, event: Outgoing) -> None:
+        self._waiting.append(_Item(line, event))
+        self._bytes += len(event.data)
+        if len(self._waiting) >= BATCH_EVENTS or self._bytes >= BATCH_BYTES:
+            self._send()
+
+    def _send(self) -> None:
+        items, self._waiting, self._bytes = self._waiting, [], 0
+        if self._dry or self._off:
+            for item in items:
+                self._done(item, None)
+            return
+        for partition, sender in enumerate(self._senders):
+            batch = [item for item in items if partition_of(item.event.key, len(self._senders)) == partition]
+            if not batch:
+                continue
+            results = self._context.link.run(sender.send([item.event for item in batch], patience=PATIENCE))
+            for item, result in zip(batch, results, strict=True):
+                if isinstance(result, bytes):
+                    self._done(item, result.decode())
+                elif isinstance(result, Unavailable):
+                    raise self._gone(item, len(batch), result)
+                else:
+                    self._failed(item.line, result)
+
+    def _gone(self, first: _Item, count: int, error: Unavailable) -> CanvasbusError:
+        """The server left in the middle: say how far we came."""
+        if not first.line:
+            return error
+        fate = (
+            f"whether the {count:,} from line {first.line} on are cannot be known, later ones were not sent"
+            if error.ambiguous
+            else f"nothing from line {first.line} on is"
+        )
+        return Unavailable(f"{error}; {self._stored:,} events are stored, {fate}")
+
+    def _done(self, item: _Item, entry_id: str | None) -> None:
+        self._stored += 1
+        self._last = (item.event, entry_id or "")
+        if self._out.json:
+            record: dict[str, Any] = {"type": item.event.type, "id": str(item.event.id), "entry_id": entry_id}
+            self._out.record({"line": item.line, **record} if item.line else record)
+
+    def _failed(self, line: int, error: Exception) -> None:
+        if not line:
+            raise error
+        self.failed += 1
+        text = safe(" ".join(str(error).split()))
+        self._out.note(f"canvasbus: line {line}: {text}")
+        if self._out.json:
+            self._out.record({"line": line, "error": text})
+
+
+@contextlib.contextmanager
+def _opened(name: str) -> Iterator[tuple[BinaryIO, int | None]]:
+    """The file and its size; None: it has none."""
+    if name == "-":
+        yield sys.stdin.buffer, None
+        return
+    with contextlib.ExitStack() as stack:
+        try:
+            file = stack.enter_context(Path(name).open("rb"))
+        except OSError as error:
+            raise ConfigError(f"--from {name}: {error.strerror}") from None
+        yield file, Path(name).stat().st_size or None
+
+
+@contextlib.contextmanager
+def _progress(context: Context, total: int | None) -> Iterator[Callable[[int], None]]:
+    """A bar on a terminal; nothing elsewhere, and nothing without rich."""
+    try:
+        if not context.out.stderr.isatty() or context.out.json:
+            raise ImportError
+        from rich.console import Console
+        from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+    except ImportError:
+        yield lambda _: None
+        return
+    columns = ("publishing", BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(file=context.out.stderr), transient=True) as progress:
+        task = progress.add_task("publish", total=total)
+        yield lambda done: progress.advance(task, done)
