@@ -1,0 +1,132 @@
+"""The README's code runs, and its commands and settings exist."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+FILES = dict(re.findall(r"<!-- file: (\S+) -->\n```python\n(.*?)```", README, re.DOTALL))
+
+# A stand-in with torch's shape: torch itself is half a gigabyte. It forks as DataLoader does on Linux.
+TORCH = '''
+import os
+
+class Dataset:
+    pass
+
+class DataLoader:
+    def __init__(self, dataset, batch_size, num_workers):
+        self.dataset, self.workers = dataset, num_workers
+
+    def __iter__(self):
+        for worker in range(self.workers):
+            if os.fork() == 0:
+                for index in range(worker, len(self.dataset), self.workers):
+                    self.dataset[index]
+                os._exit(0)
+        for _ in range(self.workers):
+            assert os.wait()[1] == 0
+        return iter(())
+'''
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """All of the README's files in one folder."""
+    for name, text in FILES.items():
+        (tmp_path / name).write_text(text)
+    (tmp_path / "torch" / "utils").mkdir(parents=True)
+    for package in ("torch", "torch/utils"):
+        (tmp_path / package / "__init__.py").touch()
+    (tmp_path / "torch" / "utils" / "data.py").write_text(TORCH)
+    return tmp_path
+
+
+def run(folder: Path, *command: str, url: str) -> str:
+    """Run a program in the folder as a newcomer would."""
+    environ = dict(os.environ) | {"CANVASBUS_URL": url, "PYTHONPATH": str(folder)}
+    done = subprocess.run(command, cwd=folder, env=environ, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def stored(folder: Path, url: str) -> int:
+    """How many picture.scored events the bus has."""
+    lines = run(
+        folder,
+        *(sys.executable, "-m", "canvasbus", "tail", "--type", "picture.scored", "--from", "0", "--json"),
+        *("--module", "my_events"),
+        url=url,
+    )
+    return len(lines.splitlines())
+
+
+@pytest.fixture
+def url(make_server) -> str:  # type: ignore[no-untyped-def]
+    """A server of its own: the README uses the default namespace."""
+    return make_server().url
+
+
+def test_the_script_publishes(folder: Path, url: str) -> None:
+    """All of the script's events are on the server when it ends."""
+    run(folder, sys.executable, "publish_script.py", url=url)
+
+    assert stored(folder, url) == 100
+
+
+def test_forked_children_publish(folder: Path, url: str) -> None:
+    """Every event that a DataLoader's children published is there once."""
+    run(folder, sys.executable, "publish_dataloader.py", url=url)
+
+    assert stored(folder, url) == 8
+
+
+def test_fastapi_publishes(folder: Path, url: str) -> None:
+    """A request to the FastAPI example puts one event on the bus."""
+    script = folder / "drive.py"
+    script.write_text(DRIVE_ASGI)
+    run(folder, sys.executable, "drive.py", url=url)
+
+    assert stored(folder, url) == 1
+
+
+DRIVE_ASGI = """
+import asyncio
+from publish_fastapi import app, bus
+
+async def main():
+    sent = []
+    async def receive():
+        return {"type": "http.request", "body": b"", "more_body": False}
+    async def send(message):
+        sent.append(message)
+    scope = {"type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST", "scheme": "http",
+             "path": "/score/StyleGAN", "raw_path": b"/score/StyleGAN", "query_string": b"aesthetic=0.4",
+             "headers": [], "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 80), "root_path": ""}
+    await app(scope, receive, send)
+    assert sent[0]["status"] == 200, sent
+
+asyncio.run(main())
+assert bus.flush(timeout=10)
+bus.close()
+"""
+
+
+def test_one_process_runs(folder: Path, url: str) -> None:
+    """The memory example handles an event and sees what follows from it."""
+    run(folder, sys.executable, "one_process.py", url=url)
+
+
+def test_every_command_is_mentioned() -> None:
+    """Each subcommand of `canvasbus` stands in the README."""
+    import argparse
+
+    from canvasbus.cli.main import parser
+
+    (commands,) = [a for a in parser()._actions if isinstance(a, argparse._SubParsersAction)]
+    assert [name for name in commands.choices if f"canvasbus {name}" not in README] == []
