@@ -27,7 +27,7 @@ class Topic:
         self.lane = lane
         self.settler = settler
         self.cursor = b"0-0"
-        """The last entry id that was delivered to this process: where a lost group is made anew."""
+        """The last entry id known to be delivered to the group: where it is made anew when it is lost."""
         self.held: set[bytes] = set()
         """Entry ids that are pending under our name and in our hands."""
         self.acks: list[bytes] = []

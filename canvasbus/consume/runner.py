@@ -33,7 +33,7 @@ from canvasbus.consume.subscription import Subscription
 from canvasbus.contract.event import Event
 from canvasbus.errors import ContractError, Refused, TransportError
 from canvasbus.log import get_logger
-from canvasbus.transport.link import SharedLink
+from canvasbus.transport.link import Link, SharedLink
 from canvasbus.transport.resp import ReplyError, check, command, commands
 from canvasbus.transport.scripts import REAP, RELEASE
 from canvasbus.transport.server import Server
@@ -44,12 +44,16 @@ SWEEP_SECONDS = 1.0
 GRACE_SECONDS = 25.0
 """How long running handlers may go on after a SIGTERM (Kubernetes kills after 30)."""
 
+LEAVE_SECONDS = 3.0
+"""What handing back and leaving the group may take at the very end."""
+
 LEASE_MS = 4000
 FENCE_SECONDS = 7 * 24 * 3600
 REAP_AT_ONCE = 500
 TAKE_AT_ONCE = 100
 SUSPECTS_AT_ONCE = 16
 SCAN_EVERY = 30  # sweeps between two searches for streams that a foreign writer made
+AUDIT_EVERY = 30  # sweeps between two looks for entries that are ours without our knowing
 
 log = get_logger("canvasbus.worker")
 
@@ -212,6 +216,7 @@ class _Incarnation:
         self._watchers = [Watcher(self.consumer) for _ in runner._keys]
         self._heart = Heart(runner._server, runner._keys, self.group, self.consumer, self.progress)
         self._sweeps = 0
+        self._unusable: set[str] = set()
 
     def _on_room(self) -> None:
         self._room.set()
@@ -223,6 +228,19 @@ class _Incarnation:
         runner = self.runner
         if not await self._join():
             return False
+        try:
+            await self._live()
+        finally:
+            # Also when cancelled from outside or when something of ours crashed: a heart that went on beating would
+            # keep everybody's hands off what we hold.
+            self._heart.stop()
+            if not self._fenced.is_set():
+                with trio.CancelScope(shield=True, deadline=trio.current_time() + LEAVE_SECONDS):
+                    await self._leave()
+        return self._fenced.is_set() and not runner._stop.is_set()
+
+    async def _live(self) -> None:
+        runner = self.runner
         async with trio.open_nursery() as nursery:
             for settler in self.settlers:
                 nursery.start_soon(settler.run)
@@ -245,11 +263,6 @@ class _Incarnation:
                 runner.state = "draining"
                 await self._drain(readers)
             nursery.cancel_scope.cancel()
-        self._heart.stop()
-        if not runner._server.shared or not self._fenced.is_set():
-            with trio.CancelScope(shield=True, deadline=trio.current_time() + 3):
-                await self._leave()
-        return self._fenced.is_set() and not runner._stop.is_set()
 
     def _topics(self) -> list[str]:
         return sorted({t.event_type for s in self.subscriptions for t in s.topics.values()})
@@ -298,22 +311,30 @@ class _Incarnation:
     async def _discover(self, subscription: Subscription, *, scan: bool, from_start: bool) -> None:
         """Subscribe to topics that a glob matches and that are not read yet."""
         keys = subscription.keys
-        names = {name.decode() for name in check(await self._shared.call("SMEMBERS", keys.topics), "look for topics")}
+        names = {
+            name.decode("utf-8", "replace")
+            for name in check(await self._shared.call("SMEMBERS", keys.topics), "look for topics")
+        }
         cursor: bytes | int = 0
         while scan:
             cursor, found = check(
                 await self._shared.call("SCAN", cursor, "MATCH", _escaped(keys.stream_pattern), "COUNT", 1000),
                 "look for streams",
             )
-            names |= {keys.type_of(stream) for stream in found}
+            names |= {keys.type_of(stream) for stream in found if stream.isascii()}
             if int(cursor) == 0:
                 break
         for name in sorted(names):
             if keys.stream(name) in subscription.topics:
                 continue
             handler = self.runner.worker.handler_for(name)
-            if handler is not None and name not in handler.types:
+            if handler is None or name in handler.types or name in self._unusable:
+                continue
+            try:
                 await subscription.add(name, self._lane_of[handler], from_start=from_start)
+            except Refused as error:  # one key that is no stream must not stop the other topics
+                self._unusable.add(name)
+                log.error("a topic that a glob matches cannot be read", group=self.group, topic=name, error=str(error))
 
     # --- the sweep -----------------------------------------------------------------------------------------------
 
@@ -331,6 +352,9 @@ class _Incarnation:
     async def _sweep(self, subscription: Subscription, watcher: Watcher) -> None:
         if self.runner.worker.has_globs:
             await self._discover(subscription, scan=self._sweeps % SCAN_EVERY == 0, from_start=True)
+        await subscription.save_cursors()
+        if self._sweeps % AUDIT_EVERY == AUDIT_EVERY - 1:
+            subscription.audit_soon()
         if not await self._hold_lease(subscription.keys):
             watcher.reset()
             return
@@ -340,11 +364,11 @@ class _Incarnation:
             commands(("HGETALL", keys.beats(self.group)), *(("XINFO", "CONSUMERS", s, self.group) for s in streams))
         )
         flat = check(replies[0], "look at heartbeats")
-        beats = {flat[i].decode(): int(flat[i + 1]) for i in range(0, len(flat), 2)}
+        beats = {flat[i].decode("utf-8", "replace"): int(flat[i + 1]) for i in range(0, len(flat), 2)}
         consumers: set[str] = set()
         for reply in replies[1:]:
             if not isinstance(reply, ReplyError):
-                consumers |= {row[1].decode() for row in reply}
+                consumers |= {row[1].decode("utf-8", "replace") for row in reply}
         for name in watcher.judge(
             clock.monotonic() if self.runner._server.shared else trio.current_time(),
             beats,
@@ -427,9 +451,12 @@ class _Incarnation:
             grace=grace,
         )
         with trio.move_on_after(2.0):
-            await self._release([(d.topic.stream, d.entry_id) for d in rest], leave=False)
-        for delivery in rest:
-            delivery.topic.held.discard(delivery.entry_id)
+            try:
+                await self._release(self._shared, [(d.topic.stream, d.entry_id) for d in rest], leave=False)
+                for delivery in rest:
+                    delivery.topic.held.discard(delivery.entry_id)
+            except TransportError:
+                pass  # tried once more at the very end
         with trio.move_on_after(grace) as scope:
             for lane in self.lanes:
                 await lane.wait_quiet()
@@ -441,20 +468,22 @@ class _Incarnation:
             )
 
     async def _leave(self) -> None:
+        link = Link(self.runner._server)  # of its own: the bus may be closing the shared one at this moment
         try:
             for subscription in self.subscriptions:
                 for topic in subscription.topics.values():
-                    acked = set(topic.acks)
-                    if acked:  # done, but the settler had no time to say so
-                        await self._shared.call("XACK", topic.stream, self.group, *topic.acks)
-                        topic.held -= acked
+                    if topic.acks:  # done, but the settler had no time to say so
+                        await link.request(command("XACK", topic.stream, self.group, *topic.acks))
+                        topic.held.difference_update(topic.acks)
             held = [(t.stream, i) for s in self.subscriptions for t in s.topics.values() for i in t.held]
-            await self._release(held, leave=True)
+            await self._release(link, held, leave=True)
         except TransportError as error:
             log.warning("could not hand back; others take over in a few seconds", group=self.group, error=str(error))
+        finally:
+            await link.aclose()
         self.runner.state = "left"
 
-    async def _release(self, entries: list[tuple[bytes, bytes]], *, leave: bool) -> None:
+    async def _release(self, link: Link | SharedLink, entries: list[tuple[bytes, bytes]], *, leave: bool) -> None:
         for subscription, settler in zip(self.subscriptions, self.settlers, strict=True):
             streams = list(subscription.topics)
             mine = [(streams.index(s) + 3, i) for s, i in entries if s in subscription.topics]
@@ -467,7 +496,7 @@ class _Incarnation:
                 for index, entry_id in chunk:
                     args += (index, entry_id)
                 keys = [subscription.keys.fence(self.consumer), subscription.keys.beats(self.group), *streams]
-                check(await self._shared.run(RELEASE.call(keys, args)), "hand back")
+                check(await link.run(RELEASE.call(keys, args)), "hand back")
 
 
 def _escaped(pattern: bytes) -> bytes:

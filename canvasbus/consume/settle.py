@@ -16,6 +16,7 @@ Fenced means: others have declared this incarnation dead and taken its entries. 
 the runner join again under a new name.
 """
 
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -36,6 +37,9 @@ from canvasbus.wire.keys import Keys
 
 COMMIT_ENTRIES = 500
 COMMIT_BYTES = 1024 * 1024
+
+BURIAL_SECONDS = 5.0
+"""Between two attempts at a dead letter that the server refuses."""
 
 log = get_logger("canvasbus.worker")
 
@@ -61,10 +65,16 @@ class SettlerStatistics:
 
 
 class _Commit:
-    __slots__ = ("attempts", "delivery", "derived", "done", "payloads", "size")
+    __slots__ = ("attempts", "burial", "delivery", "derived", "done", "payloads", "size")
 
     def __init__(
-        self, delivery: Delivery, payloads: list[tuple[bytes, bytes]], *, derived: int = 0, attempts: int | None = None
+        self,
+        delivery: Delivery,
+        payloads: list[tuple[bytes, bytes]],
+        *,
+        derived: int = 0,
+        attempts: int | None = None,
+        burial: bool = False,
     ) -> None:
         self.delivery = delivery
         self.payloads = payloads
@@ -72,6 +82,7 @@ class _Commit:
         self.derived = derived
         self.attempts = attempts
         """Failures to write down; None: this one acknowledges."""
+        self.burial = burial
         self.done = trio.Event()
 
 
@@ -88,6 +99,8 @@ class Settler:
         self._on_fenced = on_fenced
         self._topics: list[Topic] = []
         self._commits: deque[_Commit] = deque()
+        self._refused_burials: list[_Commit] = []
+        self._bury_again = 0.0
         self._known: set[str] = set()
         self._fresh: set[str] = set()
         self._work = trio.Event()
@@ -114,7 +127,7 @@ class Settler:
         payloads = [(keys.dead(self._group), deadletter.encode(record))]
         payloads += [(keys.stream(item.type), item.data) for item in announced]
         self.statistics.buried += 1
-        self._commits.append(_Commit(delivery, payloads))
+        self._commits.append(_Commit(delivery, payloads, burial=True))
         self._unknown(announced)
         self._work.set()
 
@@ -138,7 +151,8 @@ class Settler:
         """Settle until cancelled."""
         try:
             while True:
-                await self._work.wait()
+                with trio.move_on_after(BURIAL_SECONDS if self._refused_burials else math.inf):
+                    await self._work.wait()
                 self._work = trio.Event()
                 await self._settle()
         finally:
@@ -146,6 +160,9 @@ class Settler:
                 await self._link.aclose()
 
     async def _settle(self) -> None:
+        if self._refused_burials and trio.current_time() >= self._bury_again:
+            self._commits.extend(self._refused_burials)
+            self._refused_burials.clear()
         waiting = [topic for topic in self._topics if topic.acks]
         if waiting:
             await self._acknowledge(waiting)
@@ -268,7 +285,13 @@ class Settler:
             error=str(failure),
         )
         commit.done.set()
-        if commit.attempts is None:
+        if commit.burial:
+            # Nowhere to put it: it stays pending and in our hands until the dead-letter stream takes it. What it
+            # announces can be missed, it cannot.
+            del commit.payloads[1:]
+            self._refused_burials.append(commit)
+            self._bury_again = trio.current_time() + BURIAL_SECONDS
+        elif commit.attempts is None:
             commit.delivery.topic.lane.refused(commit.delivery, failure)
 
     def _finish(self, commit: _Commit, ours: bool) -> None:

@@ -8,8 +8,9 @@ it; the connection is never closed under a blocked read, because the server may 
 
 What can go wrong, and what happens then:
 
-* The reply of a read is lost: its entries are pending under our name and nobody has them. After every new connection
-  the reader audits: what is pending under our name but not held is fetched and run.
+* The reply of a read, or of taking from a pool, is lost: its entries are pending under our name and nobody has them.
+  After every new connection and after every such failure the reader audits, until it has succeeded once: what is
+  pending under our name but not held is fetched and run.
 * The group or stream is gone (FLUSHALL, DEL, XGROUP DESTROY): the group of that stream is made anew, after the last
   entry that we saw if the stream still reaches that far, else from the start, and `bus.loss` says so.
 * A pending entry has no body: it was trimmed. It is acknowledged, counted and told by `bus.loss`.
@@ -27,7 +28,7 @@ from canvasbus.consume.dispatch import Lane
 from canvasbus.consume.handlers import start_id
 from canvasbus.consume.settle import Settler
 from canvasbus.contract.bus_events import BusLoss
-from canvasbus.errors import TransportError
+from canvasbus.errors import TransportError, Unavailable
 from canvasbus.log import get_logger
 from canvasbus.transport.link import Link, SharedLink
 from canvasbus.transport.resp import (
@@ -101,11 +102,12 @@ class Subscription:
         self._codec = codec
         self._settler = settler
         self._announce = announce
-        self._starts: dict[bytes, str] = {}
         self._room = trio.Event()
         self._asked: set[Lane] = set()
         self._blocked = False
         self._pause: trio.CancelScope | None = None
+        self._audit_due = False
+        self._audit_suspects = False
         self._stopping = False
         self._interrupts = trio.Event()
 
@@ -118,7 +120,7 @@ class Subscription:
         start = "0" if from_start else start_id(lane.handler.start)
         await self._join(stream, event_type, start)
         topic = Topic(event_type, stream, lane, self._settler)
-        self._starts[stream] = start
+        topic.cursor = await self._group_cursor(stream) or topic.cursor
         self._settler.watch(topic)
         self.topics[stream] = topic
         self.room()
@@ -136,6 +138,22 @@ class Subscription:
             if isinstance(reply, ReplyError) and not str(reply).startswith("BUSYGROUP"):
                 raise translate(reply, f"join group {self._group!r} on {stream.decode()}")
         return not isinstance(replies[1], ReplyError)
+
+    async def _group_cursor(self, stream: bytes) -> bytes | None:
+        """The last entry id that was delivered to the group; None when it is not there."""
+        groups = await self._shared.call("XINFO", "GROUPS", stream)
+        if isinstance(groups, ReplyError):
+            return None
+        known = (pairs(group) for group in groups)
+        name = self._group.encode()
+        return next((bytes(group[b"last-delivered-id"]) for group in known if group[b"name"] == name), None)
+
+    async def save_cursors(self) -> None:
+        """Remember how far the group has come, other workers included: there it goes on if it is lost."""
+        for topic in list(self.topics.values()):
+            cursor = await self._group_cursor(topic.stream)
+            if cursor is not None and _order(cursor) > _order(topic.cursor):
+                topic.cursor = cursor
 
     async def _rejoin(self) -> None:
         """After NOGROUP: make the missing groups anew and tell about it."""
@@ -197,9 +215,10 @@ class Subscription:
                     try:
                         await self._link.connect()
                         if self._link.epoch != epoch:
-                            if epoch:
-                                await self.audit()
+                            self._audit_due |= bool(epoch)
                             epoch = self._link.epoch
+                        if self._audit_due:
+                            await self.audit()
                         await self._read()
                         backoff = 0.05
                     except TransportError as error:
@@ -299,26 +318,45 @@ class Subscription:
 
     # --- entries that come otherwise -----------------------------------------------------------------------------
 
+    def audit_soon(self) -> None:
+        """Audit before the next read."""
+        self._audit_due = True
+        self.interrupt()
+
     async def audit(self) -> None:
         """Fetch what is pending under our name but not in our hands: a reply was lost on its way.
 
         Listed twice: an entry that is being acknowledged on the other connection can still be in the first list
         although it is no longer held; in the second it is gone.
         """
-        for topic in list(self.topics.values()):
-            suspects = {i for i in await self._pending(topic) if i not in topic.held}
-            if not suspects:
-                continue
-            orphans = [i for i in await self._pending(topic) if i in suspects and i not in topic.held]
-            for entry_id in orphans:
-                rows = check(await self._shared.call("XRANGE", topic.stream, entry_id, entry_id), "audit")
-                if topic.lane.free <= 0 and self._stopping:
-                    return
-                self._adopt(topic, entry_id, rows[0][1] if rows else [], failures=0, suspect=False)
-                self.statistics.audited += 1
+        self._audit_due = False  # set anew by whatever fails from here on
+        suspect = self._audit_suspects
+        try:
+            for topic in list(self.topics.values()):
+                unknown = {i for i, _ in await self._pending(topic) if i not in topic.held}
+                if not unknown:
+                    continue
+                orphans = [(i, n) for i, n in await self._pending(topic) if i in unknown and i not in topic.held]
+                for entry_id, deliveries in orphans:
+                    rows = check(await self._shared.call("XRANGE", topic.stream, entry_id, entry_id), "audit")
+                    if self._stopping:
+                        return
+                    self._adopt(
+                        topic,
+                        entry_id,
+                        rows[0][1] if rows else [],
+                        failures=max(0, deliveries - 1),
+                        suspect=suspect,
+                    )
+                    self.statistics.audited += 1
+        except BaseException:
+            self._audit_due = True
+            raise
+        self._audit_suspects = self._audit_suspects and self._audit_due
 
-    async def _pending(self, topic: Topic) -> list[bytes]:
-        found: list[bytes] = []
+    async def _pending(self, topic: Topic) -> list[tuple[bytes, int]]:
+        """What is pending under our name: entry ids, and how often each counts as delivered."""
+        found: list[tuple[bytes, int]] = []
         start = b"-"
         while True:
             rows = await self._shared.call(
@@ -328,7 +366,7 @@ class Subscription:
                 if is_no_group(rows):
                     return []
                 raise _as_transport(translate(rows, "audit"))
-            found += [row[0] for row in rows]
+            found += [(row[0], row[3]) for row in rows]
             if len(rows) < AUDIT_PAGE:
                 return found
             start = b"(" + rows[-1][0]
@@ -339,9 +377,17 @@ class Subscription:
         if not topics or limit <= 0:
             return True
         streams = [topic.stream for topic in topics]
-        reply = await self._shared.run(
-            TAKE.call([self.keys.fence(self._consumer), *streams], [fence, self._group, self._consumer, pool, limit])
-        )
+        try:
+            reply = await self._shared.run(
+                TAKE.call(
+                    [self.keys.fence(self._consumer), *streams], [fence, self._group, self._consumer, pool, limit]
+                )
+            )
+        except Unavailable as error:
+            if error.ambiguous:  # they may be ours, and while we live nobody else would run them
+                self._audit_suspects |= pool == SUSPECT_POOL
+                self.audit_soon()
+            raise
         if isinstance(reply, ReplyError):
             raise _as_transport(translate(reply, f"take from {pool}"))
         if reply == b"FENCED":
@@ -359,6 +405,8 @@ class Subscription:
         return True
 
     def _adopt(self, topic: Topic, entry_id: bytes, fields: list[bytes], *, failures: int, suspect: bool) -> None:
+        if entry_id in topic.held:  # an audit and a take that was still under way have both found it
+            return
         if not fields:
             self.statistics.trimmed += 1
             topic.acks.append(entry_id)
