@@ -169,6 +169,8 @@ class EventBus:
         """Run a worker in this process for as long as the bus lives."""
         if self._server is None:
             raise ConfigError("off:// switches the bus off: there is nothing for a worker to do")
+        if not worker.handlers:
+            raise ContractError(f"worker {worker.name!r} has no handlers: register some with @worker.on(...)")
         if any(other.name == worker.name for other in self._workers):
             raise ContractError(f"a worker {worker.name!r} is already on this bus")
         self._workers.append(worker)

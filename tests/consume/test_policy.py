@@ -1,0 +1,104 @@
+"""The table of outcomes and verdicts, and the waits between attempts."""
+
+from random import Random
+
+import pytest
+from studio import PaintingFramed
+
+from canvasbus.consume.policy import (
+    Ack,
+    Backoff,
+    BatchFailure,
+    DeadLetter,
+    HandlerTimeout,
+    Outcome,
+    Raised,
+    Reject,
+    Retry,
+    RetryLater,
+    Returned,
+    Verdict,
+    decide,
+    next_window,
+)
+from canvasbus.errors import ContractError, DecodeError
+
+EVENT = PaintingFramed(title="Dune")
+
+
+class Loaded(Random):
+    """A random source that always draws the upper bound."""
+
+    def uniform(self, a: float, b: float) -> float:
+        return b
+
+
+@pytest.mark.parametrize(
+    ("outcome", "failures", "expected"),
+    [
+        (Returned(), 0, Ack()),
+        (Returned((EVENT,)), 0, Ack((EVENT,))),
+        (Returned(), 4, Ack()),
+        (Raised(ValueError("x")), 0, Retry(0.5, 1)),
+        (Raised(ValueError("x")), 1, Retry(1.0, 2)),
+        (Raised(ValueError("x")), 3, Retry(4.0, 4)),
+        (Raised(ValueError("x")), 4, DeadLetter("exhausted")),
+        (Raised(ValueError("x")), 9, DeadLetter("exhausted")),
+        (Raised(HandlerTimeout("slow")), 0, Retry(0.5, 1)),
+        (Raised(BatchFailure({})), 0, Retry(0.5, 1)),
+        (Raised(SystemExit(1)), 0, Retry(0.5, 1)),
+        (Raised(RetryLater(30)), 0, Retry(30, 0)),
+        (Raised(RetryLater(0.5)), 4, Retry(0.5, 4)),
+        (Raised(RetryLater(-1)), 2, Retry(0.0, 2)),
+        (Raised(Reject("no")), 0, DeadLetter("rejected")),
+        (Raised(Reject("no")), 3, DeadLetter("rejected")),
+        *(
+            (Raised(DecodeError("x", reason=reason)), 0, DeadLetter(reason))
+            for reason in ("foreign", "undecodable", "invalid", "unknown_type", "newer_version", "oversize")
+        ),
+    ],
+)
+def test_each_outcome_has_one_verdict(outcome: Outcome, failures: int, expected: Verdict) -> None:
+    """With Backoff(attempts=5, base=0.5): what happened, how often it had failed before, what is to be done."""
+    assert decide(outcome, failures, Backoff(attempts=5, base=0.5, cap=60), Loaded()) == expected
+
+
+def test_one_attempt_means_never_again() -> None:
+    """attempts=1: the first failure is the last."""
+    assert decide(Raised(ValueError()), 0, Backoff(attempts=1), Random()) == DeadLetter("exhausted")
+
+
+@pytest.mark.parametrize(
+    ("failures", "bound"), [(1, 0.5), (2, 1.0), (3, 2.0), (7, 32.0), (8, 60.0), (100, 60.0), (10**6, 60.0)]
+)
+def test_waits_double_up_to_the_cap(failures: int, bound: float) -> None:
+    """The bound of the n-th wait is min(cap, base · 2^(n-1)), also where 2^n no longer fits a float."""
+    backoff = Backoff(base=0.5, cap=60)
+    assert backoff.delay(failures, Loaded()) == bound
+    random = Random(7)
+    drawn = [backoff.delay(failures, random) for _ in range(300)]
+    assert 0 <= min(drawn) < bound / 10 and bound * 0.9 < max(drawn) <= bound, "full jitter: evenly from 0 to the bound"
+
+
+@pytest.mark.parametrize("wrong", [{"attempts": 0}, {"base": -1}, {"cap": -0.1}])
+def test_a_backoff_that_cannot_be_is_refused(wrong: dict[str, int]) -> None:
+    """At the line that declares it."""
+    with pytest.raises(ContractError, match="attempts start at 1"):
+        Backoff(**wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("window", "seconds", "expected"),
+    [
+        (16, 0.01, 32),
+        (600, 0.01, 1000),
+        (1000, 0.01, 1000),
+        (64, 0.1, 64),
+        (64, 0.3, 32),
+        (20, 0.3, 16),
+        (16, 100.0, 16),
+    ],
+)
+def test_a_lane_holds_what_it_works_off_soon(window: int, seconds: float, expected: int) -> None:
+    """concurrency 16, limit 1,000: doubled when done in 50 ms, halved above 250, never below the concurrency."""
+    assert next_window(window, 16, 1000, seconds) == expected
