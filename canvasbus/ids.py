@@ -11,6 +11,7 @@ takes a third of that, and `publish` has 2 microseconds in all.
 """
 
 import os
+from hashlib import sha1
 from random import Random
 from uuid import UUID, SafeUUID, uuid5
 
@@ -71,8 +72,14 @@ def _new_prefix(ns: int) -> None:
 
 
 def derived(parent: UUID, group: str, handler: str, index: int) -> UUID:
-    """The id of the `index`-th event that `handler` of `group` returns for the event `parent`."""
-    return uuid5(parent, f"{group}\n{handler}\n{index}")
+    """The id of the `index`-th event that `handler` of `group` returns for the event `parent`: uuid5 (RFC 9562, 5.5).
+
+    By hand, because uuid.uuid5 takes 4 µs for what sha1 does in 1, and a deriving worker does it once per event.
+    """
+    digest = bytearray(sha1(parent.bytes + f"{group}\n{handler}\n{index}".encode(), usedforsecurity=False).digest()[:16])
+    digest[6] = digest[6] & 0x0F | 0x50
+    digest[8] = digest[8] & 0x3F | 0x80
+    return from_bytes(bytes(digest))
 
 
 def foreign(stream: str, entry_id: str) -> UUID:

@@ -81,14 +81,14 @@ for i = 1, tonumber(ARGV[5]) do
       at = at + 2
     end
     if ours then
-      acks[#acks + 1] = stream
-      acks[#acks + 1] = id
+      acks[stream] = acks[stream] or {'XACK', stream, group}
+      table.insert(acks[stream], id)
     end
   end
   result[i] = ours and 1 or 0
 end
-for i = 1, #acks, 2 do
-  redis.call('XACK', acks[i], group, acks[i + 1])
+for _, call in pairs(acks) do
+  redis.call(unpack(call))
 end
 return result
 """,
