@@ -7,7 +7,8 @@ so no clock but the watcher's matters, and no TTL decides: measured, a key with 
 outage, at maxmemory, without replicas and after a jump of the server's clock (4 of 5 troubles; this one in none).
 
 A watcher judges only while its own beats get through: in trouble that everybody has, everybody's count stands still.
-Any failure of a look starts all observations over.
+Any failure of a look starts all observations over, and so does a long time without one: whoever was paused for a
+minute may have been paused together with all the others, and wake up first.
 
 Not promised: a native call that holds the GIL for longer than the limit stops the thread too, and looks dead.
 """
@@ -46,6 +47,7 @@ class Watcher:
         self._limit = limit
         self._seen: dict[str, tuple[int | None, float]] = {}
         self._mine: tuple[int | None, float] = (None, float("-inf"))
+        self._looked = float("-inf")
 
     def reset(self) -> None:
         """A look failed, or the connection may lead to another server: what was seen before means nothing."""
@@ -58,6 +60,9 @@ class Watcher:
         `beats` are the counts on the server, `consumers` all names that own or could own entries; a consumer that
         never beat is judged like one whose count stands still.
         """
+        if now - self._looked > self._limit / 2:
+            self.reset()
+        self._looked = now
         mine = beats.get(self._me)
         if mine is None or mine != self._mine[0]:
             self._mine = (mine, now)

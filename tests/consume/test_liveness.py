@@ -1,0 +1,210 @@
+"""Who counts as dead. The watcher is pure, so these are tables of looks: (time, counts seen) and the verdict."""
+
+import threading
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+from waiting import until
+
+from canvasbus.consume.liveness import Heart, Progress, Watcher
+from canvasbus.errors import Unavailable
+from canvasbus.transport.blocking import BlockingLink
+from canvasbus.transport.link import SharedLink
+from canvasbus.transport.memory import MemoryServer
+from canvasbus.transport.resp import Packet
+from canvasbus.wire.keys import Keys
+
+Look = tuple[float, dict[str, int], set[str]] | None
+"""When, the counts on the server, the consumers that own something. None: the look failed."""
+
+
+def watch(looks: list[Look], limit: float = 5.0) -> list[list[str]]:
+    watcher = Watcher("me", limit)
+    verdicts = []
+    for look in looks:
+        if look is None:
+            watcher.reset()
+            verdicts.append([])
+        else:
+            verdicts.append(watcher.judge(*look))
+    return verdicts
+
+
+def seconds(n: int, you: Any, me: Any = lambda t: t, owners: set[str] | None = None) -> list[Look]:
+    """One look a second from 0 to n. `you` and `me`: the count at second t, None for no count at all."""
+    looks: list[Look] = []
+    for t in range(n + 1):
+        counts = {name: f(t) for name, f in (("me", me), ("you", you)) if f(t) is not None}
+        looks.append((float(t), counts, {"me", "you"} if owners is None else owners))
+    return looks
+
+
+def first_death(verdicts: list[list[str]]) -> int | None:
+    return next((t for t, dead in enumerate(verdicts) if dead), None)
+
+
+def test_who_counts_on_lives() -> None:
+    """A count that moves, however slowly within the limit, is a living worker."""
+    assert first_death(watch(seconds(60, you=lambda t: t))) is None
+    assert first_death(watch(seconds(60, you=lambda t: t // 4))) is None
+
+
+def test_a_count_that_stands_still_for_the_limit_is_dead() -> None:
+    """Last movement seen at second 3, limit 5: dead at 8, not before, and still at every look after that."""
+    verdicts = watch(seconds(12, you=lambda t: min(t, 3)))
+    assert first_death(verdicts) == 8
+    assert verdicts[8:] == [["you"]] * 5
+
+
+def test_a_consumer_without_a_count_is_judged_like_one_that_stands_still() -> None:
+    """It owns entries and never beat (killed before its first beat): dead after the limit."""
+    assert first_death(watch(seconds(10, you=lambda t: None))) == 5
+
+
+def test_a_count_without_entries_is_judged_too() -> None:
+    """A dead worker that owned nothing leaves its consumer and its count behind; both are to be removed."""
+    assert first_death(watch(seconds(10, you=lambda t: 7, owners=set()))) == 5
+
+
+def test_who_never_saw_it_move_waits_the_whole_limit() -> None:
+    """Only what this watcher has seen with its own eyes counts; the first look says nothing."""
+    assert watch([(100.0, {"me": 1, "you": 5}, {"you"})]) == [[]]
+
+
+def test_coming_back_to_life_starts_over() -> None:
+    """A count that moves again, even just in time, is watched anew for the whole limit."""
+    assert first_death(watch(seconds(20, you=lambda t: 0 if t < 5 else 1 if t < 9 else 2))) == 14
+
+
+def test_a_count_that_goes_back_is_a_sign_of_life() -> None:
+    """The server lost its data and the count began again: somebody beat."""
+    assert first_death(watch(seconds(8, you=lambda t: 50 if t < 4 else t - 3))) is None
+
+
+def test_own_beats_must_get_through() -> None:
+    """In trouble that everybody has, everybody's count stands still: while mine does, nobody is dead."""
+    assert first_death(watch(seconds(60, you=lambda t: 3, me=lambda t: 9))) is None
+    assert first_death(watch(seconds(60, you=lambda t: 3, me=lambda t: None))) is None
+
+
+def test_after_common_trouble_all_observation_starts_anew() -> None:
+    """Beats stand still from 2 to 20 for all; mine move again from 20 on, yours never: dead 5 seconds later, at 25 or
+    26, and not at once at 20."""
+    verdicts = watch(seconds(40, you=lambda t: min(t, 2), me=lambda t: min(t, 2) if t < 20 else t))
+    died = first_death(verdicts)
+    assert died is not None and 25 <= died <= 26
+
+
+def test_a_failed_look_forgets_everything() -> None:
+    """Whoever could not look may have missed a movement, or now sees another server."""
+    looks: list[Look] = seconds(20, you=lambda t: 1)
+    looks[4] = None
+    assert first_death(watch(looks)) == 10
+
+
+def test_who_was_paused_with_all_others_kills_nobody() -> None:
+    """All are frozen for a minute and this watcher wakes up first: its own count has moved on, theirs not yet."""
+    looks = seconds(3, you=lambda t: t)
+    looks += [(63.0, {"me": 4, "you": 3}, {"you"}), (64.0, {"me": 5, "you": 4}, {"you"})]
+    assert first_death(watch(looks)) is None
+
+
+def test_a_watcher_that_looks_too_rarely_judges_nobody() -> None:
+    """Every look starts over when the last one is half a limit ago."""
+    assert first_death(watch([(t * 3.0, {"me": t, "you": 1}, {"you"}) for t in range(20)])) is None
+
+
+def test_several_deaths_come_in_order() -> None:
+    """All the dead of one look, sorted by name, the living and the watcher itself never among them."""
+    looks: list[Look] = [(float(t), {"me": t, "a": t}, {"me", "a", "z", "b"}) for t in range(7)]
+    assert watch(looks)[-1] == ["b", "z"]
+
+
+def test_repr_says_who_is_watched() -> None:
+    """For logs."""
+    watcher = Watcher("me")
+    watcher.judge(0, {"me": 1, "a": 1, "b": 2}, set())
+    assert repr(watcher) == "<Watcher me watches 2>"
+
+
+# --- the heart --------------------------------------------------------------------------------------------------------
+
+
+def beats_of(server: MemoryServer, keys: Keys, consumer: str = "me") -> int:
+    return int(BlockingLink(server).call("HGET", keys.beats("g"), consumer) or 0)
+
+
+async def test_a_heart_in_a_thread_beats_whatever_the_loop_does() -> None:
+    """The thread counts up on the server although trio's loop is blocked."""
+    server, keys, progress = MemoryServer(), Keys(), Progress()
+    heart = Heart(server, [keys], "g", "me", progress, every=0.01)
+    heart.start_thread()
+    blocked = threading.Event()
+    while beats_of(server, keys) < 5:
+        blocked.wait(0.002)  # this is the trio thread: the loop does not turn meanwhile
+    heart.stop()
+    heart.join(5)
+    assert heart.beats >= 5
+
+
+async def test_a_heart_stops_when_the_loop_is_stuck_for_too_long() -> None:
+    """No progress for max_block: the beat ends, so that others take over, and somebody is told."""
+    server, keys, progress = MemoryServer(), Keys(), Progress()
+    stuck = threading.Event()
+    heart = Heart(server, [keys], "g", "me", progress, every=0.005, max_block=0.05, on_stuck=stuck.set)
+    heart.start_thread()
+    assert stuck.wait(10)
+    heart.join(5)
+    count = beats_of(server, keys)
+    assert count == heart.beats
+
+
+async def test_a_heart_survives_an_outage() -> None:
+    """It beats again when the server is back."""
+    server, keys = MemoryServer(), Keys()
+    heart = Heart(server, [keys], "g", "me", Progress(), every=0.005)
+    heart.start_thread()
+    await until(lambda: heart.beats >= 2)
+    server.set_connected(False)
+    before = heart.beats
+    server.set_connected(True)
+    await until(lambda: heart.beats > before + 2)
+    heart.stop()
+    heart.join(5)
+
+
+async def test_a_heart_in_a_task_beats_on_trios_clock(
+    autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
+) -> None:
+    """In one process with a memory server: one beat a second of simulated time, outages forgiven."""
+    server, keys = MemoryServer(), Keys()
+    shared = SharedLink(server)
+    await nursery.start(shared.run_tasks)
+    failures = 2
+
+    async def request(packet: Packet) -> list[Any]:
+        nonlocal failures
+        if failures:
+            failures -= 1
+            raise Unavailable("not now")
+        return await shared.request(packet)
+
+    heart = Heart(server, [keys], "g", "me", Progress())
+    nursery.start_soon(heart.run_task, request)
+    await trio.sleep(10.5)
+    assert heart.beats == 9 == beats_of(server, keys)
+    nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("partitions", [1, 3])
+async def test_a_heart_beats_in_every_partition(partitions: int) -> None:
+    """Each partition has its own watcher, so the count is kept in each."""
+    server = MemoryServer()
+    keys = [Keys("canvasbus", p) for p in range(partitions)]
+    heart = Heart(server, keys, "g", "me", Progress(), every=0.005)
+    heart.start_thread()
+    await until(lambda: all(beats_of(server, k) >= 2 for k in keys))
+    heart.stop()
+    heart.join(5)
