@@ -8,8 +8,8 @@ of the whole process) drops everything it holds, which others have by now, and t
 Leaving (SIGTERM, end of the bus): stop reading; hand back at once what no handler has begun; let the running handlers
 finish within the grace time and commit; cancel and hand back the rest; leave the group where nothing is owned.
 
-Once a second each incarnation sweeps: the one that holds the group's lease looks for dead consumers and moves what they
-own to the pool of suspects; everyone takes from the pools what it has room for; globs look for new topics.
+Once a second each incarnation sweeps: all watch the heartbeats, and the one that holds the group's lease moves what a
+dead consumer owns to the pool of suspects; everyone takes from the pools what it has room for; globs look for new topics.
 """
 
 import json
@@ -355,26 +355,28 @@ class _Incarnation:
         await subscription.save_cursors()
         if self._sweeps % AUDIT_EVERY == AUDIT_EVERY - 1:
             subscription.audit_soon()
-        if not await self._hold_lease(subscription.keys):
-            watcher.reset()
-            return
         keys = subscription.keys
         streams = list(subscription.topics)
-        replies = await self._shared.request(
-            commands(("HGETALL", keys.beats(self.group)), *(("XINFO", "CONSUMERS", s, self.group) for s in streams))
-        )
-        flat = check(replies[0], "look at heartbeats")
+        flat = check(await self._shared.call("HGETALL", keys.beats(self.group)), "look at heartbeats")
         beats = {flat[i].decode("utf-8", "replace"): int(flat[i + 1]) for i in range(0, len(flat), 2)}
-        consumers: set[str] = set()
-        for reply in replies[1:]:
+        # Everybody watches, so that the next reaper has seen enough when the lease of a dead one ends.
+        reaper = await self._hold_lease(keys)
+        owners = await self._owners(streams) if reaper else set()
+        now = clock.monotonic() if self.runner._server.shared else trio.current_time()
+        dead = watcher.judge(now, beats, owners)
+        if reaper:
+            for name in dead:
+                await self._reap(keys, streams, name)
+
+    async def _owners(self, streams: list[bytes]) -> set[str]:
+        """All consumers of the group, without the pools."""
+        found: set[str] = set()
+        if not streams:
+            return found
+        for reply in await self._shared.request(commands(*(("XINFO", "CONSUMERS", s, self.group) for s in streams))):
             if not isinstance(reply, ReplyError):
-                consumers |= {row[1].decode("utf-8", "replace") for row in reply}
-        for name in watcher.judge(
-            clock.monotonic() if self.runner._server.shared else trio.current_time(),
-            beats,
-            {name for name in consumers if not name.startswith("~")},
-        ):
-            await self._reap(keys, streams, name)
+                found |= {row[1].decode("utf-8", "replace") for row in reply}
+        return {name for name in found if not name.startswith("~")}
 
     async def _hold_lease(self, keys: Keys) -> bool:
         key = keys.reaper(self.group)
