@@ -41,6 +41,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--grace", type=float, help="seconds for running handlers after SIGTERM (default 25)")
     result.add_argument("--log-level", help="debug, info, warning, error (default info)")
     result.add_argument("--log-format", help="auto, json or console (default auto)")
+    result.add_argument("--supervised-by", type=int, metavar="PID", help=argparse.SUPPRESS)
     return result
 
 
@@ -52,6 +53,8 @@ def main(argv: list[str] | None = None) -> int:
             raise ConfigError(f"--processes {options.processes}: there is at least one")
         if options.processes > 1:
             return _supervise(options)
+        if options.supervised_by is not None:
+            _die_with(options.supervised_by)
         return _work(options)
     except (ConfigError, ContractError) as error:
         return _fail(error, 2)
@@ -220,12 +223,24 @@ def _supervise(options: argparse.Namespace) -> int:
         time.sleep(0.1)
 
 
+def _die_with(supervisor: int) -> None:
+    """Drain when the supervisor is gone, even if it was killed: nobody else would ever stop this process. Linux only."""
+    if sys.platform == "linux":
+        import ctypes
+
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+    if os.getppid() != supervisor:
+        raise ConfigError("the supervisor is gone")
+
+
 def _command(options: argparse.Namespace, index: int) -> list[str]:
     command = [sys.executable, "-m", "canvasbus.cli.worker", *options.targets]
     for name in ("url", "namespace", "partitions", "grace", "log_level", "log_format", "health_host"):
         value = getattr(options, name)
         if value is not None and name != "url":
             command += [f"--{name.replace('_', '-')}", str(value)]
+    command += ["--supervised-by", str(os.getpid())]
     if options.health_port is not None:
         command += ["--health-port", str(options.health_port + index)]
     return command

@@ -1,0 +1,243 @@
+"""canvasbus-worker as a program: targets, processes, probes, logs, and plain words for wrong usage."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from servers import ServerProcess, free_port
+
+from canvasbus.cli.worker import main
+from canvasbus.transport.blocking import BlockingLink
+from canvasbus.transport.connect import open_server
+from canvasbus.wire.codec import decode_envelope
+from canvasbus.wire.keys import Keys
+
+MODULE = """
+import os
+import trio
+from canvasbus import Event, event
+from canvasbus.worker import Worker
+
+@event("unit.asked")
+class Asked(Event):
+    number: int
+
+@event("unit.answered")
+class Answered(Event):
+    number: int
+    pid: int
+
+worker = Worker("unit")
+
+@worker.on(Asked, concurrency=1)
+async def on_asked(event: Asked) -> Answered:
+    await trio.sleep(0.002)
+    return Answered(number=event.number, pid=os.getpid())
+
+broken = 3
+"""
+
+PUBLISH = """
+import sys, unit_workers
+from canvasbus.transport.blocking import BlockingLink
+from canvasbus.transport.connect import open_server
+from canvasbus.produce.fenced import FencedSender
+from canvasbus.wire.keys import Keys
+from canvasbus.wire.codec import Codec
+
+batch = Codec().encode_many([unit_workers.Asked(number=n) for n in range(400)])
+BlockingLink(open_server(sys.argv[1])).run(FencedSender(Keys(sys.argv[2])).send(batch))
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a worker module in it, made the working directory."""
+    (tmp_path / "unit_workers.py").write_text(MODULE)
+    (tmp_path / "wont_import.py").write_text("import nothing_like_this\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture
+def start(folder: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Start canvasbus-worker as a process."""
+    started: list[subprocess.Popen[str]] = []
+
+    def run(*arguments: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "canvasbus.cli.worker", *arguments],
+            cwd=folder,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=dict(os.environ) | {"PYTHONPATH": str(folder)},
+        )
+        started.append(process)
+        return process
+
+    yield run
+    for process in started:
+        process.terminate()
+        process.communicate(timeout=20)
+
+
+def logged(process: subprocess.Popen[str], event: str) -> dict[str, Any]:
+    """Read the program's log until it says `event`."""
+    assert process.stderr is not None
+    for line in process.stderr:
+        entry = json.loads(line)
+        if entry["event"] == event:
+            return dict(entry)
+    raise AssertionError(f"the program ended without saying {event!r}")
+
+
+def get(port: int, path: str) -> tuple[int, dict[str, Any]]:
+    """GET a probe; status and body."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as response:
+            return response.status, json.load(response)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, json.load(error)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["no_such_worker"], "no worker 'no_such_worker' is installed"),
+        (["unit_workers:nobody"], "nobody"),
+        (["unit_workers:broken"], "broken"),
+        (["wont_import:worker"], "nothing_like_this"),
+        (["unit_workers:worker", "unit_workers:worker"], "named twice"),
+        (["unit_workers:worker", "--processes", "0"], "at least one"),
+        (["unit_workers:worker", "--url", "reds://localhost"], "did you mean redis://?"),
+        (["unit_workers:worker", "--url", "memory://"], "inside one process"),
+        (["unit_workers:worker", "--url", "off://"], "switches the bus off"),
+    ],
+)
+def test_bad_usage_is_one_line(
+    folder: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], says: str
+) -> None:
+    """Wrong targets, URLs and numbers exit with 2 and one line that names them."""
+    given = arguments if "--url" in arguments else [*arguments, "--url", "redis://127.0.0.1:1"]
+
+    assert main(given) == 2
+    said = capsys.readouterr().err
+    assert says in said
+    assert said.count("\n") == 1
+
+
+def test_no_url_names_the_three_ways(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without a URL the program says how to give one."""
+    assert main(["unit_workers:worker"]) == 2
+    said = capsys.readouterr().err
+    assert all(word in said for word in ("--url", "CANVASBUS_URL", "canvasbus.toml"))
+
+
+def test_a_refusing_server_ends_the_program(
+    folder: Path, make_server: Callable[..., ServerProcess], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A wrong password is exit code 1, one line, and no password in it."""
+    server = make_server(config=("--requirepass", "right"))
+    url = server.url.replace("redis://", "redis://:wr0ng@")
+
+    assert main(["unit_workers:worker", "--url", url]) == 1
+    said = capsys.readouterr().err
+    assert "refuses this user or password" in said
+    assert "wr0ng" not in said
+
+
+def test_it_runs_answers_probes_and_drains(start: Callable[..., Any], server_url: str, namespace: str) -> None:
+    """The program joins, answers its probes, logs JSON away from a terminal, and leaves on SIGTERM with 0."""
+    port = str(free_port())
+    process = start("unit_workers:worker", "--url", server_url, "--namespace", namespace, "--health-port", port)
+    joined = logged(process, "worker joined")
+
+    assert joined["topics"] == ["unit.asked"]
+    assert get(int(port), "/livez") == (200, {"alive": True})
+    assert get(int(port), "/readyz") == (200, {"ready": True, "problems": []})
+    assert get(int(port), "/other")[0] == 404
+    process.send_signal(signal.SIGTERM)
+    logged(process, "worker leaves")
+    assert process.wait(20) == 0
+
+
+def test_a_lost_server_is_not_ready_but_alive(start: Callable[..., Any], make_server: Callable[..., Any]) -> None:
+    """While the server is away /readyz fails and /livez does not."""
+    server = make_server()
+    port = free_port()
+    process = start("unit_workers:worker", "--url", server.url, "--health-port", str(port))
+    logged(process, "worker joined")
+
+    server.kill()
+    status, body = get(port, "/readyz")
+
+    assert (status, body["ready"]) == (503, False)
+    assert get(port, "/livez")[0] == 200
+
+
+def test_two_processes_share_the_work(start: Callable[..., Any], server_url: str, namespace: str, folder: Path) -> None:
+    """With --processes 2 both handle events, each event once; SIGTERM ends the supervisor and both."""
+    process = start("unit_workers:worker", "--url", server_url, "--namespace", namespace, "--processes", "2")
+    pids = {logged(process, "worker joined")["consumer"].split("-")[1] for _ in range(2)}
+    subprocess.run([sys.executable, "-c", PUBLISH, server_url, namespace], cwd=folder, check=True)
+    answers = _answers(server_url, namespace, 400)
+
+    assert sorted(number for number, _ in answers) == list(range(400))
+    assert {str(pid) for _, pid in answers} == pids
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == 0
+
+
+def test_a_killed_process_is_started_again(start: Callable[..., Any], server_url: str, namespace: str) -> None:
+    """The supervisor replaces a process that dies, and says so."""
+    process = start("unit_workers:worker", "--url", server_url, "--namespace", namespace, "--processes", "2")
+    victim = int(logged(process, "worker joined")["consumer"].split("-")[1])
+    logged(process, "worker joined")
+
+    os.kill(victim, signal.SIGKILL)
+    said = next(line for line in process.stderr if "starts again" in line)
+    replaced = int(logged(process, "worker joined")["consumer"].split("-")[1])
+
+    assert "signal 9" in said
+    assert replaced != victim
+
+
+def test_processes_do_not_outlive_their_supervisor(
+    start: Callable[..., Any], server_url: str, namespace: str
+) -> None:
+    """When the supervisor is killed its processes drain and end."""
+    process = start("unit_workers:worker", "--url", server_url, "--namespace", namespace, "--processes", "2")
+    for _ in range(2):
+        logged(process, "worker joined")
+
+    process.kill()
+
+    for _ in range(2):
+        logged(process, "worker leaves")
+    assert process.stderr.read() == ""
+
+
+def _answers(url: str, namespace: str, count: int) -> list[tuple[int, int]]:
+    link = BlockingLink(open_server(url))
+    deadline = time.monotonic() + 30
+    try:
+        while time.monotonic() < deadline:
+            rows = link.call("XRANGE", Keys(namespace).stream("unit.answered"), "-", "+")
+            if len(rows) >= count:
+                payloads = [msgspec.msgpack.decode(decode_envelope(fields[1]).data) for _, fields in rows]
+                return [(payload["number"], payload["pid"]) for payload in payloads]
+    finally:
+        link.close()
+    raise AssertionError(f"{len(rows)} of {count} answers after 30 s")
