@@ -1,6 +1,6 @@
 """canvasbus: the event bus of a studio that serves generative models.
 
-This is the producer's door. It loads neither trio nor structlog, and redis only when a connection is opened.
+This is the producer's door. It loads neither trio nor structlog, and redis only when a Producer is made.
 
     canvasbus           Producer, Event, event, errors          training jobs, model servers, notebooks
     canvasbus.bus       EventBus                                trio programs; publish and consume in one process
@@ -26,6 +26,7 @@ from canvasbus.errors import (
     TransportError,
     Unavailable,
 )
+from canvasbus.produce.producer import Producer
 
 __all__ = [
     "ALLOW_NON_FINITE",
@@ -37,6 +38,7 @@ __all__ = [
     "DecodeError",
     "EncodeError",
     "Event",
+    "Producer",
     "Refused",
     "StreamFull",
     "TransportError",

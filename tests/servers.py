@@ -50,7 +50,9 @@ def free_port() -> int:
 class ServerProcess:
     """One server of our own, in a folder of its own."""
 
-    def __init__(self, binary: str, *, persistent: bool = False, config: tuple[str, ...] = (), tls: bool = False) -> None:
+    def __init__(
+        self, binary: str, *, persistent: bool = False, config: tuple[str, ...] = (), tls: bool = False
+    ) -> None:
         self.binary = binary
         self.folder = tempfile.mkdtemp(prefix="canvasbus-server-")
         self.port = free_port()
@@ -85,8 +87,10 @@ class ServerProcess:
         )
         with (Path(self.folder) / "log").open("ab") as log:
             self._process = subprocess.Popen(
-                [self.binary, "--bind", "127.0.0.1", *where, "--unixsocket", self.socket, "--dir", self.folder]
-                + [*keep, "--daemonize", "no", *self._config],
+                [
+                    *(self.binary, "--bind", "127.0.0.1", *where, "--unixsocket", self.socket),
+                    *("--dir", self.folder, "--daemonize", "no", *keep, *self._config),
+                ],
                 stdout=log,
                 stderr=log,
             )

@@ -77,11 +77,17 @@ class SenderStatistics:
     """Events whose fate cannot be known."""
     given_up: int = 0
     """Events given up when the patience was used up."""
+    last_failure: Unavailable | None = None
+    """Why the latest of the `failures` happened."""
 
     @property
     def lost(self) -> int:
         """Events that are not, or not known to be, on the server."""
         return self.refused + self.unknown + self.given_up
+
+
+class _NotAStream(Exception):
+    """The key where a stream should be holds something else."""
 
 
 class FencedSender:
@@ -96,6 +102,7 @@ class FencedSender:
         self._cursors: dict[str, bytes] = {}
         self._watching = False
         self._mixed = False  # the batch in hand has more than one type
+        self._ambiguous = b""  # first event id of a batch that may be on the server, kept when `send` ends by Refused
         self._codec = Codec(limit=1 << 62)
 
     def send(self, batch: Sequence[Outgoing], *, patience: float | None = None) -> Operation[list[Result]]:
@@ -103,9 +110,9 @@ class FencedSender:
 
         Waits as long as the server is away; `patience` bounds the number of seconds slept between attempts before
         the batch is given up as Unavailable (None: never). Raises Refused when the server refuses this publisher as
-        such (password, ACL); the batch can then be sent again later.
+        such (password, ACL); the same batch can then be sent again later.
         """
-        unsure = False  # the batch may be on the server
+        unsure = batch[0].raw_id == self._ambiguous  # the batch may be on the server
         in_flight = False
         backoff = 0.05
         slept = 0.0
@@ -115,7 +122,7 @@ class FencedSender:
                     settled = yield from self._investigate(batch)
                     if settled is not None:
                         return settled
-                    unsure = False
+                    unsure, self._ambiguous = False, b""
                     self.statistics.resent += 1
                 yield from self._prepare(batch)
                 in_flight = True
@@ -127,8 +134,10 @@ class FencedSender:
                 continue  # a stale fence: watched anew by now
             except Unavailable as error:
                 self.statistics.failures += 1
+                self.statistics.last_failure = error
                 if in_flight:
                     in_flight, unsure = False, error.ambiguous
+                    self._ambiguous = batch[0].raw_id if unsure else b""
                 if error.ambiguous:
                     self._watching = False
                 if patience is not None and slept >= patience:
@@ -137,6 +146,10 @@ class FencedSender:
             yield Pause(backoff)
             slept += backoff
             backoff = min(backoff * 2, 2.0)
+
+    def unsure_of(self, batch: Sequence[Outgoing]) -> bool:
+        """Whether a batch whose `send` did not return may be on the server."""
+        return batch[0].raw_id == self._ambiguous
 
     def _prepare(self, batch: Sequence[Outgoing]) -> Operation[None]:
         """Watch the fence on a new connection; learn where the streams of the batch end, once per stream."""
@@ -213,7 +226,10 @@ class FencedSender:
         found: dict[bytes, bytes] = {}
         for event_type in dict.fromkeys(item.type for item in batch):
             wanted = {item.raw_id for item in batch if item.type == event_type}
-            known = yield from self._scan(event_type, wanted)
+            try:
+                known = yield from self._scan(event_type, wanted)
+            except _NotAStream:
+                continue  # its events were refused and say nothing of the others
             if known is None:
                 self.statistics.unknown += len(batch)
                 gone = Unavailable(
@@ -225,6 +241,8 @@ class FencedSender:
             if not known:
                 return None  # one transaction: none of it is there
             found |= known
+        if not found:
+            return None
         self.statistics.found += len(batch)
         self.statistics.batches += 1
         self.statistics.events += len(batch)
@@ -245,12 +263,16 @@ class FencedSender:
         found: dict[bytes, bytes] = {}
         if cursor != b"0-0":
             (anchor,) = yield commands(("XRANGE", stream, cursor, cursor))
+            if isinstance(anchor, ReplyError) and code(anchor) == "WRONGTYPE":
+                return None
             if not check(anchor, f"look for {event_type}"):
                 return None  # trimmed past what we knew, or another stream: what came after it may be gone too
         start = b"(" + cursor
         seen = 0
         while seen < SCAN_LIMIT and len(found) < len(wanted):
             (rows,) = yield commands(("XRANGE", stream, start, "+", "COUNT", SCAN_PAGE))
+            if isinstance(rows, ReplyError) and code(rows) == "WRONGTYPE":
+                raise _NotAStream
             for entry_id, fields in check(rows, f"look for {event_type}"):
                 event_id = self._event_id(event_type, entry_id, fields)
                 if event_id in wanted:

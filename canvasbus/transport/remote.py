@@ -179,6 +179,7 @@ class RemoteBlockingConnection:
                     "ssl_keyfile": address.key_file,
                 }
         self._connection: Any = kind(**options)
+        self._reader = hiredis.Reader(notEnoughData=_NOTHING)
         try:
             self._connection.connect()
             self._connection.send_packed_command([commands(("PING",), ("CLIENT", "SETNAME", "canvasbus")).data])
@@ -210,15 +211,30 @@ class RemoteBlockingConnection:
         return connect_failure(self._name, address, cause if isinstance(cause, OSError) else error)
 
     def request(self, data: bytes, replies: int, timeout: float) -> list[Reply]:
+        """Past redis-py, whose reading costs 2 µs a reply where hiredis takes 0.1."""
         exceptions = self._errors
+        reader: Any = self._reader
+        found: list[Reply] = []
         try:
-            self._connection._sock.settimeout(timeout)
-            self._connection.send_packed_command([data])
-            read = self._read
-            return [read() for _ in range(replies)]
+            sock = self._connection._sock
+            sock.settimeout(timeout)
+            sock.sendall(data)
+            while len(found) < replies:
+                received = sock.recv(_RECEIVE_BYTES)
+                if not received:
+                    raise ConnectionResetError("the server closed the connection")
+                reader.feed(received)
+                found += iter(reader.gets, _NOTHING)
         except (exceptions.ConnectionError, exceptions.TimeoutError, OSError, AttributeError) as error:
             self.close()
-            raise Unavailable(f"{self._name}: {error or type(error).__name__}", ambiguous=True) from error
+            raise Unavailable(f"{self._name}: {_told(error)}", ambiguous=True) from error
+        except hiredis.ProtocolError as error:
+            self.close()
+            raise Unavailable(f"{self._name} does not speak the Redis protocol ({error})", ambiguous=True) from error
+        except BaseException:  # half a request has gone: whoever comes next must not read its reply
+            self.close()
+            raise
+        return found
 
     def close(self) -> None:
         with suppress(Exception):
@@ -230,6 +246,12 @@ def _raw(error: Exception) -> ReplyError:
     word = getattr(error, "status_code", None) or ""
     text = str(error)
     return ReplyError(text if not word or text.startswith(word) else f"{word} {text}")
+
+
+def _told(error: BaseException) -> str:
+    if isinstance(error, AttributeError):
+        return "the connection is closed"
+    return "no answer in time" if isinstance(error, TimeoutError) else str(error) or type(error).__name__
 
 
 def _cause(error: BaseException) -> str:

@@ -1,0 +1,216 @@
+"""What waits for the server: bounded, thread-safe, and safe against the process being forked or interrupted.
+
+One lock, re-entrant, because a signal handler or a `__del__` may publish while the very thread it interrupts is in here
+(with a plain lock, or queue.Queue, that is a deadlock). Whatever a handler can interrupt is arranged so that the steps
+before and after make sense on their own; nothing calls out, logs or does I/O while the lock is held.
+
+Events in hand (taken by the sender, fate unknown) count towards the limit but can no longer be dropped, so a batch
+takes a quarter of the buffer at most: while the server is away, "drop the oldest" must have something to drop.
+"""
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from operator import ge
+from typing import Final, Literal
+from uuid import UUID
+
+from canvasbus.errors import BufferFull, CanvasbusError
+from canvasbus.wire.codec import Outgoing
+
+OnDelivery = Callable[[UUID, CanvasbusError | None], object]
+"""Called in the sender's thread with the event's id and None once the server has it, else why it is not there."""
+
+WhenFull = Literal["drop_oldest", "block", "raise"]
+
+BUFFER_BYTES: Final = 64 * 1024 * 1024
+"""Encoded bytes that may wait for the server, by default."""
+BATCH_EVENTS: Final = 500
+BATCH_BYTES: Final = 1024 * 1024
+
+_CLOSED = "this Producer is closed: nothing more can be published on it; make a new one, or close it later"
+
+
+class Buffer:
+    """Queues of encoded events, one for each partition, under one limit."""
+
+    def __init__(
+        self, limit: int, when_full: WhenFull, max_block: float, lanes: int, rouse: Callable[[], None]
+    ) -> None:
+        self.limit = limit
+        self.when_full = when_full
+        self.max_block = max_block
+        self.keep_drops = False
+        """The ids of dropped events are kept for whoever must be told (`take_drops`)."""
+        self.closed: Literal["", "closed", "muted"] = ""
+        self._rouse = rouse
+        self._lanes = range(lanes)
+        self._batch_bytes = max(1, min(BATCH_BYTES, limit // (4 * lanes)))
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything, locks included: what a forked child does, where another thread may have held them."""
+        self.lock = threading.RLock()
+        self._changed = threading.Condition(self.lock)
+        self._queues: list[deque[Outgoing]] = [deque() for _ in self._lanes]
+        self._in_hand = [0 for _ in self._lanes]
+        self._settled = [0 for _ in self._lanes]
+        self._turn = 0
+        self._room = -1 if self.closed else self.limit  # one comparison in `add` covers both
+        self._asleep = True
+        self._drops: deque[bytes] = deque()
+        self._marked = 0
+        self.consumer: int | None = None
+        """The thread that takes; it must never wait for room."""
+        self.bytes = 0
+        self.stored = 0
+        self.dropped = 0
+        self.refused = 0
+        self.unknown = 0
+
+    # --- publishers ----------------------------------------------------------------------------------------------
+
+    def add(self, item: Outgoing, lane: int) -> None:
+        """Queue an event. Raises BufferFull when it is not accepted."""
+        size = len(item.data)
+        with self.lock:
+            if self.bytes + size > self._room and not self._make_room(item, size, lane):
+                return
+            self.bytes += size
+            self._queues[lane].append(item)
+            if self._asleep:
+                self._asleep = False
+                self._rouse()
+
+    def add_many(self, items: list[Outgoing], lane: int) -> None:
+        """Queue several; those before the first that is not accepted stay queued."""
+        size = sum([len(item.data) for item in items])
+        with self.lock:
+            if self.bytes + size > self._room:
+                for item in items:
+                    self.add(item, lane)
+                return
+            self.bytes += size
+            self._queues[lane].extend(items)
+            if self._asleep:
+                self._asleep = False
+                self._rouse()
+
+    def _make_room(self, item: Outgoing, size: int, lane: int) -> bool:
+        """True: there is room now. False: this event was dropped itself."""
+        if self.closed == "muted":
+            self._drop(item, lane)
+            self._rouse()
+            return False
+        if self.closed:
+            raise BufferFull(_CLOSED)
+        if self.when_full == "drop_oldest":
+            # The own partition first: one that is loud must not cost a quiet one its few events.
+            for victim in (lane, *sorted(self._lanes, key=lambda other: -len(self._queues[other]))):
+                queue = self._queues[victim]
+                while queue and self.bytes + size > self._room:
+                    old = queue.popleft()
+                    self.bytes -= len(old.data)
+                    self._drop(old, victim)
+            if self.bytes + size <= self._room:
+                return True
+            self._drop(item, lane)
+            return False
+        if self.when_full == "raise":
+            raise BufferFull(f"{self._full()}: publish less, drop it, or use when_full='block' or 'drop_oldest'")
+        if threading.get_ident() == self.consumer:
+            raise BufferFull(f"{self._full()}, and on_delivery cannot wait for room: the sender would wait for itself")
+        if not self._changed.wait_for(lambda: self.closed or self.bytes + size <= self._room, self.max_block):
+            raise BufferFull(f"{self._full()}, and no room came within max_block={self.max_block:g} s")
+        return self.bytes + size <= self._room or self._make_room(item, size, lane)
+
+    def _full(self) -> str:
+        return f"{self.bytes:,} bytes of events wait for the server, the limit is {self.limit:,}"
+
+    def _drop(self, item: Outgoing, lane: int) -> None:
+        self.dropped += 1
+        self._settled[lane] += 1
+        if self.keep_drops:
+            self._drops.append(item.raw_id)
+
+    def close(self, how: Literal["closed", "muted"]) -> None:
+        """Accept nothing more. "muted": publishing is counted as dropped from now on, it raises nothing."""
+        with self.lock:
+            self.closed = how
+            self._room = -1
+            self._changed.notify_all()
+
+    # --- the sender ----------------------------------------------------------------------------------------------
+
+    def take(self) -> tuple[int, list[Outgoing]] | None:
+        """The next partition's next batch; or None, and the next `add` will rouse the sender."""
+        with self.lock:
+            for step in self._lanes:
+                lane = (self._turn + step) % len(self._lanes)
+                queue = self._queues[lane]
+                if not queue:
+                    continue
+                items: list[Outgoing] = []
+                size = 0
+                while queue and size < self._batch_bytes and len(items) < BATCH_EVENTS:
+                    items.append(item := queue.popleft())
+                    size += len(item.data)
+                self._in_hand[lane] += len(items)
+                self._turn = lane + 1
+                return lane, items
+            self._asleep = True
+            return None
+
+    def settle(self, lane: int, items: list[Outgoing], *, stored: int = 0, refused: int = 0, unknown: int = 0) -> None:
+        """The fate of events in hand is known: so many stored, refused, unknown; the others were dropped."""
+        size = sum([len(item.data) for item in items])
+        with self.lock:
+            self.bytes -= size
+            self.stored += stored
+            self.refused += refused
+            self.unknown += unknown
+            self.dropped += len(items) - stored - refused - unknown
+            self._in_hand[lane] -= len(items)
+            self._settled[lane] += len(items)
+            self._changed.notify_all()
+
+    def sleep(self) -> None:
+        """Say that nobody takes any more: the next `add` rouses."""
+        with self.lock:
+            self._asleep = True
+
+    def take_drops(self) -> list[bytes]:
+        """Ids of events that were dropped since the last call."""
+        drops = self._drops
+        return [drops.popleft() for _ in range(len(drops))]
+
+    # --- watchers ------------------------------------------------------------------------------------------------
+
+    def wait_settled(self, timeout: float) -> bool:
+        """Wait until the fate of everything queued by now is known. True: and since the last call all was stored."""
+        with self.lock:
+            marked = self._marked
+            targets = [
+                settled + in_hand + len(queue)
+                for settled, in_hand, queue in zip(self._settled, self._in_hand, self._queues, strict=True)
+            ]
+            done = self._changed.wait_for(lambda: all(map(ge, self._settled, targets)), timeout)
+            self._marked = failed = self.failed
+            return done and failed == marked
+
+    @property
+    def failed(self) -> int:
+        """Events that are not, or not known to be, on the server and never will be."""
+        return self.dropped + self.refused + self.unknown
+
+    @property
+    def waiting(self) -> int:
+        """Events whose fate is open."""
+        with self.lock:
+            return sum(self._in_hand) + sum(map(len, self._queues))
+
+    @property
+    def published(self) -> int:
+        """Events that were accepted so far, or dropped in place of being accepted."""
+        with self.lock:
+            return sum(self._settled) + self.waiting

@@ -1,0 +1,307 @@
+"""The producer's door, for threads: training jobs, model servers, notebooks, asyncio applications.
+
+    with Producer("redis://localhost:6379", source="trainer-7") as bus:
+        bus.publish(DriftDetected(model_name="StyleGAN-Canvas-v3", drift_score=0.4, drift_type="psi"))
+        bus.flush(timeout=5)
+
+`publish` encodes, checks and queues: about two microseconds, no I/O, no thread hop. `buffer` holds what waits, `sender`
+is the thread that sends, `process` says what happens when the process forks or ends.
+
+What sending needs (redis-py) is loaded when a Producer is made: not by `import canvasbus`, which must stay light, and not
+by the thread when it connects, because a process that forks while another thread is importing leaves the child with a
+module lock that nobody will release.
+"""
+
+import os
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from itertools import islice
+from types import TracebackType
+from typing import TYPE_CHECKING, Final, NoReturn, Self
+from uuid import UUID
+
+import msgspec
+
+from canvasbus import ids
+from canvasbus.contract.event import Event, correlation
+from canvasbus.errors import ConfigError
+from canvasbus.produce.buffer import BUFFER_BYTES, Buffer, OnDelivery, WhenFull
+from canvasbus.transport import address
+from canvasbus.wire.codec import MAX_EVENT_BYTES, Codec, Outgoing, expiry
+from canvasbus.wire.keys import check_name, partition_of
+
+if TYPE_CHECKING:
+    from canvasbus.produce.sender import Sender
+
+FLUSH_TIMEOUT: Final = 5.0
+"""Seconds that leaving the `with` block, or the program, waits for what is queued, by default."""
+MAX_BLOCK: Final = 60.0
+"""Seconds that publish waits for room with when_full="block", by default."""
+_CHUNK = 250
+
+_from_bytes = ids.from_bytes
+
+
+class ProducerStatistics(msgspec.Struct, frozen=True, kw_only=True):
+    """A moment's picture of a Producer. In a forked child everything counts from the fork."""
+
+    published: int = 0
+    """Events that publish accepted, also those that were dropped since."""
+    stored: int = 0
+    """Events that the server has."""
+    dropped: int = 0
+    """Events that were never sent: the buffer was full (drop_oldest), or time was up at close or exit."""
+    refused: int = 0
+    """Events that the server refused for good, for example because their stream's key holds something else."""
+    unknown: int = 0
+    """Events that may or may not be on the server, and of which that can no longer be found out."""
+    skipped: int = 0
+    """Events that were published while the bus is switched off (off://)."""
+    waiting_events: int = 0
+    """Events that wait for the server now, the batch on its way included."""
+    waiting_bytes: int = 0
+    """Their encoded size in bytes."""
+    callback_errors: int = 0
+    """How often on_delivery raised."""
+    last_error: str | None = None
+    """The latest thing that went wrong, in one line; it stays when all is well again."""
+
+
+class Producer:
+    """Publishes events from threads, in the background. Safe in threads, signal handlers, forks and `__del__`.
+
+    `url`: redis://, rediss://, unix://, memory://NAME (shared in the process) or off://; None: the environment variable
+    CANVASBUS_URL. `source` says who publishes. `partitions` must be the same number in every process.
+
+    `buffer_bytes` (encoded) may wait for the server. When they are full, `when_full` decides:
+
+        "drop_oldest"  the oldest waiting events are dropped and counted, publish never waits (the default)
+        "block"        publish waits up to `max_block` seconds, then raises BufferFull
+        "raise"        publish raises BufferFull
+
+    `on_delivery(id, error)` is called in the sender's thread for every event, with None once the server has it. It must
+    not flush or close; what it raises is counted and logged.
+
+    After a fork, parent and child go on with the same object: the child has an empty buffer and opens a connection of
+    its own with its first event; what the parent had queued is sent by the parent. What is queued when a process ends is
+    flushed for up to `flush_timeout` seconds, also after an uncaught exception and in multiprocessing children; a
+    process that is ended by SIGTERM without a handler, SIGKILL or os._exit loses what it had queued.
+
+    Raises ConfigError for a URL or an option that cannot work. A server that is away or refuses us is no error here:
+    events wait, one warning a minute goes to the logger "canvasbus.producer", and `statistics()` says why.
+    """
+
+    _sender: "Sender | None" = None
+    """None: switched off, or never finished, which `__del__` meets too."""
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        source: str = "",
+        namespace: str = "canvasbus",
+        partitions: int = 1,
+        when_full: WhenFull = "drop_oldest",
+        max_block: float = MAX_BLOCK,
+        buffer_bytes: int = BUFFER_BYTES,
+        max_event_bytes: int = MAX_EVENT_BYTES,
+        on_delivery: OnDelivery | None = None,
+        flush_timeout: float = FLUSH_TIMEOUT,
+    ) -> None:
+        if url is None:
+            url = _url()
+        where = address.parse(url)
+        check_name("namespace", namespace)
+        if partitions < 1:
+            raise ConfigError(f"partitions={partitions}: a namespace has at least one")
+        if when_full not in ("drop_oldest", "block", "raise"):
+            raise ConfigError(f"when_full={when_full!r}: use 'drop_oldest', 'block' or 'raise'")
+        if buffer_bytes < 1 or max_event_bytes < 1:
+            raise ConfigError(f"buffer_bytes={buffer_bytes}, max_event_bytes={max_event_bytes}: use positive numbers")
+        if max_block < 0 or flush_timeout < 0:
+            raise ConfigError(f"max_block={max_block}, flush_timeout={flush_timeout}: use seconds from 0")
+        self.source = source
+        self.name = where.shown
+        """The URL without its password."""
+        self._partitions = partitions
+        self._flush_timeout = flush_timeout
+        self._skipped = 0
+        self._codec = Codec(source, limit=min(max_event_bytes, buffer_bytes))
+        self._encode = self._codec.encode
+        if where.scheme == "off":
+            return
+        if where.scheme == "memory" and not where.name:
+            raise ConfigError(
+                "memory:// is private to whoever opens it, so nobody could read what a Producer publishes there: "
+                "use memory://NAME here and in the EventBus of the same process"
+            )
+        self._sender = sender = _sender_to(url, namespace, partitions, flush_timeout, on_delivery)
+        self._buffer = Buffer(buffer_bytes, when_full, max_block, partitions, sender.rouse)
+        self._buffer.keep_drops = on_delivery is not None
+        sender.buffer = self._buffer
+        self._add = self._buffer.add
+
+    # --- publishing ----------------------------------------------------------------------------------------------
+
+    def publish(
+        self, event: Event, *, expires_in: float | None = None, on_delivery: OnDelivery | None = None
+    ) -> UUID | None:
+        """Queue an event and return its id, at once; None when the bus is switched off (off://).
+
+        `expires_in`: seconds after which consumers skip the event and count it. `on_delivery(id, error)`: called for
+        this event, before the one of the Producer. Raises EncodeError for an event that cannot be published, and
+        BufferFull as `when_full` says or after `close`; neither was queued.
+        """
+        sender = self._sender
+        if sender is None:
+            self._skipped += 1
+            return None
+        item = self._encode(event) if expires_in is None else self._encode(event, expires_on=expiry(expires_in))
+        if on_delivery is not None:
+            self._buffer.keep_drops = True
+            sender.callbacks[item.raw_id] = on_delivery
+        try:
+            self._add(item, partition_of(item.key, self._partitions) if self._partitions > 1 else 0)
+        except BaseException:
+            sender.callbacks.pop(item.raw_id, None)
+            raise
+        return _from_bytes(item.raw_id)
+
+    def publish_many(self, events: Iterable[Event], *, expires_in: float | None = None) -> list[UUID]:
+        """Queue events in order and return their ids; at half the price of `publish` for many of one type.
+
+        Raises as `publish` does, at the first event that cannot be published; those before it are queued.
+        """
+        found: list[UUID] = []
+        rest = iter(events)
+        while chunk := list(islice(rest, _CHUNK)):
+            if self._sender is None:
+                self._skipped += len(chunk)
+                continue
+            items = self._encode_chunk(chunk) if expires_in is None and self._partitions == 1 else None
+            if items is None:
+                each = [self.publish(event, expires_in=expires_in) for event in chunk]
+                found += [event_id for event_id in each if event_id is not None]
+            else:
+                self._buffer.add_many(items, 0)
+                found += [_from_bytes(item.raw_id) for item in items]
+        return found
+
+    def _encode_chunk(self, chunk: list[Event]) -> list[Outgoing] | None:
+        try:
+            return self._codec.encode_many(chunk)
+        except Exception:
+            return None  # one by one: those before the bad one go, and the bad one raises
+
+    @staticmethod
+    def correlation(correlation_id: UUID) -> AbstractContextManager[UUID]:
+        """Events made inside the `with` block carry this correlation id unless they say otherwise."""
+        return correlation(correlation_id)
+
+    # --- life ----------------------------------------------------------------------------------------------------
+
+    def flush(self, timeout: float | None = None) -> bool:
+        """Wait up to `timeout` seconds (default: `flush_timeout`) until the fate of everything published is known.
+
+        True: everything published since the last flush is on the server. False: something was dropped, refused, is
+        unknown, or is still waiting; `statistics()` says which. While the server is away a flush makes the sender try
+        at once.
+        """
+        sender = self._sender
+        if sender is None:
+            return True
+        if sender.in_thread():
+            raise RuntimeError("flush inside on_delivery would wait for itself")
+        sender.nudge()
+        return self._buffer.wait_settled(self._flush_timeout if timeout is None else timeout)
+
+    def close(self, timeout: float | None = None) -> bool:
+        """Flush, then end the thread and the connection. Events that did not make it are dropped and counted.
+
+        Returns what `flush` would. Publishing afterwards raises BufferFull; closing again does nothing.
+        """
+        sender = self._sender
+        if sender is None:
+            return True
+        if sender.in_thread():
+            raise RuntimeError("close inside on_delivery would wait for itself")
+        self._buffer.close("closed")
+        stored = self.flush(timeout)
+        sender.stop(1.0 if stored else 0.1)
+        return stored
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        sender = self._sender
+        if sender is not None:
+            sender.leave()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a Producer has a thread and a connection and cannot be pickled or copied: make one in each process, for "
+            "example in worker_init_fn of a DataLoader. A forked child needs none: it may use the one it inherited"
+        )
+
+    # --- looking at it -------------------------------------------------------------------------------------------
+
+    def statistics(self) -> ProducerStatistics:
+        """What it has done, what waits, and what went wrong."""
+        sender = self._sender
+        if sender is None:
+            return ProducerStatistics(skipped=self._skipped)
+        buffer = self._buffer
+        with buffer.lock:
+            return ProducerStatistics(
+                published=buffer.published,
+                stored=buffer.stored,
+                dropped=buffer.dropped,
+                refused=buffer.refused,
+                unknown=buffer.unknown,
+                waiting_events=buffer.waiting,
+                waiting_bytes=buffer.bytes,
+                callback_errors=sender.callback_errors,
+                last_error=sender.last_error,
+            )
+
+    def __repr__(self) -> str:
+        if self._sender is None:
+            return f"<Producer {getattr(self, 'name', '')} switched off>"
+        now = self.statistics()
+        state = f"{now.stored} stored, {now.waiting_events} waiting"
+        for word in ("dropped", "refused", "unknown"):
+            if getattr(now, word):
+                state += f", {getattr(now, word)} {word}"
+        return f"<Producer {self.name}{f' {self.source!r}' if self.source else ''}: {state}{self._ended()}>"
+
+    def _ended(self) -> str:
+        return ", closed" if self._buffer.closed else ""
+
+
+def _url() -> str:
+    url = os.environ.get("CANVASBUS_URL", "").strip()  # empty counts as not set: compose files pass ${X:-} on
+    if not url:
+        raise ConfigError(
+            "a Producer needs to know the bus: Producer('redis://host:6379'), or set CANVASBUS_URL; off:// switches "
+            "publishing off"
+        )
+    return url
+
+
+def _sender_to(
+    url: str, namespace: str, partitions: int, flush_timeout: float, on_delivery: OnDelivery | None
+) -> "Sender":
+    import encodings.idna  # noqa: F401  getaddrinfo imports it when first used
+
+    from canvasbus.produce.sender import Sender
+    from canvasbus.transport.connect import open_server
+
+    if not url.startswith("memory://"):
+        import redis  # noqa: F401
+    return Sender(open_server(url), namespace, partitions, flush_timeout, on_delivery)

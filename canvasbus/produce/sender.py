@@ -1,0 +1,307 @@
+"""The thread that sends: drives fenced batches over blocking links, and tells people what it cannot do.
+
+It never gives up on its own: while the server is away, refuses the password or has no memory left, the batch in hand
+is tried again and the others wait in the bounded buffer. It sleeps only in `_pause`, and for work in a queue's `get`.
+"""
+
+import logging
+import queue
+import threading
+from collections.abc import Callable
+from typing import TypeVar
+
+from canvasbus import clock, ids
+from canvasbus.errors import BufferFull, CanvasbusError, Refused, TransportError, Unavailable
+from canvasbus.produce import process
+from canvasbus.produce.buffer import Buffer, OnDelivery
+from canvasbus.produce.fenced import FencedSender, Result, declare_partitions
+from canvasbus.transport.blocking import BlockingLink
+from canvasbus.transport.server import Server
+from canvasbus.wire.codec import Outgoing
+from canvasbus.wire.keys import Keys
+
+logger = logging.getLogger("canvasbus.producer")
+
+COMPLAIN_SECONDS = 60.0
+"""At most one warning in so many seconds."""
+REFUSED_SECONDS = 30.0
+"""The longest pause between attempts while the server refuses this producer as such; it begins with one second."""
+
+T = TypeVar("T")
+
+
+class _Stop(Exception):
+    """The producer was closed and its time is up."""
+
+
+class _Lane:
+    """What sends the events of one partition."""
+
+    def __init__(self, server: Server, keys: Keys, pause: Callable[[float], None]) -> None:
+        self.link = BlockingLink(server, sleep=pause)
+        self.sender = FencedSender(keys)
+
+
+class Sender:
+    """Takes from a buffer and sends. Its thread starts with the first event and is started anew in a forked child."""
+
+    def __init__(
+        self, server: Server, namespace: str, partitions: int, flush_timeout: float, on_delivery: OnDelivery | None
+    ) -> None:
+        self.buffer: Buffer
+        self.flush_timeout = flush_timeout
+        self.callbacks: dict[bytes, OnDelivery] = {}
+        """Event id → who is told of this one event."""
+        self._server = server
+        self._namespace = namespace
+        self._partitions = partitions
+        self._on_delivery = on_delivery
+        self._reset()
+        process.watch(self)
+
+    def _reset(self) -> None:
+        # In a child the parent's sockets are only let go of: close() in a child ends its own copy of the descriptor, and
+        # redis-py asks for the pid before it would shut the session down.
+        self.callbacks.clear()
+        self._thread: threading.Thread | None = None
+        self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._lanes: list[_Lane] = []
+        self._declared = False
+        self._stopping = False
+        self._leaving = False
+        self._troubled = False
+        self._quiet_until = 0.0
+        self._told_failed = 0
+        self._muted = ""
+        self.callback_errors = 0
+        self.last_error: str | None = None
+
+    # --- from other threads --------------------------------------------------------------------------------------
+
+    def rouse(self) -> None:
+        """There is work. Called with the buffer's lock held."""
+        if self.buffer.closed == "muted":
+            self.last_error = self._muted
+            self._complain()
+            return
+        if self._thread is not None and self._thread.is_alive():
+            self._wake.put(None)
+            return
+        process.hook_exit()
+        self._thread = threading.Thread(target=self._run, name="canvasbus-producer", daemon=True)
+        try:
+            self._thread.start()
+        except RuntimeError as error:  # no more threads here, or the interpreter is ending: the next event tries again
+            self._thread = None
+            self.last_error = f"the sender thread cannot start: {error}"
+            self.buffer.sleep()
+
+    def nudge(self) -> None:
+        """Try again now instead of at the end of the pause."""
+        if self._troubled:
+            self._wake.put(None)
+
+    def leave(self) -> None:
+        """Nobody publishes any more: send what is queued, then end. Takes no lock, so that `__del__` may call it."""
+        self._leaving = True
+        self._wake.put(None)
+
+    def stop(self, wait: float) -> None:
+        """End the thread; what is still queued is dropped. Returns after `wait` seconds at the latest."""
+        self._stopping = True
+        self._wake.put(None)
+        thread = self._thread
+        if thread is None:
+            self._abandon(None)
+        elif thread is not threading.current_thread():
+            thread.join(wait)
+
+    def in_thread(self) -> bool:
+        """True inside on_delivery."""
+        return threading.current_thread() is self._thread
+
+    def after_fork(self) -> None:
+        self._reset()
+        self.buffer.reset()
+        if not self._server.shared:
+            self._muted = f"{self._server.name} lives in the parent process: events of a forked child cannot get there"
+            self.buffer.close("muted")
+
+    def at_exit(self, deadline: float) -> None:
+        waiting = self.buffer.waiting
+        self._muted = "the program is ending: events that are published after the last flush are dropped"
+        if not self.buffer.closed:
+            self.buffer.close("muted")
+        if waiting:
+            self.nudge()
+        if not self.buffer.wait_settled(deadline) and self.buffer.waiting:
+            logger.warning(
+                "%s: the program ends and %s did not reach the server within %g s%s",
+                self._server.name, _events(self.buffer.waiting), self.flush_timeout, self._because(),
+            )  # fmt: skip
+        # No wait for the thread: being a daemon it ends with the interpreter, and it must not log meanwhile.
+        self.stop(0.0)
+
+    def _because(self) -> str:
+        return f" ({self.last_error})" if self._troubled and self.last_error else ""
+
+    # --- the thread ----------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        buffer = self.buffer
+        buffer.consumer = threading.get_ident()
+        in_hand: tuple[int, list[Outgoing]] | None = None
+        try:
+            while not self._stopping:
+                in_hand = buffer.take()
+                if in_hand is None:
+                    self._tell_drops()
+                    if self._leaving:
+                        return
+                    self._wake.get()
+                    continue
+                lane, items = in_hand
+                results = self._send(lane, items)
+                self._settle(lane, items, results)
+                in_hand = None
+        except _Stop:
+            pass
+        finally:
+            self._abandon(in_hand)
+            for each in self._lanes:
+                each.link.close()
+
+    def _send(self, lane: int, items: list[Outgoing]) -> list[Result]:
+        if not self._lanes:
+            self._lanes = [
+                _Lane(self._server, Keys(self._namespace, number), self._pause) for number in range(self._partitions)
+            ]
+        try:
+            if not self._declared:
+                self._persist(lambda: self._lanes[0].link.run(declare_partitions(self._namespace, self._partitions)))
+                self._declared = True
+            sender, link = self._lanes[lane].sender, self._lanes[lane].link
+            results = self._persist(lambda: link.run(sender.send(items)))
+        except _Stop:
+            raise
+        except Exception as error:
+            # A fault of ours. The batch must not be tried for ever, nor may its connection and fence be trusted.
+            logger.exception("%s: sending failed in an unforeseen way", self._server.name)
+            self.last_error = f"{type(error).__name__}: {error}"
+            for each in self._lanes:
+                each.link.close()
+            self._lanes = []
+            return [Unavailable(f"sending failed: {error!r}", ambiguous=True)] * len(items)
+        if self._troubled:
+            self._troubled = False
+            logger.info("%s takes events again; %s wait", self._server.name, _events(self.buffer.waiting))
+        return results
+
+    def _persist(self, attempt: Callable[[], T]) -> T:
+        """Try until there is a result: a server that is away soon again, one that refuses us slowly."""
+        away, refused = 0.05, 1.0
+        while True:
+            try:
+                return attempt()
+            except Refused as error:
+                self.last_error = str(error)
+                self._pause(refused)
+                refused = min(refused * 2, REFUSED_SECONDS)
+            except TransportError as error:
+                self.last_error = str(error)
+                self._pause(away)
+                away = min(away * 2, 2.0)
+
+    def _pause(self, seconds: float) -> None:
+        """Between two attempts. Ends early when somebody flushes or closes."""
+        for lane in self._lanes:
+            failure = lane.sender.statistics.last_failure
+            if failure is not None:
+                self.last_error, lane.sender.statistics.last_failure = str(failure), None
+        self._troubled = True
+        self._tell_drops()
+        for _ in range(self._wake.qsize()):  # whoever wanted an attempt just had one
+            self._wake.get()
+        if not self._stopping:
+            self._complain()
+            try:
+                self._wake.get(timeout=seconds)
+            except queue.Empty:
+                pass
+        if self._stopping:
+            raise _Stop
+
+    def _complain(self) -> None:
+        now = clock.monotonic()
+        if now < self._quiet_until or (self._stopping and not self._muted):
+            return
+        self._quiet_until = now + COMPLAIN_SECONDS
+        buffer = self.buffer
+        failed = buffer.failed
+        lost = f", {failed:,} dropped, refused or unknown so far" if failed else ""
+        wait = f"; {_events(buffer.waiting)} ({buffer.bytes:,} bytes) wait" if self._troubled else ""
+        logger.warning("%s%s%s", self.last_error, wait, lost)
+
+    def _settle(self, lane: int, items: list[Outgoing], results: list[Result]) -> None:
+        """Callbacks first: when flush returns all of them have run."""
+        refused = unknown = 0
+        if set(map(type, results)) != {bytes}:
+            for result in results:
+                if isinstance(result, bytes):
+                    continue
+                if isinstance(result, Unavailable) and result.ambiguous:
+                    unknown += 1
+                else:
+                    refused += 1
+                self.last_error = str(result)
+        if self._on_delivery is not None or self.callbacks:
+            for item, result in zip(items, results, strict=True):
+                self._tell(item.raw_id, None if isinstance(result, bytes) else result)
+        stored = len(items) - refused - unknown
+        self.buffer.settle(lane, items, stored=stored, refused=refused, unknown=unknown)
+        self._tell_drops()
+        if self.buffer.failed != self._told_failed:
+            self._told_failed = self.buffer.failed
+            self._complain()
+
+    def _tell_drops(self) -> None:
+        drops = self.buffer.take_drops()
+        if drops:
+            error = BufferFull(f"dropped: {self.buffer.limit:,} bytes of newer events wait for the server")
+            for raw_id in drops:
+                self._tell(raw_id, error)
+        if self.buffer.dropped and self.last_error is None:
+            self.last_error = "events were published faster than the server took them"
+
+    def _tell(self, raw_id: bytes, error: CanvasbusError | None) -> None:
+        for callback in (self.callbacks.pop(raw_id, None), self._on_delivery):
+            if callback is None:
+                continue
+            try:
+                callback(ids.from_bytes(raw_id), error)
+            except BaseException as raised:
+                self.callback_errors += 1
+                self.last_error = f"on_delivery raised {type(raised).__name__}: {raised}"
+                if self.callback_errors == 1:
+                    logger.exception("on_delivery raised; further failures are only counted (callback_errors)")
+
+    def _abandon(self, in_hand: tuple[int, list[Outgoing]] | None) -> None:
+        """Closed with events left: count and tell them."""
+        error = Unavailable(f"the Producer was closed before the server had the event{self._because()}")
+        maybe = Unavailable(f"{error}; it may be there all the same", ambiguous=True)
+        while in_hand is not None or (in_hand := self.buffer.take()) is not None:
+            lane, items = in_hand
+            unsure = bool(self._lanes) and self._lanes[lane].sender.unsure_of(items)
+            for item in items:
+                self._tell(item.raw_id, maybe if unsure else error)
+            self.buffer.settle(lane, items, unknown=len(items) if unsure else 0)
+            in_hand = None
+        self._tell_drops()
+
+    def __repr__(self) -> str:
+        thread = self._thread
+        return f"<Sender {self._server.name} {'running' if thread is not None and thread.is_alive() else 'idle'}>"
+
+
+def _events(count: int) -> str:
+    return "1 event" if count == 1 else f"{count:,} events"
