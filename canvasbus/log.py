@@ -1,26 +1,34 @@
 """Logging of the processes. Producers do not log; they return, raise or count."""
 
+from contextlib import suppress
 from typing import Any
 
 
 def get_logger(name: str) -> Any:
-    """A structlog logger, made when it is first used, so that importing stays cheap."""
+    """A structlog logger, made when it is used, so that importing stays cheap.
+
+    A line that cannot be written (a closed terminal, a full disk) is dropped: the bus goes on.
+    """
     return _Lazy(name)
 
 
 class _Lazy:
-    __slots__ = ("_logger", "_name")
+    __slots__ = ("_name",)
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._logger: Any = None
 
     def __getattr__(self, method: str) -> Any:
-        if self._logger is None:
-            import structlog
+        import structlog
 
-            self._logger = structlog.get_logger(self._name).bind(logger=self._name)
-        return getattr(self._logger, method)
+        # Made anew for each line: a kept one would hold on to the stdout and the configuration of its first day.
+        write = getattr(structlog.get_logger().bind(logger=self._name), method)
+
+        def say(*words: Any, **facts: Any) -> None:
+            with suppress(OSError, ValueError):
+                write(*words, **facts)
+
+        return say
 
 
 def configure(*, json: bool | None = None, level: str = "info") -> None:
