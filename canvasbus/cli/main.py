@@ -158,16 +158,17 @@ def _run(argv: list[str] | None) -> int:
     if rest:
         args.parser.refuse_unknown(rest)
     module, _, function = args.run.partition(":")
-    run = globals()[function] if module == __name__ else getattr(importlib.import_module(module), function)
+    run: Any = globals()[function] if module == __name__ else getattr(importlib.import_module(module), function)
     if run is print_completion:
-        return print_completion(args)
+        code: int = print_completion(args)
+        return code
     from canvasbus import config
     from canvasbus.cli.context import Context
     from canvasbus.cli.output import Output
 
     loaded = config.load({name: getattr(args, name) for name in _SETTINGS})
     command = args.parser.prog.removeprefix("canvasbus ")
-    code: int = run(Context(command, loaded, Output(json=args.json), getattr(args, "module", ())), args)
+    code = run(Context(command, loaded, Output(json=args.json), getattr(args, "module", ())), args)
     return code
 
 

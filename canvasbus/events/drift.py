@@ -74,6 +74,8 @@ class DriftDetected(Event):
     """The first window of the episode that was flagged."""
     reference_id: str = ""
     """The closest reference, which it still does not match."""
+    reminder: bool = False
+    """True when nothing is new: the episode goes on, and what was done about it has not helped."""
 
 
 @event("drift.resolved", key="model_name")

@@ -54,6 +54,8 @@ class MetricThresholdBreached(Event):
     """The window that decided."""
     window_number: Count = 0
     """Its number."""
+    first_window: Count = 0
+    """The number of the oldest window behind the value."""
     reference_id: str = ""
     """The reference that set the bound; empty: a constant."""
     episode_id: str = ""

@@ -1,0 +1,78 @@
+"""One training run: fit, compare with the model in service, describe what the new one says on known data. No I/O."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from canvasbus_workers.artifacts import Floats
+from canvasbus_workers.retrain.curriculum import BASELINE
+from canvasbus_workers.retrain.training import Examples, accuracy, check_disjoint, correct, fit
+from canvasbus_workers.tagging import Network, observe
+
+TOLERATED_LOSS = 0.05
+"""How much accuracy on the baseline an adapted model may lose."""
+
+
+@dataclass(frozen=True, eq=False)
+class RegimeReference:
+    """What the new model says on a regime's validation images."""
+
+    regime: str
+    arrays: Mapping[str, Floats]
+    items: int
+    correct: int
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """The outcome of a run."""
+
+    network: Network
+    metrics: Mapping[str, float]
+    references: tuple[RegimeReference, ...]
+    train_groups: tuple[str, ...]
+    validation_groups: tuple[str, ...]
+    train_items: int
+    refusal: str
+    """Why the model should not be served; empty: it should."""
+
+
+def train(
+    training: Examples,
+    validation: Mapping[str, Examples],
+    test: frozenset[str],
+    seed: int,
+    regime: str,
+    previous: Network | None = None,
+) -> Trained:
+    """Fit on `training` and judge on `validation` (regime → images). Takes 0.1 to 0.5 s for a thousand 8×8 images.
+
+    Raises LeakError, before anything is learnt, when an original is in both training and test or validation.
+    """
+    held_out = {group for examples in validation.values() for group in examples.groups}
+    check_disjoint(training.groups, test)
+    check_disjoint(training.groups, frozenset(held_out), "validation")
+    network = fit(training, seed)
+    metrics = {f"accuracy:{name}": accuracy(network, examples) for name, examples in validation.items()}
+    newest = validation.get(regime) or validation.get(BASELINE)
+    metrics["accuracy"] = accuracy(network, newest) if newest else 0.0
+    refusal = ""
+    if previous is not None and newest:
+        metrics["previous:accuracy"] = accuracy(previous, newest)
+        old, new = accuracy(previous, validation[BASELINE]), metrics[f"accuracy:{BASELINE}"]
+        if metrics["accuracy"] < metrics["previous:accuracy"]:
+            refusal = f"not better on {regime}: {metrics['accuracy']:.3f} after {metrics['previous:accuracy']:.3f}"
+        elif new < old - TOLERATED_LOSS:
+            refusal = f"unlearns the baseline: {new:.3f} after {old:.3f}"
+    references = tuple(
+        RegimeReference(name, observe(network, examples.images), len(examples), correct(network, examples))
+        for name, examples in validation.items()
+    )
+    return Trained(
+        network=network,
+        metrics=metrics,
+        references=references,
+        train_groups=tuple(sorted(set(training.groups))),
+        validation_groups=tuple(sorted(held_out)),
+        train_items=len(training),
+        refusal=refusal,
+    )
