@@ -13,7 +13,7 @@ README = (ROOT / "README.md").read_text()
 FILES = dict(re.findall(r"<!-- file: (\S+) -->\n```python\n(.*?)```", README, re.DOTALL))
 
 # A stand-in with torch's shape: torch itself is half a gigabyte. It forks as DataLoader does on Linux.
-TORCH = '''
+TORCH = """
 import os
 
 class Dataset:
@@ -32,7 +32,7 @@ class DataLoader:
         for _ in range(self.workers):
             assert os.wait()[1] == 0
         return iter(())
-'''
+"""
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """Resident memory of a worker process over a million events.
 
-    python tests/bench/memory.py             # -n events in all; a sample every tenth of them
+python tests/bench/memory.py             # -n events in all; a sample every tenth of them
 """
 
 import multiprocessing

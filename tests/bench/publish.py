@@ -1,6 +1,6 @@
 """publish_many in batches of 500, and publish from 256 tasks.
 
-    python tests/bench/publish.py            # baselines: redis-benchmark -c 1 -P 500; redis-py asyncio, 64 tasks
+python tests/bench/publish.py            # baselines: redis-benchmark -c 1 -P 500; redis-py asyncio, 64 tasks
 """
 
 import asyncio

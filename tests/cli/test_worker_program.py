@@ -214,9 +214,7 @@ def test_a_killed_process_is_started_again(start: Callable[..., Any], server_url
     assert replaced != victim
 
 
-def test_processes_do_not_outlive_their_supervisor(
-    start: Callable[..., Any], server_url: str, namespace: str
-) -> None:
+def test_processes_do_not_outlive_their_supervisor(start: Callable[..., Any], server_url: str, namespace: str) -> None:
     """When the supervisor is killed its processes drain and end."""
     process = start("unit_workers:worker", "--url", server_url, "--namespace", namespace, "--processes", "2")
     for _ in range(2):
