@@ -123,7 +123,7 @@ def subscription_of(bus: EventBus, index: int = 0) -> Subscription:
     return incarnation.subscriptions[0]
 
 
-async def quiet(eyes: Eyes, *groups: str, event_type: str = "painting.made") -> None:
+async def quiet(eyes: Eyes, *groups: str, event_type: str = "painting.made", timeout: float = 10.0) -> None:
     """Return when the groups have read everything and nothing is pending."""
 
     def done() -> bool:
@@ -136,7 +136,7 @@ async def quiet(eyes: Eyes, *groups: str, event_type: str = "painting.made") -> 
             if not groups or i[b"name"].decode() in groups
         )
 
-    await until(done)
+    await until(done, timeout)
 
 
 Handle = Callable[..., Any]

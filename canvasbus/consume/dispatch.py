@@ -476,6 +476,7 @@ class Lane:
                 self.held -= 1
                 heapq.heappush(self._waiting, (trio.current_time() + after, next(self._order), delivery))
                 self._timer.set()
+                self._on_room()
             case DeadLetter(reason):
                 assert isinstance(outcome, Raised)
                 self._bury(delivery, reason, outcome.error)

@@ -10,6 +10,7 @@ import pytest
 import trio
 import trio.testing
 from studio import Eyes, PaintingFramed, PaintingMade, SculptureMade, quiet, runner_of, running
+from trio.abc import Clock
 from waiting import until
 
 from canvasbus import Event, ids
@@ -290,7 +291,9 @@ async def test_reject_gives_up_at_once(any_url: str, namespace: str, eyes: Eyes,
     assert (letter.reason, letter.attempts, letter.error) == ("rejected", 1, "Reject: no rule for this one")
 
 
-async def test_retry_later_counts_no_attempt(namespace: str, worker: Worker, memory: MemoryServer) -> None:
+async def test_retry_later_counts_no_attempt(
+    namespace: str, worker: Worker, virtual: Clock, memory: MemoryServer
+) -> None:
     """Run again after the given time, as often as the handler says, and the attempt stays 1."""
     runs: list[tuple[float, int]] = []
 
@@ -309,7 +312,9 @@ async def test_retry_later_counts_no_attempt(namespace: str, worker: Worker, mem
     assert Eyes(memory, namespace).dead("framers") == []
 
 
-async def test_waiting_for_a_retry_takes_no_slot(namespace: str, worker: Worker, memory: MemoryServer) -> None:
+async def test_waiting_for_a_retry_takes_no_slot(
+    namespace: str, worker: Worker, virtual: Clock, memory: MemoryServer
+) -> None:
     """One slot, the first event waits a minute for its next attempt: the others are handled meanwhile."""
     order: list[int] = []
 
@@ -325,7 +330,7 @@ async def test_waiting_for_a_retry_takes_no_slot(namespace: str, worker: Worker,
     assert order == [*range(1, 51), 0]
 
 
-async def test_waits_follow_the_backoff(namespace: str, worker: Worker, memory: MemoryServer) -> None:
+async def test_waits_follow_the_backoff(namespace: str, worker: Worker, virtual: Clock, memory: MemoryServer) -> None:
     """Each wait lies between 0 and min(cap, base · 2^(n-1))."""
     times: dict[int, list[float]] = {}
 
@@ -418,7 +423,9 @@ async def test_a_failure_of_handler_failed_feeds_nothing(any_url: str, namespace
 # --- how long it may take ---------------------------------------------------------------------------------------------
 
 
-async def test_a_handler_that_runs_too_long_is_cancelled(namespace: str, worker: Worker, memory: MemoryServer) -> None:
+async def test_a_handler_that_runs_too_long_is_cancelled(
+    namespace: str, worker: Worker, virtual: Clock, memory: MemoryServer
+) -> None:
     """After `timeout` seconds, counted as a failed attempt; its neighbours in other slots run on."""
     ended: list[tuple[int, float]] = []
 
@@ -443,7 +450,7 @@ async def test_a_handler_that_runs_too_long_is_cancelled(namespace: str, worker:
 
 
 async def test_a_handler_that_is_done_just_in_time_costs_the_next_one_nothing(
-    namespace: str, worker: Worker, memory: MemoryServer
+    namespace: str, worker: Worker, virtual: Clock, memory: MemoryServer
 ) -> None:
     """Finishing at the very moment of the timeout, or refusing to be cancelled, does not cancel the next event's run."""
     done: list[int] = []
@@ -467,15 +474,13 @@ async def test_a_handler_that_is_done_just_in_time_costs_the_next_one_nothing(
     async with running(memory, worker, namespace=namespace) as bus:
         await bus.publish_many([PaintingMade(number=i) for i in range(6)])
         eyes = Eyes(memory, namespace)
-        await quiet(eyes)
+        await quiet(eyes, timeout=60)
     assert [n for n in done if n > 0] == [1, 2, 3, 4, 5]
-    assert {letter.event_type for letter in eyes.dead("framers")} <= {"painting.made"} and len(
-        eyes.dead("framers")
-    ) <= 1
+    assert len(eyes.dead("framers")) == (0 if 0 in done else 1)
 
 
 async def test_a_handler_that_fails_while_it_is_cancelled_harms_nobody(
-    namespace: str, worker: Worker, memory: MemoryServer
+    namespace: str, worker: Worker, virtual: Clock, memory: MemoryServer
 ) -> None:
     """Cleaning up after a timeout raises, with and without a nursery: a failed attempt like any other."""
     seen: list[int] = []
@@ -526,7 +531,9 @@ async def test_a_plain_function_cannot_be_stopped_and_keeps_its_slot(
     assert [e.number for e in eyes.events("painting.framed")] == [0, 1]
 
 
-async def test_no_more_run_at_a_time_than_the_concurrency(namespace: str, worker: Worker, memory: MemoryServer) -> None:
+async def test_no_more_run_at_a_time_than_the_concurrency(
+    namespace: str, worker: Worker, virtual: Clock, memory: MemoryServer
+) -> None:
     """5 slots, 200 events that wait: never more than 5 at a time, and all 5 are used."""
     now = most = 0
 
@@ -546,7 +553,7 @@ async def test_no_more_run_at_a_time_than_the_concurrency(namespace: str, worker
     assert most == 5
 
 
-async def test_slow_handlers_hold_little(namespace: str, worker: Worker, memory: MemoryServer) -> None:
+async def test_slow_handlers_hold_little(namespace: str, worker: Worker, virtual: Clock, memory: MemoryServer) -> None:
     """Handlers of a second: the lane holds its concurrency and leaves the rest to other processes."""
 
     @worker.on(PaintingMade, concurrency=4)
@@ -587,7 +594,9 @@ async def test_a_batch_handler_gets_lists(any_url: str, namespace: str, eyes: Ey
     assert eyes.count("painting.framed") == 10
 
 
-async def test_a_batch_does_not_wait_for_ever(namespace: str, worker: Worker, memory: MemoryServer) -> None:
+async def test_a_batch_does_not_wait_for_ever(
+    namespace: str, worker: Worker, virtual: Clock, memory: MemoryServer
+) -> None:
     """max_wait after the first event the batch runs with what there is."""
     runs: list[tuple[float, int]] = []
 
@@ -678,7 +687,7 @@ async def test_a_plain_batch_handler_runs_in_a_thread(any_url: str, namespace: s
 
 
 async def test_a_batch_that_takes_too_long_runs_one_by_one(
-    namespace: str, worker: Worker, memory: MemoryServer
+    namespace: str, worker: Worker, virtual: Clock, memory: MemoryServer
 ) -> None:
     """The timeout holds for a batch, then for each of its events."""
     sizes: list[int] = []
@@ -691,7 +700,7 @@ async def test_a_batch_that_takes_too_long_runs_one_by_one(
     async with running(memory, worker, namespace=namespace) as bus:
         await bus.publish_many([PaintingMade(number=i) for i in range(3)])
         eyes = Eyes(memory, namespace)
-        await quiet(eyes)
+        await quiet(eyes, timeout=60)
         assert runner_of(bus).statistics().timeouts == 1
     assert sizes == [3, 1, 1, 1] and eyes.dead("framers") == []
 
@@ -699,7 +708,9 @@ async def test_a_batch_that_takes_too_long_runs_one_by_one(
 # --- stale events -----------------------------------------------------------------------------------------------------
 
 
-async def test_a_stale_event_is_skipped_and_counted(namespace: str, worker: Worker, memory: MemoryServer) -> None:
+async def test_a_stale_event_is_skipped_and_counted(
+    namespace: str, worker: Worker, virtual: Clock, memory: MemoryServer
+) -> None:
     """Published with expires_in and read after that time: acknowledged, never handled."""
     seen: list[int] = []
 
