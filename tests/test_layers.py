@@ -18,9 +18,10 @@ LAYERS = (
     ("transport",),
     ("produce",),
     ("consume",),
-    ("bus", "worker"),
+    ("__init__", "bus", "worker"),
     ("operate",),
-    ("cli", "testing", "__init__", "__main__"),
+    ("cli", "testing"),
+    ("__main__",),
 )
 DOORS = {
     "canvasbus",
@@ -29,8 +30,9 @@ DOORS = {
     "canvasbus.events",
     "canvasbus.errors",
     "canvasbus.testing",
+    "canvasbus.clock",  # the only source of time, for workers too
 }
-SHARED_BY_WORKERS = {"canvasbus_workers.artifacts"}
+SHARED_BY_WORKERS = {"canvasbus_workers.artifacts", "canvasbus_workers.tagging"}
 MACHINERY = {"wire", "transport", "produce", "consume", "operate", "bus", "worker"}
 
 # Two exceptions, each with its reason.

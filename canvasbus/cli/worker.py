@@ -19,11 +19,14 @@ import time
 from typing import Any
 
 from canvasbus.errors import CanvasbusError, ConfigError, ContractError
+from canvasbus.log import configure, get_logger
 
 RESTART_FIRST = 1.0
 RESTART_MOST = 30.0
 STEADY_SECONDS = 60.0
 """A process that lived so long starts with the first pause again."""
+
+log = get_logger("canvasbus.supervisor")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -91,12 +94,7 @@ def _work(options: argparse.Namespace) -> int:
 
     import trio
 
-    from canvasbus import log
-
-    log.configure(
-        json={"json": True, "console": False}.get(settings.log_format),
-        level=settings.log_level,
-    )
+    _configure_log(settings)
     try:
         trio.run(_serve, tuple(workers), url, settings, options.health_host, options.health_port)
     except (BaseExceptionGroup, CanvasbusError, KeyboardInterrupt) as error:
@@ -107,6 +105,10 @@ def _work(options: argparse.Namespace) -> int:
             raise
         return _fail(cause, 2 if isinstance(cause, ConfigError | ContractError) else 1)
     return 0
+
+
+def _configure_log(settings: Any) -> None:
+    configure(json={"json": True, "console": False}.get(settings.log_format), level=settings.log_level)
 
 
 def _check_url(url: str) -> None:
@@ -176,7 +178,9 @@ class _Child:
 
 
 def _supervise(options: argparse.Namespace) -> int:
-    _check_url(_load(options).require_url("canvasbus-worker"))
+    loaded = _load(options)
+    _check_url(loaded.require_url("canvasbus-worker"))
+    _configure_log(loaded.settings)
     # The URL may hold a password, and every user of the machine can read a command line.
     environ = dict(os.environ) | ({"CANVASBUS_URL": options.url} if options.url else {})
     children = [_Child(_command(options, index), environ) for index in range(options.processes)]
@@ -210,11 +214,7 @@ def _supervise(options: argparse.Namespace) -> int:
                     child.due = now + child.pause
                     child.pause = min(child.pause * 2, RESTART_MOST)
                     how = f"signal {-ended}" if ended < 0 else f"exit code {ended}"
-                    print(
-                        f"canvasbus-worker: process {index} ended by {how}; starts again in {child.due - now:g} s",
-                        file=sys.stderr,
-                        flush=True,
-                    )
+                    log.error("a worker process ended", process=index, how=how, starts_again_in=child.due - now)
             if child.process is None and not stopping and child.due <= now:
                 child.start()
             alive += child.process is not None

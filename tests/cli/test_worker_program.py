@@ -207,10 +207,10 @@ def test_a_killed_process_is_started_again(start: Callable[..., Any], server_url
     logged(process, "worker joined")
 
     os.kill(victim, signal.SIGKILL)
-    said = next(line for line in process.stderr if "starts again" in line)
+    said = logged(process, "a worker process ended")
     replaced = int(logged(process, "worker joined")["consumer"].split("-")[1])
 
-    assert "signal 9" in said
+    assert (said["how"], said["starts_again_in"]) == ("signal 9", 1.0)
     assert replaced != victim
 
 

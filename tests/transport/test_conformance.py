@@ -90,7 +90,8 @@ async def test_prebuilt_xadd_bytes_are_an_xadd(desk: Desk) -> None:
     stream = desk.key("stream:100%")
     heads = XaddHeads(stream)
     for value in (b"", b"v" * 1000, b"%b%d", b"w" * 1000):
-        (entry_id,) = await desk.link.request(Packet(heads[len(value)] + value + b"\r\n", 1))
+        head = heads[len(value)].removeprefix(b"\r\n")  # which ends the command before; there is none
+        (entry_id,) = await desk.link.request(Packet(head + value + b"\r\n", 1))
         assert await desk.call("XRANGE", stream, entry_id, entry_id) == [[entry_id, [b"e", value]]]
 
 
