@@ -12,6 +12,7 @@ import importlib
 import os
 import re
 import sys
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 from canvasbus import __version__
@@ -158,18 +159,18 @@ def _run(argv: list[str] | None) -> int:
     if rest:
         args.parser.refuse_unknown(rest)
     module, _, function = args.run.partition(":")
-    run: Any = globals()[function] if module == __name__ else getattr(importlib.import_module(module), function)
+    run: Callable[..., int] = (
+        globals()[function] if module == __name__ else getattr(importlib.import_module(module), function)
+    )
     if run is print_completion:
-        code: int = print_completion(args)
-        return code
+        return print_completion(args)
     from canvasbus import config
     from canvasbus.cli.context import Context
     from canvasbus.cli.output import Output
 
     loaded = config.load({name: getattr(args, name) for name in _SETTINGS})
     command = args.parser.prog.removeprefix("canvasbus ")
-    code = run(Context(command, loaded, Output(json=args.json), getattr(args, "module", ())), args)
-    return code
+    return run(Context(command, loaded, Output(json=args.json), getattr(args, "module", ())), args)
 
 
 def run_demo(context: Any, args: argparse.Namespace) -> int:

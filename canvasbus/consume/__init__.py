@@ -1,8 +1,8 @@
 """From an entry on a stream to a handler and back to an acknowledgement.
 
 subscription  reads entries          → Delivery          (delivery)
-dispatch      runs the handler       → Outcome
-policy        decides, purely        → Verdict
+dispatch      runs the handler       → Outcome           (invoke, batches)
+policy        decides, purely        → Verdict           (outcomes carries it out)
 settle        commits the verdict    → the server
 liveness      who is alive; runner: one worker in this process, from joining to leaving
 """

@@ -1,22 +1,19 @@
 """What a handler may know and do besides its event."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from canvasbus.consume.delivery import Delivery
 from canvasbus.wire.envelope import Envelope
-
-if TYPE_CHECKING:
-    from canvasbus.consume.dispatch import Lane
 
 
 class Context:
     """The second argument of a handler."""
 
-    __slots__ = ("_delivery", "_lane")
+    __slots__ = ("_delivery", "_group")
 
-    def __init__(self, delivery: Delivery, lane: "Lane") -> None:
+    def __init__(self, delivery: Delivery, group: str) -> None:
         self._delivery = delivery
-        self._lane = lane
+        self._group = group
 
     @property
     def envelope(self) -> Envelope:
@@ -37,7 +34,7 @@ class Context:
     @property
     def group(self) -> str:
         """The consumer group: the worker's name."""
-        return self._lane.group
+        return self._group
 
     @property
     def log(self) -> Any:

@@ -19,36 +19,22 @@ own deaths, and its 499 neighbours none.
 
 import heapq
 import itertools
-import traceback
 from collections import deque
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from random import Random
 from typing import Any
 
 import trio
 
-from canvasbus import clock, ids
-from canvasbus.consume.context import Context
+from canvasbus import clock
 from canvasbus.consume.delivery import Delivery
 from canvasbus.consume.handlers import Handler
-from canvasbus.consume.policy import (
-    Ack,
-    BatchFailure,
-    DeadLetter,
-    HandlerTimeout,
-    Outcome,
-    Raised,
-    Retry,
-    Returned,
-    decide,
-    next_window,
-)
-from canvasbus.contract.bus_events import OWN_TYPES, HandlerFailed
-from canvasbus.contract.event import Event, set_correlation
+from canvasbus.consume.invoke import for_above, invoker
+from canvasbus.consume.outcomes import Outcomes
+from canvasbus.consume.policy import BatchFailure, HandlerTimeout, Outcome, Raised, next_window
+from canvasbus.contract.event import set_correlation
 from canvasbus.log import get_logger
-from canvasbus.wire.codec import Codec, Outgoing
-from canvasbus.wire.deadletter import DeadLetterRecord
+from canvasbus.wire.codec import Codec
 
 HELD_LIMIT = 2000
 """Deliveries that one lane may hold at most, waiting retries not included."""
@@ -59,25 +45,6 @@ WAITING_LIMIT = 1000
 _BREATHE = 0.005  # seconds of uninterrupted handling after which other tasks get their turn
 
 log = get_logger("canvasbus.worker")
-
-
-@dataclass(slots=True)
-class LaneStatistics:
-    """Counters of one handler since its worker started."""
-
-    handled: int = 0
-    """Deliveries whose handler returned."""
-    failed: int = 0
-    """Runs that raised, timeouts included."""
-    timeouts: int = 0
-    retries: int = 0
-    """Deliveries sent into a wait."""
-    dead: int = 0
-    """Deliveries given up."""
-    expired: int = 0
-    """Events that were stale when they came; skipped."""
-    durations: list[int] = field(default_factory=lambda: [0] * 40)
-    """Runs by duration: element i counts runs of less than 2^i microseconds (and at least 2^(i-1))."""
 
 
 class _Slot:
@@ -106,14 +73,14 @@ class Lane:
     ) -> None:
         self.handler = handler
         self.group = group
-        self.statistics = LaneStatistics()
-        self.window = min(HELD_LIMIT, max(handler.concurrency, handler.batch.max_size if handler.batch else 1))
+        self._outcomes = Outcomes(handler, group, codec, random or Random())
+        self.statistics = self._outcomes.statistics
+        self._least = max(handler.concurrency, handler.batch.max_size if handler.batch else 1)
+        self.window = self._least
+        """How many deliveries may be held now."""
         self.held = 0
         """Deliveries read and not yet settled, waiting retries not included."""
         self._outside = 0  # runs outside the slots: batches, suspects
-        self._codec = codec
-        self._own = Codec(group, limit=1 << 62)  # a dead letter's announcement must not fail for its size
-        self._random = random or Random()
         self._on_room = on_room
         self._alone = quarantine
         self._queue: deque[Delivery] = deque()
@@ -127,8 +94,7 @@ class Lane:
         self._slots: list[_Slot] = []
         self._stopping = False
         self._quiet = trio.Event()
-        self._limiter = trio.CapacityLimiter(handler.concurrency + 1)
-        self._call = _invoker(handler, self)
+        self._call = invoker(handler, group)
         # The shortest way for the most frequent kind of handler: async, with the event alone.
         self._bare = handler.function if handler.is_async and not handler.wants_context else None
         self._window_from = 0.0
@@ -184,9 +150,8 @@ class Lane:
         if self._window_left > 0:
             self._window_left -= count
             if self._window_left <= 0:
-                self.window = next_window(
-                    self.window, self.handler.concurrency, HELD_LIMIT, clock.monotonic() - self._window_from
-                )
+                took = clock.monotonic() - self._window_from
+                self.window = next_window(self.window, self._least, max(self._least, HELD_LIMIT), took)
         self._on_room()
         self._check_quiet()
 
@@ -195,16 +160,16 @@ class Lane:
     async def run(self) -> None:
         """All tasks of the lane, until cancelled."""
         async with trio.open_nursery() as nursery:
-            if self.handler.batch:
-                nursery.start_soon(self._run_batches)
-            else:
-                for _ in range(self.handler.concurrency):
-                    slot = _Slot()
-                    self._slots.append(slot)
-                    nursery.start_soon(self._run_slot, slot)
+            self._start_runs(nursery)
             nursery.start_soon(self._run_watchdog)
             nursery.start_soon(self._run_timer)
             nursery.start_soon(self._run_quarantine)
+
+    def _start_runs(self, nursery: trio.Nursery) -> None:
+        for _ in range(self.handler.concurrency):
+            slot = _Slot()
+            self._slots.append(slot)
+            nursery.start_soon(self._run_slot, slot)
 
     async def _run_slot(self, slot: _Slot) -> None:
         while True:
@@ -235,7 +200,7 @@ class Lane:
                 try:
                     result = await (bare(event) if bare else call(event, delivery))
                 except BaseException as error:
-                    if above := _for_above(error):
+                    if above := for_above(error):
                         raise above
                     slot.delivery = None
                     self._ended(delivery, Raised(error))
@@ -269,13 +234,9 @@ class Lane:
         envelope = delivery.envelope
         if envelope is not None and envelope.expires_on is not None and envelope.expires_on < clock.time():
             self.statistics.expired += 1
-            self._done(delivery)
+            self._outcomes.done(delivery)
             return True
         return False
-
-    def _done(self, delivery: Delivery) -> None:
-        delivery.topic.acks.append(delivery.entry_id)
-        delivery.topic.settler.poke()
 
     def _timed_out(self) -> HandlerTimeout:
         self.statistics.timeouts += 1
@@ -340,7 +301,7 @@ class Lane:
                     continue
                 delivery = self._suspects.popleft()
                 if delivery.failures >= self.handler.retry.attempts:
-                    self._bury(delivery, "lost_workers", RuntimeError("every worker that ran this event died"))
+                    self._outcomes.bury(delivery, "lost_workers", RuntimeError("every worker that ran this event died"))
                     continue
                 await delivery.topic.settler.write_attempt(delivery, delivery.failures + 1)
                 await self._run_alone(delivery)
@@ -354,202 +315,29 @@ class Lane:
         self._outside += 1
         try:
             with trio.move_on_after(self.handler.timeout if self.handler.is_async else float("inf")) as scope:
-                if self.handler.batch:
-                    result = await self._call([delivery.event], [delivery])
-                    result = [event for _, event in result or ()] or None
-                else:
-                    result = await self._call(delivery.event, delivery)
+                result = await self._call_one(delivery)
             if scope.cancelled_caught:
                 self._ended(delivery, Raised(self._timed_out()))
             else:
                 self._ended(delivery, None, result)
         except BaseException as error:
-            if above := _for_above(error):
+            if above := for_above(error):
                 raise above
             self._ended(delivery, Raised(error.failures.get(0, error) if isinstance(error, BatchFailure) else error))
         finally:
             self._outside -= 1
             self._check_quiet()
 
-    # --- batches -------------------------------------------------------------------------------------------------
-
-    async def _run_batches(self) -> None:
-        options = self.handler.batch
-        assert options is not None
-        while True:
-            batch: list[Delivery] = []
-            while not self._queue:
-                self._check_quiet()
-                await self._lot.park()
-            with trio.move_on_after(options.max_wait):
-                while len(batch) < options.max_size:
-                    while self._queue and len(batch) < options.max_size:
-                        delivery = self._queue.popleft()
-                        if not self._skip(delivery):
-                            batch.append(delivery)
-                    if len(batch) < options.max_size:
-                        if self._stopping:
-                            break
-                        await self._lot.park()
-            if batch:
-                await self._run_batch(batch)
-
-    async def _run_batch(self, batch: list[Delivery]) -> None:
-        set_correlation(None)
-        self._outside += 1
-        started = clock.monotonic()
-        try:
-            with trio.move_on_after(self.handler.timeout if self.handler.is_async else float("inf")) as scope:
-                result = await self._call([d.event for d in batch], batch)
-            if scope.cancelled_caught:
-                raise self._timed_out()
-            failures: dict[int, Exception] = {}
-        except BatchFailure as failure:
-            result, failures = failure.events, failure.failures
-        except BaseException as error:
-            if above := _for_above(error):
-                raise above
-            log.info("a batch failed; its events run one by one", group=self.group, handler=self.handler.name)
-            for delivery in batch:
-                await self._run_alone(delivery)
-            return
-        finally:
-            self._outside -= 1
-        self.statistics.durations[int((clock.monotonic() - started) * 1e6).bit_length()] += 1
-        derived: dict[int, list[Event]] = {}
-        try:
-            for position, event in result or ():
-                if not 0 <= position < len(batch):
-                    raise ValueError
-                derived.setdefault(position, []).append(event)
-        except (TypeError, ValueError):
-            wrong = TypeError(
-                f"{self.handler.name} must return an iterable of (position, event), with positions from 0 to "
-                f"{len(batch) - 1}"
-            )
-            failures = dict.fromkeys(range(len(batch)), wrong)
-        for index, delivery in enumerate(batch):
-            if index in failures:
-                self._ended(delivery, Raised(failures[index]))
-            else:
-                self._ended(delivery, None, derived.get(index))
-        self._check_quiet()
-
-    # --- outcomes ------------------------------------------------------------------------------------------------
+    async def _call_one(self, delivery: Delivery) -> Any:
+        return await self._call(delivery.event, delivery)
 
     def _ended(self, delivery: Delivery, outcome: Outcome | None, result: Any = None) -> None:
-        """Turn what a handler did into a verdict, and hand that to the settler."""
-        outgoing: list[Outgoing] = []
-        if outcome is None:
-            try:
-                outcome = Returned(_events(self.handler, result))
-                outgoing = self._derive(delivery, outcome.events)
-            except Exception as error:
-                outcome = Raised(error)
-        verdict = decide(outcome, delivery.failures, self.handler.retry, self._random)
-        match verdict:
-            case Ack():
-                self.statistics.handled += 1
-                if outgoing or delivery.look:
-                    delivery.topic.settler.commit(delivery, outgoing)
-                else:
-                    self._done(delivery)
-            case Retry(after, failures):
-                assert isinstance(outcome, Raised)
-                if failures > delivery.failures:
-                    self.statistics.failed += 1
-                    delivery.first_failure = delivery.first_failure or clock.now()
-                    delivery.failures = failures
-                    delivery.topic.settler.note_attempt(delivery, failures)
-                    log.warning(
-                        "a handler failed; the event waits for another attempt",
-                        group=self.group,
-                        handler=self.handler.name,
-                        event_type=delivery.topic.event_type,
-                        entry_id=delivery.entry_id.decode(),
-                        attempt=failures,
-                        of=self.handler.retry.attempts,
-                        wait=round(after, 3),
-                        error=_said(outcome.error),
-                    )
-                self.statistics.retries += 1
-                self.held -= 1
-                heapq.heappush(self._waiting, (trio.current_time() + after, next(self._order), delivery))
-                self._timer.set()
-                self._on_room()
-            case DeadLetter(reason):
-                assert isinstance(outcome, Raised)
-                self._bury(delivery, reason, outcome.error)
-
-    def _derive(self, delivery: Delivery, events: tuple[Event, ...]) -> list[Outgoing]:
-        parent = delivery.envelope
-        assert parent is not None
-        return [
-            self._codec.encode(
-                event,
-                event_id=ids.derived(parent.id, self.group, self.handler.name, index),
-                causation_id=parent.id,
-                traceparent=parent.traceparent,
-            )
-            for index, event in enumerate(events)
-        ]
-
-    def _bury(self, delivery: Delivery, reason: str, error: BaseException) -> None:
-        unread = delivery.error is not None
-        attempts = delivery.failures + (0 if unread or reason == "lost_workers" else 1)
-        now = clock.now()
-        self.statistics.dead += 1
-        if not unread:
-            self.statistics.failed += 1
-        envelope = delivery.envelope
-        record = DeadLetterRecord(
-            group=self.group,
-            event_type=delivery.topic.event_type,
-            entry_id=delivery.entry_id.decode(),
-            event_id=str(envelope.id) if envelope else None,
-            handler="" if unread else self.handler.name,
-            reason=reason,
-            error=_said(error),
-            traceback="" if unread else _plain("".join(traceback.format_exception(error))[-8000:]),
-            attempts=attempts,
-            first_failure=delivery.first_failure or now,
-            last_failure=now,
-            consumer=delivery.topic.settler.consumer,
-            fields=tuple(delivery.fields),
-        )
-        announced: list[Outgoing] = []
-        if delivery.topic.event_type not in OWN_TYPES:
-            correlation = delivery.event.correlation_id if delivery.event else ids.uuid7()
-            failed = HandlerFailed(
-                correlation_id=correlation,
-                group=self.group,
-                handler=record.handler,
-                event_type=record.event_type,
-                entry_id=record.entry_id,
-                event_id=envelope.id if envelope else None,
-                reason=reason,
-                error=record.error,
-                attempts=attempts,
-            )
-            parent = envelope.id if envelope else ids.foreign(record.event_type, record.entry_id)
-            announced = [
-                self._own.encode(
-                    failed,
-                    event_id=ids.derived(parent, self.group, "handler.failed", 0),
-                    causation_id=envelope.id if envelope else None,
-                )
-            ]
-        log.error(
-            "an event was given up; see `canvasbus dlq show`",
-            group=self.group,
-            handler=record.handler,
-            event_type=record.event_type,
-            entry_id=record.entry_id,
-            reason=reason,
-            error=record.error,
-            attempts=attempts,
-        )
-        delivery.topic.settler.bury(delivery, record, announced)
+        after = self._outcomes.ended(delivery, outcome, result)
+        if after is not None:
+            self.held -= 1
+            heapq.heappush(self._waiting, (trio.current_time() + after, next(self._order), delivery))
+            self._timer.set()
+            self._on_room()
 
     def refused(self, delivery: Delivery, error: Exception) -> None:
         """The server will not take what the handler returned: the run has failed."""
@@ -565,8 +353,7 @@ class Lane:
         self._queue.clear()
         self._suspects.clear()
         self._waiting.clear()
-        if self.handler.batch:
-            self._lot.unpark_all()
+        self._lot.unpark_all()
         self._check_quiet()
         return rest
 
@@ -583,69 +370,3 @@ class Lane:
             f"<Lane {self.group}/{self.handler.name} {self.running} running, {len(self._queue)} queued, "
             f"{len(self._waiting)} waiting, {self.held}/{self.window} held>"
         )
-
-
-_ABOVE = (trio.Cancelled, KeyboardInterrupt, GeneratorExit)
-
-
-def _for_above(error: BaseException) -> BaseException | None:
-    """What of an exception is not the handler's failure but meant for somebody above: cancellation and Ctrl-C. Out of
-    a group only that part is passed on, so that a handler which fails while it is cancelled does not end the worker."""
-    if isinstance(error, BaseExceptionGroup):
-        return error.subgroup(_ABOVE)
-    return error if isinstance(error, _ABOVE) else None
-
-
-def _events(handler: Handler, result: Any) -> tuple[Event, ...]:
-    if result is None:
-        return ()
-    if isinstance(result, Event):
-        return (result,)
-    try:
-        events = tuple(result)
-    except TypeError:
-        events = (None,)
-    for event in events:
-        if not isinstance(event, Event):
-            raise TypeError(
-                f"{handler.name} returned {type(result).__qualname__}: return an event, an iterable of events, or None"
-            )
-    return events
-
-
-def _said(error: BaseException) -> str:
-    try:
-        text = str(error)
-    except Exception:
-        text = "(its text cannot be had: __str__ raises)"
-    return _plain(f"{type(error).__name__}: {text}"[:500])
-
-
-def _plain(text: str) -> str:
-    """The text without lone surrogates, which file names bring along and UTF-8 cannot carry."""
-    return text.encode("utf-8", "backslashreplace").decode()
-
-
-def _invoker(handler: Handler, lane: Lane) -> Callable[[Any, Any], Any]:
-    """A coroutine function (event, delivery) → result; for a batch handler (events, deliveries)."""
-    function = handler.function
-    batch = handler.batch is not None
-
-    def context(delivery: Any) -> Any:
-        return [Context(d, lane) for d in delivery] if batch else Context(delivery, lane)
-
-    if handler.is_async:
-        if handler.wants_context:
-            return lambda event, delivery: function(event, context(delivery))
-        return lambda event, _delivery: function(event)
-    limiter = lane._limiter
-
-    def call(*args: Any) -> Any:
-        result = function(*args)
-        return list(result) if isinstance(result, Iterator) else result  # the body of a generator runs here too
-
-    async def in_thread(event: Any, delivery: Any) -> Any:
-        args = (event, context(delivery)) if handler.wants_context else (event,)
-        return await trio.to_thread.run_sync(call, *args, abandon_on_cancel=True, limiter=limiter)
-
-    return in_thread

@@ -25,6 +25,7 @@ from typing import Any
 import trio
 
 from canvasbus import clock, ids
+from canvasbus.consume.batches import BatchLane
 from canvasbus.consume.dispatch import Lane
 from canvasbus.consume.handlers import Handler, Worker
 from canvasbus.consume.liveness import Heart, Progress, Watcher
@@ -134,7 +135,7 @@ class Runner:
 
     @property
     def progressing(self) -> bool:
-        """False when the sweep has not completed a turn for a while (see `/livez`)."""
+        """False when the loop has not turned for a while, for example because a handler blocks it (see `/livez`)."""
         current = self._current
         return current is None or clock.monotonic() - current.progress.at < 15.0
 
@@ -185,7 +186,7 @@ class _Incarnation:
         self._shared = runner._shared
         quarantine = trio.Lock()
         self._lane_of: dict[Handler, Lane] = {
-            handler: Lane(
+            handler: (BatchLane if handler.batch else Lane)(
                 handler,
                 self.group,
                 runner._codec,
@@ -253,6 +254,7 @@ class _Incarnation:
                 self._heart.start_thread()
             else:
                 nursery.start_soon(self._heart.run_task, self._shared.request)
+            nursery.start_soon(self._run_pulse)
             nursery.start_soon(self._run_sweep)
             nursery.start_soon(self._run_taker)
             runner.state = "running"
@@ -338,9 +340,14 @@ class _Incarnation:
 
     # --- the sweep -----------------------------------------------------------------------------------------------
 
-    async def _run_sweep(self) -> None:
+    async def _run_pulse(self) -> None:
+        """Shows that the loop turns, whatever the server does."""
         while True:
             self.progress.mark()
+            await trio.sleep(SWEEP_SECONDS)
+
+    async def _run_sweep(self) -> None:
+        while True:
             for subscription, watcher in zip(self.subscriptions, self._watchers, strict=True):
                 try:
                     await self._sweep(subscription, watcher)

@@ -1,0 +1,89 @@
+"""Batches: a lane whose handler gets lists.
+
+One task gathers up to `max_size` deliveries, or what has come within `max_wait` seconds, and runs them together. What a
+batch could not do together its events try alone, so that one bad event costs its neighbours nothing but time.
+"""
+
+from typing import Any
+
+import trio
+
+from canvasbus import clock
+from canvasbus.consume.delivery import Delivery
+from canvasbus.consume.dispatch import Lane, log
+from canvasbus.consume.invoke import for_above
+from canvasbus.consume.policy import BatchFailure, Raised
+from canvasbus.contract.event import Event, set_correlation
+
+
+class BatchLane(Lane):
+    """The deliveries of one batch handler in one process."""
+
+    def _start_runs(self, nursery: trio.Nursery) -> None:
+        nursery.start_soon(self._run_batches)
+
+    async def _call_one(self, delivery: Delivery) -> Any:
+        result = await self._call([delivery.event], [delivery])
+        return [event for _, event in result or ()] or None
+
+    async def _run_batches(self) -> None:
+        options = self.handler.batch
+        assert options is not None
+        while True:
+            batch: list[Delivery] = []
+            while not self._queue:
+                self._check_quiet()
+                await self._lot.park()
+            with trio.move_on_after(options.max_wait):
+                while len(batch) < options.max_size:
+                    while self._queue and len(batch) < options.max_size:
+                        delivery = self._queue.popleft()
+                        if not self._skip(delivery):
+                            batch.append(delivery)
+                    if len(batch) < options.max_size:
+                        if self._stopping:
+                            break
+                        await self._lot.park()
+            if batch:
+                await self._run_batch(batch)
+
+    async def _run_batch(self, batch: list[Delivery]) -> None:
+        set_correlation(None)
+        self._outside += 1
+        started = clock.monotonic()
+        try:
+            with trio.move_on_after(self.handler.timeout if self.handler.is_async else float("inf")) as scope:
+                result = await self._call([d.event for d in batch], batch)
+            if scope.cancelled_caught:
+                raise self._timed_out()
+            failures: dict[int, Exception] = {}
+        except BatchFailure as failure:
+            result, failures = failure.events, failure.failures
+        except BaseException as error:
+            if above := for_above(error):
+                raise above
+            log.info("a batch failed; its events run one by one", group=self.group, handler=self.handler.name)
+            for delivery in batch:
+                await self._run_alone(delivery)
+            return
+        finally:
+            self._outside -= 1
+        self.statistics.durations[int((clock.monotonic() - started) * 1e6).bit_length()] += 1
+        derived: dict[int, list[Event]] = {}
+        try:
+            for position, event in result or ():
+                if not 0 <= position < len(batch):
+                    raise ValueError
+                derived.setdefault(position, []).append(event)
+        except (TypeError, ValueError):
+            wrong = TypeError(
+                f"{self.handler.name} must return an iterable of (position, event), with positions from 0 to "
+                f"{len(batch) - 1}"
+            )
+            failures = dict.fromkeys(range(len(batch)), wrong)
+        for index, delivery in enumerate(batch):
+            if index in failures:
+                self._ended(delivery, Raised(failures[index]))
+            else:
+                self._ended(delivery, None, derived.get(index))
+        self._check_quiet()

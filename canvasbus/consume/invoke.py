@@ -1,0 +1,44 @@
+"""Calling handlers: async or plain, with or without a context, one event or a list, as one kind of coroutine function."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import trio
+
+from canvasbus.consume.context import Context
+from canvasbus.consume.handlers import Handler
+
+_ABOVE = (trio.Cancelled, KeyboardInterrupt, GeneratorExit)
+
+
+def for_above(error: BaseException) -> BaseException | None:
+    """What of an exception is not the handler's failure but meant for somebody above: cancellation and Ctrl-C. Out of
+    a group only that part is passed on, so that a handler which fails while it is cancelled does not end the worker."""
+    if isinstance(error, BaseExceptionGroup):
+        return error.subgroup(_ABOVE)
+    return error if isinstance(error, _ABOVE) else None
+
+
+def invoker(handler: Handler, group: str) -> Callable[[Any, Any], Any]:
+    """A coroutine function (event, delivery) → result; for a batch handler (events, deliveries)."""
+    function = handler.function
+    batch = handler.batch is not None
+
+    def context(delivery: Any) -> Any:
+        return [Context(d, group) for d in delivery] if batch else Context(delivery, group)
+
+    if handler.is_async:
+        if handler.wants_context:
+            return lambda event, delivery: function(event, context(delivery))
+        return lambda event, _delivery: function(event)
+    limiter = trio.CapacityLimiter(handler.concurrency + 1)
+
+    def call(*args: Any) -> Any:
+        result = function(*args)
+        return list(result) if isinstance(result, Iterator) else result  # the body of a generator runs here too
+
+    async def in_thread(event: Any, delivery: Any) -> Any:
+        args = (event, context(delivery)) if handler.wants_context else (event,)
+        return await trio.to_thread.run_sync(call, *args, abandon_on_cancel=True, limiter=limiter)
+
+    return in_thread

@@ -1,0 +1,201 @@
+"""What follows from a run: the verdict on what a handler did goes to the settler, told with all that people need.
+
+Nothing here waits or talks to the server. A verdict that is not final comes back to the lane as seconds to wait.
+"""
+
+import traceback
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any
+
+from canvasbus import clock, ids
+from canvasbus.consume.delivery import Delivery
+from canvasbus.consume.handlers import Handler
+from canvasbus.consume.policy import Ack, DeadLetter, Outcome, Raised, Retry, Returned, decide
+from canvasbus.contract.bus_events import OWN_TYPES, HandlerFailed
+from canvasbus.contract.event import Event
+from canvasbus.log import get_logger
+from canvasbus.wire.codec import Codec, Outgoing
+from canvasbus.wire.deadletter import DeadLetterRecord
+
+log = get_logger("canvasbus.worker")
+
+
+@dataclass(slots=True)
+class LaneStatistics:
+    """Counters of one handler since its worker started."""
+
+    handled: int = 0
+    """Deliveries whose handler returned."""
+    failed: int = 0
+    """Runs that raised, timeouts included."""
+    timeouts: int = 0
+    retries: int = 0
+    """Deliveries sent into a wait."""
+    dead: int = 0
+    """Deliveries given up."""
+    expired: int = 0
+    """Events that were stale when they came; skipped."""
+    durations: list[int] = field(default_factory=lambda: [0] * 40)
+    """Runs by duration: element i counts runs of less than 2^i microseconds (and at least 2^(i-1))."""
+
+
+class Outcomes:
+    """Judges the runs of one handler."""
+
+    def __init__(self, handler: Handler, group: str, codec: Codec, random: Random) -> None:
+        self.statistics = LaneStatistics()
+        self._handler = handler
+        self._group = group
+        self._codec = codec
+        self._own = Codec(group, limit=1 << 62)  # a dead letter's announcement must not fail for its size
+        self._random = random
+
+    def done(self, delivery: Delivery) -> None:
+        """Nothing follows from it: acknowledge."""
+        delivery.topic.acks.append(delivery.entry_id)
+        delivery.topic.settler.poke()
+
+    def ended(self, delivery: Delivery, outcome: Outcome | None, result: Any = None) -> float | None:
+        """Judge a run: an outcome, or what the handler returned. Returns after how many seconds it should run again;
+        None: it is settled."""
+        outgoing: list[Outgoing] = []
+        if outcome is None:
+            try:
+                outcome = Returned(_events(self._handler, result))
+                outgoing = self._derive(delivery, outcome.events)
+            except Exception as error:
+                outcome = Raised(error)
+        verdict = decide(outcome, delivery.failures, self._handler.retry, self._random)
+        match verdict:
+            case Ack():
+                self.statistics.handled += 1
+                if outgoing or delivery.look:
+                    delivery.topic.settler.commit(delivery, outgoing)
+                else:
+                    self.done(delivery)
+            case Retry(after, failures):
+                assert isinstance(outcome, Raised)
+                if failures > delivery.failures:
+                    self.statistics.failed += 1
+                    delivery.first_failure = delivery.first_failure or clock.now()
+                    delivery.failures = failures
+                    delivery.topic.settler.note_attempt(delivery, failures)
+                    log.warning(
+                        "a handler failed; the event waits for another attempt",
+                        group=self._group,
+                        handler=self._handler.name,
+                        event_type=delivery.topic.event_type,
+                        entry_id=delivery.entry_id.decode(),
+                        attempt=failures,
+                        of=self._handler.retry.attempts,
+                        wait=round(after, 3),
+                        error=_said(outcome.error),
+                    )
+                self.statistics.retries += 1
+                return after
+            case DeadLetter(reason):
+                assert isinstance(outcome, Raised)
+                self.bury(delivery, reason, outcome.error)
+        return None
+
+    def _derive(self, delivery: Delivery, events: tuple[Event, ...]) -> list[Outgoing]:
+        parent = delivery.envelope
+        assert parent is not None
+        return [
+            self._codec.encode(
+                event,
+                event_id=ids.derived(parent.id, self._group, self._handler.name, index),
+                causation_id=parent.id,
+                traceparent=parent.traceparent,
+            )
+            for index, event in enumerate(events)
+        ]
+
+    def bury(self, delivery: Delivery, reason: str, error: BaseException) -> None:
+        """Give it up: a dead letter, and handler.failed for the others."""
+        unread = delivery.error is not None
+        attempts = delivery.failures + (0 if unread or reason == "lost_workers" else 1)
+        now = clock.now()
+        self.statistics.dead += 1
+        if not unread:
+            self.statistics.failed += 1
+        envelope = delivery.envelope
+        record = DeadLetterRecord(
+            group=self._group,
+            event_type=delivery.topic.event_type,
+            entry_id=delivery.entry_id.decode(),
+            event_id=str(envelope.id) if envelope else None,
+            handler="" if unread else self._handler.name,
+            reason=reason,
+            error=_said(error),
+            traceback="" if unread else _plain("".join(traceback.format_exception(error))[-8000:]),
+            attempts=attempts,
+            first_failure=delivery.first_failure or now,
+            last_failure=now,
+            consumer=delivery.topic.settler.consumer,
+            fields=tuple(delivery.fields),
+        )
+        announced: list[Outgoing] = []
+        if delivery.topic.event_type not in OWN_TYPES:
+            correlation = delivery.event.correlation_id if delivery.event else ids.uuid7()
+            failed = HandlerFailed(
+                correlation_id=correlation,
+                group=self._group,
+                handler=record.handler,
+                event_type=record.event_type,
+                entry_id=record.entry_id,
+                event_id=envelope.id if envelope else None,
+                reason=reason,
+                error=record.error,
+                attempts=attempts,
+            )
+            parent = envelope.id if envelope else ids.foreign(record.event_type, record.entry_id)
+            announced = [
+                self._own.encode(
+                    failed,
+                    event_id=ids.derived(parent, self._group, "handler.failed", 0),
+                    causation_id=envelope.id if envelope else None,
+                )
+            ]
+        log.error(
+            "an event was given up; see `canvasbus dlq show`",
+            group=self._group,
+            handler=record.handler,
+            event_type=record.event_type,
+            entry_id=record.entry_id,
+            reason=reason,
+            error=record.error,
+            attempts=attempts,
+        )
+        delivery.topic.settler.bury(delivery, record, announced)
+
+
+def _events(handler: Handler, result: Any) -> tuple[Event, ...]:
+    if result is None:
+        return ()
+    if isinstance(result, Event):
+        return (result,)
+    try:
+        events = tuple(result)
+    except TypeError:
+        events = (None,)
+    for event in events:
+        if not isinstance(event, Event):
+            raise TypeError(
+                f"{handler.name} returned {type(result).__qualname__}: return an event, an iterable of events, or None"
+            )
+    return events
+
+
+def _said(error: BaseException) -> str:
+    try:
+        text = str(error)
+    except Exception:
+        text = "(its text cannot be had: __str__ raises)"
+    return _plain(f"{type(error).__name__}: {text}"[:500])
+
+
+def _plain(text: str) -> str:
+    """The text without lone surrogates, which file names bring along and UTF-8 cannot carry."""
+    return text.encode("utf-8", "backslashreplace").decode()
