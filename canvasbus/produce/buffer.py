@@ -2,7 +2,8 @@
 
 One lock, re-entrant, because a signal handler or a `__del__` may publish while the very thread it interrupts is in here
 (with a plain lock, or queue.Queue, that is a deadlock). Whatever a handler can interrupt is arranged so that the steps
-before and after make sense on their own; nothing calls out, logs or does I/O while the lock is held.
+before and after make sense on their own: numbers are changed in one step, with no call between reading and writing, and
+a queue that was not empty a moment ago may be empty now. Nothing logs or does I/O while the lock is held.
 
 Events in hand (taken by the sender, fate unknown) count towards the limit but can no longer be dropped, so a batch
 takes a quarter of the buffer at most: while the server is away, "drop the oldest" must have something to drop.
@@ -35,8 +36,16 @@ class Buffer:
     """Queues of encoded events, one for each partition, under one limit."""
 
     def __init__(
-        self, limit: int, when_full: WhenFull, max_block: float, lanes: int, rouse: Callable[[], None]
+        self,
+        limit: int,
+        when_full: WhenFull,
+        max_block: float,
+        lanes: int,
+        rouse: Callable[[], bool],
+        lament: Callable[[], None],
     ) -> None:
+        """`rouse` is called with the lock held when somebody must come and take, and says whether somebody will;
+        `lament` without it, after an event was dropped because publishing is muted."""
         self.limit = limit
         self.when_full = when_full
         self.max_block = max_block
@@ -44,6 +53,7 @@ class Buffer:
         """The ids of dropped events are kept for whoever must be told (`take_drops`)."""
         self.closed: Literal["", "closed", "muted"] = ""
         self._rouse = rouse
+        self._lament = lament
         self._lanes = range(lanes)
         self._batch_bytes = max(1, min(BATCH_BYTES, limit // (4 * lanes)))
         self.reset()
@@ -74,33 +84,32 @@ class Buffer:
         """Queue an event. Raises BufferFull when it is not accepted."""
         size = len(item.data)
         with self.lock:
-            if self.bytes + size > self._room and not self._make_room(item, size, lane):
+            if self.bytes + size <= self._room or self._make_room(item, size, lane):
+                self.bytes += size
+                self._queues[lane].append(item)
+                if self._asleep:
+                    self._asleep = not self._rouse()  # not before: interrupted by Ctrl-C, the next event rouses again
                 return
-            self.bytes += size
-            self._queues[lane].append(item)
-            if self._asleep:
-                self._asleep = False
-                self._rouse()
+        if self.closed == "muted":
+            self._lament()
 
     def add_many(self, items: list[Outgoing], lane: int) -> None:
         """Queue several; those before the first that is not accepted stay queued."""
         size = sum([len(item.data) for item in items])
         with self.lock:
-            if self.bytes + size > self._room:
-                for item in items:
-                    self.add(item, lane)
-                return
-            self.bytes += size
-            self._queues[lane].extend(items)
-            if self._asleep:
-                self._asleep = False
-                self._rouse()
+            if fits := self.bytes + size <= self._room:
+                self.bytes += size
+                self._queues[lane].extend(items)
+                if self._asleep:
+                    self._asleep = not self._rouse()
+        if not fits:
+            for item in items:
+                self.add(item, lane)
 
     def _make_room(self, item: Outgoing, size: int, lane: int) -> bool:
         """True: there is room now. False: this event was dropped itself."""
         if self.closed == "muted":
             self._drop(item, lane)
-            self._rouse()
             return False
         if self.closed:
             raise BufferFull(_CLOSED)
@@ -108,9 +117,9 @@ class Buffer:
             # The own partition first: one that is loud must not cost a quiet one its few events.
             for victim in (lane, *sorted(self._lanes, key=lambda other: -len(self._queues[other]))):
                 queue = self._queues[victim]
-                while queue and self.bytes + size > self._room:
-                    old = queue.popleft()
-                    self.bytes -= len(old.data)
+                while self.bytes + size > self._room and (old := _first(queue)) is not None:
+                    freed = len(old.data)
+                    self.bytes -= freed
                     self._drop(old, victim)
             if self.bytes + size <= self._room:
                 return True
@@ -145,39 +154,38 @@ class Buffer:
     def take(self) -> tuple[int, list[Outgoing]] | None:
         """The next partition's next batch; or None, and the next `add` will rouse the sender."""
         with self.lock:
+            self._asleep = True  # first: a lane that is found empty may get an event from a __del__ a moment later
             for step in self._lanes:
                 lane = (self._turn + step) % len(self._lanes)
                 queue = self._queues[lane]
-                if not queue:
-                    continue
                 items: list[Outgoing] = []
                 size = 0
-                while queue and size < self._batch_bytes and len(items) < BATCH_EVENTS:
-                    items.append(item := queue.popleft())
+                while size < self._batch_bytes and len(items) < BATCH_EVENTS and (item := _first(queue)) is not None:
+                    items.append(item)
                     size += len(item.data)
-                self._in_hand[lane] += len(items)
+                if not items:
+                    continue
+                count = len(items)
+                self._in_hand[lane] += count
                 self._turn = lane + 1
+                self._asleep = False
                 return lane, items
-            self._asleep = True
             return None
 
     def settle(self, lane: int, items: list[Outgoing], *, stored: int = 0, refused: int = 0, unknown: int = 0) -> None:
         """The fate of events in hand is known: so many stored, refused, unknown; the others were dropped."""
         size = sum([len(item.data) for item in items])
+        count = len(items)
+        dropped = count - stored - refused - unknown
         with self.lock:
             self.bytes -= size
             self.stored += stored
             self.refused += refused
             self.unknown += unknown
-            self.dropped += len(items) - stored - refused - unknown
-            self._in_hand[lane] -= len(items)
-            self._settled[lane] += len(items)
+            self.dropped += dropped
+            self._in_hand[lane] -= count
+            self._settled[lane] += count
             self._changed.notify_all()
-
-    def sleep(self) -> None:
-        """Say that nobody takes any more: the next `add` rouses."""
-        with self.lock:
-            self._asleep = True
 
     def take_drops(self) -> list[bytes]:
         """Ids of events that were dropped since the last call."""
@@ -214,3 +222,10 @@ class Buffer:
         """Events that were accepted so far, or dropped in place of being accepted."""
         with self.lock:
             return sum(self._settled) + self.waiting
+
+
+def _first(queue: deque[Outgoing]) -> Outgoing | None:
+    try:
+        return queue.popleft()
+    except IndexError:
+        return None

@@ -11,9 +11,12 @@ after an earlier one was refused for want of memory.
 
 When the reply of a batch is lost nobody knows whether it was executed, or still will be: the packet may sit in a
 socket buffer somewhere. So, on a new connection: INCR the fence, which makes a late EXEC abort; then look for the
-batch's first event after the last entry that was known before it. Found: the whole batch is there. Not found: it is
-not, and can never come; send it again. Not knowable (the stream was trimmed past the place or has been replaced, or
-more than SCAN_LIMIT entries came since): every event of the batch is reported as unknown.
+batch's events after the last entry that was known before it. One found: the whole batch is there. None found: it is
+not, and can never come; send it again. Not knowable (none found, but the stream was trimmed past the place or has been
+replaced, or more than SCAN_LIMIT entries came since): every event of the batch is reported as unknown.
+
+Where the streams end is asked anew on every connection, and their types are entered into the list of topics again: the
+server may have come back with less than it had.
 
 CLIENT KILL of the old connection was tried and rejected: client numbers restart with the server, so it once cut a
 stranger, and a plain ACL forbids it. Asking "is the id there?" without a fence stored 8 of 23 ambiguous publishes
@@ -38,6 +41,7 @@ from canvasbus.transport.resp import (
     code,
     commands,
     pack,
+    pairs,
     translate,
 )
 from canvasbus.wire.codec import Codec, Outgoing
@@ -110,7 +114,7 @@ class FencedSender:
 
         Waits as long as the server is away; `patience` bounds the number of seconds slept between attempts before
         the batch is given up as Unavailable (None: never). Raises Refused when the server refuses this publisher as
-        such (password, ACL); the same batch can then be sent again later.
+        such (password, ACL, a whole transaction); the same batch can then be sent again later.
         """
         unsure = batch[0].raw_id == self._ambiguous  # the batch may be on the server
         in_flight = False
@@ -120,9 +124,9 @@ class FencedSender:
             try:
                 if unsure:
                     settled = yield from self._investigate(batch)
+                    unsure, self._ambiguous = False, b""
                     if settled is not None:
                         return settled
-                    unsure, self._ambiguous = False, b""
                     self.statistics.resent += 1
                 yield from self._prepare(batch)
                 in_flight = True
@@ -138,8 +142,7 @@ class FencedSender:
                 if in_flight:
                     in_flight, unsure = False, error.ambiguous
                     self._ambiguous = batch[0].raw_id if unsure else b""
-                if error.ambiguous:
-                    self._watching = False
+                self._watching = False  # the connection may be another; a WATCH too many costs nothing
                 if patience is not None and slept >= patience:
                     self.statistics.given_up += len(batch)
                     return [Unavailable(str(error), ambiguous=unsure)] * len(batch)
@@ -152,9 +155,11 @@ class FencedSender:
         return batch[0].raw_id == self._ambiguous
 
     def _prepare(self, batch: Sequence[Outgoing]) -> Operation[None]:
-        """Watch the fence on a new connection; learn where the streams of the batch end, once per stream."""
+        """Watch the fence on a new connection; learn where the streams of the batch end, once per stream and connection."""
         types = {item.type for item in batch}
         self._mixed = len(types) > 1
+        if not self._watching:
+            self._cursors.clear()
         fresh = sorted(types - self._cursors.keys())
         steps: list[tuple[bytes | str | int, ...]] = []
         if not self._watching:
@@ -186,19 +191,15 @@ class FencedSender:
         return Packet(b"".join((_MULTI, *parts, _END, self._watch)), len(batch) + 3)
 
     def _read(self, batch: Sequence[Outgoing], replies: list[Reply]) -> list[Result] | None:
-        """The results of a batch, or None when it must be sent again. Raises Unavailable when it must wait."""
+        """The results of a batch, or None when it must be sent again. Raises Unavailable when it must wait, Refused when
+        the whole transaction was refused."""
         executed, watched = replies[-2], replies[-1]
         self._watching = not isinstance(watched, ReplyError)
         if executed is None:
             return None
         if isinstance(executed, ReplyError):
             refused = next((r for r in replies[1:-2] if isinstance(r, ReplyError)), executed)
-            error = translate(refused, f"publish {batch[0].type}")
-            if isinstance(error, Unavailable):
-                raise error
-            assert isinstance(error, CanvasbusError)
-            self.statistics.refused += len(batch)
-            return [error] * len(batch)
+            raise translate(refused, f"publish {batch[0].type}")
         cursors = self._cursors
         stored = len(batch)
         results: list[Result] = executed
@@ -224,36 +225,39 @@ class FencedSender:
         replies = yield commands(("INCR", self._fence), ("EXPIRE", self._fence, FENCE_SECONDS))
         check(replies[0], "publish")
         found: dict[bytes, bytes] = {}
+        absent = False
+        uncertain = ""
         for event_type in dict.fromkeys(item.type for item in batch):
-            wanted = {item.raw_id for item in batch if item.type == event_type}
             try:
-                known = yield from self._scan(event_type, wanted)
+                known = yield from self._scan(event_type, {item.raw_id for item in batch if item.type == event_type})
             except _NotAStream:
                 continue  # its events were refused and say nothing of the others
             if known is None:
-                self.statistics.unknown += len(batch)
-                gone = Unavailable(
-                    f"publish {event_type}: no answer came, and whether the event is stored cannot be known: "
-                    "the stream was trimmed or replaced since",
-                    ambiguous=True,
-                )
-                return [gone] * len(batch)
-            if not known:
-                return None  # one transaction: none of it is there
-            found |= known
+                uncertain = event_type
+            else:
+                found |= known
+                absent = absent or not known
         if not found:
-            return None
-        self.statistics.found += len(batch)
-        self.statistics.batches += 1
-        self.statistics.events += len(batch)
+            if absent or not uncertain:
+                return None  # one transaction: none of it is there
+            self.statistics.unknown += len(batch)
+            gone = Unavailable(
+                f"publish {uncertain}: no answer came, and whether the event is stored cannot be known: "
+                "the stream was trimmed or replaced since",
+                ambiguous=True,
+            )
+            return [gone] * len(batch)
         results: list[Result] = []
         for item in batch:
             entry_id = found.get(item.raw_id)
-            if entry_id is None:
-                results.append(Unavailable(f"publish {item.type}: refused while no answer came", ambiguous=True))
-            else:
-                self._cursors[item.type] = entry_id
-                results.append(entry_id)
+            results.append(
+                entry_id
+                or Unavailable(f"publish {item.type}: refused, or trimmed since, while no answer came", ambiguous=True)
+            )
+        self.statistics.batches += 1
+        self.statistics.events += len(found)
+        self.statistics.found += len(found)
+        self.statistics.unknown += len(batch) - len(found)
         return results
 
     def _scan(self, event_type: str, wanted: set[bytes]) -> Operation[dict[bytes, bytes] | None]:
@@ -261,15 +265,9 @@ class FencedSender:
         stream = self.keys.stream(event_type)
         cursor = self._cursors[event_type]
         found: dict[bytes, bytes] = {}
-        if cursor != b"0-0":
-            (anchor,) = yield commands(("XRANGE", stream, cursor, cursor))
-            if isinstance(anchor, ReplyError) and code(anchor) == "WRONGTYPE":
-                return None
-            if not check(anchor, f"look for {event_type}"):
-                return None  # trimmed past what we knew, or another stream: what came after it may be gone too
         start = b"(" + cursor
         seen = 0
-        while seen < SCAN_LIMIT and len(found) < len(wanted):
+        while len(found) < len(wanted):
             (rows,) = yield commands(("XRANGE", stream, start, "+", "COUNT", SCAN_PAGE))
             if isinstance(rows, ReplyError) and code(rows) == "WRONGTYPE":
                 raise _NotAStream
@@ -278,10 +276,25 @@ class FencedSender:
                 if event_id in wanted:
                     found[event_id] = entry_id
             if len(rows) < SCAN_PAGE:
-                return found
+                break
             seen += len(rows)
+            if seen >= SCAN_LIMIT:
+                return found or None
             start = b"(" + rows[-1][0]
-        return found or None
+        if found or (yield from self._unbroken(stream, cursor)):
+            return found
+        return None
+
+    def _unbroken(self, stream: bytes, cursor: bytes) -> Operation[bool]:
+        """Whether everything that was added to a stream after the cursor is still there."""
+        if cursor != b"0-0":
+            (anchor,) = yield commands(("XRANGE", stream, cursor, cursor))
+            return bool(check(anchor, "publish"))
+        (info,) = yield commands(("XINFO", "STREAM", stream))
+        if isinstance(info, ReplyError):
+            return True  # there is no stream yet
+        facts = pairs(info)
+        return bool(facts[b"length"] == facts[b"entries-added"])
 
     def _event_id(self, event_type: str, entry_id: bytes, fields: list[bytes]) -> bytes:
         if len(fields) != 2 or fields[0] != b"e":

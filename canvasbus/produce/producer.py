@@ -126,6 +126,8 @@ class Producer:
         self._partitions = partitions
         self._flush_timeout = flush_timeout
         self._skipped = 0
+        self._closed: bool | None = None
+        """What the first `close` returned."""
         self._codec = Codec(source, limit=min(max_event_bytes, buffer_bytes))
         self._encode = self._codec.encode
         if where.scheme == "off":
@@ -136,7 +138,7 @@ class Producer:
                 "use memory://NAME here and in the EventBus of the same process"
             )
         self._sender = sender = _sender_to(url, namespace, partitions, flush_timeout, on_delivery)
-        self._buffer = Buffer(buffer_bytes, when_full, max_block, partitions, sender.rouse)
+        self._buffer = Buffer(buffer_bytes, when_full, max_block, partitions, sender.rouse, sender.lament)
         self._buffer.keep_drops = on_delivery is not None
         sender.buffer = self._buffer
         self._add = self._buffer.add
@@ -218,16 +220,19 @@ class Producer:
     def close(self, timeout: float | None = None) -> bool:
         """Flush, then end the thread and the connection. Events that did not make it are dropped and counted.
 
-        Returns what `flush` would. Publishing afterwards raises BufferFull; closing again does nothing.
+        Returns what `flush` would. Publishing afterwards raises BufferFull; closing again returns the same.
         """
         sender = self._sender
         if sender is None:
             return True
         if sender.in_thread():
             raise RuntimeError("close inside on_delivery would wait for itself")
+        if self._closed is not None:
+            return self._closed
         self._buffer.close("closed")
         stored = self.flush(timeout)
         sender.stop(1.0 if stored else 0.1)
+        self._closed = stored
         return stored
 
     def __enter__(self) -> Self:

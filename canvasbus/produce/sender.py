@@ -67,6 +67,7 @@ class Sender:
         self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._lanes: list[_Lane] = []
         self._declared = False
+        self._starting = False
         self._stopping = False
         self._leaving = False
         self._troubled = False
@@ -78,23 +79,30 @@ class Sender:
 
     # --- from other threads --------------------------------------------------------------------------------------
 
-    def rouse(self) -> None:
-        """There is work. Called with the buffer's lock held."""
-        if self.buffer.closed == "muted":
-            self.last_error = self._muted
-            self._complain()
-            return
+    def rouse(self) -> bool:
+        """There is work. Called with the buffer's lock held. False: nobody comes, the next event must try again."""
+        if self._starting:  # a signal handler publishes while its own thread is in here
+            return False
         if self._thread is not None and self._thread.is_alive():
             self._wake.put(None)
-            return
-        process.hook_exit()
-        self._thread = threading.Thread(target=self._run, name="canvasbus-producer", daemon=True)
+            return True
+        self._starting = True
         try:
+            process.hook_exit()
+            self._thread = threading.Thread(target=self._run, name="canvasbus-producer", daemon=True)
             self._thread.start()
-        except RuntimeError as error:  # no more threads here, or the interpreter is ending: the next event tries again
+        except RuntimeError as error:  # no more threads here, or the interpreter is ending
             self._thread = None
             self.last_error = f"the sender thread cannot start: {error}"
-            self.buffer.sleep()
+            return False
+        finally:
+            self._starting = False
+        return True
+
+    def lament(self) -> None:
+        """An event was dropped because publishing is muted."""
+        self.last_error = self._muted
+        self._complain()
 
     def nudge(self) -> None:
         """Try again now instead of at the end of the pause."""
@@ -168,8 +176,12 @@ class Sender:
             pass
         finally:
             self._abandon(in_hand)
-            for each in self._lanes:
-                each.link.close()
+            self._disconnect()
+
+    def _disconnect(self) -> None:
+        lanes, self._lanes = self._lanes, []
+        for lane in lanes:
+            lane.link.close()
 
     def _send(self, lane: int, items: list[Outgoing]) -> list[Result]:
         if not self._lanes:
@@ -188,12 +200,11 @@ class Sender:
             # A fault of ours. The batch must not be tried for ever, nor may its connection and fence be trusted.
             logger.exception("%s: sending failed in an unforeseen way", self._server.name)
             self.last_error = f"{type(error).__name__}: {error}"
-            for each in self._lanes:
-                each.link.close()
-            self._lanes = []
+            self._disconnect()
             return [Unavailable(f"sending failed: {error!r}", ambiguous=True)] * len(items)
         if self._troubled:
             self._troubled = False
+            self._declared = False  # it may have come back empty
             logger.info("%s takes events again; %s wait", self._server.name, _events(self.buffer.waiting))
         return results
 
@@ -233,7 +244,7 @@ class Sender:
 
     def _complain(self) -> None:
         now = clock.monotonic()
-        if now < self._quiet_until or (self._stopping and not self._muted):
+        if now < self._quiet_until:
             return
         self._quiet_until = now + COMPLAIN_SECONDS
         buffer = self.buffer
@@ -260,7 +271,7 @@ class Sender:
         stored = len(items) - refused - unknown
         self.buffer.settle(lane, items, stored=stored, refused=refused, unknown=unknown)
         self._tell_drops()
-        if self.buffer.failed != self._told_failed:
+        if self.buffer.failed != self._told_failed and not self._stopping:
             self._told_failed = self.buffer.failed
             self._complain()
 

@@ -211,12 +211,19 @@ class RemoteBlockingConnection:
         return connect_failure(self._name, address, cause if isinstance(cause, OSError) else error)
 
     def request(self, data: bytes, replies: int, timeout: float) -> list[Reply]:
-        """Past redis-py, whose reading costs 2 µs a reply where hiredis takes 0.1."""
+        """Past redis-py, whose reading costs 2 µs a reply where hiredis takes 0.1.
+
+        A connection that the server closed while it was idle is noticed before anything is sent: then nothing is
+        ambiguous. (Not under TLS, where bytes may be waiting that mean nothing.)
+        """
         exceptions = self._errors
         reader: Any = self._reader
         found: list[Reply] = []
         try:
             sock = self._connection._sock
+            if _hung_up(sock):
+                self.close()
+                raise Unavailable(f"{self._name}: the server closed the connection")
             sock.settimeout(timeout)
             sock.sendall(data)
             while len(found) < replies:
@@ -239,6 +246,18 @@ class RemoteBlockingConnection:
     def close(self) -> None:
         with suppress(Exception):
             self._connection.disconnect()
+
+
+def _hung_up(sock: Any) -> bool:
+    if sock is None or isinstance(sock, ssl.SSLSocket):
+        return False
+    sock.settimeout(0)
+    try:
+        return not sock.recv(1, socket.MSG_PEEK)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
 
 
 def _raw(error: Exception) -> ReplyError:

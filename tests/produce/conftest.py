@@ -1,0 +1,51 @@
+"""Fixtures of the producing tests."""
+
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import trio
+from studio import Eyes
+from waiting import until
+
+from canvasbus.transport.memory import MemoryServer, named
+
+
+@pytest.fixture
+def soon() -> Callable[..., Any]:
+    """`until` for tests without trio."""
+
+    def soon(condition: Callable[[], Any], timeout: float = 10.0) -> Any:
+        return trio.run(until, condition, timeout)
+
+    return soon
+
+
+@pytest.fixture
+def eyes(any_url: str, namespace: str) -> Iterator[Eyes]:
+    """What lies on the server behind `any_url`."""
+    eyes = Eyes(any_url, namespace)
+    yield eyes
+    eyes.close()
+
+
+@pytest.fixture
+def memory(namespace: str) -> MemoryServer:
+    """The server behind memory://NAMESPACE, which can be switched off and on."""
+    return named(namespace)
+
+
+@pytest.fixture
+def warnings(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
+    """What the producer's logger has said so far, from warnings upwards."""
+    caplog.set_level(logging.INFO, "canvasbus.producer")
+
+    def warnings() -> list[str]:
+        return [
+            record.getMessage()
+            for record in caplog.records
+            if record.name == "canvasbus.producer" and record.levelno >= logging.WARNING
+        ]
+
+    return warnings

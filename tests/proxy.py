@@ -1,0 +1,165 @@
+"""A TCP proxy on loopback, in a thread, that loses what a network can lose: requests, replies, whole connections.
+
+    with Proxy(server.port) as proxy:
+        proxy.next(b"EXEC", "lose")           # the next request with EXEC in it is executed, its reply is lost
+        Producer(proxy.url)
+
+A rule is used once. It looks at the bytes that one `recv` brought, so requests must be small and come one at a time,
+which is what a blocking link does.
+"""
+
+import contextlib
+import select
+import socket
+import threading
+from collections import deque
+from typing import Literal, Self
+
+Fault = Literal["cut", "lose", "hold"]
+"""cut: the connection ends before the server sees the request. lose: the server executes it, then the connection ends.
+hold: the connection ends for the client, and the server gets the request when `release` is called."""
+
+
+class Proxy:
+    """Forwards connections to a port of this machine."""
+
+    def __init__(self, port: int) -> None:
+        self._target = ("127.0.0.1", port)
+        self._rules: deque[tuple[bytes, Fault]] = deque()
+        self._held: list[tuple[socket.socket, bytes]] = []
+        self._pairs: set[tuple[socket.socket, socket.socket]] = set()
+        self._lock = threading.Lock()
+        self._closed = False
+        self._listener: socket.socket | None = None
+        self.port = 0
+        self.accepted = 0
+        """Connections taken so far."""
+        self.faults: list[Fault] = []
+        """Rules that were used, in order."""
+        self.accept()
+
+    @property
+    def url(self) -> str:
+        """redis://127.0.0.1:port."""
+        return f"redis://127.0.0.1:{self.port}"
+
+    def next(self, match: bytes, fault: Fault) -> None:
+        """Let the next request that contains `match` suffer a fault; several rules are used in order."""
+        self._rules.append((match, fault))
+
+    def accept(self) -> None:
+        """Take connections (again), on the same port."""
+        listener = socket.socket()
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(("127.0.0.1", self.port))
+        listener.listen()
+        self.port = listener.getsockname()[1]
+        self._listener = listener
+        threading.Thread(target=self._listen, args=(listener,), daemon=True).start()
+
+    def refuse(self) -> None:
+        """Take no more connections and cut those that are open."""
+        listener, self._listener = self._listener, None
+        if listener is not None:
+            with contextlib.suppress(OSError):
+                listener.shutdown(socket.SHUT_RDWR)
+            listener.close()
+        self.cut()
+
+    def cut(self) -> None:
+        """End all connections, now."""
+        with self._lock:
+            pairs, self._pairs = self._pairs, set()
+        for pair in pairs:
+            for end in pair:
+                _end(end)
+
+    def release(self) -> None:
+        """Send what was held on to the server, and return when the server has executed it."""
+        held, self._held = self._held, []
+        for upstream, data in held:
+            _execute(upstream, data)
+            upstream.close()
+
+    def close(self) -> None:
+        self.refuse()
+        for upstream, _ in self._held:
+            upstream.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _listen(self, listener: socket.socket) -> None:
+        while True:
+            try:
+                client, _ = listener.accept()
+            except OSError:
+                return
+            self.accepted += 1
+            try:
+                upstream = socket.create_connection(self._target, 5)
+            except OSError:
+                client.close()
+                continue
+            pair = (client, upstream)
+            with self._lock:
+                self._pairs.add(pair)
+            threading.Thread(target=self._forward, args=pair, daemon=True).start()
+
+    def _forward(self, client: socket.socket, upstream: socket.socket) -> None:
+        keep = False
+        try:
+            while True:
+                readable, _, _ = select.select([client, upstream], [], [])
+                if upstream in readable:
+                    data = upstream.recv(1 << 20)
+                    if not data:
+                        return
+                    client.sendall(data)
+                if client in readable:
+                    data = client.recv(1 << 20)
+                    if not data:
+                        return
+                    fault = self._fault(data)
+                    if fault == "lose":
+                        _execute(upstream, data)
+                    elif fault == "hold":
+                        keep = True
+                        self._held.append((upstream, data))
+                    if fault is not None:
+                        self.faults.append(fault)
+                        return
+                    upstream.sendall(data)
+        except (OSError, ValueError):
+            return
+        finally:
+            with self._lock:
+                self._pairs.discard((client, upstream))
+            client.close()
+            if not keep:
+                upstream.close()
+
+    def _fault(self, data: bytes) -> Fault | None:
+        if self._rules and self._rules[0][0] in data:
+            return self._rules.popleft()[1]
+        return None
+
+
+def _execute(upstream: socket.socket, data: bytes) -> None:
+    """Send, and wait until the server has answered: a PING behind it tells."""
+    upstream.settimeout(5)
+    upstream.sendall(data + b"*2\r\n$4\r\nPING\r\n$9\r\nall-is-in\r\n")
+    seen = b""
+    while b"all-is-in" not in seen:
+        received = upstream.recv(1 << 20)
+        if not received:
+            return
+        seen = seen[-16:] + received
+
+
+def _end(end: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        end.shutdown(socket.SHUT_RDWR)
