@@ -14,6 +14,7 @@ from collections import abc
 from collections.abc import Callable, Iterator
 from dataclasses import is_dataclass
 from datetime import datetime
+from itertools import repeat
 from typing import Annotated, Any, TypeVar
 
 import msgspec
@@ -67,8 +68,10 @@ class Registry:
     def register(self, cls: type[Event], name: str, version: int, key: str | None) -> EventType:
         """Add `cls`. Raises ContractError for a bad name, a taken (name, version) or a field that cannot work."""
         _check_name(name)
-        if version < 1:
-            raise ContractError(f"{name}: versions start at 1, not {version}")
+        if not (isinstance(cls, type) and issubclass(cls, Event)):
+            raise ContractError(f"{name}: {getattr(cls, '__qualname__', cls)} is not a subclass of canvasbus.Event")
+        if type(version) is not int or version < 1:
+            raise ContractError(f"{name}: versions are whole numbers from 1 on, not {version!r}")
         if "__event_type__" in cls.__dict__:
             raise ContractError(f"{cls.__qualname__} is already declared as {cls.__event_type__!r}")  # type: ignore[attr-defined]
         known = self._by_name.get(name, {}).get(version)
@@ -125,6 +128,9 @@ def event(name: str, /, *, version: int = 1, key: str | None = None) -> Callable
     Raises ContractError at import for whatever could fail later.
     """
 
+    if not isinstance(name, str):  # `@event` without brackets hands us the class
+        raise ContractError(f'@event takes the name of a type, like @event("drift.detected"), not {name!r}')
+
     def declare(cls: E) -> E:
         entry = registry.register(cls, name, version, key)
         cls.__event_type__ = entry  # type: ignore[attr-defined]
@@ -134,7 +140,7 @@ def event(name: str, /, *, version: int = 1, key: str | None = None) -> Callable
 
 
 def _only_float(cls: type[Event], types: list[Any]) -> Callable[[Any], float] | None:
-    plain = [f.encode_name for f in msgspec.structs.fields(cls) if _is_plain_float(f.type)]
+    plain = [f.name for f in msgspec.structs.fields(cls) if _is_plain_float(f.type)]
     total = sum(isinstance(t, msgspec.inspect.FloatType) for t in types)
     return operator.attrgetter(plain[0]) if len(plain) == 1 == total else None
 
@@ -164,7 +170,7 @@ def _check_name(name: str) -> None:
 
 
 def _check_key(cls: type[Event], name: str, key: str) -> None:
-    hints = typing.get_type_hints(cls)
+    hints = {field: hint for field, hint in typing.get_type_hints(cls).items() if field in cls.__struct_fields__}
     if key not in hints:
         raise ContractError(f"{name}: key={key!r} is not a field of {_where(cls)}; its fields are {', '.join(hints)}")
     kind = hints[key]
@@ -175,11 +181,16 @@ def _check_key(cls: type[Event], name: str, key: str) -> None:
 
 
 def _check_fields(cls: type[Event], name: str) -> None:
-    if not cls.__struct_config__.frozen:
+    config = cls.__struct_config__
+    if not config.frozen:
         raise ContractError(f"{name}: events are immutable; do not pass frozen=False")
+    if config.array_like:
+        raise ContractError(f"{name}: fields travel by name; do not pass array_like=True")
+    if config.tag is not None:
+        raise ContractError(f"{name}: the envelope names the type; do not pass tag= or tag_field=")
     try:
         hints = typing.get_type_hints(cls, include_extras=True)
-        msgspec.inspect.type_info(cls)
+        info = msgspec.inspect.type_info(cls)
         msgspec.msgpack.Decoder(cls)
         msgspec.json.Decoder(cls)
     except (TypeError, NameError) as error:
@@ -190,6 +201,44 @@ def _check_fields(cls: type[Event], name: str) -> None:
         problem = _problem(hint, set())
         if problem:
             raise ContractError(f"{name}: field {field!r} {problem}")
+    for found in info.fields:  # type: ignore[attr-defined]
+        problem = _base_problem(found) or next(filter(None, map(_type_problem, _walk_types(found.type))), None)
+        if problem:
+            raise ContractError(f"{name}: field {found.name!r} {problem}")
+
+
+_BASE = {"occurred_on": ("DateTimeType", "a canvasbus.AwareDatetime"), "correlation_id": ("UUIDType", "a UUID")}
+
+
+def _base_problem(field: Any) -> str | None:
+    """The two fields that every event has keep their names and types, because the bus itself reads and sets them."""
+    if field.name not in _BASE:
+        return None
+    if field.encode_name != field.name:
+        return (
+            f"would be {field.encode_name!r} on the wire, where other languages look for {field.name!r}: do not pass "
+            "rename=, rename single fields with msgspec.field(name=...)"
+        )
+    kind, wanted = _BASE[field.name]
+    if type(field.type).__name__ != kind:
+        return f"is the bus's own: it stays {wanted}, take another name for yours"
+    return None
+
+
+def _type_problem(info: Any) -> str | None:
+    """What is wrong with one type inside a field, as msgspec sees it: what its annotation alone does not show."""
+    inspect = msgspec.inspect
+    if isinstance(info, inspect.AnyType):
+        return _ANY
+    if isinstance(info, inspect.ListType):
+        return "decodes into a list, which can change: declare it as tuple[X, ...]"
+    if isinstance(info, inspect.SetType):
+        return "decodes into a set, which can change: declare it as frozenset[X]"
+    if isinstance(info, inspect.TypedDictType):
+        return f"holds a {info.cls.__qualname__}, a dict, which can change: declare it as a frozen Struct"
+    if isinstance(info, inspect.CustomType):
+        return f"holds a {getattr(info.cls, '__qualname__', info.cls)}, which msgspec cannot encode"
+    return None
 
 
 _MUTABLE: dict[Any, str] = {
@@ -215,26 +264,23 @@ def _problem(hint: Any, seen: set[Any]) -> str | None:
             return None if any(isinstance(m, Meta) and m.tz for m in metas) else _NAIVE
         return _problem(base, seen)
     if hint is Any or hint is object:
-        return (
-            "is Any: a small value of an unknown shape can decode into hundreds of megabytes. "
-            "Give it a type, or msgspec.Raw for bytes that stay undecoded"
-        )
+        return _ANY
     if hint is datetime:
         return _NAIVE
     mutable = _MUTABLE.get(origin or hint) if isinstance(origin or hint, abc.Hashable) else None
     if mutable:
         return f"is a {getattr(origin or hint, '__name__', hint)}, which can change: declare it as {mutable}"
-    if isinstance(hint, type) and (is_dataclass(hint) or issubclass(hint, Struct)):
+    holder = origin or hint  # Box of Box[int]
+    if isinstance(holder, type) and (is_dataclass(holder) or issubclass(holder, Struct) or hasattr(holder, "_fields")):
         if hint in seen:
             return None
         seen.add(hint)
-        frozen = hint.__struct_config__.frozen if issubclass(hint, Struct) else hint.__dataclass_params__.frozen  # type: ignore[attr-defined]
-        if not frozen:
-            return f"holds a {hint.__qualname__}, which can change: declare it with frozen=True"
-        for field, inner in typing.get_type_hints(hint, include_extras=True).items():
+        if not _is_frozen(holder):
+            return f"holds a {holder.__qualname__}, which can change: declare it with frozen=True"
+        for field, inner in typing.get_type_hints(holder, include_extras=True).items():
             problem = _problem(inner, seen)
             if problem:
-                return f"holds a {hint.__qualname__} whose field {field!r} {problem}"
+                return f"holds a {holder.__qualname__} whose field {field!r} {problem}"
     if origin in (typing.Union, types.UnionType) or origin is not None:
         for inner in typing.get_args(hint):
             if inner is not Ellipsis and not isinstance(inner, str | int | bytes | list):
@@ -244,6 +290,17 @@ def _problem(hint: Any, seen: set[Any]) -> str | None:
     return None
 
 
+def _is_frozen(holder: Any) -> bool:
+    if issubclass(holder, Struct):
+        return bool(holder.__struct_config__.frozen)
+    dataclass_says = getattr(holder, "__dataclass_params__", None)
+    return bool(dataclass_says.frozen) if dataclass_says else issubclass(holder, tuple)
+
+
+_ANY = (
+    "is Any, or holds it (a container without item types does): a small value of an unknown shape can decode into "
+    "hundreds of megabytes. Give it a type, or msgspec.Raw for bytes that stay undecoded"
+)
 _NAIVE = (
     "is a datetime that may have no time zone: declare it as canvasbus.AwareDatetime "
     "(Annotated[datetime, msgspec.Meta(tz=True)])"
@@ -270,28 +327,52 @@ def _walk_types(info: Any, seen: set[int] | None = None) -> Iterator[Any]:
 
 def non_finite_path(value: Any, info: Any, path: str = "$") -> str | None:
     """The path of the first NaN or infinity that its field does not allow, or None. `info` is msgspec's type info."""
-    inspect = msgspec.inspect
-    if isinstance(info, inspect.Metadata):
-        if (info.extra or {}).get("allow_non_finite"):
-            return None
-        return non_finite_path(value, info.type, path)
+    options = [(kind, allowed) for kind, allowed in _options(info) if _fits(value, kind)]
+    if any(allowed for _, allowed in options):
+        return None
     if isinstance(value, float):
         return None if math.isfinite(value) else path
-    if isinstance(value, Struct):
-        fields = {f.name: f.type for f in getattr(info, "fields", ())}
-        for name in value.__struct_fields__:
-            found = non_finite_path(getattr(value, name), fields.get(name), f"{path}.{name}")
-            if found:
-                return found
+    for step, item, inner in _inside(value, options[0][0] if options else None):
+        found = non_finite_path(item, inner, path + step)
+        if found:
+            return found
+    return None
+
+
+def _options(info: Any, allowed: bool = False) -> Iterator[tuple[Any, bool]]:
+    """Every type that a value of this field may have, and whether NaN is allowed in it."""
+    if isinstance(info, msgspec.inspect.Metadata):
+        yield from _options(info.type, allowed or bool((info.extra or {}).get("allow_non_finite")))
+    elif isinstance(info, msgspec.inspect.UnionType):
+        for option in info.types:
+            yield from _options(option, allowed)
+    elif info is not None:
+        yield info, allowed
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    inspect = msgspec.inspect
+    if isinstance(kind, inspect.StructType | inspect.DataclassType | inspect.NamedTupleType):
+        return isinstance(value, typing.get_origin(kind.cls) or kind.cls)
+    if isinstance(value, float):
+        return isinstance(kind, inspect.FloatType)
+    if isinstance(value, abc.Mapping):
+        return isinstance(kind, inspect.DictType)
+    return isinstance(kind, inspect.CollectionType | inspect.TupleType)
+
+
+def _inside(value: Any, kind: Any) -> Iterator[tuple[str, Any, Any]]:
+    """(path step, item, its type info) of everything that `value` holds; its type info is None where that is unknown."""
+    if isinstance(value, Struct) or is_dataclass(value) or hasattr(value, "_fields"):
+        kinds = {field.name: field.type for field in getattr(kind, "fields", ())}
+        names = getattr(value, "__struct_fields__", None) or getattr(value, "_fields", None) or kinds
+        for name in names:
+            yield f".{name}", getattr(value, name), kinds.get(name)
     elif isinstance(value, abc.Mapping):
         for key, item in value.items():
-            found = non_finite_path(item, getattr(info, "value_type", None), f"{path}[{key!r}]")
-            if found:
-                return found
+            yield f"[key {key!r}]", key, getattr(kind, "key_type", None)
+            yield f"[{key!r}]", item, getattr(kind, "value_type", None)
     elif isinstance(value, tuple | list | frozenset | set):
-        inner = getattr(info, "item_type", None)
-        for index, item in enumerate(value):
-            found = non_finite_path(item, inner, f"{path}[{index}]")
-            if found:
-                return found
-    return None
+        each = getattr(kind, "item_types", None) or repeat(getattr(kind, "item_type", None))
+        for index, (item, inner) in enumerate(zip(value, each, strict=False)):
+            yield f"[{index}]", item, inner

@@ -282,6 +282,7 @@ class _JsonEnvelope(msgspec.Struct):
 
 
 _decode_json = msgspec.json.Decoder(_JsonEnvelope).decode
+_decode_fields = msgspec.json.Decoder(dict[str, Raw]).decode
 
 
 def _open_json(value: bytes, stream_type: str, entry_id: str) -> Envelope:
@@ -308,21 +309,19 @@ def _with_event_fields(raw: _JsonEnvelope) -> Raw:
     if raw.time is None and raw.correlationid is None:
         return raw.data
     try:
-        fields = msgspec.json.decode(raw.data)
-    except _BAD_BYTES as error:
-        raise DecodeError(f"data is not JSON: {_said(error)}") from error
-    if not isinstance(fields, dict):
-        return raw.data
+        fields = _decode_fields(raw.data)
+    except _BAD_BYTES:
+        return raw.data  # no object; decoding it as an event says what is wrong
     if raw.time is not None:
-        fields.setdefault("occurred_on", raw.time)
+        fields.setdefault("occurred_on", Raw(msgspec.json.encode(raw.time)))
     if raw.correlationid is not None:
-        fields.setdefault("correlation_id", str(raw.correlationid))
+        fields.setdefault("correlation_id", Raw(msgspec.json.encode(raw.correlationid)))
     return Raw(msgspec.json.encode(fields))
 
 
 def _version_in(dataschema: str | None) -> int | None:
     tail = (dataschema or "").rpartition("/v")[2].removesuffix(".json")
-    return int(tail) if tail.isdigit() else None
+    return int(tail) if re.fullmatch("[0-9]{1,9}", tail) else None
 
 
 def to_cloudevent(envelope: Envelope, event: Event) -> dict[str, Any]:
@@ -353,7 +352,7 @@ def from_json(
     """
     try:
         outer = json.loads(value)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise EncodeError(f"not JSON: {error}") from error
     if not isinstance(outer, dict):
         raise EncodeError("an event is a JSON object")
@@ -362,8 +361,8 @@ def from_json(
     if "specversion" in outer or (type_name is None and "data" in outer):
         try:
             raw = _decode_json(value)
-        except msgspec.MsgspecError as error:
-            raise EncodeError(f"not a CloudEvents object: {error}") from error
+        except (*_BAD_BYTES, *_BAD_EVENT) as error:
+            raise EncodeError(f"not a CloudEvents object: {_said(error)}") from error
         if type_name is not None and raw.type != type_name:
             raise EncodeError(f"the object says type {raw.type!r}, the command says {type_name!r}")
         type_name, event_id = raw.type, raw.id
@@ -378,15 +377,15 @@ def from_json(
         near = difflib.get_close_matches(type_name, known.names(), n=1)
         hint = f"; did you mean {near[0]!r}?" if near else "; is the module that declares it imported?"
         raise EncodeError(f"unknown event type {type_name!r}{f' v{version}' if version else ''}{hint}")
-    surplus = sorted(set(outer) - set(declared.cls.__struct_fields__)) if isinstance(outer, dict) else []
+    surplus = sorted(set(outer) - set(declared.cls.__struct_encode_fields__)) if isinstance(outer, dict) else []
     if surplus:
         raise EncodeError(
             f"{type_name} v{declared.version} has no field {', '.join(map(repr, surplus))}; its fields are "
-            + ", ".join(declared.cls.__struct_fields__)
+            + ", ".join(declared.cls.__struct_encode_fields__)
         )
     try:
         return declared.json_decoder.decode(msgspec.json.encode(outer)), event_id
-    except _BAD_BYTES as error:
+    except (*_BAD_BYTES, *_BAD_EVENT) as error:
         raise EncodeError(f"{type_name} v{declared.version}: {_said(error)}") from error
 
 
