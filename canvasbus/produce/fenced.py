@@ -163,7 +163,8 @@ class FencedSender:
         fresh = sorted(types - self._cursors.keys())
         steps: list[tuple[bytes | str | int, ...]] = []
         if not self._watching:
-            steps.append(("WATCH", self._fence))
+            # Where an ACL forbids MULTI, the XADDs behind it would be executed one by one, past the fence.
+            steps += [("MULTI",), ("EXEC",), ("WATCH", self._fence)]
         for event_type in fresh:
             steps.append(("SADD", self.keys.topics, event_type))
             steps.append(("XREVRANGE", self.keys.stream(event_type), "+", "-", "COUNT", 1))
@@ -171,7 +172,9 @@ class FencedSender:
             return
         replies = yield commands(*steps)
         if not self._watching:
-            check(replies.pop(0), "publish")
+            multi, _, watch, *replies = replies
+            check(multi, "publish")
+            check(watch, "publish")
             self._watching = True
         for event_type, sadd, last in zip(fresh, replies[::2], replies[1::2], strict=True):
             check(sadd, f"publish {event_type}")
@@ -197,6 +200,9 @@ class FencedSender:
         self._watching = not isinstance(watched, ReplyError)
         if executed is None:
             return None
+        if isinstance(replies[0], ReplyError):  # MULTI, since a moment ago: what was done was done one by one
+            self._watching = False
+            executed = replies[1:-2]
         if isinstance(executed, ReplyError):
             refused = next((r for r in replies[1:-2] if isinstance(r, ReplyError)), executed)
             raise translate(refused, f"publish {batch[0].type}")
