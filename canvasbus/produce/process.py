@@ -18,9 +18,12 @@ import atexit
 import os
 import sys
 import weakref
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from canvasbus import clock
+
+if TYPE_CHECKING:
+    from multiprocessing.util import Finalize
 
 
 class Living(Protocol):
@@ -34,6 +37,7 @@ class Living(Protocol):
 
 _living: dict[int, weakref.ref[Living]] = {}
 _hooked = False
+_finalizer: "Finalize | None" = None
 
 
 def watch(sender: Living) -> None:
@@ -51,7 +55,7 @@ def hook_exit() -> None:
     """Have `_at_exit` called when this process ends. Called again with each thread that starts: what a child inherits,
     or registers before multiprocessing has set it up, is wiped by multiprocessing's own start. Being called twice does
     no harm."""
-    global _hooked
+    global _hooked, _finalizer
     if not _hooked:
         _hooked = True
         atexit.register(_at_exit)
@@ -59,7 +63,8 @@ def hook_exit() -> None:
     if process is not None and process.parent_process() is not None:
         from multiprocessing.util import Finalize
 
-        Finalize(None, _at_exit, exitpriority=100)
+        if _finalizer is None or not _finalizer.still_active():
+            _finalizer = Finalize(None, _at_exit, exitpriority=100)
 
 
 def _at_exit() -> None:

@@ -310,5 +310,5 @@ def _sender_to(
     if not url.startswith("memory://"):
         import redis
 
-        redis.Connection()  # opens nothing, but looks its own version up, which imports a parser of e-mails
+        redis.Connection()  # type: ignore[no-untyped-call]  # opens nothing, but looks its own version up, which imports a parser of e-mails
     return Sender(open_server(url), namespace, partitions, flush_timeout, on_delivery)
