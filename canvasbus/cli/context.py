@@ -54,7 +54,7 @@ class Context:
                 raise self.loaded.blame(
                     "partitions",
                     ConfigError(
-                        f"namespace {namespace!r} has {recorded} partitions on {self.link.server.name}, "
+                        f"namespace {namespace!r} has {recorded} partition{'s' if recorded != 1 else ''} on {self.link.server.name}, "
                         f"this process is set to {wanted}: set the same number everywhere, or use another namespace"
                     ),
                 )

@@ -126,8 +126,8 @@ class _Publishing:
         if not isinstance(outer, dict):
             raise EncodeError("an event is a JSON object; in a file, one on each line")
         event, event_id = from_json(text, type_name=type_name)
-        if "specversion" not in outer:
-            outer = {}
+        if "specversion" not in outer and (type_name is not None or "data" not in outer):
+            outer = {}  # bare data: what is called `source` there is a field of the event
         source = outer.get("source") or self._context.settings.source
         codec = self._codecs.get(source)
         if codec is None:

@@ -25,8 +25,8 @@ NOT_KNOWN_HERE = {"unknown_type": "type not imported", "newer_version": "newer v
 """Reasons that are no fault of the event, which is shown as plain data: `--module` makes its type known."""
 
 RETRY_SECONDS = 0.5
-_ENTRY_ID = re.compile(r"\d+(-\d+)?")
-_AGO = re.compile(r"(\d+(?:\.\d+)?)([smhd])")
+_ENTRY_ID = re.compile("[0-9]+(-[0-9]+)?")
+_AGO = re.compile(r"([0-9]+(?:\.[0-9]+)?)([smhd])")
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _ATTRIBUTES = ("id", "source", "type", "time", "subject", "dataschema", "correlationid", "causationid", "traceparent")
 
@@ -76,6 +76,8 @@ def run(context: Context, args: argparse.Namespace) -> int:
         out.flush()
         if last:
             left = None
+    if not tail.topics and not args.types and not follows:
+        out.note(f"no topics in {context.where}")
     if not tail.topics and args.types:
         known = link.run(_names(context))
         near = difflib.get_close_matches(args.types[0], known, n=1)
@@ -125,10 +127,13 @@ def _names(context: Context) -> Operation[list[str]]:
 def start_of(text: str) -> str:
     """`--from` as the entry id to begin with. Raises ConfigError."""
     if _ENTRY_ID.fullmatch(text):
+        if any(part.lstrip("0")[20:] or int(part[-20:]) >= 2**64 for part in text.split("-")):
+            raise ConfigError(f"--from {short(text, 50)}: the parts of an entry id are numbers below 2^64")
         return text
     ago = _AGO.fullmatch(text)
     if ago:
-        return str(max(0, int((clock.time() - float(ago[1]) * _UNITS[ago[2]]) * 1000)))
+        since = clock.time() - float(ago[1]) * _UNITS[ago[2]]
+        return str(int(since * 1000)) if since > 0 else "0"
     try:
         when = datetime.fromisoformat(text)
     except ValueError:
@@ -181,7 +186,7 @@ def _warn_about_fields(pairs: list[str], globs: list[str], out: Output) -> None:
     types = [t for t in registry if not globs or any(glob_matches(glob, t.name) for glob in globs)]
     if not types:
         return
-    fields = {name for declared in types for name in declared.cls.__struct_fields__} | set(_ATTRIBUTES)
+    fields = {name for declared in types for name in declared.cls.__struct_encode_fields__} | set(_ATTRIBUTES)
     for pair in pairs:
         name = pair.partition("=")[0].partition(".")[0]
         if name not in fields:
@@ -211,8 +216,11 @@ def _body(out: Output, event: Mapping[str, Any]) -> list[str]:
     data = event.get("data", {})
     if isinstance(data, Mapping):
         declared = registry.latest(str(event["type"]))
-        key = declared.key if declared else None
-        fields = [f"{safe(name)}={_value(value)}" for name, value in data.items() if name != key and value is not None]
+        cls = declared.cls if declared else None
+        names = dict(zip(cls.__struct_fields__, cls.__struct_encode_fields__, strict=True)) if cls else {}
+        key = names.get(declared.key) if declared and declared.key else None
+        empty = (None, "", [], {})  # optional fields that nobody filled in; --json has them
+        fields = [f"{safe(name)}={_value(value)}" for name, value in data.items() if name != key and value not in empty]
         parts.append(" ".join(fields))
     elif "data_base64" in event:
         parts.append(short(str(event["data_base64"]), VALUE_WIDTH))

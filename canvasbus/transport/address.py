@@ -65,11 +65,15 @@ def parse(url: str) -> Address:
         raise ConfigError(
             f"the bus URL has {said}; it must begin with one of " + ", ".join(f"{s}://" for s in SCHEMES) + hint
         )
+    _refuse_bare_password(url, scheme)
     try:
         parts = urlsplit(url)
-        port = parts.port
     except ValueError as error:
         raise ConfigError(f"the bus URL ({scheme}://…) cannot be read: {error}") from None
+    try:
+        port = parts.port
+    except ValueError:  # whose text repeats what stands there, which may be the beginning of a password
+        raise ConfigError(f"the bus URL ({scheme}://…) cannot be read: its port must be a number up to 65535") from None
     if scheme in ("memory", "off"):
         return Address(scheme, name=(parts.netloc + parts.path).strip("/"))
     options = _options(parts.query, scheme)
@@ -97,6 +101,18 @@ def parse(url: str) -> Address:
         verify=requires == "required",
         **common,  # type: ignore[arg-type]
     )
+
+
+def _refuse_bare_password(url: str, scheme: str) -> None:
+    """A / ? or # in a password that is not percent-encoded ends the address too early, and errors would quote the rest."""
+    if scheme not in ("redis", "rediss"):
+        return
+    place, _, query = url.partition("://")[2].partition("?")
+    names = [name for name, _ in parse_qsl(query, keep_blank_values=True)]
+    if "@" in place.partition("/")[2] + place.partition("#")[2] or any("@" in name for name in names):
+        raise ConfigError(
+            f"the bus URL ({scheme}://…) has an @ behind its address: write / ? # and @ in a password as %2F %3F %23 %40"
+        )
 
 
 def _options(query: str, scheme: str) -> dict[str, str]:

@@ -1,0 +1,222 @@
+"""canvasbus publish: arguments, files, stdin, CloudEvents; what is wrong is said with its line and costs no other line."""
+
+import json
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+from cli.commands import Run
+from studio import Eyes
+
+from canvasbus.config import default_source
+from canvasbus.events import DriftDetected
+
+DATA = '{"model_name": "gan", "drift_score": 0.4, "drift_type": "psi"}'
+IDENT = "01a208bd-551c-77ec-ac2c-a3770ee88add"
+CAUSE = "01a208bd-551c-77ec-ac2c-a3770ee88ade"
+WHOLE = {
+    "specversion": "1.0",
+    "id": IDENT,
+    "source": "lab",
+    "type": "drift.detected",
+    "time": "2026-01-02T03:04:05Z",
+    "correlationid": CAUSE,
+    "causationid": CAUSE,
+    "traceparent": "00-1-2-01",
+    "data": json.loads(DATA),
+}
+
+
+def row(name: str, **more: object) -> str:
+    return json.dumps({"type": "drift.detected", "data": {**json.loads(DATA), "model_name": name, **more}})
+
+
+def names(eyes: Eyes) -> list[str]:
+    return [made.model_name for made in eyes.events("drift.detected")]
+
+
+def test_type_and_json(run: Run, eyes: Eyes) -> None:
+    """The event is stored as the type says, with this program as its source; the line names id and entry."""
+    ran = run("publish", "drift.detected", DATA)
+    ((envelope, made),) = eyes.entries("drift.detected")
+    entry_id = eyes.call("XRANGE", eyes.stream("drift.detected"), "-", "+")[0][0].decode()
+    assert (ran.code, ran.err) == (0, "")
+    assert ran.out == f"published drift.detected {envelope.id} as {entry_id}\n"
+    assert isinstance(made, DriftDetected) and (made.model_name, made.drift_score) == ("gan", 0.4)
+    assert (envelope.key, envelope.source) == ("gan", default_source())
+    assert eyes.call("SISMEMBER", eyes.keys.topics, "drift.detected") == 1
+
+
+@pytest.mark.parametrize("how", ["argument", "stdin", "file", "lines", "typed"])
+def test_a_cloudevents_object_keeps_all_it_says(run: Run, eyes: Eyes, empty_folder: Path, how: str) -> None:
+    """Id, source, time, correlation, cause and trace are the object's, whichever way it comes in."""
+    text = json.dumps(WHOLE)
+    (empty_folder / "events").write_text(text + "\n")
+    match how:
+        case "argument":
+            ran = run("publish", text)
+        case "stdin":
+            ran = run("publish", "-", stdin=text.encode())
+        case "file":
+            ran = run("publish", "--from", "events")
+        case "lines":
+            ran = run("publish", "--from", "-", stdin=text.encode())
+        case _:
+            ran = run("publish", "drift.detected", text)
+    assert ran.code == 0, ran
+    ((envelope, made),) = eyes.entries("drift.detected")
+    assert (str(envelope.id), envelope.source, envelope.causation_id) == (IDENT, "lab", UUID(CAUSE))
+    assert (envelope.traceparent, made.correlation_id) == ("00-1-2-01", UUID(CAUSE))
+    assert made.occurred_on.isoformat() == "2026-01-02T03:04:05+00:00"
+
+
+def test_an_envelope_without_specversion_keeps_all_it_says_too(run: Run, eyes: Eyes) -> None:
+    """`type` and `data` are enough to be an envelope; source and cause are not dropped then."""
+    text = json.dumps({key: value for key, value in WHOLE.items() if key != "specversion"})
+    assert run("publish", text).code == 0
+    ((envelope, _),) = eyes.entries("drift.detected")
+    assert (str(envelope.id), envelope.source, envelope.causation_id) == (IDENT, "lab", UUID(CAUSE))
+
+
+def test_json_output_is_one_record(run: Run, eyes: Eyes) -> None:
+    """Type, id and entry id, for programs; options may stand between TYPE and JSON."""
+    for argv in (("--json", "publish", "drift.detected", DATA), ("publish", "drift.detected", "--json", DATA)):
+        (record,) = run(*argv).records
+        assert record["type"] == "drift.detected" and record["id"] == str(eyes.entries("drift.detected")[-1][0].id)
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (("drift.detected", "{}"), "drift.detected v1: Object missing required field `model_name`"),
+        (("drfit.detected", DATA), "unknown event type 'drfit.detected'; did you mean 'drift.detected'?"),
+        (("drift.detected", "{"), "not JSON"),
+        (("drift.detected", "[]"), "JSON object"),
+        (("drift.detected", DATA.replace("0.4", "NaN")), "NaN is no JSON value"),
+        (("drift.detected", DATA.replace("0.4", "1e999")), "1e999 is no JSON value"),
+        (("drift.detected", DATA.replace("0.4", '"x"')), "Expected `float`"),
+        (("drift.detected", DATA.replace("drift_type", "drift_typ")), "no field 'drift_typ'"),
+        (("drift.detected", "[" * 100_000), "not JSON"),
+        (('{"data": {}}',), "not a CloudEvents object"),
+        (("drift.resolved", json.dumps(WHOLE)), "the object says type 'drift.detected'"),
+    ],
+)
+def test_an_event_that_is_none_is_one_line(run: Run, eyes: Eyes, argv: tuple[str, ...], says: str) -> None:
+    """Exit code 1, nothing stored."""
+    run("publish", *argv).failed(1, says)
+    assert eyes.count("drift.detected") == 0
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        ((), "give TYPE and JSON"),
+        (("drift.detected",), "give TYPE and JSON"),
+        (("drift.detected", DATA, "--from", "x"), "either JSON or --from"),
+        (("drift.detected", "--from", "nowhere"), "--from nowhere: No such file"),
+        (("--from", "."), "--from .: Is a directory"),
+        (("a", "b", "c"), "unknown argument c"),
+        (("drift.detected", DATA, "--module", "no_such"), "--module: there is no module no_such"),
+    ],
+)
+def test_wrong_usage_is_one_line(run: Run, argv: tuple[str, ...], says: str) -> None:
+    """Exit code 2."""
+    run("publish", *argv).failed(2, says)
+
+
+def test_bad_lines_are_named_and_lose_no_other(run: Run, eyes: Eyes) -> None:
+    """A byte order mark, blank lines, Windows line ends and a missing last one are no problem; bad lines are, each its own."""
+    lines = [
+        "\ufeff" + row("first"),
+        "",
+        "not json",
+        row("second") + "\r",
+        json.dumps({"type": "drift.detcted", "data": {}}),
+        row("wrong", drift_score="high"),
+        row("surplus", surprise=1),
+        '{"a": "\x00"}',
+        "   ",
+        row("last"),
+    ]
+    ran = run("publish", "--from", "-", stdin="\n".join(lines).encode())
+    assert ran.code == 1
+    assert names(eyes) == ["first", "second", "last"]
+    assert ran.out == "published 3 events\n"
+    errors = ran.err.splitlines()
+    assert [line.split(": ")[1] for line in errors[:-1]] == [f"line {n}" for n in (3, 5, 6, 7, 8)]
+    assert errors[-1] == "canvasbus: 5 lines not published"
+    assert "did you mean 'drift.detected'" in errors[1] and "drift_score" in errors[2] and "'surprise'" in errors[3]
+
+
+def test_bytes_that_are_no_text_are_a_bad_line(run: Run, eyes: Eyes) -> None:
+    """Latin-1 in a file of UTF-8 is named by its line; the others go on."""
+    ran = run("publish", "--from", "-", stdin=b'{"a": "\xe4"}\n' + row("good").encode())
+    assert (ran.code, names(eyes)) == (1, ["good"])
+    assert "line 1: not JSON" in ran.err
+
+
+def test_each_line_has_its_record(run: Run, eyes: Eyes) -> None:
+    """With --json: line, id and entry id of what is stored, line and error of what is not."""
+    ran = run("publish", "--json", "drift.detected", "--from", "-", stdin=f"{DATA}\n[]\n{DATA}".encode())
+    bad, first, third = sorted(ran.records, key=lambda record: "id" in record)
+    assert (bad["line"], first["line"], third["line"], ran.code) == (2, 1, 3, 1)
+    assert [first["id"], third["id"]] == [str(envelope.id) for envelope, _ in eyes.entries("drift.detected")]
+
+
+def test_many_lines_keep_their_order(run: Run, eyes: Eyes) -> None:
+    """More than two batches, stored in the order of the file, each once."""
+    wanted = [f"m{n}" for n in range(1203)]
+    ran = run("publish", "--from", "-", stdin="\n".join(map(row, wanted)).encode())
+    assert (ran.code, ran.out) == (0, "published 1,203 events\n")
+    assert names(eyes) == wanted
+
+
+def test_a_dry_run_checks_and_sends_nothing(run: Run, run_bare: Run, eyes: Eyes) -> None:
+    """The same errors and exit code; no server is needed."""
+    for each in (run, run_bare):
+        ran = each("publish", "--dry-run", "--from", "-", stdin=f"{row('a')}\nnope\n".encode())
+        assert (ran.code, ran.out) == (1, "1 event valid; nothing was sent\n")
+        assert "line 2" in ran.err
+    assert eyes.count("drift.detected") == 0 and eyes.call("EXISTS", eyes.keys.meta) == 0
+
+
+def test_off_sends_nothing_and_says_so(run_bare: Run) -> None:
+    """The feature flag works for the command too."""
+    ran = run_bare("publish", "drift.detected", DATA, "--url", "off://")
+    assert (ran.code, ran.out) == (0, "the bus is switched off (off://): 1 event not sent\n")
+
+
+def test_types_of_ones_own_module(run: Run, eyes: Eyes, empty_folder: Path) -> None:
+    """--module, or `modules` in the file, makes the user's types known."""
+    (empty_folder / "cli_shop.py").write_text(
+        "from canvasbus import Event, event\n@event('cli_shop.opened')\nclass Opened(Event):\n    door: int\n"
+    )
+    assert "unknown event type" in run("publish", "cli_shop.opened", '{"door": 3}').err
+    assert run("publish", "cli_shop.opened", '{"door": 3}', "--module", "cli_shop").code == 0
+    assert eyes.count("cli_shop.opened") == 1
+
+
+def test_a_topic_that_is_no_stream_fails_its_lines_only(run: Run, eyes: Eyes) -> None:
+    """The key holds something else: its lines are refused by number, the others are stored."""
+    eyes.call("SET", eyes.stream("drift.resolved"), "text")
+    other = json.dumps({"type": "drift.resolved", "data": {"model_name": "m"}})
+    ran = run("publish", "--from", "-", stdin=f"{row('a')}\n{other}\n{row('b')}".encode())
+    assert ran.code == 1
+    assert names(eyes) == ["a", "b"]
+    assert "line 2: " in ran.err and "not a stream" in ran.err
+    run("publish", other).failed(1, "not a stream")
+
+
+def test_keys_decide_the_partition(run: Run, namespace: str, eyes: Eyes) -> None:
+    """With two partitions every event lies where its key belongs, and the count is on record."""
+    wanted = [f"m{n}" for n in range(20)]
+    assert run("publish", "--partitions", "2", "--from", "-", stdin="\n".join(map(row, wanted)).encode()).code == 0
+    from zlib import crc32
+
+    from canvasbus.wire.keys import Keys
+
+    for partition in (0, 1):
+        stream = Keys(namespace, partition).stream("drift.detected")
+        assert eyes.call("XLEN", stream) == sum(crc32(name.encode()) % 2 == partition for name in wanted) > 0
+    assert run("publish", "drift.detected", DATA).code == 0, "the count on record is taken over"
+    run("publish", "--partitions", "3", "drift.detected", DATA).failed(2, "2 partitions", "--partitions")
