@@ -1,0 +1,136 @@
+"""canvasbus dlq: what groups gave up, and why."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from cli.commands import Run
+from studio import Eyes, PaintingMade
+
+from canvasbus.wire import deadletter
+from canvasbus.wire.codec import Codec
+from canvasbus.wire.deadletter import DeadLetterRecord
+
+TRACEBACK = 'Traceback (most recent call last):\n  File "x.py", line 1\nValueError: no\x1b[2J\n'
+
+
+@pytest.fixture
+def event_id(eyes: Eyes) -> str:
+    """Dead letters of two groups: one event that both gave up, one that could not be read. Its id."""
+    made = Codec("lab").encode(PaintingMade(title="Dusk", number=3))
+
+    def letter(group: str, ident: str, **more: Any) -> None:
+        facts: dict[str, Any] = {
+            "group": group,
+            "event_type": "painting.made",
+            "entry_id": "1-0",
+            "event_id": str(made.id),
+            "handler": "studio.on_painting",
+            "reason": "exhausted",
+            "error": "ValueError: no\x1b[2J",
+            "traceback": TRACEBACK,
+            "attempts": 3,
+            "first_failure": datetime(2026, 1, 1, tzinfo=UTC),
+            "last_failure": datetime(2026, 1, 1, 0, 0, 9, tzinfo=UTC),
+            "consumer": "w-1",
+            "fields": (b"e", made.data),
+        }
+        eyes.call("XADD", eyes.keys.dead(group), ident, "e", deadletter.encode(DeadLetterRecord(**(facts | more))))
+
+    letter("framer", "10-0")
+    letter("archive", "11-0", reason="rejected")
+    more: dict[str, Any] = {"event_id": None, "handler": "", "attempts": 0, "traceback": "", "fields": (b"e", b"\xff")}
+    letter("framer", "12-0", reason="undecodable", error="not an envelope", event_type="sculpture.made", **more)
+    return str(made.id)
+
+
+@pytest.mark.parametrize(
+    ("argv", "shown"),
+    [
+        ((), ["10-0", "11-0", "12-0"]),
+        (("--group", "framer"), ["10-0", "12-0"]),
+        (("--type", "sculpture.*"), ["12-0"]),
+        (("--reason", "rejected"), ["11-0"]),
+        (("-n", "1"), ["12-0"]),
+        (("--group", "nobody"), []),
+    ],
+)
+def test_listing_and_filters(run: Run, event_id: str, argv: tuple[str, ...], shown: list[str]) -> None:
+    """The newest last, for people and for programs alike."""
+    ran = run("dlq", "list", *argv)
+    assert ran.code == 0
+    assert [line.split()[0] for line in ran.lines[1:]] == shown
+    assert [record["id"] for record in run("dlq", "list", "--json", *argv).records] == shown
+
+
+def test_the_list_says_why(run: Run, event_id: str) -> None:
+    """Group, type, reason, tries and the error on one line, harmless for the terminal; older ones are hinted at."""
+    heading, first, *_ = run("dlq", "list").lines
+    assert heading.split() == ["ID", "GIVEN", "UP", "GROUP", "TYPE", "REASON", "TRIES", "ERROR"]
+    assert "framer" in first and "painting.made" in first and "exhausted" in first
+    assert first.endswith("3  ValueError: no\\x1b[2J")
+    assert "there are older ones: -n 10" in run("dlq", "list", "-n", "1").err
+    assert "older" not in run("dlq", "list", "-n", "3").err
+
+
+def test_records_have_every_fact(run: Run, event_id: str) -> None:
+    """What the group wrote, as JSON."""
+    first, _, last = run("dlq", "list", "--json").records
+    assert (first["event_id"], first["handler"], first["attempts"]) == (event_id, "studio.on_painting", 3)
+    assert (first["first_failure"], first["last_failure"]) == ("2026-01-01T00:00:00Z", "2026-01-01T00:00:09Z")
+    assert (last["event_id"], last["reason"], last["consumer"], last["partition"]) == (None, "undecodable", "w-1", 0)
+
+
+def test_one_letter_is_shown_whole(run: Run, event_id: str) -> None:
+    """Facts, traceback with its line ends, and the event as CloudEvents; escape sequences are text."""
+    ran = run("dlq", "show", "10-0")
+    assert ran.code == 0 and "\x1b" not in ran.out
+    for part in (
+        "10-0 of group framer",
+        event_id,
+        "exhausted, after 3 tries",
+        "studio.on_painting",
+        "2026-01-01T00:00:00.000Z first, 2026-01-01T00:00:09.000Z last",
+        '  File "x.py", line 1\nValueError: no\\x1b[2J\n',
+        '"title": "Dusk"',
+    ):
+        assert part in ran.out, part
+    (record,) = run("dlq", "show", "10-0", "--json").records
+    assert record["traceback"] == TRACEBACK and record["event"]["data"] == {"title": "Dusk", "number": 3}
+
+
+def test_an_unreadable_event_is_shown_as_bytes(run: Run, event_id: str) -> None:
+    """What never reached a handler says so, and its bytes are there."""
+    ran = run("dlq", "show", "12-0")
+    assert "it never reached one" in ran.out and "without a readable id" in ran.out
+    assert '"data_base64": "/w=="' in ran.out
+
+
+def test_an_event_that_several_gave_up_needs_the_group(run: Run, event_id: str) -> None:
+    """By the event's id: the groups are named, --group decides."""
+    run("dlq", "show", event_id).failed(2, "archive, framer", "--group")
+    ran = run("dlq", "show", event_id, "--group", "archive")
+    assert ran.code == 0 and "rejected" in ran.out
+
+
+def test_no_such_letter(run: Run, event_id: str) -> None:
+    """Exit code 1; the error says where to look."""
+    run("dlq", "show", "99-0").failed(1, "no dead letter 99-0", "canvasbus dlq list")
+    run("dlq", "show", "10-0", "--group", "archive").failed(1, "of group archive")
+    run("dlq", "list", "-n", "0").failed(2, "at least 1")
+    run("dlq", "show").failed(2, "ID")
+
+
+def test_strangers_among_the_letters(run: Run, eyes: Eyes, event_id: str) -> None:
+    """Entries that the bus did not write are listed and shown as foreign."""
+    eyes.call("XADD", eyes.keys.dead("framer"), "13-0", "a", "b")
+    assert "foreign" in run("dlq", "list").lines[-1]
+    assert "not written by the bus" in run("dlq", "show", "13-0").out
+    assert run("dlq", "show", "13-0", "--json").records[0]["reason"] == "foreign"
+
+
+def test_no_letters_is_good_news(run: Run) -> None:
+    """A note, exit code 0."""
+    ran = run("dlq", "list")
+    assert (ran.code, ran.out) == (0, "") and "no dead letters in" in ran.err
+    assert "no dead letters match in" in run("dlq", "list", "--group", "x").err
