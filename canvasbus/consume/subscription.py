@@ -212,6 +212,7 @@ class Subscription:
             nursery.start_soon(self._run_interrupts)
             try:
                 while not self._stopping:
+                    await trio.lowlevel.checkpoint_if_cancelled()  # reads are shielded, so nothing below would notice
                     try:
                         await self._link.connect()
                         if self._link.epoch != epoch:

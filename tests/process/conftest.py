@@ -1,0 +1,72 @@
+"""Worker programs as processes, started in a folder with the tests' own worker module."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+UNIT = """
+import os
+import trio
+from canvasbus import Event, event
+from canvasbus.worker import Backoff, Worker
+
+@event("unit.asked")
+class Asked(Event):
+    number: int
+    deadly: bool = False
+
+@event("unit.answered")
+class Answered(Event):
+    number: int
+    pid: int
+
+worker = Worker("unit")
+
+@worker.on(Asked, retry=Backoff(attempts=1))
+async def on_asked(event: Asked) -> Answered:
+    await trio.sleep(0.02)
+    if event.deadly:
+        os._exit(1)
+    return Answered(number=event.number, pid=os.getpid())
+"""
+
+
+class Program:
+    """A canvasbus-worker process and its log."""
+
+    def __init__(self, folder: Path, *arguments: str) -> None:
+        self.log = folder / f"log-{len(list(folder.glob('log-*')))}"
+        with self.log.open("wb") as stderr:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "canvasbus.cli.worker", "unit:worker", "--log-format", "json", *arguments],
+                cwd=folder,
+                stderr=stderr,
+                env=dict(os.environ) | {"PYTHONPATH": str(folder)},
+            )
+
+    def said(self, what: str) -> list[dict[str, object]]:
+        """The log's records of this kind so far."""
+        records = [json.loads(line) for line in self.log.read_text().splitlines() if line.endswith("}")]
+        return [record for record in records if record["event"] == what]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Program]]:
+    """Start canvasbus-worker unit:worker with arguments; what still runs at the end is killed."""
+    (tmp_path / "unit.py").write_text(UNIT)
+    started: list[Program] = []
+
+    def run(*arguments: str) -> Program:
+        started.append(Program(tmp_path, *arguments))
+        return started[-1]
+
+    yield run
+    for program in started:
+        if program.process.poll() is None:
+            program.process.terminate()  # a supervisor takes its processes along
+            program.process.wait(20)

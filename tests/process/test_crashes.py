@@ -1,0 +1,83 @@
+"""Real processes and real signals: killed workers, rolling restarts, and an event that kills whoever touches it."""
+
+import signal
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from studio import Eyes, quiet
+from waiting import until
+
+from canvasbus import Event, Producer, event
+
+
+@event("unit.asked")
+class Asked(Event):
+    number: int
+    deadly: bool = False
+
+
+@event("unit.answered")
+class Answered(Event):
+    number: int
+    pid: int
+
+
+@pytest.fixture
+def eyes(server_url: str, namespace: str) -> Any:
+    eyes = Eyes(server_url, namespace)
+    yield eyes
+    eyes.close()
+
+
+def answers(eyes: Eyes) -> Counter[int]:
+    return Counter(answer.number for answer in eyes.events("unit.answered"))
+
+
+async def joined(*programs: Any, times: int = 1) -> None:
+    await until(lambda: all(len(program.said("worker joined")) >= times for program in programs), 20)
+
+
+async def test_workers_that_are_killed_and_restarted_lose_nothing(
+    server_url: str, namespace: str, eyes: Eyes, start: Callable[..., Any]
+) -> None:
+    """kill -9 of one, SIGTERM of another, new ones in between, while a Producer goes on publishing: each event has
+    exactly one answer, and nobody waits longer than a worker takes to be declared dead."""
+    where = ("--url", server_url, "--namespace", namespace)
+    victim, leaver = start(*where), start(*where)
+    await joined(victim, leaver)
+    with Producer(server_url, namespace=namespace) as bus:
+        for number in range(1500):
+            bus.publish(Asked(number=number))
+            if number == 1000:
+                await until(lambda: eyes.count("unit.answered") > 200)
+                victim.process.kill()
+                assert eyes.pending("unit", "unit.asked")
+                leaver.process.send_signal(signal.SIGTERM)
+                start(*where)
+        assert bus.flush(20)
+    await until(lambda: eyes.count("unit.answered") >= 1500, 30)
+    await quiet(eyes, event_type="unit.asked", timeout=20)
+    assert answers(eyes) == dict.fromkeys(range(1500), 1)
+    assert leaver.process.wait(20) == 0
+    assert eyes.dead("unit") == []
+
+
+async def test_an_event_that_kills_its_process_is_given_up(
+    server_url: str, namespace: str, eyes: Eyes, start: Callable[..., Any]
+) -> None:
+    """Under --processes 2 a deadly event among others ends as one dead letter; the others are answered once."""
+    program = start("--url", server_url, "--namespace", namespace, "--processes", "2")
+    await joined(program, times=2)
+    with Producer(server_url, namespace=namespace) as bus:
+        for number in range(300):
+            bus.publish(Asked(number=number, deadly=number == 150))
+        assert bus.flush(20)
+    await until(lambda: eyes.dead("unit"), 60)
+    await until(lambda: eyes.count("unit.answered") >= 299, 20)
+    await quiet(eyes, event_type="unit.asked")
+    (letter,) = eyes.dead("unit")
+    assert (letter.reason, letter.attempts) == ("lost_workers", 1)
+    assert answers(eyes) == {number: 1 for number in range(300) if number != 150}
+    assert len(program.said("a worker process ended")) == 2
