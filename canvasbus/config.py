@@ -133,7 +133,9 @@ def load(flags: Mapping[str, Any] | None = None, *, environ: Mapping[str, str] |
 
 def default_source() -> str:
     """host/program, for example `trainer-7/train`."""
-    return f"{socket.gethostname()}/{Path(sys.argv[0] if sys.argv else '').stem or 'python'}"
+    program = Path(sys.argv[0] if sys.argv else "")
+    name = program.parent.name if program.stem == "__main__" else program.stem  # python -m train
+    return f"{socket.gethostname()}/{name or 'python'}"
 
 
 def redacted(url: str) -> str:

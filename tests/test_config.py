@@ -29,6 +29,22 @@ def test_without_anything_the_defaults_hold() -> None:
     assert loaded.file is None and loaded.workers == {}
 
 
+@pytest.mark.parametrize(
+    ("argv", "name"),
+    [
+        (["/srv/train.py"], "train"),
+        (["/srv/shop/__main__.py"], "shop"),
+        ([""], "python"),
+        (["-c"], "-c"),
+        ([], "python"),
+    ],
+)
+def test_the_default_source_names_the_program(monkeypatch: pytest.MonkeyPatch, argv: list[str], name: str) -> None:
+    """Script, package of `python -m`, or python itself."""
+    monkeypatch.setattr("sys.argv", argv)
+    assert default_source().partition("/")[2] == name
+
+
 def test_a_flag_beats_the_environment_beats_the_file(empty_folder: Path) -> None:
     """Layer by layer, and every value remembers its layer."""
     path = written(empty_folder, 'namespace = "file"\ngrace = 3\nlog_level = "debug"\n')

@@ -9,10 +9,9 @@ from canvasbus.errors import CanvasbusError
 from canvasbus.operate.groups import Count, Group, GroupTopic, groups
 
 COLUMNS = (
-    Column("GROUP"),
+    Column("GROUP / TOPIC"),
     Column("WORKERS", right=True),
     Column("DEAD LETTERS", right=True),
-    Column("TOPIC"),
     Column("LAG", right=True),
     Column("PENDING", right=True),
     Column("OLDEST", right=True),
@@ -51,15 +50,17 @@ def _rows(group: Group) -> list[list[Cell]]:
         Cell(workers, "red" if not group.alive else "yellow" if group.alive < group.consumers else "green"),
         Cell(letters, "red" if group.dead_letters != 0 else "dim"),
     ]
-    rows: list[list[Cell]] = []
-    for topic in group.topics or (None,):
-        rows.append([*(head if not rows else [Cell("")] * 3), *_cells(topic)])
+    empty = Cell("")
+    if not group.topics:
+        return [[*head, *[empty] * 3, Cell("no topic yet", "dim")]]
+    rows = [[*head, *[empty] * 4]]
+    for topic in group.topics:
+        name, *numbers = _cells(topic)
+        rows.append([name, empty, empty, *numbers])
     return rows
 
 
-def _cells(topic: GroupTopic | None) -> list[Cell]:
-    if topic is None:
-        return [Cell("no topic yet", "dim"), *[Cell("–", "dim")] * 3, Cell("")]
+def _cells(topic: GroupTopic) -> list[Cell]:
     pools = (
         (topic.handed_back, "handed back"),
         (topic.quarantine, "in quarantine"),
@@ -68,7 +69,7 @@ def _cells(topic: GroupTopic | None) -> list[Cell]:
     waiting = ", ".join(f"{count:,} {word}" for count, word in pools if count)
     old = topic.oldest_seconds or 0
     return [
-        Cell(topic.topic),
+        Cell("  " + topic.topic),
         Cell(str(topic.lag), "dim" if topic.lag.value == 0 else "yellow"),
         Cell(f"{topic.pending:,}", "" if topic.pending else "dim"),
         Cell(ago(topic.oldest_seconds), "red" if old >= 300 else "yellow" if old >= 30 else "dim"),

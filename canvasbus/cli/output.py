@@ -1,8 +1,10 @@
 """What the commands print, in one of three forms.
 
-    on a terminal         tables by rich, one-line records with a little colour
-    piped, or no rich     the same tables as aligned plain text
+    on a terminal         aligned tables and one-line records with a little colour, fitted to its width
+    piped                 the same without colour, nothing cut
     --json                one JSON object a line
+
+Tables are our own: rich cuts names in two where the terminal is narrow, or pads lines until they wrap.
 
 Text that came off the bus is somebody else's: everything that is not printable (control characters, escape sequences,
 marks that reverse the writing direction) is written as an escape before a terminal sees it. Notes, warnings and progress
@@ -11,17 +13,21 @@ go to stderr, so that stdout can be piped.
 
 import os
 import re
+import shutil
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, TextIO
+from unicodedata import combining, east_asian_width
 
 import msgspec
 
 _UNSAFE_IN_JSON = re.compile("[\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 _GAP = 2
-_FLEXIBLE_LEAST = 16
+_FLEXIBLE_LEAST = 30
+NOTHING = "–"
+"""Stands in a cell for what is not there."""
 _STYLES = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", "cyan": "36"}
 
 
@@ -32,7 +38,8 @@ class Column:
     title: str
     right: bool = False
     flexible: bool = False
-    """Gets the room that is left on a terminal and is cut there; all others stay whole, so that names can be copied."""
+    """Only the last one may be: it gets the room that is left on a terminal and is cut there. All others stay whole, so
+    that names can be copied."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,49 +86,39 @@ class Output:
         """A table. Cells are made safe here."""
         cells = [[cell if isinstance(cell, Cell) else Cell(cell) for cell in row] for row in rows]
         cells = [[Cell(safe(cell.text), cell.style) for cell in row] for row in cells]
-        if not (self.terminal and self._rich(columns, cells)):
-            self._plain(columns, cells)
+        titles = [Cell(column.title, "bold") for column in columns]
+        widths = [max(cell_width(row[at].text) for row in (titles, *cells)) for at in range(len(columns))]
+        last, room = widths[-1], sum(widths) + _GAP * (len(columns) - 1)
+        spare = self._width() - (room - last) if self.terminal and columns[-1].flexible else last
+        if spare >= min(last, _FLEXIBLE_LEAST):
+            widths[-1] = min(last, spare)
+            for row in (titles, *cells):
+                self.line(self._row(columns, widths, row))
+            return
+        # Too little room for the last column: each row's share of it goes to a line of its own below the row.
+        for row in (titles, *cells):
+            self.line(self._row(columns[:-1], widths[:-1], row[:-1]))
+            if row is not titles and row[-1].text not in ("", NOTHING):
+                self.line("    " + self.paint(short(row[-1].text, self._width() - 4), row[-1].style))
 
-    def _rich(self, columns: Sequence[Column], rows: list[list[Cell]]) -> bool:
-        try:
-            from rich.console import Console
-            from rich.table import Table
-            from rich.text import Text
-        except ImportError:
-            return False
-        natural = _widths(columns, rows)
-        fixed = sum(width + _GAP for width, column in zip(natural, columns, strict=True) if not column.flexible)
-        console = Console(file=self.stdout, highlight=False)
-        # Narrower than that, the terminal may wrap the lines: better than names cut in two.
-        console.width = max(console.width, fixed + _FLEXIBLE_LEAST)
-        table = Table(box=None, header_style="bold", padding=(0, _GAP, 0, 0), pad_edge=False)
-        for column, width in zip(columns, natural, strict=True):
-            table.add_column(
-                column.title,
-                justify="right" if column.right else "left",
-                no_wrap=True,
-                overflow="ellipsis",
-                width=min(width, console.width - fixed) if column.flexible else width,
-            )
-        for row in rows:
-            table.add_row(*(Text(cell.text, style=cell.style) for cell in row))
-        console.print(table)
-        return True
+    def _width(self) -> int:
+        return shutil.get_terminal_size().columns
 
-    def _plain(self, columns: Sequence[Column], rows: list[list[Cell]]) -> None:
-        widths = _widths(columns, rows)
-        for texts in [[column.title for column in columns], *([cell.text for cell in row] for row in rows)]:
-            parts = [
-                text.rjust(width) if column.right else text.ljust(width)
-                for text, width, column in zip(texts, widths, columns, strict=True)
-            ]
-            self.line("  ".join(parts).rstrip())
+    def _row(self, columns: Sequence[Column], widths: Sequence[int], row: Sequence[Cell]) -> str:
+        parts = []
+        for cell, width, column in zip(row, widths, columns, strict=True):
+            text = short(cell.text, width)
+            blank = " " * (width - cell_width(text))
+            painted = self.paint(text, cell.style) if text else ""
+            parts.append(blank + painted if column.right else painted + blank)
+        return (" " * _GAP).join(parts).rstrip()
 
 
-def _widths(columns: Sequence[Column], rows: list[list[Cell]]) -> list[int]:
-    return [
-        max(len(text) for text in (column.title, *(row[at].text for row in rows))) for at, column in enumerate(columns)
-    ]
+def cell_width(text: str) -> int:
+    """Columns that a terminal needs for it: two for East Asian wide characters, none for combining marks."""
+    if text.isascii():
+        return len(text)
+    return sum(2 if east_asian_width(c) in "WF" else 0 if combining(c) else 1 for c in text)
 
 
 def safe(text: str) -> str:
@@ -141,8 +138,12 @@ def safe_block(text: str) -> str:
 
 
 def short(text: str, width: int) -> str:
-    """`text`, cut to `width` characters."""
-    return text if len(text) <= width else text[: width - 1] + "…"
+    """`text`, cut to `width` columns of a terminal."""
+    if cell_width(text) <= width:
+        return text
+    while text and cell_width(text) > width - 1:
+        text = text[: min(len(text) - 1, width - 1)]
+    return text + "…"
 
 
 def moment(when: datetime | None) -> str:

@@ -219,8 +219,11 @@ def _body(out: Output, event: Mapping[str, Any]) -> list[str]:
         cls = declared.cls if declared else None
         names = dict(zip(cls.__struct_fields__, cls.__struct_encode_fields__, strict=True)) if cls else {}
         key = names.get(declared.key) if declared and declared.key else None
-        empty = (None, "", [], {})  # optional fields that nobody filled in; --json has them
-        fields = [f"{safe(name)}={_value(value)}" for name, value in data.items() if name != key and value not in empty]
+        empty: tuple[Any, ...] = (None, "", [], {})  # optional fields that nobody filled in; --json has them
+        shown = {name: value for name, value in data.items() if name != key and value not in empty}
+        if declared is None:  # which field is the key is not known then; its value has been shown
+            shown = {name: value for name, value in shown.items() if value != event.get("subject")}
+        fields = [f"{safe(name)}={_value(value)}" for name, value in shown.items()]
         parts.append(" ".join(fields))
     elif "data_base64" in event:
         parts.append(short(str(event["data_base64"]), VALUE_WIDTH))

@@ -77,16 +77,33 @@ def test_groups_for_programs(run: Run, filled: Eyes) -> None:
 def test_groups_for_people(run: Run, filled: Eyes) -> None:
     """One block a group; the column of pools appears only when something waits in one."""
     ran = run("groups")
-    heading, archive, painting, sculpture, newcomer = ran.lines
-    assert heading.split() == ["GROUP", "WORKERS", "DEAD", "LETTERS", "TOPIC", "LAG", "PENDING", "OLDEST"]
-    assert archive.split()[:6] == ["archive", "0", "0", "painting.made", "5", "0"]
-    assert painting.split()[:6] == ["framer", "1", "2", "painting.made", "2", "3"]
-    assert sculpture.split() == ["sculpture.made", "0", "0", "–"]
-    assert newcomer.split()[0] == "newcomer" and "no topic yet" in newcomer
+    heading, *rows, newcomer = ran.lines
+    assert heading.split() == [
+        "GROUP",
+        "/",
+        "TOPIC",
+        "WORKERS",
+        "DEAD",
+        "LETTERS",
+        "LAG",
+        "PENDING",
+        "OLDEST",
+        "WAITING",
+    ]
+    assert [row.split()[:3] for row in rows] == [
+        ["archive", "0", "0"],
+        ["painting.made", "5", "0"],
+        ["framer", "1", "2"],
+        ["painting.made", "2", "3"],
+        ["sculpture.made", "0", "0"],
+    ]
+    assert [row.startswith("  ") for row in rows] == [False, True, False, True, True]
+    assert newcomer.split()[0] == "newcomer" and newcomer.endswith("no topic yet")
+    assert not run("groups", "framer").lines[0].endswith("WAITING")
     filled.call("XCLAIM", filled.stream(), "framer", "~free", 0, filled.pending("framer")[0][0], "JUSTID")
     ran = run("groups", "framer")
-    assert ran.lines[0].endswith("WAITING") and ran.lines[1].endswith("1 handed back")
-    assert len(ran.lines) == 3
+    assert ran.lines[0].endswith("WAITING") and ran.lines[2].endswith("1 handed back")
+    assert len(ran.lines) == 4
 
 
 def test_an_unknown_group_is_an_error(run: Run, filled: Eyes) -> None:
