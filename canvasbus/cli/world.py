@@ -28,6 +28,8 @@ WINDOWS = 61
 KNOWN_HANDS = 1397
 ONSET_CORRUPTED, ONSET_CLEAN_AGAIN, ONSET_NEW_HANDS = 15, 35, 41
 NOISE = 0.05
+LABELS_LATE = 2
+"""Windows after which people have labelled the images."""
 TRAIN, VALIDATION = 450, 400
 """Images of the first training, and of the first reference."""
 

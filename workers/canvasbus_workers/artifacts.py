@@ -37,7 +37,12 @@ class ArtifactStore:
     """Files in one folder."""
 
     def __init__(self, root: Path | None = None) -> None:
-        self.root = root or default_root()
+        self._root = root
+
+    @property
+    def root(self) -> Path:
+        """The folder. Asked for when it is used: a store that is made at import looks at nothing."""
+        return self._root or default_root()
 
     def put(self, arrays: Mapping[str, npt.NDArray[Any]]) -> ArtifactRef:
         """Store arrays by name and return the reference. Equal arrays give the equal reference."""

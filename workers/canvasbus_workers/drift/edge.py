@@ -9,15 +9,13 @@ class Samples:
     """Loads references."""
 
     def __init__(self, store: ArtifactStore | None = None) -> None:
-        self._store = store
+        self.store = store or ArtifactStore()
 
     def load(self, event: ReferenceRegistered) -> Reference:
         """The prepared reference. Raises ArtifactError when its sample cannot be loaded or is empty."""
         if event.sample is None:
             raise ArtifactError(f"reference {event.reference_id} has no sample")
-        if self._store is None:
-            self._store = ArtifactStore()
-        arrays = self._store.load(event.sample)
+        arrays = self.store.load(event.sample)
         lengths = {len(array) for array in arrays.values()}
         if len(lengths) != 1 or 0 in lengths:
             raise ArtifactError(f"reference {event.reference_id}: arrays of {sorted(lengths)} rows")

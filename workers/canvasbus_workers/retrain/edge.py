@@ -13,14 +13,7 @@ class Archive:
     """Reads examples, writes what a training made."""
 
     def __init__(self, store: ArtifactStore | None = None) -> None:
-        self._store = store
-
-    @property
-    def store(self) -> ArtifactStore:
-        """Made when first needed, so that importing the worker looks at no folder."""
-        if self._store is None:
-            self._store = ArtifactStore()
-        return self._store
+        self.store = store or ArtifactStore()
 
     def examples(self, event: LabelsRecorded) -> Examples | None:
         """The labelled images; None when the event has labels only. Raises ArtifactError when they do not fit."""

@@ -20,16 +20,9 @@ class Shelf:
     """The models in service."""
 
     def __init__(self, store: ArtifactStore | None = None) -> None:
-        self._store = store
+        self.store = store or ArtifactStore()
         self._loaded: dict[str, tuple[bytes, str, Network]] = {}
         self._lock = threading.Lock()
-
-    @property
-    def store(self) -> ArtifactStore:
-        """Made when first needed, so that importing the worker looks at no folder."""
-        if self._store is None:
-            self._store = ArtifactStore()
-        return self._store
 
     def adopt(self, promoted: ModelPromoted) -> None:
         """Serve this version from now on. Raises ArtifactError, and goes on with the old one, when it cannot be loaded."""

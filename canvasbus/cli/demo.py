@@ -1,0 +1,469 @@
+"""canvasbus demo: a model on real images drifts, is noticed, is retrained and recovers, in under a minute.
+
+    world ──images.submitted──► tagger ──observations.recorded──► drift ──drift.detected──► alerts ──► incident.opened
+      └─────labels.recorded, two windows late──────────────────►   │  ──metric.threshold_breached──► retrain
+                                         model.promoted ◄──────────┴──────────────── retrain.succeeded ◄─┘
+
+This side plays the world and the people who label: it publishes images and, later, labels, and looks on. The workers
+are those of `canvasbus-worker drift alerts retrain tagger`, and know nothing but the events. On memory:// they run in
+this process; with a server each one is a process of its own.
+
+A window stands for an hour of a studio's day. Whatever the workers do about it takes less than a second, so the next
+window comes when the bus is at rest and, at the earliest, after the pace of the show. That makes equal seeds tell equal
+stories, however slow the machine is.
+"""
+
+import hashlib
+import importlib.util
+import io
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import uuid
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
+
+from canvasbus.cli.output import Output
+from canvasbus.errors import CanvasbusError, ConfigError
+
+if TYPE_CHECKING:
+    from canvasbus import Event
+    from canvasbus.bus import EventBus
+    from canvasbus.cli.story import Note, Story
+    from canvasbus.cli.world import Images, Sample, Window, World
+    from canvasbus.events import ArtifactRef
+    from canvasbus.operate.entry import Entry
+    from canvasbus.transport.blocking import BlockingLink
+    from canvasbus.transport.resp import Operation
+    from canvasbus.transport.server import Server
+
+WORKERS = ("drift", "alerts", "retrain", "tagger")
+NEEDED = ("numpy", "scipy", "sklearn", "rich", "fakeredis")
+MODEL = "StyleGAN-Canvas-v3"
+SECONDS_A_WINDOW = 0.6
+STUCK = 60.0
+"""Seconds without rest after which the demo gives up."""
+LOOK = 0.01
+"""Seconds between two looks at the bus."""
+
+
+class Show(Protocol):
+    """How the story is told."""
+
+    def event(self, entry: "Entry", note: "Note | None") -> None:
+        """An event came; the note says what it means, where it means something."""
+
+    def window(self, number: int) -> None:
+        """All that this window caused has happened."""
+
+    def tick(self) -> None:
+        """Time to draw."""
+
+    def end(self, seconds: float) -> None:
+        """The story is over. Tell what came of it."""
+
+
+def run(*, url: str | None = None, seed: int = 0, speed: float = 1.0, json: bool = False) -> int:
+    """Play the story: on memory:// in this process, on a server's URL with worker processes.
+
+    0; 1 when the corrupted images were not answered with a new version or a handler gave an event up; 130 when
+    interrupted. Raises ConfigError for missing extras, Unavailable for a server that is away, and CanvasbusError when
+    the story cannot go on, for example because a worker process died.
+    """
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ.setdefault(name, "1")  # read when numpy is imported; BLAS threads would fight the workers for cores
+    _check_extras()
+    import trio
+
+    from canvasbus.transport.connect import open_server
+
+    url = url or "memory://"
+    server = open_server(url)
+    if server.blocks:
+        _on(server, lambda link: link.call("PING"))  # raises at once, before anything is started
+    namespace = f"demo-{uuid.uuid4().hex[:8]}"
+    with tempfile.TemporaryDirectory(prefix="canvasbus-demo-") as folder, _environment("ARTIFACT_ROOT", folder):
+        stage = Stage(url, server.name if server.blocks else "memory://", server.blocks, namespace, Path(folder))
+        try:
+            return trio.run(_play, stage, seed, speed, Output(json=json))
+        except BaseExceptionGroup as group:
+            raise _cause(group) from None
+        finally:
+            if url != "memory://":
+                with suppress(CanvasbusError):
+                    _on(open_server(url), lambda link: link.run(_forget(namespace)))
+
+
+def _check_extras() -> None:
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        names = ", ".join("scikit-learn" if name == "sklearn" else name for name in missing)
+        raise ConfigError(f"demo needs {names}: pip install 'canvasbus[demo]'")
+
+
+def _on(server: "Server", do: "Callable[[BlockingLink], object]") -> None:
+    from canvasbus.transport.blocking import BlockingLink
+
+    link = BlockingLink(server)
+    try:
+        do(link)
+    finally:
+        link.close()
+
+
+def _forget(namespace: str) -> "Operation[None]":
+    """Remove every key of the namespace."""
+    from canvasbus.operate.topics import scan
+    from canvasbus.transport.resp import command
+
+    keys = yield from scan(b"{" + namespace.encode() + b":*")
+    if keys:
+        yield command("UNLINK", *keys)
+
+
+@contextmanager
+def _environment(name: str, value: str) -> Iterator[None]:
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What a group is about: the first error that is no cancellation."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Where the story is played."""
+
+    url: str
+    name: str
+    """The server, without its password."""
+    processes: bool
+    """Each worker is a process of its own."""
+    namespace: str
+    folder: Path
+    """Images, models, and the workers' logs."""
+
+
+async def _play(stage: Stage, seed: int, speed: float, out: Output) -> int:
+    import trio
+
+    from canvasbus.bus import EventBus
+    from canvasbus.cli.board import show_for
+    from canvasbus.cli.story import Story
+    from canvasbus.cli.world import World
+
+    story = Story()
+    seconds: float | None = None
+    with show_for(out, story, where=stage.name, processes=stage.processes, seed=seed) as show:
+        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+            async with trio.open_nursery() as nursery:
+
+                async def leave() -> None:
+                    async for _ in signals:
+                        nursery.cancel_scope.cancel()
+
+                async def draw() -> None:
+                    while True:
+                        show.tick()
+                        await trio.sleep(0.1)
+
+                nursery.start_soon(leave)
+                nursery.start_soon(draw)
+                bus = EventBus(stage.url, source="demo", namespace=stage.namespace, patience=10.0, grace=2.0)
+                async with bus, _cast(bus, stage) as cast:
+                    director = Director(bus, stage, World(seed), story, show, cast)
+                    seconds = await director.play(SECONDS_A_WINDOW / speed)
+                nursery.cancel_scope.cancel()
+        if seconds is not None:
+            show.end(seconds)
+    if seconds is None:
+        out.note("canvasbus: demo interrupted")
+        return 130
+    return 0 if story.shifts()[0].versions and not story.failures else 1
+
+
+# --- the workers --------------------------------------------------------------------------------------------------------
+
+
+class Cast:
+    """The workers that take part."""
+
+    def __init__(self, reads: frozenset[tuple[str, str]], processes: Mapping[str, "Process"]) -> None:
+        self.reads = reads
+        """(group, event type)"""
+        self._processes = processes
+
+    def check(self) -> None:
+        """Raises CanvasbusError when a worker process has ended."""
+        for process in self._processes.values():
+            process.check()
+
+
+class Process:
+    """One `canvasbus-worker`."""
+
+    def __init__(self, name: str, stage: Stage) -> None:
+        self.name = name
+        self._log = stage.folder / f"{name}.log"
+        command = [sys.executable, "-m", "canvasbus.cli.worker", name, "--namespace", stage.namespace, "--grace", "2"]
+        with self._log.open("wb") as log:
+            # The URL may hold a password and goes by the environment. A session of its own, so that Ctrl-C reaches this
+            # process alone, which ends the others; --supervised-by ends them also when this one is killed.
+            self._popen = subprocess.Popen(
+                [*command, "--supervised-by", str(os.getpid())],
+                env=dict(os.environ) | {"CANVASBUS_URL": stage.url},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def check(self) -> None:
+        """Raises CanvasbusError, with the last line of its log, when it has ended."""
+        code = self._popen.poll()
+        if code is not None:
+            said = self._log.read_text(errors="replace").strip().splitlines()
+            raise CanvasbusError(f"demo: the worker {self.name} ended with {code}: {said[-1] if said else 'no word'}")
+
+    def terminate(self) -> None:
+        """Ask it to leave."""
+        if self._popen.poll() is None:
+            self._popen.terminate()
+
+    def wait(self) -> None:
+        """Until it has left; after five seconds it is killed."""
+        try:
+            self._popen.wait(5.0)
+        except subprocess.TimeoutExpired:
+            self._popen.kill()
+            self._popen.wait()
+
+
+@asynccontextmanager
+async def _cast(bus: "EventBus", stage: Stage) -> AsyncIterator[Cast]:
+    from canvasbus.operate import plugins
+
+    workers = [plugins.load(name) for name in WORKERS]
+    reads = frozenset((w.name, topic) for w in workers for handler in w.handlers for topic in handler.types)
+    if not stage.processes:
+        with (stage.folder / "workers.log").open("a") as log, _logging_to(log):
+            for worker in workers:
+                bus.add(worker)
+            yield Cast(reads, {})
+            await bus.aclose()  # while there is still a log to write to
+        return
+    processes: dict[str, Process] = {}
+    try:
+        for name in WORKERS:
+            processes[name] = Process(name, stage)
+        yield Cast(reads, processes)
+    finally:
+        for process in processes.values():
+            process.terminate()
+        for process in processes.values():
+            process.wait()
+
+
+@contextmanager
+def _logging_to(file: TextIO) -> Iterator[None]:
+    """The workers of this process log to a file: their lines would tear the board."""
+    import structlog
+
+    before = structlog.get_config()
+    structlog.configure(logger_factory=structlog.WriteLoggerFactory(file), cache_logger_on_first_use=False)
+    try:
+        yield
+    finally:
+        structlog.configure(**before)
+
+
+# --- the story ----------------------------------------------------------------------------------------------------------
+
+
+class Director:
+    """Publishes what happens in the world, and reads everything that is said on the bus."""
+
+    def __init__(self, bus: "EventBus", stage: Stage, world: "World", story: "Story", show: Show, cast: Cast) -> None:
+        from canvasbus.contract.registry import registry
+        from canvasbus.wire.codec import Codec
+        from canvasbus.wire.keys import Keys
+
+        self._bus = bus
+        self._world = world
+        self._story = story
+        self._show = show
+        self._cast = cast
+        self._folder = stage.folder / "world"
+        self._codec = Codec()
+        keys = Keys(stage.namespace)
+        self._read = {keys.stream(name): "0-0" for name in registry.names()}
+        """Stream → the last entry that was read of it."""
+        self._topic = {keys.stream(name): name for name in registry.names()}
+        self._began_ms: int | None = None
+        submitted = registry.latest("images.submitted")
+        assert submitted is not None, "the tagger declares it"
+        self._submitted: Callable[..., Event] = submitted.cls
+        # What workers remember they remember by the model's name: a second story in one process needs another one.
+        number = next(_stories)
+        self._model = MODEL if number == 1 else f"{MODEL}.{number}"
+
+    async def play(self, pace: float) -> float:
+        """All windows, `pace` seconds apart at least. Returns how long it took in seconds."""
+        import trio
+
+        from canvasbus.cli.world import LABELS_LATE, WINDOWS
+        from canvasbus.events import RetrainRequested
+
+        await self._until(self._joined)
+        began = trio.current_time()
+        await self._bus.publish(self._labels("first/train", "train", self._world.first_training()))
+        await self._bus.publish(self._labels("first/validation", "validation", self._world.first_validation()))
+        await self._until(self._at_rest)
+        await self._bus.publish(RetrainRequested(model_name=self._model, reason="first model", requested_by="demo"))
+        await self._until(self._at_rest)
+        late: deque[Window] = deque()
+        for number in range(WINDOWS + LABELS_LATE):
+            due = trio.current_time() + pace
+            if len(late) == LABELS_LATE or number >= WINDOWS:
+                await self._label(late.popleft())
+                await self._until(self._at_rest)
+            if number < WINDOWS:
+                late.append(self._world.window(number))
+                await self._submit(late[-1])
+                await self._until(self._at_rest)
+                self._show.window(number)
+            while trio.current_time() < due:
+                self._cast.check()
+                await trio.sleep(min(0.05, max(0.0, due - trio.current_time())))
+        return trio.current_time() - began
+
+    async def _submit(self, window: "Window") -> None:
+        import numpy as np
+
+        images = np.concatenate([window.train.images, window.test.images])
+        await self._bus.publish(
+            self._submitted(
+                model_name=self._model,
+                batch_id=f"w{window.number:03d}",
+                item_ids=_item_ids(window, "train") + _item_ids(window, "test"),
+                images=self._store(images),
+            )
+        )
+
+    async def _label(self, window: "Window") -> None:
+        """People have looked at both halves. The half that is judged comes without images: nobody can learn from it."""
+        name = f"w{window.number:03d}"
+        await self._bus.publish(
+            self._labels(f"{name}/train", "train", window.train, _item_ids(window, "train")),
+        )
+        await self._until(self._at_rest)
+        await self._bus.publish(self._labels(f"{name}/test", "test", window.test, _item_ids(window, "test")))
+
+    def _labels(self, batch_id: str, split: Any, sample: "Sample", item_ids: Sequence[str] = ()) -> "Event":
+        from canvasbus.events import LabelsRecorded
+
+        return LabelsRecorded(
+            model_name=self._model,
+            batch_id=batch_id,
+            split=split,
+            item_ids=tuple(item_ids or (f"{batch_id}/{at}" for at in range(len(sample.labels)))),
+            labels=tuple(sample.labels.tolist()),
+            groups=sample.originals,
+            images=None if split == "test" else self._store(sample.images),
+        )
+
+    def _store(self, images: "Images") -> "ArtifactRef":
+        """Images as any client would hand them over: an .npz in a folder that the workers see, and its digest."""
+        import numpy as np
+
+        from canvasbus.events import ArtifactRef
+
+        buffer = io.BytesIO()
+        np.savez(buffer, images=images)
+        data = buffer.getvalue()
+        digest = hashlib.sha256(data).hexdigest()
+        self._folder.mkdir(exist_ok=True)
+        path = self._folder / f"{digest}.npz"
+        path.write_bytes(data)
+        return ArtifactRef(uri=path.as_uri(), sha256=digest, size=len(data), media_type="application/x-npz")
+
+    # --- looking on ----------------------------------------------------------------------------------------------
+
+    async def _until(self, so: "Callable[[], Operation[bool]]") -> None:
+        import trio
+
+        deadline = trio.current_time() + STUCK
+        while not await self._bus.link.run(so()):
+            self._cast.check()
+            if trio.current_time() > deadline:
+                raise CanvasbusError(f"demo: the workers have not come to rest for {STUCK:g} s at {self._story!r}")
+            await trio.sleep(LOOK)
+
+    def _joined(self) -> "Operation[bool]":
+        """Every worker has its group on every topic that it reads."""
+        found = yield from self._groups()
+        return self._cast.reads <= {(group, self._topic[stream]) for stream, group, _, _ in found}
+
+    def _at_rest(self) -> "Operation[bool]":
+        """Every group has handled all that this side has read, and nothing came while that was found out: so at one
+        moment in between, all was done."""
+        yield from self._take()
+        found = yield from self._groups()
+        done = all(pending == 0 and last == self._read[stream] for stream, _, pending, last in found)
+        return (yield from self._take()) == 0 and done
+
+    def _groups(self) -> "Operation[list[tuple[bytes, str, int, str]]]":
+        """(stream, group, entries pending, last entry delivered)"""
+        from canvasbus.transport.resp import ReplyError, commands, pairs
+
+        replies = yield commands(*(("XINFO", "GROUPS", stream) for stream in self._read))
+        return [
+            (stream, row[b"name"].decode(), int(row[b"pending"]), row[b"last-delivered-id"].decode())
+            for stream, rows in zip(self._read, replies, strict=True)
+            if not isinstance(rows, ReplyError)
+            for row in map(pairs, rows)
+        ]
+
+    def _take(self) -> "Operation[int]":
+        """Read what is new, in the order in which the server took it. Returns how many there were."""
+        from canvasbus.cli.story import order
+        from canvasbus.operate.entry import entries
+        from canvasbus.operate.topics import id_order
+        from canvasbus.transport.resp import check, command
+
+        reply = yield command("XREAD", "COUNT", 500, "STREAMS", *self._read, *self._read.values())
+        found = [entry for name, rows in check(reply[0], "read") or () for entry in entries(self._topic[name], 0, rows)]
+        for name, rows in check(reply[0], "read") or ():
+            self._read[name] = rows[-1][0].decode()
+        for entry in sorted(found, key=lambda entry: order(entry.entry_id, entry.topic)):
+            envelope, event = self._codec.decode(entry.fields[1], stream_type=entry.topic, entry_id=entry.entry_id)
+            at = id_order(entry.entry_id)[0]
+            self._began_ms = at if self._began_ms is None else self._began_ms
+            note = self._story.take(event, envelope, (at - self._began_ms) / 1000)
+            self._show.event(entry, note)
+        return len(found)
+
+
+_stories = itertools.count(1)
+
+
+def _item_ids(window: "Window", half: str) -> tuple[str, ...]:
+    return tuple(f"w{window.number:03d}/{half}/{at:02d}" for at in range(len(getattr(window, half).labels)))
