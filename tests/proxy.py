@@ -1,11 +1,11 @@
 """A TCP proxy on loopback, in a thread, that loses what a network can lose: requests, replies, whole connections.
 
     with Proxy(server.port) as proxy:
-        proxy.next(b"EXEC", "lose")           # the next request with EXEC in it is executed, its reply is lost
+        proxy.next(b"XADD", "lose")           # the next request with XADD in it is executed, its reply is lost
         Producer(proxy.url)
 
-A rule is used once. It looks at the bytes that one `recv` brought, so requests must be small and come one at a time,
-which is what a blocking link does.
+A rule is used once. A request is whatever has come when the last command is whole and every MULTI has its EXEC, which
+fits a blocking link: it sends one packet and waits.
 """
 
 import contextlib
@@ -14,6 +14,8 @@ import socket
 import threading
 from collections import deque
 from typing import Literal, Self
+
+import hiredis
 
 Fault = Literal["cut", "lose", "hold"]
 """cut: the connection ends before the server sees the request. lose: the server executes it, then the connection ends.
@@ -42,6 +44,11 @@ class Proxy:
     def url(self) -> str:
         """redis://127.0.0.1:port."""
         return f"redis://127.0.0.1:{self.port}"
+
+    @property
+    def pending(self) -> int:
+        """Rules that wait for their request."""
+        return len(self._rules)
 
     def next(self, match: bytes, fault: Fault) -> None:
         """Let the next request that contains `match` suffer a fault; several rules are used in order."""
@@ -78,7 +85,8 @@ class Proxy:
         """Send what was held on to the server, and return when the server has executed it."""
         held, self._held = self._held, []
         for upstream, data in held:
-            _execute(upstream, data)
+            with contextlib.suppress(OSError):  # the server has died since
+                _execute(upstream, data)
             upstream.close()
 
     def close(self) -> None:
@@ -111,6 +119,7 @@ class Proxy:
 
     def _forward(self, client: socket.socket, upstream: socket.socket) -> None:
         keep = False
+        request = b""
         try:
             while True:
                 readable, _, _ = select.select([client, upstream], [], [])
@@ -123,16 +132,20 @@ class Proxy:
                     data = client.recv(1 << 20)
                     if not data:
                         return
-                    fault = self._fault(data)
+                    request += data
+                    if not _is_whole(request):
+                        continue
+                    fault = self._fault(request)
                     if fault == "lose":
-                        _execute(upstream, data)
+                        _execute(upstream, request)
                     elif fault == "hold":
                         keep = True
-                        self._held.append((upstream, data))
+                        self._held.append((upstream, request))
                     if fault is not None:
                         self.faults.append(fault)
                         return
-                    upstream.sendall(data)
+                    upstream.sendall(request)
+                    request = b""
         except (OSError, ValueError):
             return
         finally:
@@ -146,6 +159,14 @@ class Proxy:
         if self._rules and self._rules[0][0] in data:
             return self._rules.popleft()[1]
         return None
+
+
+def _is_whole(request: bytes) -> bool:
+    reader = hiredis.Reader()
+    reader.feed(request)
+    while reader.gets() is not False:
+        pass
+    return not reader.has_data() and request.count(b"\r\nMULTI\r\n") == request.count(b"\r\nEXEC\r\n")
 
 
 def _execute(upstream: socket.socket, data: bytes) -> None:

@@ -150,6 +150,10 @@ class FencedSender:
             slept += backoff
             backoff = min(backoff * 2, 2.0)
 
+    def forget_connection(self) -> None:
+        """Somebody else used the link, which may have another connection now: watch anew."""
+        self._watching = False
+
     def unsure_of(self, batch: Sequence[Outgoing]) -> bool:
         """Whether a batch whose `send` did not return may be on the server."""
         return batch[0].raw_id == self._ambiguous

@@ -191,6 +191,7 @@ class Sender:
         try:
             if not self._declared:
                 self._persist(lambda: self._lanes[0].link.run(declare_partitions(self._namespace, self._partitions)))
+                self._lanes[0].sender.forget_connection()
                 self._declared = True
             sender, link = self._lanes[lane].sender, self._lanes[lane].link
             results = self._persist(lambda: link.run(sender.send(items)))

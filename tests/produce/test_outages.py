@@ -114,7 +114,7 @@ def test_a_server_that_stops_answering(server: ServerProcess, namespace: str) ->
 
 
 @pytest.mark.parametrize("fault", ["cut", "lose"])
-@pytest.mark.parametrize("match", [b"HSETNX", b"WATCH", b"SADD", b"EXEC"])
+@pytest.mark.parametrize("match", [b"HSETNX", b"MULTI", b"SADD", b"XADD"])
 def test_a_connection_that_ends_before_or_after_any_step(
     server: ServerProcess, proxy: Proxy, namespace: str, match: bytes, fault: Any
 ) -> None:
@@ -123,7 +123,7 @@ def test_a_connection_that_ends_before_or_after_any_step(
     with Producer(proxy.url, namespace=namespace) as bus:
         ids = [bus.publish(PaintingMade(number=0))]
         assert bus.flush(timeout=10) is True
-        proxy.next(b"EXEC", fault)
+        proxy.next(b"XADD", fault)
         ids += [bus.publish(PaintingMade(number=1)), bus.publish(PaintingMade(number=2))]
         assert bus.flush(timeout=10) is True
         now = bus.statistics()
@@ -140,7 +140,7 @@ def test_every_reply_is_lost_many_times(server: ServerProcess, proxy: Proxy, nam
     with Producer(proxy.url, namespace=namespace) as bus:
         bus.publish(PaintingMade(number=0))
         assert bus.flush(timeout=10)
-        proxy.next(b"EXEC", "lose")
+        proxy.next(b"XADD", "lose")
         for fault in ("cut", "lose", "lose"):
             proxy.next(b"INCR", fault)  # type: ignore[arg-type]
         proxy.next(b"XRANGE", "lose")
@@ -157,7 +157,7 @@ def test_a_late_batch_finds_its_fence_closed(server: ServerProcess, proxy: Proxy
     with Producer(proxy.url, namespace=namespace) as bus:
         bus.publish(PaintingMade(number=0))
         assert bus.flush(timeout=10)
-        proxy.next(b"EXEC", "hold")
+        proxy.next(b"XADD", "hold")
         bus.publish(PaintingMade(number=1))
         assert bus.flush(timeout=10) is True
         proxy.release()
@@ -174,7 +174,7 @@ def test_a_lost_reply_and_a_trimmed_stream(server: ServerProcess, proxy: Proxy, 
     with Producer(proxy.url, namespace=namespace, on_delivery=lambda _, error: told.append(error)) as bus:
         bus.publish(PaintingMade(number=0))
         assert bus.flush(timeout=10)
-        proxy.next(b"EXEC", "lose")
+        proxy.next(b"XADD", "lose")
         proxy.next(b"INCR", "cut")
         bus.publish(PaintingMade(number=1))
         soon(lambda: "lose" in proxy.faults)
@@ -196,7 +196,7 @@ def test_closing_with_a_batch_of_which_nobody_knows(server: ServerProcess, proxy
     bus = Producer(proxy.url, namespace=namespace)
     bus.publish(PaintingMade(number=0))
     assert bus.flush(timeout=10)
-    proxy.next(b"EXEC", "lose")
+    proxy.next(b"XADD", "lose")
     for _ in range(50):
         proxy.next(b"INCR", "cut")
     bus.publish(PaintingMade(number=1))
