@@ -100,4 +100,4 @@ def _for_machines(group: Group) -> dict[str, object]:
 
 
 def _sureness(count: Count) -> str:
-    return "unknown" if count.value is None else "exact" if count.exact else "at_least"
+    return "unknown" if count.value is None else "exact" if count.exact else "about" if count.about else "at_least"

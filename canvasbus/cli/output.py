@@ -99,7 +99,8 @@ class Output:
         for row in (titles, *cells):
             self.line(self._row(columns[:-1], widths[:-1], row[:-1]))
             if row is not titles and row[-1].text not in ("", NOTHING):
-                self.line("    " + self.paint(short(row[-1].text, self._width() - 4), row[-1].style))
+                text = short(f"{columns[-1].title.lower()}: {row[-1].text}", self._width() - 4)
+                self.line("    " + self.paint(text, row[-1].style))
 
     def _width(self) -> int:
         return shutil.get_terminal_size().columns

@@ -221,4 +221,8 @@ def _progress(context: Context, total: int | None) -> Iterator[Callable[[int], N
     columns = ("publishing", BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(file=context.out.stderr), transient=True) as progress:
         task = progress.add_task("publish", total=total)
-        yield lambda done: progress.advance(task, done)
+        plain, context.out.stderr = context.out.stderr, sys.stderr  # rich's, which puts notes above the bar
+        try:
+            yield lambda done: progress.advance(task, done)
+        finally:
+            context.out.stderr = plain

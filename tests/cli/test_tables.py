@@ -51,8 +51,8 @@ def test_the_last_column_gets_the_room_that_is_left(monkeypatch: pytest.MonkeyPa
 def test_without_room_it_moves_below(monkeypatch: pytest.MonkeyPatch, width: int) -> None:
     """Each row keeps its names whole and has its last cell, if there is one, on a line of its own."""
     lines = printed(monkeypatch, width)
-    assert [line.split()[0] for line in lines] == ["NAME", "drift.detected", "because", "顔生成", "a"]
-    assert lines[2].startswith("    because") and cell_width(lines[2]) <= width
+    assert [line.split()[0] for line in lines] == ["NAME", "drift.detected", "why:", "顔生成", "a"]
+    assert lines[2].startswith("    why: because") and cell_width(lines[2]) <= width
     assert "WHY" not in lines[0]
 
 

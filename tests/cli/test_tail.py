@@ -3,12 +3,13 @@
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from cli.commands import Run
+from servers import ServerProcess
 from studio import Eyes, PaintingMade, SculptureMade
 
 from canvasbus.cli.tail import condition, start_of
@@ -124,6 +125,36 @@ def test_following_goes_on_with_what_comes(run: Run, filled: Eyes) -> None:
     shown = titles(run, "--from", "0", "--follow", "-n", "7")
     thread.join()
     assert shown == ["t0", "t1", "t2", "t3", "t4", "new", "newer"]
+
+
+def test_following_survives_the_server(
+    run_bare: Run, make_server: Callable[..., ServerProcess], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A server that goes away and comes back costs two notes, and nothing that was published afterwards."""
+    server = make_server(persistent=True)
+    eyes = Eyes(server.url, "canvasbus")
+    eyes.put(Codec().encode(PaintingMade(title="before")).data)
+
+    def crash_while_tail_waits() -> None:
+        link = BlockingLink(eyes.server)
+        deadline = time.monotonic() + 20
+        while b"cmd=xread" not in link.call("CLIENT", "LIST") and time.monotonic() < deadline:
+            pass
+        link.close()
+        server.kill()
+        server.start()
+        link.call("XADD", eyes.stream(), "*", "e", Codec().encode(PaintingMade(title="after")).data)
+        link.close()
+
+    thread = threading.Thread(target=crash_while_tail_waits)
+    thread.start()
+    ran = run_bare("tail", "--json", "--from", "0", "--follow", "-n", "2", "--url", server.url)
+    thread.join()
+    eyes.close()
+    assert ran.code == 0
+    assert [record["data"]["title"] for record in ran.records] == ["before", "after"]
+    away, back = ran.err.splitlines()
+    assert away.endswith("; waiting for it") and back == "canvasbus: the server is back"
 
 
 def test_strange_entries_are_shown_and_end_nothing(run: Run, filled: Eyes) -> None:
