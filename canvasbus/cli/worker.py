@@ -131,13 +131,11 @@ def _first_of(error: BaseException) -> BaseException:
 
 
 async def _serve(workers: tuple[Any, ...], url: str, settings: Any, host: str, port: int | None) -> None:
-    import gc
-
     import trio
 
     from canvasbus.bus import EventBus
     from canvasbus.cli.health import serve_health
-    from canvasbus.worker import until_signal
+    from canvasbus.worker import tune_collector, until_signal
 
     async with EventBus(
         url,
@@ -155,8 +153,7 @@ async def _serve(workers: tuple[Any, ...], url: str, settings: Any, host: str, p
             if port is not None:
                 await nursery.start(serve_health, bus, host, port)
             await bus.wait_ready()
-            gc.collect()
-            gc.freeze()  # what start-up made stays; the collector need not look at it again
+            tune_collector()
             await trio.sleep_forever()
 
 

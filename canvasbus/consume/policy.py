@@ -13,6 +13,8 @@ quarantine lane. Being read, reclaimed or handed back never counts.
 from dataclasses import dataclass
 from random import Random
 
+from msgspec import Struct
+
 from canvasbus.contract.event import Event
 from canvasbus.errors import CanvasbusError, ContractError, DecodeError
 
@@ -68,15 +70,13 @@ class Backoff:
         return random.uniform(0.0, bound)
 
 
-@dataclass(frozen=True, slots=True)
-class Returned:
+class Returned(Struct, frozen=True):
     """The handler returned; these are the events that follow from it."""
 
     events: tuple[Event, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Raised:
+class Raised(Struct, frozen=True):
     """The handler raised, or the entry could not be read."""
 
     error: BaseException
@@ -85,23 +85,20 @@ class Raised:
 Outcome = Returned | Raised
 
 
-@dataclass(frozen=True, slots=True)
-class Ack:
+class Ack(Struct, frozen=True):
     """Done: acknowledge, and commit these events with it."""
 
     events: tuple[Event, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Retry:
+class Retry(Struct, frozen=True):
     """Run it again after `after` seconds; `failures` have been counted by then."""
 
     after: float
     failures: int
 
 
-@dataclass(frozen=True, slots=True)
-class DeadLetter:
+class DeadLetter(Struct, frozen=True):
     """Give it up. `reason` is one word for machines."""
 
     reason: str

@@ -20,6 +20,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import trio
 
@@ -34,6 +35,9 @@ from canvasbus.wire import deadletter
 from canvasbus.wire.codec import Outgoing
 from canvasbus.wire.deadletter import DeadLetterRecord
 from canvasbus.wire.keys import Keys
+
+if TYPE_CHECKING:
+    from canvasbus.consume.dispatch import Lane
 
 COMMIT_ENTRIES = 500
 COMMIT_BYTES = 1024 * 1024
@@ -83,7 +87,8 @@ class _Commit:
         self.attempts = attempts
         """Failures to write down; None: this one acknowledges."""
         self.burial = burial
-        self.done = trio.Event()
+        self.done: trio.Event | None = None
+        """Set when the server has it; there is one only where somebody waits."""
 
 
 class Settler:
@@ -118,7 +123,7 @@ class Settler:
         keys = self._keys
         payloads = [(keys.stream(item.type), item.data) for item in derived]
         self._commits.append(_Commit(delivery, payloads, derived=len(derived)))
-        self._unknown(derived)
+        self._declare(derived)
         self._work.set()
 
     def bury(self, delivery: Delivery, record: DeadLetterRecord, announced: list[Outgoing]) -> None:
@@ -128,22 +133,26 @@ class Settler:
         payloads += [(keys.stream(item.type), item.data) for item in announced]
         self.statistics.buried += 1
         self._commits.append(_Commit(delivery, payloads, burial=True))
-        self._unknown(announced)
+        self._declare(announced)
         self._work.set()
 
-    def note_attempt(self, delivery: Delivery, failures: int) -> trio.Event:
+    def note_attempt(self, delivery: Delivery, failures: int) -> _Commit:
         """Write down how often the delivery has failed, so that whoever gets it next knows."""
         commit = _Commit(delivery, [], attempts=failures)
         self._commits.append(commit)
         self._work.set()
-        return commit.done
+        return commit
 
     async def write_attempt(self, delivery: Delivery, failures: int) -> None:
         """The same, and wait until the server has it."""
-        await self.note_attempt(delivery, failures).wait()
+        commit = self.note_attempt(delivery, failures)
+        commit.done = trio.Event()
+        await commit.done.wait()
 
-    def _unknown(self, items: Sequence[Outgoing]) -> None:
-        self._fresh |= {item.type for item in items} - self._known
+    def _declare(self, items: Sequence[Outgoing]) -> None:
+        for item in items:
+            if item.type not in self._known:
+                self._fresh.add(item.type)
 
     # --- the task ------------------------------------------------------------------------------------------------
 
@@ -231,8 +240,7 @@ class Settler:
         if reply == b"FENCED":
             self._on_fenced()
             await trio.sleep_forever()
-        for commit, ours in zip(chunk, reply, strict=True):
-            self._finish(commit, bool(ours))
+        self._finish(chunk, reply)
 
     async def _send(self, chunk: list[_Commit], look: bool) -> Reply:
         if self._fresh:  # new topics are announced before their first entry, so that globs find them
@@ -284,7 +292,8 @@ class Settler:
             entry_id=commit.delivery.entry_id.decode(),
             error=str(failure),
         )
-        commit.done.set()
+        if commit.done is not None:
+            commit.done.set()
         if commit.burial:
             # Nowhere to put it: it stays pending and in our hands until the dead-letter stream takes it. What it
             # announces can be missed, it cannot.
@@ -294,18 +303,24 @@ class Settler:
         elif commit.attempts is None:
             commit.delivery.topic.lane.refused(commit.delivery, failure)
 
-    def _finish(self, commit: _Commit, ours: bool) -> None:
-        commit.done.set()
-        delivery = commit.delivery
-        if not ours:
-            self.statistics.not_ours += 1
-        if commit.attempts is not None:
-            return
-        if ours:
-            self.statistics.acked += 1
-            self.statistics.derived += commit.derived
-        delivery.topic.held.discard(delivery.entry_id)
-        delivery.topic.lane.settled(1)
+    def _finish(self, chunk: list[_Commit], reply: list[int]) -> None:
+        settled: dict[Lane, int] = {}  # told once per lane: being told makes a lane look for room
+        statistics = self.statistics
+        for commit, ours in zip(chunk, reply, strict=True):
+            if commit.done is not None:
+                commit.done.set()
+            if not ours:
+                statistics.not_ours += 1
+            if commit.attempts is not None:
+                continue
+            if ours:
+                statistics.acked += 1
+                statistics.derived += commit.derived
+            topic = commit.delivery.topic
+            topic.held.discard(commit.delivery.entry_id)
+            settled[topic.lane] = settled.get(topic.lane, 0) + 1
+        for lane, count in settled.items():
+            lane.settled(count)
 
     def __repr__(self) -> str:
         return f"<Settler {self._group} {self._keys!r} {len(self._commits)} to commit, {self.statistics}>"

@@ -6,8 +6,10 @@ The baseline sends prebuilt reads and acknowledgements over a blocking socket an
 the server gives, not what a client could reach.
 """
 
+import logging
 import time
 
+import structlog
 import trio
 from common import BenchEvent, RawSocket, arguments, flush, report, server
 
@@ -15,7 +17,7 @@ from canvasbus import Event, event
 from canvasbus.bus import EventBus
 from canvasbus.transport.resp import pack
 from canvasbus.wire.keys import Keys
-from canvasbus.worker import Worker
+from canvasbus.worker import Worker, tune_collector
 
 
 @event("bench.derived", key="model_name")
@@ -112,6 +114,8 @@ def _drain(raw: RawSocket, size: int) -> None:
 
 def main() -> None:
     options = arguments(__doc__ or "", count=200_000)
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
+    tune_collector()  # as canvasbus-worker does
     plain: list[tuple[float, float]] = []
     derived: list[tuple[float, float]] = []
     with server() as url:
