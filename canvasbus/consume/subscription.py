@@ -105,6 +105,7 @@ class Subscription:
         self._room = trio.Event()
         self._asked: set[Lane] = set()
         self._blocked = False
+        self._cut = False  # interrupted since the read began: on memory that may come before there is a pause to cancel
         self._pause: trio.CancelScope | None = None
         self._audit_due = False
         self._audit_suspects = False
@@ -193,6 +194,7 @@ class Subscription:
 
     def interrupt(self) -> None:
         """End a blocked read early."""
+        self._cut = True
         if self._pause is not None:
             self._pause.cancel()
         self._interrupts.set()
@@ -284,11 +286,14 @@ class Subscription:
     async def _poll(self, head: tuple[Argument, ...], tail: tuple[Argument, ...]) -> Reply:
         packet = command(*head, *tail)
         deadline = trio.current_time() + BLOCK_SECONDS
+        self._cut = False
         while True:
             reply = (await self._link.request(packet))[0]
             left = deadline - trio.current_time()
             if reply or self._stopping or left <= 0:
                 return reply
+            if self._cut:
+                return None
             with trio.CancelScope() as pause:
                 self._pause = pause
                 await self._link.wait_change(left)
