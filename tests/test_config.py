@@ -149,6 +149,14 @@ def test_modules_are_a_list_or_words_with_commas(empty_folder: Path) -> None:
     assert load(environ={"CANVASBUS_MODULES": "x, y.z ,"}).settings.modules == ("x", "y.z")
 
 
+def test_a_flag_that_is_zero_or_empty_was_given() -> None:
+    """Only None means that the command line said nothing."""
+    with pytest.raises(ConfigError, match="partitions=0 from --partitions"):
+        load({"partitions": 0}, environ={})
+    assert load({"grace": 0}, environ={"CANVASBUS_GRACE": "5"}).settings.grace == 0.0
+    assert load({"url": ""}, environ={"CANVASBUS_URL": "redis://x"}).origins["url"] == "--url"
+
+
 def test_a_missing_url_names_the_three_ways_to_set_one() -> None:
     """Flag, variable, file."""
     loaded = load(environ={})
