@@ -213,7 +213,7 @@ def _body(out: Output, event: Mapping[str, Any]) -> list[str]:
     parts = []
     if "subject" in event:
         parts.append(out.paint(safe(short(str(event["subject"]), VALUE_WIDTH)), "bold"))
-    data = event.get("data", {})
+    data = event.get("data")
     if isinstance(data, Mapping):
         declared = registry.latest(str(event["type"]))
         cls = declared.cls if declared else None

@@ -62,7 +62,7 @@ def view(entry: Entry, codec: Codec) -> View:
     try:
         envelope = codec.open_envelope(value, stream_type=entry.topic, entry_id=entry.entry_id)
         data = _plain(envelope, is_json=value[:1] == b"{")
-    except (DecodeError, msgspec.MsgspecError, ValueError, RecursionError, OverflowError):
+    except (DecodeError, msgspec.MsgspecError, ValueError, TypeError, RecursionError, OverflowError):
         return _marked(entry, reason, problem, data_base64=base64.b64encode(value[:4096]).decode())
     occurred = data.pop("occurred_on", None)
     correlation = data.pop("correlation_id", None)
@@ -88,7 +88,7 @@ def view(entry: Entry, codec: Codec) -> View:
 
 def _plain(envelope: Envelope, *, is_json: bool) -> dict[str, Any]:
     decode = msgspec.json.decode if is_json else msgspec.msgpack.decode
-    data = msgspec.to_builtins(decode(envelope.data))
+    data = msgspec.to_builtins(decode(envelope.data), str_keys=True)
     if not isinstance(data, dict):
         raise ValueError("not an object")  # noqa: TRY004  caught right above
     return data

@@ -246,7 +246,8 @@ def _beats(partitions: Sequence[Keys], names: list[str]) -> Operation[dict[str, 
         replies = yield commands(*(("HGETALL", keys.beats(name)) for name in names))
         for name, reply in zip(names, replies, strict=True):
             for consumer, beats in pairs(check(reply, "look at heartbeats")).items():
-                result[name][consumer] = max(int(beats), result[name].get(consumer, 0))
+                count = int(beats) if beats.isdigit() else 0  # what is no number is no heartbeat
+                result[name][consumer] = max(count, result[name].get(consumer, 0))
     return result
 
 

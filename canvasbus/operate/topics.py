@@ -44,10 +44,19 @@ class TopicKey:
 
 
 def recorded_partitions(namespace: str) -> Operation[int | None]:
-    """How many partitions the namespace has on this server; None: nobody has used it yet."""
+    """How many partitions the namespace has on this server; None: nobody has used it yet.
+
+    Raises Refused when what is on record is no number: publishing to none of 0 partitions would lose events.
+    """
     (reply,) = yield command("HGET", Keys(namespace, 0).meta, "partitions")
     value = check(reply, f"look at the namespace {namespace!r}")
-    return None if value is None else int(value)
+    if value is None:
+        return None
+    if not value.isdigit() or int(value) < 1:
+        raise Refused(
+            f"the namespace {namespace!r} has {value!r} on record as its number of partitions: HDEL or correct it"
+        )
+    return int(value)
 
 
 def scan(pattern: bytes) -> Operation[set[bytes]]:

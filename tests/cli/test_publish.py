@@ -220,3 +220,6 @@ def test_keys_decide_the_partition(run: Run, namespace: str, eyes: Eyes) -> None
         assert eyes.call("XLEN", stream) == sum(crc32(name.encode()) % 2 == partition for name in wanted) > 0
     assert run("publish", "drift.detected", DATA).code == 0, "the count on record is taken over"
     run("publish", "--partitions", "3", "drift.detected", DATA).failed(2, "2 partitions", "--partitions")
+    for nonsense in ("0", "many"):
+        eyes.call("HSET", eyes.keys.meta, "partitions", nonsense)
+        run("publish", "drift.detected", DATA).failed(1, "number of partitions")

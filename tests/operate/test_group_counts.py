@@ -244,6 +244,15 @@ def test_living_consumers_have_a_heart_that_beats(
     watching.close()
 
 
+def test_a_heartbeat_that_is_no_number_is_none(eyes: Eyes, link: BlockingLink, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody else's value among the heartbeats counts as a consumer that does not live, and breaks nothing."""
+    monkeypatch.setattr(module, "LOOK_SECONDS", 0.25)
+    eyes.call("HSET", eyes.keys.groups, "g", "{}")
+    eyes.call("HSET", eyes.keys.beats("g"), "c", "soon")
+    (group,) = ask(link, eyes)
+    assert (group.alive, group.consumers) == (0, 1)
+
+
 def test_dead_letters_are_counted_and_unknown_is_none(eyes: Eyes, link: BlockingLink) -> None:
     """XLEN of the group's dead-letter stream; when the key is something else, the number is unknown."""
     for name in ("a", "b", "c"):

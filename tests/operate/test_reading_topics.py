@@ -6,9 +6,11 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
 
+import msgspec
 import pytest
 from studio import Eyes, PaintingMade
 
+from canvasbus.errors import Refused
 from canvasbus.operate import deadletter as dlq
 from canvasbus.operate import tail as tail_module
 from canvasbus.operate.deadletter import Filter, dead_letters
@@ -87,6 +89,10 @@ def test_the_number_of_partitions_on_record(eyes: Eyes, link: BlockingLink, name
     assert link.run(recorded_partitions(namespace)) is None
     eyes.call("HSET", eyes.keys.meta, "partitions", 4)
     assert link.run(recorded_partitions(namespace)) == 4
+    for nonsense in ("0", "-2", "many", ""):
+        eyes.call("HSET", eyes.keys.meta, "partitions", nonsense)
+        with pytest.raises(Refused, match="on record as its number of partitions"):
+            link.run(recorded_partitions(namespace))
 
 
 def test_ids_that_are_no_time_have_none() -> None:
@@ -194,6 +200,18 @@ def test_any_entry_can_be_shown() -> None:
         assert event.reason == event.cloudevent["reason"] == reason
         assert event.cloudevent["problem"] and event.cloudevent["specversion"] == "1.0"
     assert shown(b"e", good, topic="sculpture.made").reason == "foreign"
+    head = b"\x99\xc4\x10" + bytes(16) + b"\xa3m.x\x01\xa0\xc0\xc0\xc0"
+    for payload in (
+        b"\x81\xc0\x01",
+        b"\x81\xa1a\xc7\x01\x05\x01",
+        b"\x81\xa1a\xcb\x7f\xf8" + bytes(6),
+        b"\x91\x01",
+        b"\xc1",
+    ):
+        event = shown(
+            b"e", head + payload + b"\xc0", topic="m.x"
+        )  # a nil key, an extension type, NaN, no map, no msgpack
+        assert event.reason in ("unknown_type", "undecodable") and msgspec.json.encode(event.cloudevent)
 
 
 # --- dead letters -----------------------------------------------------------------------------------------------------
