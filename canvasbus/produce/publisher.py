@@ -30,6 +30,8 @@ BATCH_BYTES = 1024 * 1024
 BUFFER_BYTES = 64 * 1024 * 1024
 """Encoded bytes that may wait for the server, by default."""
 
+_STORED = {bytes}
+
 
 class _Batch:
     """Events that go out together, and the tasks that wait for them. (A trio.Event for each would cost 1 µs more.)"""
@@ -161,7 +163,22 @@ class Publisher:
         failed, an ExceptionGroup of the errors is raised after all were tried."""
         encode = self.codec.encode_many
         rest = iter(events)
-        placed: list[tuple[_Batch, slice]] = []
+        on_their_way: deque[list[tuple[_Batch, slice]]] = deque()
+        entry_ids: list[str] = []
+        errors: list[CanvasbusError] = []
+
+        async def take(most: int) -> None:
+            """Wait until at most so many chunks are on their way. What has arrived is let go of: there may be millions."""
+            while len(on_their_way) > most:
+                for batch, where in on_their_way.popleft():
+                    await batch.wait()
+                    results = batch.results[where]
+                    if set(map(type, results)) == _STORED:
+                        entry_ids.extend(map(bytes.decode, results))  # type: ignore[arg-type]
+                        continue
+                    errors.extend([result for result in results if isinstance(result, CanvasbusError)])
+                    entry_ids.extend([result.decode() for result in results if isinstance(result, bytes)])
+
         while True:
             chunk: list[Outgoing] = []
             while len(chunk) < BATCH_EVENTS and (part := encode(list(islice(rest, ENCODE_EVENTS)))):
@@ -169,21 +186,17 @@ class Publisher:
                 await trio.lowlevel.checkpoint()  # the sender must not wait long to put a ready chunk on its way
             if not chunk:
                 break
-            if len(placed) >= 2:
-                await placed[-2][0].wait()
+            await take(1)
             if self._bytes >= self._limit:
                 await self._wait_for_room()
-            placed += self._add_many(chunk)
-        results: list[Result] = []
-        for batch, where in placed:
-            await batch.wait()
-            results += batch.results[where]
-        if set(map(type, results)) <= {bytes}:
-            return list(map(bytes.decode, results))  # type: ignore[arg-type]
-        errors = [r for r in results if isinstance(r, CanvasbusError)]
-        if len(results) == 1:
+            on_their_way.append(self._add_many(chunk))
+        await take(0)
+        if not errors:
+            return entry_ids
+        total = len(entry_ids) + len(errors)
+        if total == 1:
             raise errors[0]
-        raise ExceptionGroup(f"{len(errors)} of {len(results)} events were not published", errors)
+        raise ExceptionGroup(f"{len(errors)} of {total} events were not published", errors)
 
     def publish_nowait(self, event: Event, **envelope: Any) -> None:
         """Hand the event over and return at once. Raises BufferFull when `buffer_bytes` are waiting already.
