@@ -1,21 +1,26 @@
 """canvasbus tail: what is there and what comes, filtered, for people and for programs."""
 
+import io
 import json
+import random
 import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
+import msgspec
 import pytest
 from cli.commands import Run
 from servers import ServerProcess
 from studio import Eyes, PaintingMade, SculptureMade
 
-from canvasbus.cli.tail import condition, start_of
+from canvasbus.cli.output import Output
+from canvasbus.cli.tail import condition, show, start_of
 from canvasbus.errors import ConfigError
+from canvasbus.operate.entry import Entry, view
 from canvasbus.transport.blocking import BlockingLink
-from canvasbus.wire.codec import Codec, from_json
+from canvasbus.wire.codec import Codec, from_json, to_cloudevent
 
 SECOND = 1_700_000_000
 
@@ -173,6 +178,31 @@ def test_strange_entries_are_shown_and_end_nothing(run: Run, filled: Eyes) -> No
     records = run("tail", "--from", f"{late}", "--json").records
     assert [record["reason"] for record in records] == ["foreign", "undecodable", "unknown_type"]
     assert all("\u202e" not in line and "\x7f" not in line for line in run("tail", "--from", "0", "--json").lines)
+
+
+def test_any_bytes_are_one_line() -> None:
+    """Damaged entries of both formats, of known and unknown types: one printable line for people, one JSON object else."""
+    seed = random.SystemRandom().randrange(2**32)
+    print(f"seed {seed}")
+    draw = random.Random(seed)
+    codec = Codec("lab")
+    binary = codec.encode(PaintingMade(title="Dusk", number=3)).data
+    text = msgspec.json.encode(to_cloudevent(*codec.decode(binary, stream_type="painting.made", entry_id="1-0")))
+    for _ in range(3000):
+        value = bytearray(draw.choice((binary, text)))
+        for _ in range(draw.randrange(5)):
+            at = draw.randrange(len(value))
+            value[at : at + draw.randint(0, 2)] = draw.randbytes(draw.randint(0, 3))
+        topic = draw.choice(("painting.made", "zzz"))
+        if topic == "zzz":
+            value = value.replace(b"\xadpainting.made", b"\xa3zzz").replace(b"painting.made", b"zzz")
+        entry = Entry(topic, 0, draw.choice(("5-0", f"{SECOND * 1000}-0", f"{2**64 - 1}-0")), (b"e", bytes(value)))
+        for as_json in (True, False):
+            stream = io.StringIO()
+            show(Output(json=as_json, stdout=stream), entry, view(entry, codec))
+            line = stream.getvalue().removesuffix("\n")
+            assert line and "\n" not in line, value
+            assert json.loads(line)["specversion"] == "1.0" if as_json else line.isprintable(), value
 
 
 def test_a_topic_that_is_no_stream_is_noted(run: Run, filled: Eyes) -> None:
