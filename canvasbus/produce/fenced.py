@@ -301,9 +301,9 @@ class FencedSender:
             (anchor,) = yield commands(("XRANGE", stream, cursor, cursor))
             return bool(check(anchor, "publish"))
         (info,) = yield commands(("XINFO", "STREAM", stream))
-        if isinstance(info, ReplyError):
-            return True  # there is no stream yet
-        facts = pairs(info)
+        if isinstance(info, ReplyError) and "no such key" in str(info):
+            return True
+        facts = pairs(check(info, "publish"))
         return bool(facts[b"length"] == facts[b"entries-added"])
 
     def _event_id(self, event_type: str, entry_id: bytes, fields: list[bytes]) -> bytes:

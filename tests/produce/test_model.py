@@ -34,7 +34,9 @@ def test_nothing_is_lost_or_doubled(make_server: Any, namespace: str, seed: int)
 
     with Proxy(server.port) as proxy, Producer(proxy.url, namespace=namespace, on_delivery=tell) as bus:
         for _ in range(90):
-            action = rng.choices(["publish", "many", "flush", "fault", "cut", "kill", "release"], [6, 3, 3, 3, 1, 1, 1])[0]
+            action = rng.choices(
+                ["publish", "many", "flush", "fault", "cut", "kill", "release"], [6, 3, 3, 3, 1, 1, 1]
+            )[0]
             if action == "publish":
                 published.append(bus.publish(PaintingMade(number=len(published))))
             elif action == "many":
