@@ -1,7 +1,7 @@
 """Two-sample tests and their corrections: numbers in, numbers out.
 
-Which p-values are exact and which are not: the KS p-value is scipy's asymptotic one, which is conservative for the
-discrete and tied values that appear here. The MMD p-value comes from relabelling the pooled sample, so it holds for any
+Which p-values are exact and which are not: the KS p-value is that of Kolmogorov's limit law, which is conservative for
+small samples and for the discrete and tied values that appear here. The MMD p-value comes from relabelling the pooled sample, so it holds for any
 pair of sizes. (A null made by resampling the reference that also defines the mean flags 56 % of clean windows at a
 nominal 1 %; relabelling treats both sides alike and needs no second half of the reference.) Relabelling a few hundred
 times cannot give a p-value below one in a few hundred, so the tail is read from a gamma distribution with the moments

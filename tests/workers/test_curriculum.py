@@ -1,0 +1,159 @@
+"""What a training learns from, and when one starts; and that nothing it is judged by leaks into it."""
+
+import numpy as np
+import pytest
+
+from canvasbus_workers.retrain.curriculum import COOLDOWN_ITEMS, KEPT_REGIMES, NEWEST, Curriculum, Not, Start
+from canvasbus_workers.retrain.job import train
+from canvasbus_workers.retrain.training import Examples, LeakError, check_disjoint, fit, split, together
+
+
+def examples(name: str, n: int = 50) -> Examples:
+    """n images whose originals are NAME/0 to NAME/n-1."""
+    random = np.random.default_rng(list(name.encode()))
+    labels = np.arange(n) % 3
+    images = random.random((n, 8, 8)).astype(np.float32) * 0.3
+    images[np.arange(n), labels, :] += 0.7
+    return Examples(images, labels.astype(np.int64), tuple(f"{name}/{at}" for at in range(n)))
+
+
+def ready() -> Curriculum:
+    """A curriculum with v1 in service."""
+    curriculum = Curriculum()
+    curriculum.add("base", "train", examples("base", 60))
+    curriculum.add("held", "validation", examples("held", 30))
+    assert curriculum.decide() == Start("v1", "baseline", "")
+    curriculum.finished("v1", promoted=True)
+    return curriculum
+
+
+def feed(curriculum: Curriculum, *names: str) -> None:
+    for name in names:
+        curriculum.add(name, "train", examples(name))
+
+
+def why(decision: Start | Not) -> str:
+    assert isinstance(decision, Not), decision
+    return decision.why
+
+
+def test_nothing_is_trained_without_labels() -> None:
+    """A request before the first labels starts nothing."""
+    curriculum = Curriculum()
+    assert why(curriculum.decide()) == "no labelled images have come yet"
+    assert not curriculum.ready
+
+
+def test_one_training_at_a_time_and_only_on_new_labels() -> None:
+    """A second one waits for the first to end, and then for COOLDOWN_ITEMS new labels; a failed one counts too."""
+    curriculum = ready()
+    feed(curriculum, "a")
+    assert why(curriculum.decide()) == f"cooldown: 50 of {COOLDOWN_ITEMS} new labels"
+    feed(curriculum, "b")
+    assert curriculum.decide() == Start("v2", "retrain-1", "v1")
+    feed(curriculum, "c", "d")
+    assert why(curriculum.decide()) == "v2 is being trained"
+    curriculum.finished("v2", promoted=False)
+    assert curriculum.decide() == Start("v3", "retrain-2", "v1")
+
+
+def test_a_batch_that_comes_again_changes_nothing() -> None:
+    """Redelivered labels are counted and learnt once."""
+    curriculum = ready()
+    feed(curriculum, "a", "a", "a")
+    assert "50 of" in why(curriculum.decide())
+
+
+@pytest.mark.parametrize(("windows", "batches"), [(0, 3), (5, 5), (100, 8)])
+def test_a_regime_is_made_of_the_newest_batches(windows: int, batches: int) -> None:
+    """As many as show the new regime, at least three and at most eight."""
+    assert NEWEST == (3, 8)
+    curriculum = ready()
+    feed(curriculum, *(f"b{n}" for n in range(12)))
+    curriculum.decide(windows)
+    learnt = {group.partition("/")[0] for group in curriculum.training().groups} - {"base"}
+    assert learnt == {f"b{n}" for n in range(12 - batches, 12)}
+
+
+def test_old_regimes_are_kept_for_a_while() -> None:
+    """The baseline for ever, the others until KEPT_REGIMES newer ones have come."""
+    curriculum = ready()
+    for number in range(KEPT_REGIMES + 2):
+        feed(curriculum, *(f"r{number}-{n}" for n in range(3)))
+        decision = curriculum.decide()
+        assert isinstance(decision, Start)
+        curriculum.finished(decision.version, promoted=True)
+    assert set(curriculum.validation()) == {"baseline", *(f"retrain-{n}" for n in (3, 4, 5))}
+
+
+def test_training_and_validation_never_share_an_original() -> None:
+    """Whatever came in whatever order, and the same original in two batches stays on one side."""
+    curriculum = ready()
+    twice = examples("a")
+    curriculum.add("a", "train", twice)
+    curriculum.add("a again", "train", twice)
+    curriculum.decide()
+    training = set(curriculum.training().groups)
+    held = {group for found in curriculum.validation().values() for group in found.groups}
+    assert training
+    assert held
+    assert not training & held
+
+
+def test_the_split_is_the_same_tomorrow() -> None:
+    """A hash of the original decides: order, company and process do not matter, and about a third is held out."""
+    whole = examples("x", 2000)
+    held = set(split(whole)[1].groups)
+    part = whole.where(np.arange(2000) % 7 == 0)
+    assert set(split(part)[1].groups) == held & set(part.groups)
+    assert 0.26 < len(held) / 2000 < 0.34
+    assert "x/0" in held and "x/1" not in held  # written down: it must not change between releases
+
+
+def test_a_leak_stops_the_training() -> None:
+    """An original of the test or validation split among the training images is an error before anything is learnt."""
+    base = examples("base", 60)
+    with pytest.raises(LeakError, match=r"1 test images .* base/7"):
+        train(base, {}, frozenset({"base/7", "other/1"}), 0, "baseline")
+    with pytest.raises(LeakError, match="60 validation images"):
+        train(base, {"baseline": base}, frozenset(), 0, "baseline")
+    check_disjoint(base.groups, frozenset({"other/1"}))
+
+
+def test_a_fit_is_repeatable_and_knows_its_classes() -> None:
+    """Equal images and seed give equal weights; a class without examples is never the answer."""
+    data = examples("x", 90)
+    data = Examples(data.images, data.labels * 2, data.groups)  # classes 0, 2, 4
+    network, again, other = fit(data, 1), fit(data, 1), fit(data, 2)
+    assert np.array_equal(network.w1, again.w1)
+    assert not np.array_equal(network.w1, other.w1)
+    _, probabilities = network.forward(data.images)
+    assert probabilities.shape == (90, 5)
+    assert set(probabilities.argmax(axis=1)) == {0, 2, 4}
+    assert np.allclose(probabilities.sum(axis=1), 1, atol=1e-5)
+
+
+def test_a_worse_model_is_refused() -> None:
+    """A model that is worse on the new regime than the one in service says why it should not be served."""
+    data, held = examples("x", 90), examples("y", 60)
+    good = train(data, {"baseline": held}, frozenset(), 0, "baseline")
+    assert good.refusal == ""
+    assert good.metrics["accuracy"] == 1.0
+    noise = Examples(np.random.default_rng(0).random((90, 8, 8)).astype(np.float32), data.labels, data.groups)
+    bad = train(noise, {"baseline": held}, frozenset(), 0, "baseline", good.network)
+    assert bad.refusal.startswith("not better on baseline:")
+    assert bad.metrics["previous:accuracy"] == 1.0
+
+
+def test_a_model_that_unlearns_the_baseline_is_refused() -> None:
+    """Better on the new regime, but more than five points worse on the old: refused."""
+    base, new = examples("base", 90), examples("new", 90)
+    turned = Examples(new.images[:, ::-1].copy(), new.labels, new.groups)
+    first = train(base, {"baseline": examples("y", 60)}, frozenset(), 0, "baseline")
+    held = examples("z", 60)
+    validation = {"baseline": examples("y", 60), "retrain-1": Examples(held.images[:, ::-1], held.labels, held.groups)}
+    adapted = train(turned, validation, frozenset(), 0, "retrain-1", first.network)
+    assert adapted.metrics["accuracy"] > adapted.metrics["previous:accuracy"]
+    assert adapted.refusal.startswith("unlearns the baseline")
+    both = train(together([base, turned]), validation, frozenset(), 0, "retrain-1", first.network)
+    assert both.refusal == ""

@@ -1,0 +1,60 @@
+"""Late labels: what counts as a loss of accuracy."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from canvasbus_workers.drift.quality import LEVEL, Labelled, Quality
+
+
+def window(number: int, correct: int, *, version: str = "v1", regime: str = "baseline", bar: float = 0.95) -> Labelled:
+    return Labelled(number, f"w{number}", version, regime, 50, correct, bar)
+
+
+@pytest.mark.parametrize(
+    ("counts", "breached_at"),
+    [
+        ([48, 47, 48, 49, 46, 48, 47, 48], None),
+        ([48, 47, 30], 2),
+        ([44, 44, 44, 44, 44, 44, 44, 44], 3),
+        ([45, 45, 45, 45, 45, 45, 45, 45, 45, 45], 7),
+    ],
+)
+def test_a_collapse_is_seen_at_once_and_a_small_loss_later(counts: list[int], breached_at: int | None) -> None:
+    """A collapse takes one window, seven points four, five points eight; noise around the bar nothing."""
+    quality = Quality()
+    verdicts = [quality.judge(window(n, count)) for n, count in enumerate(counts)]
+    assert next((n for n, verdict in enumerate(verdicts) if verdict.breached), None) == breached_at
+
+
+def test_the_verdict_is_the_best_look() -> None:
+    """The p-value is four times the smallest of the looks at the last 1, 2, 4 and 8 windows, computed one by one."""
+    random = np.random.default_rng(5)
+    quality, past = Quality(), []
+    for number in range(40):
+        past.append(int(random.binomial(50, 0.93)))
+        verdict = quality.judge(window(number, past[-1]))
+        looks = {n: stats.binom.cdf(sum(past[-n:]), 50 * n, 0.95) for n in (1, 2, 4, 8) if n <= len(past)}
+        assert verdict.p_value == pytest.approx(min(1.0, 4 * min(looks.values())))
+        assert verdict.items == 50 * (number - verdict.first + 1)
+        assert verdict.calm == (looks[1] > 0.05)
+
+
+@pytest.mark.parametrize("change", [{"version": "v2"}, {"regime": "retrain-1"}])
+def test_another_version_or_regime_starts_anew(change: dict[str, str]) -> None:
+    """Windows that another version answered, or that matched other data, say nothing about the present ones."""
+    quality = Quality()
+    for number in range(3):
+        quality.judge(window(number, 25))
+    verdict = quality.judge(window(3, 48, **change))  # type: ignore[arg-type]
+    assert not verdict.breached
+    assert (verdict.items, verdict.first) == (50, 3)
+
+
+def test_false_alarms_are_as_rare_as_promised() -> None:
+    """A model that is exactly as good as its bar is called broken in at most LEVEL of its windows (3,000, one seed)."""
+    random = np.random.default_rng(11)
+    quality = Quality()
+    counts = random.binomial(50, 0.95, size=3_000)
+    breached = sum(quality.judge(window(n, int(count))).breached for n, count in enumerate(counts))
+    assert breached / len(counts) <= LEVEL
