@@ -73,7 +73,8 @@ def fit(examples: Examples, seed: int) -> Network:
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.neural_network import MLPClassifier
 
-    classifier = MLPClassifier((HIDDEN,), max_iter=120, learning_rate_init=0.005, batch_size=64, random_state=seed)
+    batch = min(64, len(examples))
+    classifier = MLPClassifier((HIDDEN,), max_iter=120, learning_rate_init=0.005, batch_size=batch, random_state=seed)
     with warnings.catch_warnings():
         # A bounded number of epochs is meant: the model is judged on validation images, not on its loss.
         warnings.simplefilter("ignore", ConvergenceWarning)
