@@ -17,8 +17,9 @@ from typing import Literal, Self
 
 import hiredis
 
-Fault = Literal["cut", "lose", "hold"]
-"""cut: the connection ends before the server sees the request. lose: the server executes it, then the connection ends.
+Fault = Literal["cut", "tear", "lose", "hold"]
+"""cut: the connection ends before the server sees the request. tear: it sees the first half. lose: it executes the
+request, then the connection ends.
 hold: the connection ends for the client, and the server gets the request when `release` is called."""
 
 
@@ -136,7 +137,9 @@ class Proxy:
                     if not _is_whole(request):
                         continue
                     fault = self._fault(request)
-                    if fault == "lose":
+                    if fault == "tear":
+                        upstream.sendall(request[: len(request) // 2])
+                    elif fault == "lose":
                         _execute(upstream, request)
                     elif fault == "hold":
                         keep = True

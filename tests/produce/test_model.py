@@ -50,7 +50,9 @@ def test_nothing_is_lost_or_doubled(make_server: Any, namespace: str, seed: int)
                     server.start()
                     up = True
             elif action == "fault" and proxy.pending < 3:  # more in a row only make the pauses long
-                proxy.next(rng.choice([b"XADD", b"XADD", b"INCR", b"WATCH"]), rng.choice(["cut", "lose", "hold"]))
+                proxy.next(
+                    rng.choice([b"XADD", b"XADD", b"INCR", b"WATCH"]), rng.choice(["cut", "tear", "lose", "hold"])
+                )
             elif action == "cut":
                 proxy.cut()
             elif action == "release" and up:

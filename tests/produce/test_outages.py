@@ -113,7 +113,7 @@ def test_a_server_that_stops_answering(server: ServerProcess, namespace: str) ->
 # --- lost replies -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("fault", ["cut", "lose"])
+@pytest.mark.parametrize("fault", ["cut", "tear", "lose"])
 @pytest.mark.parametrize("match", [b"HSETNX", b"MULTI", b"SADD", b"XADD"])
 def test_a_connection_that_ends_before_or_after_any_step(
     server: ServerProcess, proxy: Proxy, namespace: str, match: bytes, fault: Any
