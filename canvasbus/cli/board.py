@@ -79,9 +79,10 @@ class JsonLines:
 
     def event(self, entry: Entry, note: Note | None) -> None:
         self._out.record(view(entry, self._codec).cloudevent)
+        self._out.flush()
 
     def window(self, number: int) -> None:
-        self._out.flush()
+        pass
 
     def tick(self) -> None:
         pass
@@ -332,7 +333,7 @@ def _drift(rows: list[Row | None], story: Story) -> list[Line]:
     if now is not None and now.p_value is not None:
         beside += [
             (f"p {now.p_value:.0e}", "bold red" if now.flagged else "bold"),
-            (now.test.partition(":")[2][:12], "dim"),
+            (short(now.test.partition(":")[2], 11), "dim"),
             (f"{now.test.partition(':')[0]} {now.score:.2f}", "dim"),
         ]
     lines: list[Line] = []

@@ -173,7 +173,7 @@ async def _play(stage: Stage, seed: int, speed: float, out: Output) -> int:
     story = Story()
     seconds: float | None = None
     with show_for(out, story, where=stage.name, processes=stage.processes, seed=seed) as show:
-        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
             async with trio.open_nursery() as nursery:
 
                 async def leave() -> None:

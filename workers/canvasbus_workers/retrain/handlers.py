@@ -3,7 +3,7 @@
 Deciding and training are two steps with an event between them: retrain.started is committed before the first epoch, and
 the worker that reads it trains. Whoever watches sees the start, and a worker that dies in the middle hands the run over.
 
-Only a loss of quality starts a training by itself: a critical drift, or a critical breach. Input drift alone does not;
+Only a loss of quality starts a training by itself: a critical breach, or a drift that is critical at once. Input drift alone does not;
 most of it costs no accuracy, and new labels are what a training needs.
 
 Labelled images are held in this process for now, until durable state comes (`ctx.state`): run one retrain process. A
@@ -73,8 +73,9 @@ async def on_request(event: RetrainRequested, ctx: Context) -> RetrainStarted | 
 
 @worker.on(DriftDetected, concurrency=1)
 async def on_drift(event: DriftDetected, ctx: Context) -> RetrainStarted | None:
-    """Drift, once labels say that it hurts."""
-    if event.severity != "critical":
+    """Drift that is known to hurt when it is detected. One that turns out to hurt later (escalated) is left to the breach
+    that says so: which of the two came first would decide what the training is for, and that must not be chance."""
+    if event.severity != "critical" or event.state == "escalated":
         return None
     reason = f"drift, {event.drift_type} = {event.drift_score:.2f}"
     return _decide(event.model_name, reason, event.episode_id, event.window_number - event.first_window + 1, ctx)
