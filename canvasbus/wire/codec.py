@@ -34,6 +34,8 @@ from canvasbus.wire.envelope import Envelope
 MAX_EVENT_BYTES = 1024 * 1024
 """Default size limit of one encoded event, envelope included."""
 
+KEYS_KEPT = 1000
+
 _encode = msgspec.msgpack.Encoder(uuid_format="bytes").encode
 decode_envelope = msgspec.msgpack.Decoder(Envelope).decode
 """The envelope in msgpack bytes, unchecked; raises whatever msgspec raises."""
@@ -68,6 +70,14 @@ class _Plan(msgspec.Struct, frozen=True, gc=False):
     key: Callable[[Event], object] | None
     floats: bool
     one_float: Callable[[Event], float] | None
+    keys: dict[str | None, bytes]
+    """The bytes of keys seen lately: most producers have a few."""
+
+    def remember(self, key: str | None) -> bytes:
+        if len(self.keys) >= KEYS_KEPT:
+            self.keys.clear()
+        encoded = self.keys[key] = _encode(key)
+        return encoded
 
 
 class Codec:
@@ -100,7 +110,20 @@ class Codec:
         limit; ContractError for a class that was never declared.
         """
         plan = self._plans.get(event.__class__) or self._plan(event)
-        payload, key, key_bytes = self._payload(plan, event)
+        try:
+            payload = _encode(event)
+            plan.validate(payload)
+            key: Any = plan.key(event) if plan.key else None
+            if key.__class__ is not str and key is not None:
+                key = str(getattr(key, "value", key))
+            key_bytes = plan.keys.get(key) or plan.remember(key)
+        except _BAD_EVENT as error:
+            raise _cannot(plan, error) from error
+        if plan.one_float:
+            if not isfinite(plan.one_float(event)):
+                _refuse_non_finite(plan, event)
+        elif plan.floats and _looks_non_finite(payload):
+            _refuse_non_finite(plan, event)
         raw_id = ids.uuid7_bytes() if event_id is None else event_id.bytes
         if causation_id is None and traceparent is None and expires_on is None:
             data = b"".join((_HEAD, raw_id, plan.middle, key_bytes, b"\xc0\xc0", payload, b"\xc0"))
@@ -110,24 +133,6 @@ class Codec:
         if len(data) > self.limit:
             raise _too_large(plan, data, self.limit)
         return Outgoing(raw_id, plan.declared.name, key, data)
-
-    def _payload(self, plan: _Plan, event: Event) -> tuple[bytes, str | None, bytes]:
-        """The validated payload, the key, and the key's bytes."""
-        try:
-            payload = _encode(event)
-            plan.validate(payload)
-            key = plan.key(event) if plan.key else None
-            if key is not None and key.__class__ is not str:
-                key = str(getattr(key, "value", key))
-            key_bytes = _encode(key)
-        except _BAD_EVENT as error:
-            raise _cannot(plan, error) from error
-        if plan.one_float:
-            if not isfinite(plan.one_float(event)):
-                _refuse_non_finite(plan, event)
-        elif plan.floats and _looks_non_finite(payload):
-            _refuse_non_finite(plan, event)
-        return payload, key, key_bytes
 
     def encode_many(self, events: Sequence[Event]) -> list[Outgoing]:
         """Encode a batch of plain events: the same as `encode` for each.
@@ -181,7 +186,7 @@ class Codec:
         middle = _encode(declared.name) + _encode(declared.version) + _encode(self.source)
         key = attrgetter(declared.key) if declared.key else None
         floats = declared.has_floats and declared.one_float is None
-        plan = _Plan(declared, declared.decoder.decode, middle, key, floats, declared.one_float)
+        plan = _Plan(declared, declared.decoder.decode, middle, key, floats, declared.one_float, {})
         self._plans[event.__class__] = plan
         return plan
 
