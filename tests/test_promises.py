@@ -519,7 +519,7 @@ async def test_after_the_grace_time_what_still_runs_is_handed_back(any_url: str,
 @pytest.mark.parametrize("offset", range(4))
 async def test_random_lives_against_a_naive_model(virtual: Clock, namespace: str, offset: int) -> None:
     """Workers come, crash and leave, packets are lost, handlers fail: every event is framed once or is one dead letter,
-    exactly as its own script says."""
+    and a dead letter only after four attempts."""
     seed = int(os.environ.get("CANVASBUS_TEST_SEED", "20261")) + offset
     print(f"CANVASBUS_TEST_SEED={seed - offset}, offset {offset}")
     dice = random.Random(seed)
@@ -527,13 +527,18 @@ async def test_random_lives_against_a_naive_model(virtual: Clock, namespace: str
     eyes = Eyes(server, namespace)
     failing = {n: dice.choice([0, 0, 0, 1, 2, 9]) for n in range(400)}  # how often a handler fails on it
     failed: Counter[int] = Counter()
+    cut_short: Counter[int] = Counter()  # runs that a crash ended; alone in quarantine such a run counts as an attempt
 
     def framer() -> Worker:
         worker = Worker("framers")
 
         @worker.on(PaintingMade, concurrency=dice.choice([1, 8, 64]), retry=Backoff(attempts=4, base=0.2, cap=1))
         async def frame(event: PaintingMade) -> PaintingFramed:
-            await trio.sleep(event.number % 7 / 10)
+            try:
+                await trio.sleep(event.number % 7 / 10)
+            except trio.Cancelled:
+                cut_short[event.number] += 1
+                raise
             if failed[event.number] < failing[event.number]:
                 failed[event.number] += 1
                 raise ValueError(event.number)
@@ -571,4 +576,5 @@ async def test_random_lives_against_a_naive_model(virtual: Clock, namespace: str
     dead = Counter(msgspec.msgpack.decode(decode_envelope(d.fields[1]).data)["number"] for d in eyes.dead("framers"))
     assert set(framed.values()) == {1} and set(dead.values()) <= {1}
     assert framed.keys() | dead.keys() == set(range(400)) and not framed.keys() & dead.keys()
-    assert {n for n, times in failing.items() if times >= 9} == set(dead)
+    assert {n for n, times in failing.items() if times >= 9} <= set(dead)
+    assert all(failing[n] + cut_short[n] >= 4 for n in dead)
