@@ -8,8 +8,8 @@ A key that nobody knows is an error: a misspelt `partitons = 4` that is silently
 that must be let through are the variables that Kubernetes sets in every pod for a Service that happens to be called
 `canvasbus` or `canvasbus-…` (CANVASBUS_SERVICE_HOST, CANVASBUS_PORT_6379_TCP, …).
 
-Every value keeps where it came from, for `canvasbus config show` and for error messages. The library itself never
-reads any of this: a `Producer` does what its arguments say.
+Every value keeps where it came from, for `canvasbus config show` and for error messages. The library itself reads none
+of this: a `Producer` does what its arguments say, and asks here for the URL alone when it was given none.
 """
 
 import difflib
@@ -199,6 +199,15 @@ def _variables(environ: Mapping[str, str]) -> dict[str, tuple[str, str]]:
         elif not name.startswith(_FOR_TESTS) and not _FROM_KUBERNETES.fullmatch(name):
             raise ConfigError(f"unknown environment variable {name}{_near(name, (*known, *files, 'CANVASBUS_CONFIG'))}")
     return found
+
+
+def environment_url() -> str | None:
+    """The URL that CANVASBUS_URL or CANVASBUS_URL_FILE give, for a Producer that was given none; None: neither is set.
+
+    Raises ConfigError when both are set or the file cannot be read.
+    """
+    ours = {name: os.environ[name] for name in ("CANVASBUS_URL", "CANVASBUS_URL_FILE") if name in os.environ}
+    return next((value for _, value in _variables(ours).values()), None)
 
 
 def _secret(name: str, path: str) -> str:

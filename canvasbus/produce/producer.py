@@ -12,7 +12,6 @@ by the thread when it connects, because a process that forks while another threa
 module lock that nobody will release.
 """
 
-import os
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from itertools import islice
@@ -71,7 +70,7 @@ class Producer:
     """Publishes events from threads, in the background. Safe in threads, signal handlers, forks and `__del__`.
 
     `url`: redis://, rediss://, unix://, memory://NAME (shared in the process) or off://; None: the environment variable
-    CANVASBUS_URL. `source` says who publishes. `partitions` must be the same number in every process.
+    CANVASBUS_URL, or the file that CANVASBUS_URL_FILE names. `source` says who publishes. `partitions` must be the same number in every process.
 
     `buffer_bytes` (encoded) may wait for the server. When they are full, `when_full` decides:
 
@@ -290,8 +289,10 @@ class Producer:
 
 
 def _url() -> str:
-    url = os.environ.get("CANVASBUS_URL", "").strip()  # empty counts as not set: compose files pass ${X:-} on
-    if not url:
+    from canvasbus.config import environment_url
+
+    url = environment_url()
+    if url is None:
         raise ConfigError(
             "a Producer needs to know the bus: Producer('redis://host:6379'), or set CANVASBUS_URL; off:// switches "
             "publishing off"

@@ -5,6 +5,7 @@ import random
 import threading
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -184,6 +185,17 @@ def test_the_url_comes_from_the_environment(namespace: str, monkeypatch: pytest.
     monkeypatch.setenv("CANVASBUS_URL", f"memory://{namespace}")
     with Producer() as bus:
         assert bus.name == f"memory://{namespace}"
+
+
+def test_the_url_comes_from_a_file(namespace: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A URL with a password may lie in a file, as for the programs; both at once is an error."""
+    (tmp_path / "bus").write_text(f"memory://{namespace}\n")
+    monkeypatch.setenv("CANVASBUS_URL_FILE", str(tmp_path / "bus"))
+    with Producer() as bus:
+        assert bus.name == f"memory://{namespace}"
+    monkeypatch.setenv("CANVASBUS_URL", "memory://other")
+    with pytest.raises(ConfigError, match="both set"):
+        Producer()
 
 
 @pytest.mark.parametrize("value", [None, "", "  "])
