@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from canvasbus import clock
 from canvasbus.cli.output import Output, safe, short
-from canvasbus.cli.story import LEVEL, STRONGEST, Level, Node, Note, Row, Shift, Story, phase_starts
+from canvasbus.cli.story import AFTER, LEVEL, STRONGEST, Level, Node, Note, Row, Shift, Story, phase_starts
 from canvasbus.cli.world import LABELS_LATE, WINDOWS, phase_of
 from canvasbus.operate.entry import Entry, view
 from canvasbus.wire.codec import Codec
@@ -445,8 +445,8 @@ def summary_lines(story: Story, seconds: float) -> list[Line]:
         *(_delay_line(shift) for shift in (corrupted, hands)),
         [("", "")],
         [("Accuracy: 50 images a window that no version was trained on. during: until the", "dim")],
-        [("last new model was in service. Delays count windows from the first shifted one;", "dim")],
-        [("labels come two windows late.", "dim")],
+        [(f"first new model was in service. after: the last {AFTER} windows of the shift. Delays", "dim")],
+        [("count windows from the first shifted one; labels come two windows late.", "dim")],
         [("", "")],
     ]
     for text, style in findings(corrupted, hands, false, clean):
@@ -459,7 +459,7 @@ def summary_lines(story: Story, seconds: float) -> list[Line]:
 def _accuracy_line(shift: Shift) -> Line:
     worst = f"{shift.worst:.2f} (w{shift.worst_window:02d})" if shift.worst is not None else "–"
     difference = "–" if shift.left is None else f"{-shift.left:+.2f}"
-    style = "" if shift.left is None else "green" if shift.left <= 0.02 else "yellow"
+    style = "" if shift.left is None else "green" if shift.left <= shift.margin else "yellow"
     return [
         (f"{shift.name:14}{_number(shift.before):>8}{_number(shift.during):>8}{worst:>12}", ""),
         (f"{_number(shift.after):>8}", "bold"),
@@ -477,28 +477,27 @@ def findings(corrupted: Shift, hands: Shift, false: int, clean: int) -> Iterator
     """(sentence, style): what the figures mean, the unpleasant part included."""
     yield f"False alarms: {false} of {clean} clean windows were flagged.", ""
     for shift in (corrupted, hands):
-        if not shift.versions:
-            yield f"{shift.name}: no new model, {_points(shift.left)}. This was not repaired.", "yellow"
-        elif shift.left is not None and shift.left > 0.02:
-            yield (
-                f"{shift.name}: {_points(shift.left)} are not recovered after {len(shift.versions)} trainings.",
-                "yellow",
-            )
+        margin = f"(±{shift.margin * 100:.0f})"
+        if shift.left is None:
+            yield f"{shift.name}: nothing is known, the story ended before.", "yellow"
+        elif not shift.versions:
+            yield f"{shift.name}: no new model was made; {_points(shift.left)} {margin}.", "yellow"
+        elif shift.left > shift.margin:
+            trained = f"{len(shift.versions)} new model{'s' * (len(shift.versions) > 1)} did not repair all"
+            yield f"{shift.name}: {trained}; {_points(shift.left)} {margin}.", "yellow"
         else:
-            yield f"{shift.name}: accuracy is where it was before.", "green"
-        if shift.versions and shift.after_windows < 5:
-            yield (
-                f"{shift.name}: the last model answered {shift.after_windows} windows only; its figure is rough.",
-                "yellow",
-            )
+            yield f"{shift.name}: accuracy is back where it was; {_points(shift.left)} {margin}.", "green"
     if hands.drift is None:
         noticed = "late labels did" if hands.breach is not None else "nor did the labels, in 20 windows"
         seen = f"{hands.flagged} of {hands.tested}"
         yield f"new hands: the input tests flagged {seen} windows and raised no drift; {noticed}.", ""
 
 
-def _points(left: float | None) -> str:
-    return "an unknown loss" if left is None else f"{left * 100:.0f} points of accuracy"
+def _points(left: float) -> str:
+    points = round(left * 100)
+    if points == 0:
+        return "the same as before"
+    return f"{abs(points)} point{'s' * (abs(points) > 1)} {'less' if points > 0 else 'more'} than before"
 
 
 def _number(value: float | None) -> str:

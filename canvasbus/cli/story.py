@@ -6,12 +6,12 @@ events: accuracy from metric.reported, drift from window.evaluated, versions fro
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import log10
+from math import log10, sqrt
 from typing import Any, Literal
 from uuid import UUID
 
 from canvasbus import Event
-from canvasbus.cli.world import ONSET_CLEAN_AGAIN, ONSET_CORRUPTED, ONSET_NEW_HANDS, WINDOWS, Phase, phase_of
+from canvasbus.cli.world import ONSET_CLEAN_AGAIN, ONSET_CORRUPTED, ONSET_NEW_HANDS, WINDOW, WINDOWS, Phase, phase_of
 from canvasbus.events import (
     DriftDetected,
     DriftResolved,
@@ -38,6 +38,9 @@ LEVEL = 0.01
 
 STRONGEST = 12.0
 """-log10 of a p-value is shown up to here."""
+
+AFTER = 5
+"""Windows at the end of a shift whose mean is its result."""
 
 Mark = Literal["drift", "breach", "promoted", "resolved"]
 Level = Literal["critical", "warning", "good", "info"]
@@ -97,12 +100,11 @@ class Shift:
     before: float | None
     """The clean windows before it."""
     during: float | None
-    """From the onset until the last new version was in service, or to the end without one."""
-    during_windows: int
+    """The windows that the version answered which was in service when it came."""
     worst: float | None
     worst_window: int
     after: float | None
-    """All windows of the shift that the last new version answered."""
+    """The last windows of the shift."""
     after_windows: int
     flagged: int
     """Windows that the input tests flagged, before the first new version was in service."""
@@ -118,9 +120,14 @@ class Shift:
 
     @property
     def left(self) -> float | None:
-        """Accuracy that has not come back: before minus after, or minus during when nothing was done. Negative: gained."""
-        now = self.after if self.versions else self.during
-        return None if self.before is None or now is None else self.before - now
+        """Accuracy that has not come back, before minus after; negative: gained. None: nobody knows."""
+        return None if self.before is None or self.after is None else self.before - self.after
+
+    @property
+    def margin(self) -> float:
+        """Two standard errors of `after`, which is a mean over few images; 0.0 without a figure."""
+        items = self.after_windows * WINDOW // 2
+        return 2 * sqrt(self.after * (1 - self.after) / items) if self.after is not None and items else 0.0
 
 
 @dataclass
@@ -280,11 +287,9 @@ class Story:
         rows = [self.rows[n] for n in shifted if n in self.rows]
         promoted = [(n, v) for n, v in self._promotions if n in shifted]
         first = [row for row in rows if row.version == rows[0].version]
-        after = [row for row in rows if promoted and row.version == promoted[-1][1]]
-        during = [row for row in rows if row not in after]
-        worst = min(
-            (row for row in rows if row.accuracy is not None), key=lambda row: row.accuracy or 0.0, default=None
-        )
+        judged = [row for row in rows if row.accuracy is not None]
+        after = judged[-AFTER:] if self.now >= shifted[-1] else []
+        worst = min(judged, key=lambda row: row.accuracy or 0.0, default=None)
         flagged = [row.number for row in first if row.flagged]
 
         def since(mark: Mark) -> int | None:
@@ -293,8 +298,7 @@ class Story:
         return Shift(
             name=name,
             before=_mean([self.rows[n] for n in calm if n in self.rows]),
-            during=_mean(during),
-            during_windows=len(during),
+            during=_mean(first),
             worst=worst.accuracy if worst else None,
             worst_window=worst.number if worst else 0,
             after=_mean(after),
@@ -325,7 +329,7 @@ class Story:
             "clean_windows_flagged": false,
             "clean_windows_tested": tested,
             "accuracy": {n: row.accuracy for n, row in sorted(self.rows.items())},
-            "shifts": [{f: getattr(shift, f) for f in (*shift.__slots__, "left")} for shift in self.shifts()],
+            "shifts": [{f: getattr(shift, f) for f in (*shift.__slots__, "left", "margin")} for shift in self.shifts()],
             "failures": self.failures,
         }
 

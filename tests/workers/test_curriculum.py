@@ -64,15 +64,29 @@ def test_a_batch_that_comes_again_changes_nothing() -> None:
     assert "50 of" in why(curriculum.decide())
 
 
-@pytest.mark.parametrize(("windows", "batches"), [(0, 3), (5, 5), (100, 8)])
+@pytest.mark.parametrize(("windows", "batches"), [(0, 3), (5, 5), (100, 12)])
 def test_a_regime_is_made_of_the_newest_batches(windows: int, batches: int) -> None:
-    """As many as show the new regime, at least three and at most eight."""
-    assert NEWEST == (3, 8)
+    """As many as show the new regime, at least three and at most all there are, up to sixteen."""
+    assert NEWEST == (3, 16)
     curriculum = ready()
     feed(curriculum, *(f"b{n}" for n in range(12)))
     curriculum.decide(windows)
     learnt = {group.partition("/")[0] for group in curriculum.training().groups} - {"base"}
     assert learnt == {f"b{n}" for n in range(12 - batches, 12)}
+
+
+def test_asking_again_for_an_episode_makes_its_regime_grow() -> None:
+    """The same episode: the same regime with all that came since. Another episode, or none: a new regime."""
+    curriculum = ready()
+    sizes = []
+    for number, episode in enumerate(("e1", "e1", "e2", "", "")):
+        feed(curriculum, *(f"r{number}-{n}" for n in range(4)))
+        decision = curriculum.decide(1, episode)
+        assert isinstance(decision, Start)
+        curriculum.finished(decision.version, promoted=True)
+        newest = {group.partition("/")[0] for group in curriculum.validation()[decision.regime].groups}
+        sizes.append((decision.regime, len(newest)))
+    assert sizes == [("retrain-1", 3), ("retrain-1", 7), ("retrain-3", 3), ("retrain-4", 3), ("retrain-5", 3)]
 
 
 def test_old_regimes_are_kept_for_a_while() -> None:

@@ -28,14 +28,14 @@ def test_a_collapse_is_seen_at_once_and_a_small_loss_later(counts: list[int], br
 
 
 def test_the_verdict_is_the_best_look() -> None:
-    """The p-value is four times the smallest of the looks at the last 1, 2, 4 and 8 windows, computed one by one."""
+    """The p-value is five times the smallest of the looks at the last 1, 2, 4, 8 and 16 windows, computed one by one."""
     random = np.random.default_rng(5)
     quality, past = Quality(), []
     for number in range(40):
         past.append(int(random.binomial(50, 0.93)))
         verdict = quality.judge(window(number, past[-1]))
-        looks = {n: stats.binom.cdf(sum(past[-n:]), 50 * n, 0.95) for n in (1, 2, 4, 8) if n <= len(past)}
-        assert verdict.p_value == pytest.approx(min(1.0, 4 * min(looks.values())))
+        looks = {n: stats.binom.cdf(sum(past[-n:]), 50 * n, 0.95) for n in (1, 2, 4, 8, 16) if n <= len(past)}
+        assert verdict.p_value == pytest.approx(min(1.0, 5 * min(looks.values())))
         assert verdict.items == 50 * (number - verdict.first + 1)
         assert verdict.calm == (looks[1] > 0.05)
 
@@ -49,6 +49,17 @@ def test_another_version_or_regime_starts_anew(change: dict[str, str]) -> None:
     verdict = quality.judge(window(3, 48, **change))  # type: ignore[arg-type]
     assert not verdict.breached
     assert (verdict.items, verdict.first) == (50, 3)
+
+
+def test_another_regime_in_between_interrupts_nothing() -> None:
+    """A window that matched other data neither counts nor wipes out what is known of this regime."""
+    quality = Quality()
+    for number in range(3):
+        quality.judge(window(number, 44))
+    assert not quality.judge(window(3, 10, regime="unmatched", bar=0.2)).breached
+    verdict = quality.judge(window(4, 44))
+    assert verdict.breached
+    assert (verdict.items, verdict.correct, verdict.first) == (200, 176, 0)
 
 
 def test_false_alarms_are_as_rare_as_promised() -> None:

@@ -5,8 +5,9 @@ reference that *it* matched, and only while the newest windows still match the s
 runs called a healthy model broken because the labels of the broken period came in late. Windows that another version
 answered say nothing about the present one.
 
-The last 1, 2, 4 and 8 windows are looked at together (a short look sees a collapse at once, a long one a loss of a few
-points). Each look has a quarter of the level.
+The last 1, 2, 4, 8 and 16 windows of one regime are looked at together (a short look sees a collapse at once, a long one
+a loss of a few points). Each look has a fifth of the level. A window of another regime in between interrupts nothing:
+one false flag would otherwise wipe out the history that shows a small loss.
 """
 
 from collections import deque
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 
 from canvasbus_workers.drift.statistics import too_few
 
-LOOKS = (1, 2, 4, 8)
+LOOKS = (1, 2, 4, 8, 16)
 """Windows."""
 LEVEL = 0.001
 """False alarms per labelled window, at most."""
@@ -65,14 +66,18 @@ class Quality:
     """The labelled windows of one model."""
 
     def __init__(self) -> None:
-        self._windows: deque[Labelled] = deque(maxlen=max(LOOKS))
+        self._version = ""
+        self._windows: dict[str, deque[Labelled]] = {}
+        """Regime → its newest windows."""
 
     def judge(self, window: Labelled) -> Verdict:
         """Add a labelled window and judge it together with those before it of the same version and regime."""
-        if self._windows and (self._windows[-1].version, self._windows[-1].regime) != (window.version, window.regime):
+        if window.version != self._version:
+            self._version = window.version
             self._windows.clear()
-        self._windows.append(window)
-        newest = list(self._windows)[::-1]
+        windows = self._windows.setdefault(window.regime, deque(maxlen=max(LOOKS)))
+        windows.append(window)
+        newest = list(windows)[::-1]
         looks = [newest[:n] for n in LOOKS if n <= len(newest)]
         p_values = [_p_value(look) for look in looks]
         best = min(range(len(looks)), key=p_values.__getitem__)

@@ -92,7 +92,7 @@ async def on_breach(event: MetricThresholdBreached, ctx: Context) -> RetrainStar
 
 def _decide(model_name: str, reason: str, episode_id: str, windows: int, ctx: Context) -> RetrainStarted | None:
     with _lock:
-        decision = curriculum_of(model_name).decide(windows)
+        decision = curriculum_of(model_name).decide(windows, episode_id)
         if isinstance(decision, Not):
             ctx.log.info("no training", model_name=model_name, why=decision.why)
             return None
