@@ -2,11 +2,12 @@
 
 Every publish appends to the batch that is being gathered and waits for that batch; a sender task per partition takes
 what has gathered, so batches grow by themselves while the server is busy and 256 tasks cost two round trips.
-`publish_many` encodes the next chunk while the previous one is at the server.
+Events of single publishes are encoded when their batch goes out, together; an event is immutable, so that changes
+nothing. `publish_many` encodes the next chunk while the previous one is at the server.
 """
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import trio
 
 from canvasbus.contract.event import Event
-from canvasbus.errors import BufferFull, CanvasbusError, TransportError
+from canvasbus.errors import BufferFull, TransportError
 from canvasbus.produce.fenced import FencedSender, Result
 from canvasbus.transport.link import Link
 from canvasbus.transport.server import Server
@@ -39,9 +40,11 @@ class _Batch:
     __slots__ = ("bytes", "items", "results", "waiting")
 
     def __init__(self) -> None:
-        self.items: list[Outgoing] = []
+        self.items: list[Outgoing | Event] = []
+        """Events of single publishes are encoded together, when the batch goes out: half the price of one by one."""
         self.bytes = 0
-        self.results: list[Result] = []
+        """Of the items that are encoded."""
+        self.results: Sequence[bytes | Exception] = ()
         """Filled when the fate of the batch is known."""
         self.waiting: list[trio.lowlevel.Task] = []
 
@@ -58,7 +61,7 @@ class _Batch:
 
         await trio.lowlevel.wait_task_rescheduled(abort)
 
-    def done(self, results: list[Result]) -> None:
+    def done(self, results: Sequence[bytes | Exception]) -> None:
         self.results = results
         waiting, self.waiting = self.waiting, []
         for task in waiting:
@@ -91,11 +94,11 @@ class _Lane:
         self.gathering = _Batch()
         self.work = trio.Event()
 
-    def add(self, item: Outgoing) -> tuple[_Batch, int]:
+    def add(self, item: Outgoing | Event, size: int) -> tuple[_Batch, int]:
         batch = self.gathering
         index = len(batch.items)
         batch.items.append(item)
-        batch.bytes += len(item.data)
+        batch.bytes += size
         if index + 1 >= GATHER_EVENTS or batch.bytes >= BATCH_BYTES:
             self.sealed.append(batch)
             self.gathering = _Batch()
@@ -107,7 +110,7 @@ class _Lane:
             self.sealed.append(self.gathering)
             self.gathering = _Batch()
         batch = _Batch()
-        batch.items = items
+        batch.items = list(items)
         batch.bytes = sum([len(item.data) for item in items])
         self.sealed.append(batch)
         self.work.set()
@@ -151,21 +154,26 @@ class Publisher:
         Raises EncodeError (nothing was sent), Refused, or Unavailable when `patience` is set and used up. Cancelled
         while waiting: the event may still be stored.
         """
-        item = self.codec.encode(event, **envelope)
         if self._bytes >= self._limit:
             await self._wait_for_room()
-        batch, index = self._add(item)
+        if envelope or self._partitions > 1:  # which partition it is only encoding tells
+            batch, index = self._add(self.codec.encode(event, **envelope))
+        else:
+            self._check_open()
+            batch, index = self._lanes[0].add(event, 0)
         await batch.wait()
-        return _entry_id(batch.results[index])
+        result = batch.results[index]
+        if isinstance(result, bytes):
+            return result.decode()
+        raise result
 
     async def publish_many(self, events: Iterable[Event]) -> list[str]:
-        """Publish events in order and return their entry ids. Events with an error stop nothing: when at least one
-        failed, an ExceptionGroup of the errors is raised after all were tried."""
-        encode = self.codec.encode_many
+        """Publish events in order and return their entry ids. An event with an error stops no other: when at least one
+        failed, an ExceptionGroup of the errors is raised after all were tried (for a single event its error itself)."""
         rest = iter(events)
         on_their_way: deque[list[tuple[_Batch, slice]]] = deque()
         entry_ids: list[str] = []
-        errors: list[CanvasbusError] = []
+        errors: list[Exception] = []
 
         async def take(most: int) -> None:
             """Wait until at most so many chunks are on their way. What has arrived is let go of: there may be millions."""
@@ -176,13 +184,18 @@ class Publisher:
                     if set(map(type, results)) == _STORED:
                         entry_ids.extend(map(bytes.decode, results))  # type: ignore[arg-type]
                         continue
-                    errors.extend([result for result in results if isinstance(result, CanvasbusError)])
+                    errors.extend([result for result in results if isinstance(result, Exception)])
                     entry_ids.extend([result.decode() for result in results if isinstance(result, bytes)])
 
         while True:
             chunk: list[Outgoing] = []
-            while len(chunk) < BATCH_EVENTS and (part := encode(list(islice(rest, ENCODE_EVENTS)))):
-                chunk += part
+            ended = False
+            while len(chunk) < BATCH_EVENTS and not ended:
+                part = list(islice(rest, ENCODE_EVENTS))
+                ended = not part
+                bad, encoded = self._encode(part)
+                errors += [error for error in bad if error is not None]
+                chunk += encoded
                 await trio.lowlevel.checkpoint()  # the sender must not wait long to put a ready chunk on its way
             if not chunk:
                 break
@@ -215,11 +228,15 @@ class Publisher:
         """Queue an event that is encoded already (the bus's own events)."""
         self._add(item)
 
-    def _add(self, item: Outgoing) -> tuple[_Batch, int]:
+    def _check_open(self) -> None:
         if self._closed:
             raise BufferFull("the bus is closed: nothing more can be published on it")
-        self._bytes += len(item.data)
-        return self._lanes[partition_of(item.key, self._partitions)].add(item)
+
+    def _add(self, item: Outgoing) -> tuple[_Batch, int]:
+        self._check_open()
+        size = len(item.data)
+        self._bytes += size
+        return self._lanes[partition_of(item.key, self._partitions)].add(item, size)
 
     def _add_many(self, items: list[Outgoing]) -> list[tuple[_Batch, slice]]:
         """Queue a chunk; returns where its results will be, in order."""
@@ -251,18 +268,45 @@ class Publisher:
                     lane.work = trio.Event()
                     await lane.work.wait()
                     continue
-                try:
-                    results = await lane.link.run(lane.sender.send(batch.items, patience=self._patience))
-                except TransportError as error:
-                    results = [error] * len(batch.items)
-                    self._failed += len(results)
+                errors, outgoing = self._encode(batch.items)
+                sent: list[Result] = []
+                for part in _parts(outgoing):
+                    try:
+                        sent += await lane.link.run(lane.sender.send(part, patience=self._patience))
+                    except TransportError as error:
+                        sent += [error] * len(part)
+                        self._failed += len(part)
                 self._bytes -= batch.bytes
-                batch.done(results)
+                batch.done(_merged(errors, sent) if errors else sent)
                 room, self._room = self._room, trio.Event()
                 room.set()
         finally:
             with trio.CancelScope(shield=True):
                 await lane.link.aclose()
+
+    def _encode(self, items: Sequence[Outgoing | Event]) -> tuple[list[Exception | None], list[Outgoing]]:
+        """Encode what is not encoded yet. When some cannot be: an error or None for each item, else an empty list."""
+        events = [item for item in items if not isinstance(item, Outgoing)]
+        if not events:
+            return [], [item for item in items if isinstance(item, Outgoing)]
+        try:
+            encoded = self.codec.encode_many(events)
+        except Exception:
+            pass  # one by one: those that can be published are, and each bad one gets its own error
+        else:
+            if len(events) == len(items):
+                return [], encoded
+            rest = iter(encoded)
+            return [], [item if isinstance(item, Outgoing) else next(rest) for item in items]
+        errors: list[Exception | None] = []
+        outgoing: list[Outgoing] = []
+        for item in items:
+            try:
+                outgoing.append(item if isinstance(item, Outgoing) else self.codec.encode(item))
+                errors.append(None)
+            except Exception as error:
+                errors.append(error)
+        return errors, outgoing
 
     def close(self) -> None:
         """Take no more events; `run` sends what is queued and returns."""
@@ -282,7 +326,21 @@ class Publisher:
         return f"<Publisher {self.statistics()}>"
 
 
-def _entry_id(result: Result) -> str:
-    if isinstance(result, CanvasbusError):
-        raise result
-    return result.decode()
+def _parts(items: list[Outgoing]) -> list[list[Outgoing]]:
+    """The items in pieces of at most 1 MiB and one event."""
+    if sum([len(item.data) for item in items]) <= BATCH_BYTES:
+        return [items] if items else []
+    parts: list[list[Outgoing]] = []
+    size = BATCH_BYTES
+    for item in items:
+        if size >= BATCH_BYTES:
+            parts.append([])
+            size = 0
+        parts[-1].append(item)
+        size += len(item.data)
+    return parts
+
+
+def _merged(errors: list[Exception | None], sent: list[Result]) -> list[bytes | Exception]:
+    rest = iter(sent)
+    return [error or next(rest) for error in errors]
