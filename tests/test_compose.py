@@ -1,13 +1,20 @@
 """compose.yaml and workers/Dockerfile, held to what they promise without a Docker engine."""
 
+import contextlib
+import os
+import signal
 import subprocess
 import sys
+import time
 import tomllib
+import urllib.error
+import urllib.request
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from servers import binaries, free_port
 
 ROOT = Path(__file__).parent.parent
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text())
@@ -67,3 +74,51 @@ def test_the_grace_of_the_container_exceeds_that_of_the_worker() -> None:
 
     for service in WORKERS.values():
         assert int(service["stop_grace_period"].removesuffix("s")) > GRACE_SECONDS
+
+
+def test_whoever_needs_artifacts_shares_them() -> None:
+    """Each worker that touches the artifact store gets the same folder; nobody else does."""
+    sources = ROOT / "workers" / "canvasbus_workers"
+    users = {name for name in WORKERS if "ArtifactStore" in (sources / name / "edge.py").read_text()}
+    assert users == {name for name, service in WORKERS.items() if "ARTIFACT_ROOT" in service["environment"]}
+    assert users == {name for name, service in WORKERS.items() if service.get("volumes") == ["artifacts:/artifacts"]}
+
+
+def test_the_commands_run_as_plain_processes(tmp_path: Path) -> None:
+    """The commands of all services, word for word but for addresses: they become ready, and SIGTERM ends them with 0."""
+    port, ports = free_port(), {name: free_port() for name in WORKERS}
+    server, *options = COMPOSE["services"]["redis"]["command"]
+    found = binaries()
+    processes = {}
+    with contextlib.ExitStack() as stack:
+
+        def start(name: str, command: list[str], environ: dict[str, str]) -> None:
+            process = processes[name] = stack.enter_context(
+                subprocess.Popen(command, cwd=tmp_path, env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+            )
+            stack.callback(process.kill)
+
+        assert server == "redis-server"
+        where = ["--port", str(port), "--bind", "127.0.0.1", "--dir", str(tmp_path)]
+        start("redis", [found.get("redis", next(iter(found.values()))), *options, *where], dict(os.environ))
+        for name, service in WORKERS.items():
+            moved = {"0.0.0.0": "127.0.0.1", "8080": str(ports[name])}
+            given = {key: str(value) for key, value in service["environment"].items()}
+            given["CANVASBUS_URL"] = given["CANVASBUS_URL"].replace("redis:6379", f"127.0.0.1:{port}")
+            if "ARTIFACT_ROOT" in given:
+                given["ARTIFACT_ROOT"] = str(tmp_path / "artifacts")
+            command = [moved.get(word, word) for word in service["command"]]
+            start(name, [sys.executable, "-m", "canvasbus.cli.worker", *command], dict(os.environ) | given)
+        deadline = time.monotonic() + 60
+        waiting = dict(ports)
+        while waiting:
+            for name, health in list(waiting.items()):
+                assert processes[name].poll() is None, f"{name} ended: {processes[name].communicate()[1][-2000:]!r}"
+                with contextlib.suppress(urllib.error.URLError, ConnectionError):
+                    urllib.request.urlopen(f"http://127.0.0.1:{health}/readyz", timeout=5).close()
+                    del waiting[name]
+            assert time.monotonic() < deadline, f"not ready: {sorted(waiting)}"
+            time.sleep(0.05)
+        for name in WORKERS:
+            processes[name].send_signal(signal.SIGTERM)
+        assert {name: processes[name].wait(30) for name in WORKERS} == dict.fromkeys(WORKERS, 0)
