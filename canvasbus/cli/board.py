@@ -59,6 +59,9 @@ def show_for(out: Output, story: Story, *, where: str, processes: bool, seed: in
     from rich.live import Live
 
     console = Console(file=out.stdout, highlight=False)
+    if console.is_dumb_terminal:
+        yield PlainLines(out, story, title)
+        return
     if console.width < LEAST_WIDTH or console.height < LEAST_HEIGHT:
         out.note(f"canvasbus: the live board needs a terminal of {LEAST_WIDTH}×{LEAST_HEIGHT}; telling it in lines")
         yield PlainLines(out, story, title)

@@ -70,7 +70,7 @@ class Show(Protocol):
         """The story is over. Tell what came of it."""
 
 
-def run(*, url: str | None = None, seed: int = 0, speed: float = 1.0, json: bool = False) -> int:
+def run(*, url: str | None = None, seed: int = 1, speed: float = 1.0, json: bool = False) -> int:
     """Play the story: on memory:// in this process, on a server's URL with worker processes.
 
     0; 1 when the corrupted images were not answered with a new version or a handler gave an event up; 130 when

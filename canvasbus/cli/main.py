@@ -113,7 +113,7 @@ def parser() -> Parser:
     sub = add(
         commands, "demo", "main:run_demo", "Drift, alert, retrain and recovery on handwritten digits, in a minute."
     )
-    sub.add_argument("--seed", type=int, default=7, metavar="N", help="of everything random (default 7)")
+    sub.add_argument("--seed", type=int, default=1, metavar="N", help="of everything random (default 1)")
     sub.add_argument("--speed", type=float, default=1.0, metavar="X", help="how fast the story runs (default 1)")
 
     sub = commands.add_parser("completion", help="Print the completion script of a shell.")

@@ -21,6 +21,8 @@ COOLDOWN_ITEMS = 70
 NEWEST = (3, 16)
 """Labelled batches that a regime is made of: at least and at most. (Measured on images turned by 40°: .78 to .88 with 3
 batches of 50, .86 to .92 with 8, .88 to .94 with 12. Labels are what limits accuracy there, not the model.)"""
+DESCRIBES = 6
+"""Newest batches whose held-out images become the regime's reference: what it is like now, not on its way here."""
 KEPT_REGIMES = 3
 """Besides the baseline. Each costs the drift worker one comparison a window."""
 
@@ -102,7 +104,8 @@ class Curriculum:
             regime = next(reversed(self._regimes)) if again else f"retrain-{self._versions}"
             count = min(max(self._newest if again else windows, NEWEST[0]), NEWEST[1])
             self._episode, self._newest = episode_id, count
-            self._regimes[regime] = split(together(list(self._recent)[-count:]))
+            newest = list(self._recent)[-count:]
+            self._regimes[regime] = split(together(newest))[0], split(together(newest[-DESCRIBES:]))[1]
             while len(self._regimes) > KEPT_REGIMES:
                 self._regimes.popitem(last=False)
         self._versions += 1
