@@ -415,6 +415,7 @@ class Subscription:
             return
         if not fields:
             self.statistics.trimmed += 1
+            topic.held.add(entry_id)  # a pool shows it again until the acknowledgement has arrived
             topic.acks.append(entry_id)
             topic.lane.held += 1
             self._settler.poke()

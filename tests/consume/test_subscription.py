@@ -1,0 +1,191 @@
+"""What a group reads: from where, which topics, which share of them; and what happens to replies that never arrive."""
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+from faulty import Fault, FaultyServer
+from studio import Eyes, PaintingFramed, PaintingMade, SculptureMade, quiet, running, subscription_of
+from waiting import until
+
+from canvasbus import Event, clock, event
+from canvasbus.bus import EventBus
+from canvasbus.transport.connect import open_server
+from canvasbus.wire.keys import Keys
+from canvasbus.worker import Worker
+
+
+@event("mural.made", key="wall")
+class MuralMade(Event):
+    wall: str = ""
+    number: int = 0
+
+
+def collecting(name: str, *what: Any, **options: Any) -> tuple[Worker, list[Any]]:
+    """A worker that notes what it gets."""
+    worker, seen = Worker(name), []
+
+    @worker.on(*what, **options)
+    async def note(event: Event) -> None:
+        seen.append(event)
+
+    return worker, seen
+
+
+def numbers(seen: list[Any]) -> list[int]:
+    return [event.number for event in seen]
+
+
+# --- start positions --------------------------------------------------------------------------------------------------
+
+
+async def test_a_new_group_starts_where_it_says(any_url: str, namespace: str, eyes: Eyes) -> None:
+    """Earliest, latest, an entry id or a moment: each decides what of the past a new group sees."""
+    async with EventBus(any_url, namespace=namespace) as bus:
+        ids = await bus.publish_many([PaintingMade(number=n) for n in range(5)])
+    assert len(set(ids)) == 5
+    eyes.call("XADD", eyes.stream(), "2000000000000-0", "e", eyes.call("XRANGE", eyes.stream(), "-", "+")[0][1][1])
+    moment = clock.now() + timedelta(days=1)
+    starts = {"all": "earliest", "none": "latest", "after": ids[2], "since": moment}
+    workers, seen = [], {}
+    for name, start in starts.items():
+        worker, seen[name] = collecting(name, PaintingMade, start=start)
+        workers.append(worker)
+    async with running(any_url, *workers, namespace=namespace):
+        eyes.call("XADD", eyes.stream(), "*", "e", eyes.call("XRANGE", eyes.stream(), "-", "+")[1][1][1])
+        await quiet(eyes)
+    assert numbers(seen["all"]) == [0, 1, 2, 3, 4, 0, 1]
+    assert numbers(seen["none"]) == [1]
+    assert numbers(seen["after"]) == [3, 4, 0, 1]
+    assert numbers(seen["since"]) == [0, 1]
+
+
+async def test_start_counts_only_when_the_group_is_made(any_url: str, namespace: str, eyes: Eyes) -> None:
+    """A group that exists goes on where it was, whatever a later worker says."""
+    first, seen = collecting("framers", PaintingMade)
+    async with running(any_url, first, namespace=namespace) as bus:
+        await bus.publish(PaintingMade(number=1))
+        await quiet(eyes)
+    async with EventBus(any_url, namespace=namespace) as bus:
+        await bus.publish(PaintingMade(number=2))
+    second, later = collecting("framers", PaintingMade, start="latest")
+    async with running(any_url, second, namespace=namespace):
+        await quiet(eyes)
+    assert (numbers(seen), numbers(later)) == ([1], [2])
+
+
+# --- topics -----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_glob_misses_nothing_of_topics_that_come_later(any_url: str, namespace: str, eyes: Eyes) -> None:
+    """A topic that appears under a running glob is read from its first entry, even by a group that starts at the end."""
+    worker, seen = collecting("everything", "*", start="latest")
+    async with running(any_url, worker, namespace=namespace) as bus:
+        await bus.publish_many([PaintingMade(number=n) for n in range(10)])
+        await bus.publish(SculptureMade(title="s"))
+        await until(lambda: len(seen) == 11)
+    assert sorted(numbers([e for e in seen if isinstance(e, PaintingMade)])) == list(range(10))
+
+
+async def test_an_exact_type_beats_a_glob(any_url: str, namespace: str, eyes: Eyes) -> None:
+    """Of two handlers of one worker the one that names the type gets it; globs see nothing of the bus's own events."""
+    worker, rest = collecting("studio", "painting.*", "*.made", "handler.*", "bus.*")
+    exact: list[Any] = []
+
+    @worker.on(PaintingMade)
+    async def fail(event: PaintingMade) -> None:
+        exact.append(event)
+        from canvasbus.worker import Reject
+
+        raise Reject("for the announcement")
+
+    async with running(any_url, worker, namespace=namespace) as bus:
+        await bus.publish(PaintingMade(number=1))
+        await bus.publish(PaintingFramed(number=2))
+        await until(lambda: rest and exact and eyes.count("handler.failed"))
+        await trio.testing.wait_all_tasks_blocked(0.01)
+    assert (numbers(exact), numbers(rest)) == ([1], [2])
+
+
+async def test_every_group_sees_everything(any_url: str, namespace: str, eyes: Eyes) -> None:
+    """Fan-out is by groups; within a group the workers share."""
+    groups = {name: collecting(name, PaintingMade) for name in ("a", "b")}
+    twin, twin_seen = collecting("a", PaintingMade)
+    async with (
+        running(any_url, *(worker for worker, _ in groups.values()), namespace=namespace) as bus,
+        running(any_url, twin, namespace=namespace),
+    ):
+        for start in range(0, 200, 10):
+            await bus.publish_many([PaintingMade(number=n) for n in range(start, start + 10)])
+        await quiet(eyes)
+    assert sorted(numbers(groups["b"][1])) == list(range(200))
+    assert sorted(numbers(groups["a"][1]) + numbers(twin_seen)) == list(range(200))
+
+
+async def test_a_worker_reads_all_partitions(any_url: str, namespace: str) -> None:
+    """Keyed events of four partitions all arrive, and derived events stay with their parents."""
+    worker, seen = Worker("painters"), []
+
+    @worker.on(MuralMade)
+    async def paint(event: MuralMade) -> PaintingFramed:
+        seen.append(event.number)
+        return PaintingFramed(title=event.wall, number=event.number)
+
+    async with running(any_url, worker, namespace=namespace, partitions=4) as bus:
+        await bus.publish_many([MuralMade(wall=f"wall {n % 9}", number=n) for n in range(90)])
+        await until(lambda: len(seen) == 90)
+        await until(lambda: bus.statistics()[0].derived == 90)
+    assert sorted(seen) == list(range(90))
+    eyes = Eyes(any_url, namespace)
+    for partition in range(4):
+        eyes.keys = Keys(namespace, partition)
+        parents = sorted(e.number for e in eyes.events("mural.made"))
+        assert sorted(e.number for e in eyes.events("painting.framed")) == parents != []
+    eyes.close()
+
+
+# --- replies that never arrive ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["lose_reply", "lose_request"])
+async def test_entries_of_a_lost_read_are_found_again(any_url: str, namespace: str, eyes: Eyes, kind: Any) -> None:
+    """A read that the server answered and nobody got leaves entries under our name: the audit fetches them, at once."""
+    faulty = FaultyServer(open_server(any_url))
+    worker, seen = collecting("framers", PaintingMade)
+    async with running(faulty, worker, namespace=namespace) as bus:
+        for start in range(0, 60, 20):
+            faulty.faults.append(Fault(kind, b"XREADGROUP"))
+            await bus.publish_many([PaintingMade(number=n) for n in range(start, start + 20)])
+            await until(lambda start=start: len(seen) >= start + 20)
+        await quiet(eyes)
+        assert faulty.struck >= 2
+    assert sorted(numbers(seen)) == list(range(60))
+
+
+async def test_what_was_trimmed_before_it_was_handled_is_told(any_url: str, namespace: str, eyes: Eyes) -> None:
+    """An entry that is pending but gone from its stream is acknowledged and published as bus.loss."""
+    async with EventBus(any_url, namespace=namespace) as bus:
+        await bus.publish_many([PaintingMade(number=n) for n in range(3)])
+    eyes.call("XGROUP", "CREATE", eyes.stream(), "framers", "0")
+    eyes.call("XREADGROUP", "GROUP", "framers", "~free", "COUNT", 2, "STREAMS", eyes.stream(), ">")
+    eyes.call("XTRIM", eyes.stream(), "MAXLEN", 2)
+    worker, seen = collecting("framers", PaintingMade)
+    async with running(any_url, worker, namespace=namespace):
+        await until(lambda: sorted(numbers(seen)) == [1, 2])
+        await until(lambda: eyes.events("bus.loss"))
+        await quiet(eyes)
+    (loss,) = eyes.events("bus.loss")
+    assert (loss.topic, loss.group, loss.reason, loss.lost) == ("painting.made", "framers", "entry_trimmed", 1)
+
+
+async def test_a_subscription_shows_itself(any_url: str, namespace: str, eyes: Eyes) -> None:
+    """Its repr and counters say what it reads and has read."""
+    worker, seen = collecting("framers", PaintingMade)
+    async with running(any_url, worker, namespace=namespace) as bus:
+        await bus.publish_many([PaintingMade(number=n) for n in range(7)])
+        await until(lambda: len(seen) == 7)
+        subscription = subscription_of(bus)
+        assert subscription.statistics.entries == 7
+        assert "framers" in repr(subscription)
