@@ -1,16 +1,15 @@
 """canvasbus demo: a model on real images drifts, is noticed, is retrained and recovers, in under a minute.
 
-    world ──images.submitted──► tagger ──observations.recorded──► drift ──drift.detected──► alerts ──► incident.opened
-      └─────labels.recorded, two windows late──────────────────►   │  ──metric.threshold_breached──► retrain
-                                         model.promoted ◄──────────┴──────────────── retrain.succeeded ◄─┘
+    images.submitted ──► tagger ──► observations.recorded ──► drift ──► drift.detected ──► alerts ──► incident.opened
+    labels.recorded ──► drift ──► metric.threshold_breached ──► retrain ──► model.promoted ──► tagger
 
 This side plays the world and the people who label: it publishes images and, later, labels, and looks on. The workers
 are those of `canvasbus-worker drift alerts retrain tagger`, and know nothing but the events. On memory:// they run in
 this process; with a server each one is a process of its own.
 
-A window stands for an hour of a studio's day. Whatever the workers do about it takes less than a second, so the next
-window comes when the bus is at rest and, at the earliest, after the pace of the show. That makes equal seeds tell equal
-stories, however slow the machine is.
+A window stands for an hour of a studio's day, and whatever the workers do about it takes seconds: so the next window
+comes when the bus is at rest and, at the earliest, after the pace of the show. That makes equal seeds tell equal
+stories, in one process or five, however slow the machine is.
 """
 
 import hashlib
@@ -19,17 +18,15 @@ import io
 import itertools
 import os
 import signal
-import subprocess
-import sys
 import tempfile
 import uuid
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TextIO
+from typing import TYPE_CHECKING, Any, Protocol
 
+from canvasbus.cli.cast import Cast, Stage, gather
 from canvasbus.cli.output import Output
 from canvasbus.errors import CanvasbusError, ConfigError
 
@@ -44,7 +41,6 @@ if TYPE_CHECKING:
     from canvasbus.transport.resp import Operation
     from canvasbus.transport.server import Server
 
-WORKERS = ("drift", "alerts", "retrain", "tagger")
 NEEDED = ("numpy", "scipy", "sklearn", "rich", "fakeredis")
 MODEL = "StyleGAN-Canvas-v3"
 SECONDS_A_WINDOW = 0.6
@@ -148,20 +144,6 @@ def _cause(error: BaseException) -> BaseException:
     return error
 
 
-@dataclass(frozen=True)
-class Stage:
-    """Where the story is played."""
-
-    url: str
-    name: str
-    """The server, without its password."""
-    processes: bool
-    """Each worker is a process of its own."""
-    namespace: str
-    folder: Path
-    """Images, models, and the workers' logs."""
-
-
 async def _play(stage: Stage, seed: int, speed: float, out: Output) -> int:
     import trio
 
@@ -188,7 +170,7 @@ async def _play(stage: Stage, seed: int, speed: float, out: Output) -> int:
                 nursery.start_soon(leave)
                 nursery.start_soon(draw)
                 bus = EventBus(stage.url, source="demo", namespace=stage.namespace, patience=10.0, grace=2.0)
-                async with bus, _cast(bus, stage) as cast:
+                async with bus, gather(bus, stage) as cast:
                     director = Director(bus, stage, World(seed), story, show, cast)
                     seconds = await director.play(SECONDS_A_WINDOW / speed)
                 nursery.cancel_scope.cancel()
@@ -198,104 +180,6 @@ async def _play(stage: Stage, seed: int, speed: float, out: Output) -> int:
         out.note("canvasbus: demo interrupted")
         return 130
     return 0 if story.shifts()[0].versions and not story.failures else 1
-
-
-# --- the workers --------------------------------------------------------------------------------------------------------
-
-
-class Cast:
-    """The workers that take part."""
-
-    def __init__(self, reads: frozenset[tuple[str, str]], processes: Mapping[str, "Process"]) -> None:
-        self.reads = reads
-        """(group, event type)"""
-        self._processes = processes
-
-    def check(self) -> None:
-        """Raises CanvasbusError when a worker process has ended."""
-        for process in self._processes.values():
-            process.check()
-
-
-class Process:
-    """One `canvasbus-worker`."""
-
-    def __init__(self, name: str, stage: Stage) -> None:
-        self.name = name
-        self._log = stage.folder / f"{name}.log"
-        command = [sys.executable, "-m", "canvasbus.cli.worker", name, "--namespace", stage.namespace, "--grace", "2"]
-        with self._log.open("wb") as log:
-            # The URL may hold a password and goes by the environment. A session of its own, so that Ctrl-C reaches this
-            # process alone, which ends the others; --supervised-by ends them also when this one is killed.
-            self._popen = subprocess.Popen(
-                [*command, "--supervised-by", str(os.getpid())],
-                env=dict(os.environ) | {"CANVASBUS_URL": stage.url},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-
-    def check(self) -> None:
-        """Raises CanvasbusError, with the last line of its log, when it has ended."""
-        code = self._popen.poll()
-        if code is not None:
-            said = self._log.read_text(errors="replace").strip().splitlines()
-            raise CanvasbusError(f"demo: the worker {self.name} ended with {code}: {said[-1] if said else 'no word'}")
-
-    def terminate(self) -> None:
-        """Ask it to leave."""
-        if self._popen.poll() is None:
-            self._popen.terminate()
-
-    def wait(self) -> None:
-        """Until it has left; after five seconds it is killed."""
-        try:
-            self._popen.wait(5.0)
-        except subprocess.TimeoutExpired:
-            self._popen.kill()
-            self._popen.wait()
-
-
-@asynccontextmanager
-async def _cast(bus: "EventBus", stage: Stage) -> AsyncIterator[Cast]:
-    from canvasbus.operate import plugins
-
-    workers = [plugins.load(name) for name in WORKERS]
-    reads = frozenset((w.name, topic) for w in workers for handler in w.handlers for topic in handler.types)
-    if not stage.processes:
-        with (stage.folder / "workers.log").open("a") as log, _logging_to(log):
-            for worker in workers:
-                bus.add(worker)
-            yield Cast(reads, {})
-            await bus.aclose()  # while there is still a log to write to
-        return
-    processes: dict[str, Process] = {}
-    try:
-        for name in WORKERS:
-            processes[name] = Process(name, stage)
-        yield Cast(reads, processes)
-    finally:
-        for process in processes.values():
-            process.terminate()
-        for process in processes.values():
-            process.wait()
-
-
-@contextmanager
-def _logging_to(file: TextIO) -> Iterator[None]:
-    """The workers of this process log to a file: their lines would tear the board."""
-    import structlog
-
-    before = structlog.get_config()
-    structlog.configure(logger_factory=structlog.WriteLoggerFactory(file), cache_logger_on_first_use=False)
-    try:
-        yield
-    finally:
-        structlog.configure(**before)
-
-
-# --- the story ----------------------------------------------------------------------------------------------------------
 
 
 class Director:

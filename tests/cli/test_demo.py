@@ -28,7 +28,8 @@ from rich.cells import cell_len
 from servers import binaries
 
 from canvasbus.cli import demo
-from canvasbus.cli.board import PlainLines, board_lines, chart_lines, summary_lines
+from canvasbus.cli.board import PlainLines, board_lines, chart_lines
+from canvasbus.cli.outcome import summary_lines
 from canvasbus.cli.output import Output
 from canvasbus.cli.story import Story, order
 from canvasbus.cli.world import ONSET_CORRUPTED, ONSET_NEW_HANDS, WINDOWS, World, phase_of
@@ -46,7 +47,7 @@ BLOCKER = """
 import os, sys
 
 if "canvasbus.cli.worker" in sys.orig_argv:
-    hidden = {"canvasbus.cli." + name for name in ("demo", "world", "board", "story")}
+    hidden = {"canvasbus.cli." + name for name in ("demo", "cast", "world", "board", "story", "outcome")}
 
     class Blocker:
         def find_spec(self, name, path=None, target=None):
