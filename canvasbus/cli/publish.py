@@ -156,6 +156,8 @@ class _Publishing:
             batch = [item for item in items if partition_of(item.event.key, len(self._senders)) == partition]
             if not batch:
                 continue
+            if len(self._senders) > 1:  # they share a connection: another's EXEC has ended this one's WATCH
+                sender.forget_connection()
             results = self._context.link.run(sender.send([item.event for item in batch], patience=PATIENCE))
             for item, result in zip(batch, results, strict=True):
                 if isinstance(result, bytes):

@@ -1,15 +1,21 @@
 """canvasbus publish: arguments, files, stdin, CloudEvents; what is wrong is said with its line and costs no other line."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from uuid import UUID
+from zlib import crc32
 
 import pytest
-from cli.commands import Run
+from cli.commands import Run, runner
+from proxy import Proxy
+from servers import ServerProcess
 from studio import Eyes
 
+from canvasbus.cli.publish import BATCH_EVENTS
 from canvasbus.config import default_source
 from canvasbus.events import DriftDetected
+from canvasbus.wire.keys import Keys
 
 DATA = '{"model_name": "gan", "drift_score": 0.4, "drift_type": "psi"}'
 IDENT = "01a208bd-551c-77ec-ac2c-a3770ee88add"
@@ -211,10 +217,6 @@ def test_keys_decide_the_partition(run: Run, namespace: str, eyes: Eyes) -> None
     """With two partitions every event lies where its key belongs, and the count is on record."""
     wanted = [f"m{n}" for n in range(20)]
     assert run("publish", "--partitions", "2", "--from", "-", stdin="\n".join(map(row, wanted)).encode()).code == 0
-    from zlib import crc32
-
-    from canvasbus.wire.keys import Keys
-
     for partition in (0, 1):
         stream = Keys(namespace, partition).stream("drift.detected")
         assert eyes.call("XLEN", stream) == sum(crc32(name.encode()) % 2 == partition for name in wanted) > 0
@@ -223,3 +225,31 @@ def test_keys_decide_the_partition(run: Run, namespace: str, eyes: Eyes) -> None
     for nonsense in ("0", "many"):
         eyes.call("HSET", eyes.keys.meta, "partitions", nonsense)
         run("publish", "drift.detected", DATA).failed(1, "number of partitions")
+
+
+def test_partitions_that_share_a_connection_are_fenced(
+    make_server: Callable[..., ServerProcess],
+    namespace: str,
+    capsys: pytest.CaptureFixture[str],
+    empty_folder: Path,
+) -> None:
+    """A batch for one partition, after one for another went over the same connection, is held up in the network and
+    sent again: when it arrives at last its fence is closed, and every event is stored once."""
+    server = make_server()
+    keys = ["even", "odd"]
+    assert [crc32(key.encode()) % 2 for key in keys] == [0, 1]
+    wanted = [keys[n % 2] for n in range(BATCH_EVENTS)] + ["even"] * 3
+    lines = [row(name, drift_type="late" if n >= BATCH_EVENTS else "psi") for n, name in enumerate(wanted)]
+    with Proxy(server.port) as proxy:
+        proxy.next(b"late", "hold")
+        run = runner(proxy.url, namespace, capsys)
+        ran = run("publish", "--partitions", "2", "--from", "-", stdin="\n".join(lines).encode())
+        assert (ran.code, ran.out) == (0, f"published {len(wanted)} events\n")
+        proxy.release()
+        assert proxy.faults == ["hold"]
+    eyes = Eyes(server.url, namespace)
+    assert [eyes.call("XLEN", Keys(namespace, n).stream("drift.detected")) for n in (0, 1)] == [
+        wanted.count(keys[0]),
+        wanted.count(keys[1]),
+    ]
+    eyes.close()

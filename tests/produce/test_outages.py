@@ -167,6 +167,27 @@ def test_a_late_batch_finds_its_fence_closed(server: ServerProcess, proxy: Proxy
     assert numbers(server.url, namespace) == [0, 1, 2]
 
 
+def test_a_connection_that_is_replaced_while_the_namespace_is_looked_at_is_fenced(
+    server: ServerProcess, proxy: Proxy, namespace: str
+) -> None:
+    """After an outage the number of partitions is looked at again; when that finds the connection gone, the batch that
+    follows on the new one is fenced there: held up and sent again, it is stored once."""
+    with Producer(proxy.url, namespace=namespace) as bus:
+        bus.publish(PaintingMade(number=0))
+        assert bus.flush(timeout=10)
+        proxy.next(b"XADD", "cut")
+        bus.publish(PaintingMade(number=1))
+        assert bus.flush(timeout=10)
+        proxy.next(b"HSETNX", "cut")
+        proxy.next(b"XADD", "hold")
+        bus.publish_many([PaintingMade(number=2), PaintingMade(number=3)])
+        assert bus.flush(timeout=10)
+        proxy.release()
+        assert (bus.statistics().stored, bus.statistics().unknown) == (4, 0)
+    assert proxy.faults == ["cut", "cut", "hold"]
+    assert numbers(server.url, namespace) == [0, 1, 2, 3]
+
+
 def test_a_lost_reply_and_a_trimmed_stream(server: ServerProcess, proxy: Proxy, namespace: str, soon: Soon) -> None:
     """The reply is lost and, before anybody can ask, everything is trimmed: unknown, counted, told; flush is False."""
     told: list[Any] = []
