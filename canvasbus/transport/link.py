@@ -21,7 +21,7 @@ from typing import TypeVar
 import trio
 
 from canvasbus.errors import TransportError, Unavailable
-from canvasbus.transport.resp import Operation, Packet, Pause, Reply, command
+from canvasbus.transport.resp import UNASKED, Operation, Packet, Pause, Reply, command
 from canvasbus.transport.server import Connection, Server
 
 REPLY_TIMEOUT = 5.0
@@ -87,6 +87,8 @@ class Link:
             with trio.move_on_after(limit):
                 while len(self._ready) < self._owed:
                     self._ready += await connection.receive()
+                if len(self._ready) > self._owed:
+                    raise Unavailable(f"{self.server.name}: {UNASKED}")
                 replies = self._ready[self._owed - count :]
                 self._ready, self._owed = [], 0
                 return replies
@@ -229,6 +231,8 @@ class SharedLink:
             if scope.cancelled_caught:
                 raise Unavailable(f"{self.server.name}: no answer for {self._timeout:g} s", ambiguous=True)
             for reply in replies:
+                if not waiters:
+                    raise Unavailable(f"{self.server.name}: {UNASKED}", ambiguous=True)
                 waiter = waiters[0]
                 waiter.replies.append(reply)
                 if len(waiter.replies) == waiter.count:

@@ -16,6 +16,9 @@ Reply = Any
 
 ReplyError = hiredis.ReplyError
 
+UNASKED = "the server sent more than was asked for, so no reply on this connection can be trusted"
+"""Why a connection is given up on which replies and requests do not pair up."""
+
 
 class Packet(NamedTuple):
     """Bytes for the server and how many replies they bring."""

@@ -1,9 +1,14 @@
 """Links: whose reply is whose, what a failure means, and that nothing is sent twice."""
 
+import contextlib
 import random
+import select
+import socket
+import threading
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
+import hiredis
 import pytest
 import trio
 import trio.testing
@@ -208,6 +213,21 @@ async def test_a_broken_connection_is_ambiguous_a_refused_one_is_not(puppet: Pup
         await link.request(Packet(b"x", 1))
 
 
+async def test_more_replies_than_were_asked_for_end_the_connection(puppet: Puppet) -> None:
+    """Nobody knows which reply is the answer, so none is given: ambiguous, and what comes next has a new connection."""
+    link = Link(puppet)
+    await link.connect()
+    puppet.last.answer(b"stray", b"answer")
+    with pytest.raises(Unavailable, match="more than was asked for") as caught:
+        await link.request(Packet(b"x", 1))
+    assert caught.value.ambiguous
+    await link.connect()
+    puppet.last.answer(b"ok")
+    assert await link.request(Packet(b"y", 1)) == [b"ok"]
+    assert [connection.sent for connection in puppet.connections] == [[b"x"], [b"y"]] and puppet.connections[0].closed
+    await link.aclose()
+
+
 async def test_nothing_is_sent_again_by_itself(puppet: Puppet) -> None:
     """A request that failed is not repeated on the new connection; only its caller knows whether it may be."""
     link = Link(puppet)
@@ -323,6 +343,22 @@ async def test_one_broken_connection_fails_all_who_wait(puppet: Puppet, shared: 
         await settle_down()
         puppet.last.answer(b"ok")
     assert len(errors) == 5 and shared.epoch == 2 and puppet.connections[0].closed
+
+
+async def test_a_reply_that_nobody_waits_for_ends_the_connection(puppet: Puppet, shared: SharedLink) -> None:
+    """A stray reply costs the connection, not the link: who comes next is answered by a new one."""
+    for epoch, answer in enumerate(([b"ok", b"stray"], [b"ok"]), 1):
+        async with trio.open_nursery() as nursery:
+
+            @nursery.start_soon
+            async def ask() -> None:
+                assert await shared.request(Packet(b"x", 1)) == [b"ok"]
+
+            await settle_down()
+            assert shared.epoch == epoch
+            puppet.last.answer(*answer)
+        await settle_down()
+    assert puppet.connections[0].closed and not puppet.connections[1].closed
 
 
 async def test_a_silent_server_fails_the_waiting(
@@ -459,3 +495,93 @@ def test_a_blocking_link_says_where_it_stands() -> None:
     assert repr(link) == "<BlockingLink puppet:// closed, epoch 0>"
     link.call("PING")
     assert repr(link) == "<BlockingLink puppet:// connected, epoch 1>"
+
+
+class Scripted:
+    """A server on loopback that lets everybody in and answers every other command with what `answers` holds."""
+
+    def __init__(self) -> None:
+        self.answers: list[bytes] = []
+        self.heard: list[bytes] = []
+        """Commands that no handshake has."""
+        self.pong = b"+PONG\r\n"
+        self.clients: list[socket.socket] = []
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"redis://127.0.0.1:{self._listener.getsockname()[1]}"
+        self._threads = [threading.Thread(target=self._listen)]
+        self._threads[0].start()
+
+    def _listen(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                self.clients.append(client)
+                self._threads.append(threading.Thread(target=self._serve, args=(client,)))
+                self._threads[-1].start()
+
+    def _serve(self, client: socket.socket) -> None:
+        reader = hiredis.Reader()
+        with contextlib.suppress(OSError):
+            while data := client.recv(65536):
+                reader.feed(data)
+                for name, *_ in iter(reader.gets, False):
+                    if name in (b"CLIENT", b"PING"):
+                        client.sendall(self.pong if name == b"PING" else b"+OK\r\n")
+                    else:
+                        self.heard.append(name)
+                        client.sendall(self.answers.pop(0))
+
+    def close(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        for client in self.clients:
+            with contextlib.suppress(OSError):
+                client.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads:
+            thread.join(10)
+        for each in (self._listener, *self.clients):
+            each.close()
+
+
+@pytest.fixture
+def scripted() -> Iterator[Scripted]:
+    server = Scripted()
+    yield server
+    server.close()
+
+
+@pytest.mark.parametrize("answer", [b"+stray\r\n+a\r\n", b"+a\r\n$5\r\nhal"])
+def test_more_than_was_asked_for_ends_a_blocking_connection(scripted: Scripted, answer: bytes) -> None:
+    """A reply too many, or a part of one: ambiguous, and the next request has a new connection and its own answer."""
+    link = BlockingLink(open_server(scripted.url))
+    scripted.answers = [answer, b"+b\r\n"]
+    with pytest.raises(Unavailable, match="more than was asked for") as caught:
+        link.call("A")
+    assert caught.value.ambiguous
+    assert link.call("B") == b"b"
+    assert (link.epoch, scripted.heard) == (2, [b"A", b"B"])
+    link.close()
+
+
+def test_a_stray_reply_is_not_taken_for_the_answer(scripted: Scripted) -> None:
+    """What waits on a connection before a request is nobody's answer: nothing is sent, so nothing is ambiguous."""
+    link = BlockingLink(open_server(scripted.url))
+    scripted.answers = [b"+a\r\n", b"+b\r\n"]
+    assert link.call("A") == b"a"
+    scripted.clients[0].sendall(b"*0\r\n")
+    select.select([link._connection._connection._sock], [], [], 10)  # type: ignore[union-attr]
+    with pytest.raises(Unavailable, match="more than was asked for") as caught:
+        link.call("B")
+    assert not caught.value.ambiguous and scripted.heard == [b"A"]
+    assert link.call("B") == b"b"
+    link.close()
+
+
+@pytest.mark.parametrize("pong", [b"*1\r\n$4\r\nPING\r\n", b"*0\r\n"])
+async def test_what_does_not_answer_ping_with_pong_is_no_server(scripted: Scripted, pong: bytes) -> None:
+    """A socket that is connected to itself answers every command with the command: Unavailable for both kinds of link."""
+    scripted.pong = pong
+    with pytest.raises(Unavailable, match="PING was answered with"):
+        await Link(open_server(scripted.url)).request(command("A"))
+    with pytest.raises(Unavailable, match="PING was answered with"):
+        await trio.to_thread.run_sync(lambda: BlockingLink(open_server(scripted.url)).call("A"))
+    assert scripted.heard == []
