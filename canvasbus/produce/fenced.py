@@ -54,6 +54,9 @@ SCAN_LIMIT = 100_000
 FENCE_SECONDS = 7 * 24 * 3600
 """How long a fence that was used is kept; no packet is late by a week."""
 
+MAX_PARTITIONS = 4096
+"""More on record than this is a mistake: every process has a connection for each."""
+
 _MULTI = pack("MULTI").removesuffix(b"\r\n")  # each XADD begins with the CRLF of the command before it
 _END = b"\r\n" + pack("EXEC")
 
@@ -320,13 +323,27 @@ class FencedSender:
 
 
 def declare_partitions(namespace: str, partitions: int) -> Operation[None]:
-    """Record how many partitions the namespace has, or raise Refused when others use another number."""
+    """Record how many partitions the namespace has, or raise Refused when others use another number or what is on
+    record is none."""
     meta = Keys(namespace, 0).meta
+    if partitions > MAX_PARTITIONS:  # before it is on record, where it would stop everybody
+        raise Refused(f"partitions={partitions}: a namespace has {MAX_PARTITIONS} at most")
     replies = yield commands(("HSETNX", meta, "partitions", partitions), ("HGET", meta, "partitions"))
     check(replies[0], "look at the namespace")
-    recorded = int(check(replies[1], "look at the namespace"))
+    value = check(replies[1], "look at the namespace")
+    # The length comes first: int() raises for more than 4300 digits.
+    recorded = int(value) if value is not None and len(value) <= 9 and value.isdigit() else 0
+    if not 1 <= recorded <= MAX_PARTITIONS:
+        raise Refused(
+            f"{meta.decode()} has {_shown(value)} on record as its number of partitions, which must be 1 to "
+            f"{MAX_PARTITIONS}: HDEL or correct its field 'partitions'"
+        )
     if recorded != partitions:
         raise Refused(
             f"namespace {namespace!r} has {recorded} partitions on this server, this process is set to {partitions}: "
             "set partitions to the same number everywhere, or use another namespace"
         )
+
+
+def _shown(value: bytes | None) -> str:
+    return "nothing" if value is None else repr(value[:40].decode(errors="replace")) + ("…" if len(value) > 40 else "")

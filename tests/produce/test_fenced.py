@@ -411,3 +411,26 @@ def test_declaring_partitions(driver: Driver, namespace: str) -> None:
     with pytest.raises(Refused, match="has 4 partitions on this server, this process is set to 5"):
         link.run(declare_partitions(namespace, 5))
     link.close()
+
+
+@pytest.mark.parametrize("nonsense", ["many", "", "0", "-1", "2.0", "4097", "9" * 5000, b"\xff"])
+def test_a_number_of_partitions_that_is_none(driver: Driver, namespace: str, nonsense: str | bytes) -> None:
+    """What is on record may be anybody's: Refused, in one short line that names the key and what stands there."""
+    link = BlockingLink(driver.server)
+    meta = driver.keys.meta
+    link.call("HSET", meta, "partitions", nonsense)
+    with pytest.raises(Refused, match="number of partitions") as caught:
+        link.run(declare_partitions(namespace, 4))
+    shown = nonsense[:40] if isinstance(nonsense, str) else "\ufffd"
+    assert meta.decode() in str(caught.value) and f"{shown!r}" in str(caught.value) and len(str(caught.value)) < 250
+    assert link.call("HGET", meta, "partitions") == (nonsense.encode() if isinstance(nonsense, str) else nonsense)
+    link.close()
+
+
+def test_too_many_partitions_are_not_declared(driver: Driver, namespace: str) -> None:
+    """Refused before it is on record, where it would stop everybody else."""
+    link = BlockingLink(driver.server)
+    with pytest.raises(Refused, match="partitions=4097: a namespace has 4096 at most"):
+        link.run(declare_partitions(namespace, 4097))
+    assert link.call("EXISTS", driver.keys.meta) == 0
+    link.close()
