@@ -15,12 +15,12 @@ import trio
 from canvasbus import Event, event
 from canvasbus.worker import Backoff, Worker
 
-@event("unit.asked")
+@event("crash.asked")
 class Asked(Event):
     number: int
     deadly: bool = False
 
-@event("unit.answered")
+@event("crash.answered")
 class Answered(Event):
     number: int
     pid: int

@@ -12,13 +12,13 @@ from waiting import until
 from canvasbus import Event, Producer, event
 
 
-@event("unit.asked")
+@event("crash.asked")
 class Asked(Event):
     number: int
     deadly: bool = False
 
 
-@event("unit.answered")
+@event("crash.answered")
 class Answered(Event):
     number: int
     pid: int
@@ -32,7 +32,7 @@ def eyes(server_url: str, namespace: str) -> Any:
 
 
 def answers(eyes: Eyes) -> Counter[int]:
-    return Counter(answer.number for answer in eyes.events("unit.answered"))
+    return Counter(answer.number for answer in eyes.events("crash.answered"))
 
 
 async def joined(*programs: Any, times: int = 1) -> None:
@@ -51,14 +51,14 @@ async def test_workers_that_are_killed_and_restarted_lose_nothing(
         for number in range(1500):
             bus.publish(Asked(number=number))
             if number == 1000:
-                await until(lambda: eyes.count("unit.answered") > 200)
+                await until(lambda: eyes.count("crash.answered") > 200)
                 victim.process.kill()
-                assert eyes.pending("unit", "unit.asked")
+                assert eyes.pending("unit", "crash.asked")
                 leaver.process.send_signal(signal.SIGTERM)
                 start(*where)
         assert bus.flush(20)
-    await until(lambda: eyes.count("unit.answered") >= 1500, 30)
-    await quiet(eyes, event_type="unit.asked", timeout=20)
+    await until(lambda: eyes.count("crash.answered") >= 1500, 30)
+    await quiet(eyes, event_type="crash.asked", timeout=20)
     assert answers(eyes) == dict.fromkeys(range(1500), 1)
     assert leaver.process.wait(20) == 0
     assert eyes.dead("unit") == []
@@ -75,8 +75,8 @@ async def test_an_event_that_kills_its_process_is_given_up(
             bus.publish(Asked(number=number, deadly=number == 150))
         assert bus.flush(20)
     await until(lambda: eyes.dead("unit"), 60)
-    await until(lambda: eyes.count("unit.answered") >= 299, 20)
-    await quiet(eyes, event_type="unit.asked")
+    await until(lambda: eyes.count("crash.answered") >= 299, 20)
+    await quiet(eyes, event_type="crash.asked")
     (letter,) = eyes.dead("unit")
     assert (letter.reason, letter.attempts) == ("lost_workers", 1)
     assert answers(eyes) == {number: 1 for number in range(300) if number != 150}
