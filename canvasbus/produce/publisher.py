@@ -15,7 +15,7 @@ from typing import Any
 import trio
 
 from canvasbus.contract.event import Event
-from canvasbus.errors import BufferFull, TransportError
+from canvasbus.errors import BufferFull, TransportError, Unavailable
 from canvasbus.produce.fenced import FencedSender, Result
 from canvasbus.transport.link import Link
 from canvasbus.transport.server import Server
@@ -25,8 +25,6 @@ from canvasbus.wire.keys import Keys, partition_of
 BATCH_EVENTS = 500
 GATHER_EVENTS = 128
 """Single publishes in a batch, at most: while the server works on one half of many tasks, the other half encodes."""
-ENCODE_EVENTS = 250
-"""Events that publish_many encodes before it lets the sender have a turn."""
 BATCH_BYTES = 1024 * 1024
 BUFFER_BYTES = 64 * 1024 * 1024
 """Encoded bytes that may wait for the server, by default."""
@@ -188,21 +186,17 @@ class Publisher:
                     entry_ids.extend([result.decode() for result in results if isinstance(result, bytes)])
 
         while True:
-            chunk: list[Outgoing] = []
-            ended = False
-            while len(chunk) < BATCH_EVENTS and not ended:
-                part = list(islice(rest, ENCODE_EVENTS))
-                ended = not part
-                bad, encoded = self._encode(part)
-                errors += [error for error in bad if error is not None]
-                chunk += encoded
-                await trio.lowlevel.checkpoint()  # the sender must not wait long to put a ready chunk on its way
+            chunk: list[Outgoing | Event] = list(islice(rest, BATCH_EVENTS))
             if not chunk:
                 break
+            bad, encoded = self._encode(chunk)
+            errors += [error for error in bad if error is not None]
+            await trio.lowlevel.checkpoint()  # a chunk that is ready goes on its way now
             await take(1)
             if self._bytes >= self._limit:
                 await self._wait_for_room()
-            on_their_way.append(self._add_many(chunk))
+            if encoded:
+                on_their_way.append(self._add_many(encoded))
         await take(0)
         if not errors:
             return entry_ids
@@ -270,10 +264,12 @@ class Publisher:
                     continue
                 errors, outgoing = self._encode(batch.items)
                 sent: list[Result] = []
-                for part in _parts(outgoing):
+                for part in [outgoing] if outgoing is batch.items and batch.bytes <= BATCH_BYTES else _parts(outgoing):
                     try:
                         sent += await lane.link.run(lane.sender.send(part, patience=self._patience))
                     except TransportError as error:
+                        if lane.sender.unsure_of(part):
+                            error = Unavailable(f"{error}; the event may be stored all the same", ambiguous=True)
                         sent += [error] * len(part)
                         self._failed += len(part)
                 self._bytes -= batch.bytes
@@ -284,11 +280,11 @@ class Publisher:
             with trio.CancelScope(shield=True):
                 await lane.link.aclose()
 
-    def _encode(self, items: Sequence[Outgoing | Event]) -> tuple[list[Exception | None], list[Outgoing]]:
+    def _encode(self, items: list[Outgoing | Event]) -> tuple[list[Exception | None], list[Outgoing]]:
         """Encode what is not encoded yet. When some cannot be: an error or None for each item, else an empty list."""
         events = [item for item in items if not isinstance(item, Outgoing)]
         if not events:
-            return [], [item for item in items if isinstance(item, Outgoing)]
+            return [], items  # type: ignore[return-value]  # all of them are Outgoing
         try:
             encoded = self.codec.encode_many(events)
         except Exception:

@@ -10,7 +10,7 @@ import trio
 from faulty import Fault, FaultyServer
 from studio import Eyes, PaintingFramed, PaintingMade, running
 
-from canvasbus import BufferFull, EncodeError, Event, Refused, event
+from canvasbus import BufferFull, EncodeError, Event, Refused, Unavailable, event
 from canvasbus.bus import EventBus
 from canvasbus.transport.connect import open_server
 from canvasbus.wire.keys import Keys, partition_of
@@ -200,3 +200,19 @@ async def test_another_partition_count_is_refused(any_url: str, namespace: str) 
     with pytest.raises(Refused, match=r"2 partitions.* 3"):
         async with EventBus(any_url, namespace=namespace, partitions=3):
             pass
+
+
+async def test_refused_after_a_lost_reply_is_not_a_plain_no(any_url: str, namespace: str, eyes: Eyes) -> None:
+    """When the server refuses us before it could be found out whether the event arrived, the error says "maybe"."""
+    faulty = FaultyServer(open_server(any_url))
+    async with running(faulty, namespace=namespace) as bus:
+        await bus.publish(PaintingMade(number=1))
+        faulty.faults += [Fault("lose_reply", b"EXEC"), Fault("answer", b"INCR", "NOPERM no permissions to run 'incr'")]
+        with pytest.raises(Unavailable, match="may be stored") as caught:
+            await bus.publish(PaintingMade(number=2))
+        assert caught.value.ambiguous
+    assert numbers(eyes) == [1, 2]
+
+
+def numbers(eyes: Eyes) -> list[int]:
+    return [painting.number for painting in eyes.events("painting.made")]
