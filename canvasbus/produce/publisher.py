@@ -10,7 +10,6 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
 
 import trio
 
@@ -30,6 +29,7 @@ BUFFER_BYTES = 64 * 1024 * 1024
 """Encoded bytes that may wait for the server, by default."""
 
 _STORED = {bytes}
+_CLOSED = "the bus is closed: nothing more can be published on it"
 
 
 class _Batch:
@@ -146,7 +146,7 @@ class Publisher:
         self._failed = 0
         self._closed = False
 
-    async def publish(self, event: Event, **envelope: Any) -> str:
+    async def publish(self, event: Event, expires_on: float | None = None) -> str:
         """Encode, send, and return the entry id once the server has the event.
 
         Raises EncodeError (nothing was sent), Refused, or Unavailable when `patience` is set and used up. Cancelled
@@ -154,10 +154,11 @@ class Publisher:
         """
         if self._bytes >= self._limit:
             await self._wait_for_room()
-        if envelope or self._partitions > 1:  # which partition it is only encoding tells
-            batch, index = self._add(self.codec.encode(event, **envelope))
+        if expires_on is not None or self._partitions > 1:  # which partition it is only encoding tells
+            batch, index = self._add(self.codec.encode(event, expires_on=expires_on))
+        elif self._closed:
+            raise BufferFull(_CLOSED)
         else:
-            self._check_open()
             batch, index = self._lanes[0].add(event, 0)
         await batch.wait()
         result = batch.results[index]
@@ -205,12 +206,12 @@ class Publisher:
             raise errors[0]
         raise ExceptionGroup(f"{len(errors)} of {total} events were not published", errors)
 
-    def publish_nowait(self, event: Event, **envelope: Any) -> None:
+    def publish_nowait(self, event: Event, expires_on: float | None = None) -> None:
         """Hand the event over and return at once. Raises BufferFull when `buffer_bytes` are waiting already.
 
         A failure later on is counted in `statistics().failed`.
         """
-        item = self.codec.encode(event, **envelope)
+        item = self.codec.encode(event, expires_on=expires_on)
         if self._bytes + len(item.data) > self._limit:
             raise BufferFull(
                 f"{self._bytes:,} bytes of events wait for the server, the limit is {self._limit:,}: "
@@ -218,16 +219,9 @@ class Publisher:
             )
         self._add(item)
 
-    def add_encoded(self, item: Outgoing) -> None:
-        """Queue an event that is encoded already (the bus's own events)."""
-        self._add(item)
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise BufferFull("the bus is closed: nothing more can be published on it")
-
     def _add(self, item: Outgoing) -> tuple[_Batch, int]:
-        self._check_open()
+        if self._closed:
+            raise BufferFull(_CLOSED)
         size = len(item.data)
         self._bytes += size
         return self._lanes[partition_of(item.key, self._partitions)].add(item, size)
