@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
 from math import log10
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from canvasbus import clock
 from canvasbus.cli.outcome import Line, summary_lines
@@ -19,9 +19,6 @@ from canvasbus.cli.story import LEVEL, STRONGEST, Level, Node, Note, Row, Story,
 from canvasbus.cli.world import LABELS_LATE, WINDOWS, phase_of
 from canvasbus.operate.entry import Entry, view
 from canvasbus.wire.codec import Codec
-
-if TYPE_CHECKING:
-    from canvasbus.cli.demo import Show
 
 LEAST_WIDTH, LEAST_HEIGHT = 80, 24
 _AXIS = 6
@@ -39,8 +36,24 @@ _LEVELS: dict[Level, tuple[str, str]] = {
 }
 
 
+class Show(Protocol):
+    """How the story is told."""
+
+    def event(self, entry: Entry, note: Note | None) -> None:
+        """An event came; the note says what it means, where it means something."""
+
+    def window(self, number: int) -> None:
+        """All that this window caused has happened."""
+
+    def tick(self) -> None:
+        """Time to draw."""
+
+    def end(self, seconds: float) -> None:
+        """The story is over. Tell what came of it."""
+
+
 @contextmanager
-def show_for(out: Output, story: Story, *, where: str, processes: bool, seed: int) -> "Iterator[Show]":
+def show_for(out: Output, story: Story, *, where: str, processes: bool, seed: int) -> Iterator[Show]:
     """The form that fits the output."""
     if out.json:
         yield JsonLines(out, story)

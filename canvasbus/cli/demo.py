@@ -24,7 +24,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from canvasbus.cli.cast import Cast, Stage, gather
 from canvasbus.cli.output import Output
@@ -33,10 +33,10 @@ from canvasbus.errors import CanvasbusError, ConfigError
 if TYPE_CHECKING:
     from canvasbus import Event
     from canvasbus.bus import EventBus
-    from canvasbus.cli.story import Note, Story
+    from canvasbus.cli.board import Show
+    from canvasbus.cli.story import Story
     from canvasbus.cli.world import Images, Sample, Window, World
     from canvasbus.events import ArtifactRef
-    from canvasbus.operate.entry import Entry
     from canvasbus.transport.blocking import BlockingLink
     from canvasbus.transport.resp import Operation
     from canvasbus.transport.server import Server
@@ -48,22 +48,6 @@ STUCK = 60.0
 """Seconds without rest after which the demo gives up."""
 LOOK = 0.01
 """Seconds between two looks at the bus."""
-
-
-class Show(Protocol):
-    """How the story is told."""
-
-    def event(self, entry: "Entry", note: "Note | None") -> None:
-        """An event came; the note says what it means, where it means something."""
-
-    def window(self, number: int) -> None:
-        """All that this window caused has happened."""
-
-    def tick(self) -> None:
-        """Time to draw."""
-
-    def end(self, seconds: float) -> None:
-        """The story is over. Tell what came of it."""
 
 
 def run(*, url: str | None = None, seed: int = 1, speed: float = 1.0, json: bool = False) -> int:
@@ -185,7 +169,7 @@ async def _play(stage: Stage, seed: int, speed: float, out: Output) -> int:
 class Director:
     """Publishes what happens in the world, and reads everything that is said on the bus."""
 
-    def __init__(self, bus: "EventBus", stage: Stage, world: "World", story: "Story", show: Show, cast: Cast) -> None:
+    def __init__(self, bus: "EventBus", stage: Stage, world: "World", story: "Story", show: "Show", cast: Cast) -> None:
         from canvasbus.contract.registry import registry
         from canvasbus.wire.codec import Codec
         from canvasbus.wire.keys import Keys
