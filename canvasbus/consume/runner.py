@@ -406,9 +406,8 @@ class _Incarnation:
             ),
             f"take over from {dead}",
         )
-        log.warning(
-            "a worker is dead; its entries run in quarantine", group=self.group, consumer=dead, entries=max(moved, 0)
-        )
+        if moved > 0:
+            log.warning("a worker is dead; its entries run in quarantine", group=self.group, consumer=dead, entries=moved)
         self._room.set()
 
     async def _run_taker(self) -> None:
