@@ -2,6 +2,8 @@
 
 import json
 import os
+import pty
+import re
 import signal
 import subprocess
 import sys
@@ -239,3 +241,26 @@ def _answers(url: str, namespace: str, count: int) -> list[tuple[int, int]]:
     finally:
         link.close()
     raise AssertionError(f"{len(rows)} of {count} answers after 30 s")
+
+
+def test_logs_are_readable_on_a_terminal(folder: Path, server_url: str, namespace: str) -> None:
+    """With a terminal as stderr the log is lines for people, not JSON."""
+    mine, its = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "canvasbus.cli.worker", "unit_workers:worker"],
+        cwd=folder,
+        stderr=its,
+        env=dict(os.environ)
+        | {"PYTHONPATH": str(folder), "CANVASBUS_URL": server_url, "CANVASBUS_NAMESPACE": namespace},
+    )
+    os.close(its)
+    said = b""
+    try:
+        while b"worker joined" not in said:
+            said += os.read(mine, 4096)
+    finally:
+        process.terminate()
+        process.wait(20)
+        os.close(mine)
+    line = re.sub(rb"\x1b\[[0-9;]*m", b"", said).decode()
+    assert "[info" in line and "group=unit" in line and "{" not in line
