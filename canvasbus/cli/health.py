@@ -53,7 +53,10 @@ async def _answer(bus: EventBus, head: bytes) -> bytes:
     if path == b"/livez":
         alive = bus.progressing
         return _response(200 if alive else 503, {"alive": alive})
-    problems = [f"worker {s.group} is {s.state}" for s in bus.statistics() if s.state != "running"]
+    states = bus.statistics()
+    problems = [f"worker {s.group} is {s.state}" for s in states if s.state != "running"]
+    if not states:
+        problems.append("no worker has started")  # the probes are served before the bus is open
     try:
         with trio.fail_after(2):
             await bus.link.call("PING")

@@ -25,6 +25,8 @@ RESTART_FIRST = 1.0
 RESTART_MOST = 30.0
 STEADY_SECONDS = 60.0
 """A process that lived so long starts with the first pause again."""
+WAITING_SAID_EVERY = 60.0
+HIGHEST_PORT = 65535
 
 log = get_logger("canvasbus.supervisor")
 
@@ -54,6 +56,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if options.processes < 1:
             raise ConfigError(f"--processes {options.processes}: there is at least one")
+        if options.health_port is not None:
+            _check_ports(options.health_port, options.processes)
         if options.processes > 1:
             return _supervise(options)
         if options.supervised_by is not None:
@@ -63,6 +67,14 @@ def main(argv: list[str] | None = None) -> int:
         return _fail(error, 2)
     except CanvasbusError as error:
         return _fail(error, 1)
+
+
+def _check_ports(first: int, processes: int) -> None:
+    # The system would take the lower 16 bits of a larger number, and listen where nobody asks.
+    last = first + processes - 1
+    if first < 1 or last > HIGHEST_PORT:
+        needs = f"; {processes} processes need the ports up to {last}" if processes > 1 else ""
+        raise ConfigError(f"--health-port {first}: a port lies between 1 and {HIGHEST_PORT}{needs}")
 
 
 def _fail(error: Exception, exit_code: int) -> int:
@@ -137,7 +149,7 @@ async def _serve(workers: tuple[Any, ...], url: str, settings: Any, host: str, p
     from canvasbus.cli.health import serve_health
     from canvasbus.worker import tune_collector, until_signal
 
-    async with EventBus(
+    bus = EventBus(
         url,
         source=settings.source,
         namespace=settings.namespace,
@@ -146,15 +158,45 @@ async def _serve(workers: tuple[Any, ...], url: str, settings: Any, host: str, p
         buffer_bytes=settings.buffer_bytes,
         grace=settings.grace,
         connect_timeout=float("inf"),
-    ) as bus:
-        for worker in workers:
-            bus.add(worker)
-        async with until_signal(), trio.open_nursery() as nursery:
-            if port is not None:
-                await nursery.start(serve_health, bus, host, port)
-            await bus.wait_ready()
-            tune_collector()
-            await trio.sleep_forever()
+    )
+    for worker in workers:
+        bus.add(worker)
+    async with trio.open_nursery() as probes:
+        if port is not None:
+            await probes.start(serve_health, bus, host, port)
+        # Entering the bus waits for the server, too, but neither signals nor this program's log would be served there.
+        reached = False
+        async with until_signal():
+            await _reach(url)
+            reached = True
+        if reached:
+            async with bus, until_signal():
+                await bus.wait_ready()
+                tune_collector()
+                await trio.sleep_forever()
+        probes.cancel_scope.cancel()
+
+
+async def _reach(url: str) -> None:
+    """Wait for the server, and say so once a minute. Raises TransportError when it refuses."""
+    import trio
+
+    from canvasbus.errors import Unavailable
+    from canvasbus.transport.connect import open_server
+
+    server = open_server(url)
+    said = float("-inf")
+    while True:
+        try:
+            connection = await server.connect()
+        except Unavailable as error:
+            if trio.current_time() - said >= WAITING_SAID_EVERY:
+                said = trio.current_time()
+                get_logger("canvasbus.worker").warning("starting waits for the server", error=str(error))
+            await trio.sleep(0.2)
+        else:
+            await connection.aclose()
+            return
 
 
 # --- several processes ------------------------------------------------------------------------------------------------

@@ -402,8 +402,8 @@ def from_json(
     if declared is None:
         import difflib
 
-        near = difflib.get_close_matches(type_name, known.names(), n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else "; is the module that declares it imported?"
+        near = difflib.get_close_matches(type_name, known.names(), n=1, cutoff=0.75)
+        hint = f"; did you mean {near[0]!r}?" if near else "; is the module that declares it imported (--module)?"
         raise EncodeError(f"unknown event type {type_name!r}{f' v{version}' if version else ''}{hint}")
     surplus = sorted(set(outer) - set(declared.cls.__struct_encode_fields__)) if isinstance(outer, dict) else []
     if surplus:

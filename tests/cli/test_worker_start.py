@@ -1,0 +1,125 @@
+"""canvasbus-worker while it starts: a server that is not there yet, ports that do not exist, signals meanwhile."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from servers import ServerProcess, free_port
+
+from canvasbus.cli.worker import main
+
+MODULE = """
+from canvasbus import Event, event
+from canvasbus.worker import Worker
+
+@event("early.asked")
+class Asked(Event):
+    number: int
+
+worker = Worker("early")
+
+@worker.on(Asked)
+async def on_asked(event: Asked) -> None: ...
+"""
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Start canvasbus-worker as a process."""
+    (tmp_path / "early_workers.py").write_text(MODULE)
+    started: list[subprocess.Popen[str]] = []
+
+    def run(*arguments: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "canvasbus.cli.worker", "early_workers:worker", *arguments],
+            cwd=tmp_path,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=dict(os.environ) | {"PYTHONPATH": str(tmp_path)},
+        )
+        started.append(process)
+        return process
+
+    yield run
+    for process in started:
+        process.terminate()
+        process.communicate(timeout=20)
+
+
+def logged(process: subprocess.Popen[str], event: str) -> dict[str, Any]:
+    """Read the program's log until it says `event`."""
+    assert process.stderr is not None
+    for line in process.stderr:
+        entry = json.loads(line)
+        if entry["event"] == event:
+            return dict(entry)
+    raise AssertionError(f"the program ended without saying {event!r}")
+
+
+def get(port: int, path: str) -> tuple[int, dict[str, Any]]:
+    """GET a probe; status and body."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as response:
+            return response.status, json.load(response)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, json.load(error)
+
+
+def test_a_missing_server_is_said_and_probed(start: Callable[..., Any]) -> None:
+    """Before its server is there the program says what it waits for, lives, is not ready, and leaves with 0."""
+    port = free_port()
+    process = start("--url", f"redis://127.0.0.1:{free_port()}", "--health-port", str(port))
+
+    said = logged(process, "starting waits for the server")
+
+    assert "nobody listens there" in said["error"]
+    assert get(port, "/livez") == (200, {"alive": True})
+    status, body = get(port, "/readyz")
+    assert (status, body["ready"]) == (503, False)
+    assert "no worker has started" in body["problems"]
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == 0
+
+
+def test_it_joins_when_the_server_comes(
+    start: Callable[..., Any], make_server: Callable[..., ServerProcess], namespace: str
+) -> None:
+    """A server that comes later is joined, and the probes know."""
+    server = make_server()
+    server.kill()
+    port = free_port()
+    process = start("--url", server.url, "--namespace", namespace, "--health-port", str(port))
+    logged(process, "starting waits for the server")
+    get(port, "/readyz")
+
+    server.start()
+    logged(process, "worker joined")
+
+    assert get(port, "/readyz") == (200, {"ready": True, "problems": []})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--health-port", "99999"), "--health-port 99999: a port lies between 1 and 65535"),
+        (("--health-port", "0"), "--health-port 0: a port lies between 1 and 65535"),
+        (("--health-port", "65535", "--processes", "2"), "2 processes need the ports up to 65536"),
+    ],
+)
+def test_a_port_that_does_not_exist_is_bad_usage(
+    capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], says: str
+) -> None:
+    """Ports outside 1..65535 exit with 2 and one line, for every process of a supervisor."""
+    assert main(["early_workers:worker", "--url", "redis://127.0.0.1:1", *arguments]) == 2
+    said = capsys.readouterr().err
+    assert says in said
+    assert said.count("\n") == 1
