@@ -78,7 +78,7 @@ def run(context: Context, args: argparse.Namespace) -> int:
             left = None
     if not tail.topics and not args.types and not follows:
         out.note(f"no topics in {context.where}")
-    if not tail.topics and args.types:
+    if not tail.topics and args.types and not tail.problems:  # what cannot be read has been told
         known = link.run(_names(context))
         near = difflib.get_close_matches(args.types[0], known, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""

@@ -258,7 +258,10 @@ def _validator(declared: EventType) -> Callable[[bytes], object]:
 
 
 def _cannot(plan: _Plan, error: Exception) -> EncodeError:
-    return EncodeError(f"{plan.declared.name} v{plan.declared.version} cannot be published: {error}")
+    # A numpy or torch scalar is the slip of every first day, and msgspec names neither the field nor the way out.
+    foreign = "Encoding objects of type numpy." in str(error) or "Encoding objects of type torch." in str(error)
+    hint = ". Convert it where the event is made: float(x), int(x) or x.item()" if foreign else ""
+    return EncodeError(f"{plan.declared.name} v{plan.declared.version} cannot be published: {error}{hint}")
 
 
 def _too_large(plan: _Plan, data: bytes, limit: int) -> EncodeError:

@@ -213,6 +213,13 @@ def test_a_topic_that_is_no_stream_is_noted(run: Run, filled: Eyes) -> None:
     assert "topic bad.bad cannot be read" in ran.err and ran.err.count("\n") == 1
 
 
+def test_asking_for_a_topic_that_is_no_stream_suggests_nothing(run: Run, filled: Eyes) -> None:
+    """The one line says what is wrong with it; that nothing matches, or means the same name, is not said."""
+    filled.call("SET", filled.stream("bad.bad"), "text")
+    ran = run("tail", "--from", "0", "--type", "bad.bad")
+    assert "topic bad.bad cannot be read" in ran.err and ran.err.count("\n") == 1
+
+
 def test_nothing_there_is_said(run: Run, filled: Eyes, namespace: str) -> None:
     """No topics at all, and none that match: a note, exit code 0."""
     ran = run("tail", "--from", "0", "--type", "zzz.*")

@@ -269,6 +269,18 @@ def test_keys_have_one_spelling(made: Event, key: str) -> None:
     assert out.data == by_msgspec(codec, made, out.id, key)
 
 
+def test_a_numpy_scalar_is_refused_with_the_way_out() -> None:
+    """np.float64 is a float to Python, not to the wire: the error says what to write."""
+    numpy = pytest.importorskip("numpy")
+
+    @event("codec.numpy_scalar")
+    class Scored(Event):
+        score: float
+
+    with pytest.raises(EncodeError, match=r"numpy\.float64 is unsupported.*float\(x\)"):
+        Codec("s").encode(Scored(score=numpy.float64(0.5)))
+
+
 @pytest.mark.parametrize(
     "made",
     [
