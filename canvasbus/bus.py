@@ -86,6 +86,8 @@ class EventBus:
     # --- life ----------------------------------------------------------------------------------------------------
 
     async def __aenter__(self) -> Self:
+        if self._manager is not None:
+            raise ContractError("an EventBus lives once: make a new one for another `async with`")
         self._manager = trio.open_nursery()
         self._nursery = nursery = await self._manager.__aenter__()
         if self._server is None:
@@ -93,6 +95,7 @@ class EventBus:
         try:
             await nursery.start(self._shared.run_tasks)
             await self._agree()
+            self._publisher.open()
             nursery.start_soon(self._publish_until_closed)
             for worker in self._workers:
                 self._start(worker)

@@ -7,14 +7,15 @@ nothing. `publish_many` encodes the next chunk while the previous one is at the 
 """
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 
 import trio
 
 from canvasbus.contract.event import Event
-from canvasbus.errors import BufferFull, TransportError, Unavailable
+from canvasbus.errors import BufferFull, CanvasbusError, ContractError, TransportError, Unavailable
 from canvasbus.produce.fenced import FencedSender, Result
 from canvasbus.transport.link import Link
 from canvasbus.transport.server import Server
@@ -29,6 +30,7 @@ BUFFER_BYTES = 64 * 1024 * 1024
 """Encoded bytes that may wait for the server, by default."""
 
 _STORED = {bytes}
+_NOT_OPEN = "this bus has not been entered: publish inside `async with EventBus(...) as bus:`"
 _CLOSED = "the bus is closed: nothing more can be published on it"
 
 
@@ -144,7 +146,12 @@ class Publisher:
         self._bytes = 0
         self._room = trio.Event()
         self._failed = 0
-        self._closed = False
+        self._closed: Callable[[], CanvasbusError] | None = partial(ContractError, _NOT_OPEN)
+        """Makes what publishing raises; None while it is open."""
+
+    def open(self) -> None:
+        """Take events from now on; `run` must follow."""
+        self._closed = None
 
     async def publish(self, event: Event, expires_on: float | None = None) -> str:
         """Encode, send, and return the entry id once the server has the event.
@@ -156,8 +163,8 @@ class Publisher:
             await self._wait_for_room()
         if expires_on is not None or self._partitions > 1:  # which partition it is only encoding tells
             batch, index = self._add(self.codec.encode(event, expires_on=expires_on))
-        elif self._closed:
-            raise BufferFull(_CLOSED)
+        elif self._closed is not None:
+            raise self._closed()
         else:
             batch, index = self._lanes[0].add(event, 0)
         await batch.wait()
@@ -220,8 +227,8 @@ class Publisher:
         self._add(item)
 
     def _add(self, item: Outgoing) -> tuple[_Batch, int]:
-        if self._closed:
-            raise BufferFull(_CLOSED)
+        if self._closed is not None:
+            raise self._closed()
         size = len(item.data)
         self._bytes += size
         return self._lanes[partition_of(item.key, self._partitions)].add(item, size)
@@ -300,7 +307,7 @@ class Publisher:
 
     def close(self) -> None:
         """Take no more events; `run` sends what is queued and returns."""
-        self._closed = True
+        self._closed = partial(BufferFull, _CLOSED)
         for lane in self._lanes:
             lane.work.set()
 

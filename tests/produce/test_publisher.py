@@ -10,7 +10,7 @@ import trio
 from faulty import Fault, FaultyServer
 from studio import Eyes, PaintingFramed, PaintingMade, running
 
-from canvasbus import BufferFull, EncodeError, Event, Refused, Unavailable, event
+from canvasbus import BufferFull, ContractError, EncodeError, Event, Refused, Unavailable, event
 from canvasbus.bus import EventBus
 from canvasbus.transport.connect import open_server
 from canvasbus.wire.keys import Keys, partition_of
@@ -216,3 +216,24 @@ async def test_refused_after_a_lost_reply_is_not_a_plain_no(any_url: str, namesp
 
 def numbers(eyes: Eyes) -> list[int]:
     return [painting.number for painting in eyes.events("painting.made")]
+
+
+async def test_a_bus_is_entered_once_and_before_publishing(any_url: str, namespace: str) -> None:
+    """Publishing on a bus that was never entered, and entering one twice, are errors that say what to write."""
+    bus = EventBus(any_url, namespace=namespace)
+    with trio.fail_after(5):
+        with pytest.raises(ContractError, match="async with"):
+            await bus.publish(PaintingMade())
+        with pytest.raises(ContractError, match="async with"):
+            await bus.publish_many([PaintingMade()])
+        with pytest.raises(ContractError, match="async with"):
+            bus.publish_nowait(PaintingMade())
+        async with bus:
+            assert await bus.publish(PaintingMade())
+            with pytest.raises(ContractError, match="lives once"):
+                async with bus:
+                    pass
+            assert await bus.publish(PaintingMade())
+        with pytest.raises(ContractError, match="lives once"):
+            async with bus:
+                pass
