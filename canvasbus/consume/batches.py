@@ -12,7 +12,7 @@ from canvasbus import clock
 from canvasbus.consume.delivery import Delivery
 from canvasbus.consume.dispatch import Lane, log
 from canvasbus.consume.invoke import for_above
-from canvasbus.consume.policy import BatchFailure, Raised
+from canvasbus.consume.policy import BatchFailure, Raised, word_of
 from canvasbus.contract.event import Event, set_correlation
 
 
@@ -56,16 +56,23 @@ class BatchLane(Lane):
                 result = await self._call([d.event for d in batch], batch)
             if scope.cancelled_caught:
                 raise self._timed_out()
-            failures: dict[int, Exception] = {}
-        except BatchFailure as failure:
-            result, failures = failure.events, failure.failures
+            failures: dict[int, BaseException] = {}
         except BaseException as error:
             if above := for_above(error):
                 raise above
-            log.info("a batch failed; its events run one by one", group=self.group, handler=self.handler.name)
-            for delivery in batch:
-                await self._run_alone(delivery)
-            return
+            word = word_of(error)
+            if not isinstance(word, BatchFailure):
+                log.info("a batch failed; its events run one by one", group=self.group, handler=self.handler.name)
+                for delivery in batch:
+                    await self._run_alone(delivery)
+                return
+            result, failures = word.events, dict(word.failures)
+            if not failures.keys() <= set(range(len(batch))):
+                outside = ValueError(
+                    f"{self.handler.name} raised BatchFailure for the positions {sorted(failures)} of a batch of "
+                    f"{len(batch)}"
+                )
+                result, failures = None, dict.fromkeys(range(len(batch)), outside)
         finally:
             self._outside -= 1
         self.statistics.durations[int((clock.monotonic() - started) * 1e6).bit_length()] += 1
@@ -75,12 +82,17 @@ class BatchLane(Lane):
                 if not 0 <= position < len(batch):
                     raise ValueError
                 derived.setdefault(position, []).append(event)
-        except (TypeError, ValueError):
-            wrong = TypeError(
-                f"{self.handler.name} must return an iterable of (position, event), with positions from 0 to "
-                f"{len(batch) - 1}"
-            )
-            failures = dict.fromkeys(range(len(batch)), wrong)
+        except BaseException as error:  # what it returned may be a generator, with anything in it
+            if above := for_above(error):
+                raise above
+            failures = dict.fromkeys(range(len(batch)), error)
+            if isinstance(error, TypeError | ValueError):
+                wrong = TypeError(
+                    f"{self.handler.name} must return an iterable of (position, event), with positions from 0 to "
+                    f"{len(batch) - 1}"
+                )
+                wrong.__cause__ = error
+                failures = dict.fromkeys(range(len(batch)), wrong)
         for index, delivery in enumerate(batch):
             if index in failures:
                 self._ended(delivery, Raised(failures[index]))

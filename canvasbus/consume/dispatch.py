@@ -31,7 +31,7 @@ from canvasbus.consume.delivery import Delivery
 from canvasbus.consume.handlers import Handler
 from canvasbus.consume.invoke import for_above, invoker
 from canvasbus.consume.outcomes import Outcomes
-from canvasbus.consume.policy import BatchFailure, HandlerTimeout, Outcome, Raised, next_window
+from canvasbus.consume.policy import BatchFailure, HandlerTimeout, Outcome, Raised, RetryLater, next_window, word_of
 from canvasbus.contract.event import set_correlation
 from canvasbus.log import get_logger
 from canvasbus.wire.codec import Codec
@@ -173,12 +173,22 @@ class Lane:
 
     async def _run_slot(self, slot: _Slot) -> None:
         while True:
-            with slot.scope:
-                await self._work(slot)
+            left_open = False
+            try:
+                with slot.scope:
+                    await self._work(slot)
+            except RuntimeError as error:
+                # A handler entered a cancel scope and did not leave it (a dropped async generator does that); once that
+                # is cancelled it cancels whatever runs here. Leaving ours ends it, and trio says so.
+                if "scope stack corrupted" not in str(error):
+                    raise
+                left_open = True
+                log.error("a handler left a cancel scope open", group=self.group, handler=self.handler.name)
             delivery, slot.delivery = slot.delivery, None
-            slot.scope, slot.cut = trio.CancelScope(), False
+            cut, slot.scope, slot.cut = slot.cut, trio.CancelScope(), False
             if delivery is not None:
-                self._ended(delivery, Raised(self._timed_out()))
+                late = cut or not left_open  # else another run's scope cut this one short
+                self._ended(delivery, Raised(self._timed_out() if late else RetryLater(0)))
 
     async def _work(self, slot: _Slot) -> None:
         queue, lot = self._queue, self._lot
@@ -323,7 +333,8 @@ class Lane:
         except BaseException as error:
             if above := for_above(error):
                 raise above
-            self._ended(delivery, Raised(error.failures.get(0, error) if isinstance(error, BatchFailure) else error))
+            word = word_of(error)
+            self._ended(delivery, Raised(word.failures.get(0, error) if isinstance(word, BatchFailure) else error))
         finally:
             self._outside -= 1
             self._check_quiet()

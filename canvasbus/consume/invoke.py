@@ -1,5 +1,6 @@
 """Calling handlers: async or plain, with or without a context, one event or a list, as one kind of coroutine function."""
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -8,15 +9,20 @@ import trio
 from canvasbus.consume.context import Context
 from canvasbus.consume.handlers import Handler
 
-_ABOVE = (trio.Cancelled, KeyboardInterrupt, GeneratorExit)
+_ABOVE = (KeyboardInterrupt, GeneratorExit)
 
 
 def for_above(error: BaseException) -> BaseException | None:
     """What of an exception is not the handler's failure but meant for somebody above: cancellation and Ctrl-C. Out of
-    a group only that part is passed on, so that a handler which fails while it is cancelled does not end the worker."""
+    a group only that part is passed on, so that a handler which fails while it is cancelled does not end the worker.
+    A Cancelled that nobody waits for (kept from a scope that has ended) would end the program: it is a failure."""
+    kinds = (trio.Cancelled, *_ABOVE) if trio.current_effective_deadline() == -math.inf else _ABOVE
     if isinstance(error, BaseExceptionGroup):
-        return error.subgroup(_ABOVE)
-    return error if isinstance(error, _ABOVE) else None
+        try:
+            return error.subgroup(kinds)
+        except RecursionError:  # groups in groups in groups
+            return None
+    return error if isinstance(error, kinds) else None
 
 
 def invoker(handler: Handler, group: str) -> Callable[[Any, Any], Any]:

@@ -11,6 +11,7 @@ from typing import Any
 from canvasbus import clock, ids
 from canvasbus.consume.delivery import Delivery
 from canvasbus.consume.handlers import Handler
+from canvasbus.consume.invoke import for_above
 from canvasbus.consume.policy import Ack, DeadLetter, Outcome, Raised, Retry, Returned, decide
 from canvasbus.contract.bus_events import OWN_TYPES, HandlerFailed
 from canvasbus.contract.event import Event
@@ -64,9 +65,15 @@ class Outcomes:
             try:
                 outcome = Returned(_events(self._handler, result))
                 outgoing = self._derive(delivery, outcome.events)
-            except Exception as error:
+            except BaseException as error:  # what it returned may be a generator, with anything in it
+                if above := for_above(error):
+                    raise above
                 outcome = Raised(error)
-        verdict = decide(outcome, delivery.failures, self._handler.retry, self._random)
+        try:
+            verdict = decide(outcome, delivery.failures, self._handler.retry, self._random)
+        except Exception as error:  # an exception class of the handler's own that lacks what its base has
+            outcome = Raised(error)
+            verdict = decide(outcome, delivery.failures, self._handler.retry, self._random)
         match verdict:
             case Ack():
                 self.statistics.handled += 1
@@ -129,7 +136,7 @@ class Outcomes:
             handler="" if unread else self._handler.name,
             reason=reason,
             error=_said(error),
-            traceback="" if unread else _plain("".join(traceback.format_exception(error))[-8000:]),
+            traceback="" if unread else _traced(error),
             attempts=attempts,
             first_failure=delivery.first_failure or now,
             last_failure=now,
@@ -194,6 +201,14 @@ def _said(error: BaseException) -> str:
     except Exception:
         text = "(its text cannot be had: __str__ raises)"
     return _plain(f"{type(error).__name__}: {text}"[:500])
+
+
+def _traced(error: BaseException) -> str:
+    try:
+        text = "".join(traceback.format_exception(error))
+    except Exception as failure:  # a group of groups of groups
+        text = f"(the traceback cannot be had: {type(failure).__name__})"
+    return _plain(text[-8000:])
 
 
 def _plain(text: str) -> str:

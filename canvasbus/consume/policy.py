@@ -10,6 +10,7 @@ What counts as a failure is what a handler raised, or a worker that died while i
 quarantine lane. Being read, reclaimed or handed back never counts.
 """
 
+import math
 from dataclasses import dataclass
 from random import Random
 
@@ -27,14 +28,20 @@ class RetryLater(Exception):
     """Raised by a handler: not now. The event is handled again after `after` seconds; no attempt is counted."""
 
     def __init__(self, after: float, reason: str = "") -> None:
-        super().__init__(reason or f"again in {after:g} s")
-        self.after = after
+        self.after = float(after)  # a timedelta or the like fails here, in the handler's own traceback
+        if not math.isfinite(self.after):
+            raise ValueError(f"RetryLater(after={after!r}): a number of seconds is wanted")
+        super().__init__(reason or f"again in {self.after:g} s")
 
 
 class BatchFailure(Exception):
     """Raised by a batch handler: the events at these positions failed, the others are done."""
 
     def __init__(self, failures: dict[int, Exception], events: object = None) -> None:
+        if not isinstance(failures, dict) or not all(
+            isinstance(position, int) and isinstance(error, BaseException) for position, error in failures.items()
+        ):
+            raise TypeError("BatchFailure takes a dict of positions in the batch and exceptions")
         super().__init__(f"{len(failures)} events of the batch failed")
         self.failures = failures
         self.events = events
@@ -107,11 +114,19 @@ class DeadLetter(Struct, frozen=True):
 Verdict = Ack | Retry | DeadLetter
 
 
+def word_of(error: BaseException) -> BaseException:
+    """What a handler meant: a nursery wraps what is raised inside of it into a group of one."""
+    inner = error
+    while isinstance(inner, BaseExceptionGroup) and len(inner.exceptions) == 1:
+        inner = inner.exceptions[0]
+    return inner if isinstance(inner, Reject | RetryLater | BatchFailure) else error
+
+
 def decide(outcome: Outcome, failures: int, retry: Backoff, random: Random) -> Verdict:
     """The verdict on one delivery that had failed `failures` times before this outcome."""
     if isinstance(outcome, Returned):
         return Ack(outcome.events)
-    error = outcome.error
+    error = word_of(outcome.error)
     if isinstance(error, DecodeError):
         return DeadLetter(error.reason)
     if isinstance(error, Reject):

@@ -1,0 +1,190 @@
+"""Handlers that do what they should not: one event may suffer for it, never its neighbours or the worker."""
+
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+import pytest
+import trio
+from studio import Eyes, PaintingFramed, PaintingMade, quiet, running
+
+from canvasbus.transport.memory import MemoryServer
+from canvasbus.worker import Backoff, BatchFailure, Reject, RetryLater, Worker
+
+
+async def stale_cancellation() -> None:
+    """Raise a Cancelled that belongs to a scope which has ended."""
+    kept: list[BaseException] = []
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        try:
+            await trio.sleep_forever()
+        except trio.Cancelled as error:
+            kept.append(error)
+            raise
+    raise kept[0]
+
+
+async def leaked_scope() -> None:
+    """Leave a cancelled scope open, as an async generator does that yields inside of one and is dropped."""
+    scope = trio.CancelScope()
+    scope.__enter__()
+    scope.cancel()
+
+
+async def nested_group() -> None:
+    error: Exception = ValueError("innermost")
+    for _ in range(3000):
+        error = ExceptionGroup("deeper", [error])
+    raise error
+
+
+async def retry_at_no_time() -> None:
+    raise RetryLater(after=timedelta(seconds=3), reason="units mixed up")  # type: ignore[arg-type]
+
+
+async def retry_after_eternities() -> None:
+    raise RetryLater(after=10**400, reason="overflows a float")
+
+
+def exits() -> Iterator[PaintingFramed]:
+    yield PaintingFramed()
+    raise SystemExit(3)
+
+
+async def generator_that_exits() -> Any:
+    return exits()
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        stale_cancellation,
+        leaked_scope,
+        nested_group,
+        retry_at_no_time,
+        retry_after_eternities,
+        generator_that_exits,
+    ],
+    ids=lambda act: act.__name__,
+)
+@pytest.mark.parametrize("batch", [False, True], ids=["single", "batch"])
+async def test_what_one_run_does_stays_with_it(
+    memory: MemoryServer, namespace: str, eyes: Eyes, act: Any, batch: bool
+) -> None:
+    """The event that misbehaves is handled or given up; its neighbours are handled, and the worker lives."""
+    worker, seen = Worker("framers"), set[int]()
+    options: dict[str, Any] = {"retry": Backoff(attempts=1)}
+
+    async def one(event: PaintingMade) -> Any:
+        if event.number == 3:
+            return await act()
+        seen.add(event.number)
+        return None
+
+    async def many(events: list[PaintingMade]) -> Any:
+        if len(events) > 1:
+            raise ValueError("one by one, please")
+        for event in events:
+            result = await one(event)
+            if result is not None:
+                return ((0, derived) for derived in result)
+        return None
+
+    if batch:
+        worker.on_batch(PaintingMade, **options)(many)
+    else:
+        worker.on(PaintingMade, concurrency=2, **options)(one)
+
+    async with running(memory, worker, namespace=namespace) as bus:
+        await bus.publish_many([PaintingMade(number=n) for n in range(8)])
+        await quiet(eyes, timeout=60)
+        await trio.sleep(1)
+        await bus.publish(PaintingMade(number=8))
+        await quiet(eyes, timeout=60)
+    assert seen == set(range(9)) - {3}
+    # One run in a slot cannot be told from the next, so nobody is blamed for a scope left open; alone it can.
+    assert len(eyes.dead("framers")) == (batch or act is not leaked_scope)
+    assert eyes.count("painting.framed") == 0
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        lambda: BatchFailure({99: ValueError("outside")}),
+        lambda: BatchFailure({-1: ValueError("from the end")}),
+        lambda: BatchFailure({"0": ValueError("a text")}),  # type: ignore[dict-item]
+        lambda: BatchFailure({0: "no exception"}),  # type: ignore[dict-item]
+        lambda: BatchFailure([ValueError("a list")]),  # type: ignore[arg-type]
+    ],
+)
+async def test_a_batch_failure_that_names_no_event_is_no_success(
+    memory: MemoryServer, namespace: str, eyes: Eyes, failure: Any
+) -> None:
+    """Nothing is acknowledged as done that its handler did not say was done."""
+    worker = Worker("framers")
+
+    @worker.on_batch(PaintingMade, retry=Backoff(attempts=1))
+    async def frame(events: list[PaintingMade]) -> None:
+        raise failure()
+
+    async with running(memory, worker, namespace=namespace) as bus:
+        await bus.publish_many([PaintingMade(number=n) for n in range(3)])
+        await quiet(eyes, timeout=60)
+    assert len(eyes.dead("framers")) == 3
+    assert "BatchFailure" in eyes.dead("framers")[0].error
+
+
+async def test_a_batch_whose_results_cannot_be_read_has_failed(
+    memory: MemoryServer, namespace: str, eyes: Eyes
+) -> None:
+    """A generator that raises in the middle of what a batch handler returned: nothing of it is published by halves."""
+    worker, runs = Worker("framers"), 0
+
+    @worker.on_batch(PaintingMade, retry=Backoff(attempts=2))
+    async def frame(events: list[PaintingMade]) -> Any:
+        nonlocal runs
+        runs += 1
+        names: dict[int, str] = {} if runs == 1 else dict.fromkeys(range(3), "x")
+        return ((i, PaintingFramed(number=event.number, title=names[event.number])) for i, event in enumerate(events))
+
+    async with running(memory, worker, namespace=namespace) as bus:
+        await bus.publish_many([PaintingMade(number=n) for n in range(3)])
+        await quiet(eyes, timeout=60)
+    assert sorted(e.number for e in eyes.events("painting.framed")) == [0, 1, 2]
+    assert eyes.dead("framers") == []
+
+
+@pytest.mark.parametrize("batch", [False, True], ids=["single", "batch"])
+async def test_a_handlers_word_is_heard_out_of_a_nursery(
+    memory: MemoryServer, namespace: str, eyes: Eyes, batch: bool
+) -> None:
+    """A nursery wraps what is raised inside it into a group: Reject, RetryLater and BatchFailure mean the same there."""
+    worker, runs = Worker("framers"), list[int]()
+
+    async def say(error: Exception) -> None:
+        async with trio.open_nursery():
+            raise error
+
+    async def one(event: PaintingMade) -> None:
+        runs.append(event.number)
+        if event.number == 0:
+            await say(Reject("never"))
+        if event.number == 1 and runs.count(1) < 5:
+            await say(RetryLater(after=3))
+
+    async def many(events: list[PaintingMade]) -> None:
+        runs.extend(event.number for event in events)
+        rejected = {i: Reject("never") for i, event in enumerate(events) if event.number == 0}
+        await say(BatchFailure(rejected))  # type: ignore[arg-type]
+
+    if batch:
+        worker.on_batch(PaintingMade, retry=Backoff(attempts=2))(many)
+    else:
+        worker.on(PaintingMade, retry=Backoff(attempts=2))(one)
+    async with running(memory, worker, namespace=namespace) as bus:
+        await bus.publish_many([PaintingMade(number=n) for n in range(3)])
+        await quiet(eyes, timeout=100)
+    (letter,) = eyes.dead("framers")
+    assert (letter.reason, letter.attempts) == ("rejected", 1)
+    assert sorted(runs) == ([0, 1, 2] if batch else [0, 1, 1, 1, 1, 1, 2])
