@@ -33,6 +33,9 @@ BEAT_SECONDS = 1.0
 DEAD_SECONDS = 5.0
 """A consumer whose count stands still for so long is dead."""
 
+BLOCKED_SECONDS = 3.0
+"""A loop that makes no progress for so long is told: some handler waits without giving way to the others."""
+
 MAX_BLOCK_SECONDS = 60.0
 """A loop that makes no progress for so long stops the beat: the worker is stuck, and others shall have its work."""
 
@@ -107,6 +110,7 @@ class Heart:
         progress: Progress,
         *,
         every: float = BEAT_SECONDS,
+        blocked: float = BLOCKED_SECONDS,
         max_block: float = MAX_BLOCK_SECONDS,
         on_stuck: Callable[[], None] | None = None,
     ) -> None:
@@ -117,23 +121,31 @@ class Heart:
         self._group = group
         self._progress = progress
         self._every = every
+        self._blocked = blocked
         self._max_block = max_block
         self._on_stuck = on_stuck
+        self._loop = 0
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
     def start_thread(self) -> None:
-        """Start beating from a thread."""
+        """Start beating from a thread. Call it in the thread of the loop that is watched."""
         self._progress.mark()
+        self._loop = threading.get_ident()
         self._thread = threading.Thread(target=self._run, name=f"canvasbus-heart-{self._group}", daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
         link = BlockingLink(self._server, timeout=2.0)
+        told = False
         while not self._stop.wait(self._every if self.beats else 0):
-            if clock.monotonic() - self._progress.at > self._max_block:
+            silent = clock.monotonic() - self._progress.at
+            if silent > self._max_block:
                 self._stuck()
                 return
+            if silent > self._blocked and not told:
+                self._tell_blocked(silent)
+            told = silent > self._blocked
             try:
                 replies = link.request(self._packet)
                 if not any(isinstance(r, ReplyError) for r in replies):
@@ -142,14 +154,25 @@ class Heart:
                 self._stop.wait(self._every)
         link.close()
 
+    def _tell_blocked(self, seconds: float) -> None:
+        log.warning(
+            "a handler blocks the loop: nothing else runs, timeouts included. Make it a plain function (those run in "
+            "threads), or await trio.to_thread.run_sync",
+            group=self._group,
+            seconds=round(seconds, 1),
+            stack=self._stack(),
+        )
+
+    def _stack(self) -> str:
+        frame = sys._current_frames().get(self._loop)
+        return "".join(traceback.format_stack(frame)[-8:]) if frame else ""
+
     def _stuck(self) -> None:
-        frames = sys._current_frames()
-        main = frames.get(threading.main_thread().ident or 0)
         log.critical(
             "the worker's loop has made no progress; its heartbeat stops and others take over its events",
             group=self._group,
             seconds=self._max_block,
-            stack="".join(traceback.format_stack(main)) if main else "",
+            stack=self._stack(),
         )
         if self._on_stuck:
             self._on_stuck()

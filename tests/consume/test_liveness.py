@@ -1,9 +1,12 @@
 """Who counts as dead. The watcher is pure, so these are tables of looks: (time, counts seen) and the verdict."""
 
 import threading
+import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
+import structlog.testing
 import trio
 import trio.testing
 from waiting import until
@@ -159,6 +162,33 @@ async def test_a_heart_stops_when_the_loop_is_stuck_for_too_long() -> None:
     heart.join(5)
     count = beats_of(server, keys)
     assert count == heart.beats
+
+
+async def test_a_blocked_loop_is_told_with_its_stack() -> None:
+    """A handler that does not give way is named by the stack in one warning, and once more when it happens again."""
+    progress = Progress()
+    heart = Heart(MemoryServer(), [Keys()], "g", "me", progress, every=0.002, blocked=0.05)
+    with structlog.testing.capture_logs() as logs:
+        heart.start_thread()
+        for times in (1, 2):
+            wait_stubbornly(lambda times=times: len(logs) == times)
+            beats = heart.beats
+            wait_stubbornly(lambda beats=beats: heart.beats > beats + 10)
+            progress.mark()
+            beats = heart.beats
+            wait_stubbornly(lambda beats=beats: heart.beats > beats + 2)
+        heart.stop()
+        heart.join(5)
+    assert [log["log_level"] for log in logs][:2] == ["warning", "warning"]
+    assert "blocks the loop" in logs[0]["event"] and "wait_stubbornly" in logs[0]["stack"]
+
+
+def wait_stubbornly(condition: Callable[[], bool]) -> None:
+    """Wait as a bad handler does: in the loop's thread, without an await."""
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
 
 
 async def test_a_heart_survives_an_outage() -> None:
