@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class Topic:
     """One stream that this worker reads: what it holds of it and what is to be acknowledged."""
 
-    __slots__ = ("acks", "cursor", "event_type", "held", "lane", "settler", "stream")
+    __slots__ = ("acks", "cursor", "event_type", "held", "lane", "settler", "stream", "suspects")
 
     def __init__(self, event_type: str, stream: bytes, lane: "Lane", settler: "Settler") -> None:
         self.event_type = event_type
@@ -30,6 +30,8 @@ class Topic:
         """The last entry id known to be delivered to the group: where it is made anew when it is lost."""
         self.held: set[bytes] = set()
         """Entry ids that are pending under our name and in our hands."""
+        self.suspects: dict[bytes, Delivery] = {}
+        """Those of them whose last owner died, by entry id."""
         self.acks: list[bytes] = []
         """Entry ids that are done, emit nothing and wait for the next XACK."""
 

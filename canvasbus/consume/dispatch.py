@@ -349,6 +349,7 @@ class Lane:
             heapq.heappush(self._waiting, (trio.current_time() + after, next(self._order), delivery))
             self._timer.set()
             self._on_room()
+            self._check_quiet()
 
     def refused(self, delivery: Delivery, error: Exception) -> None:
         """The server will not take what the handler returned: the run has failed."""

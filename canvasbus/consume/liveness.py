@@ -137,12 +137,15 @@ class Heart:
 
     def _run(self) -> None:
         link = BlockingLink(self._server, timeout=2.0)
-        told = False
+        told = stuck = False
         while not self._stop.wait(self._every if self.beats else 0):
             silent = clock.monotonic() - self._progress.at
             if silent > self._max_block:
-                self._stuck()
-                return
+                if not stuck:
+                    self._stuck()
+                stuck = True
+                continue  # a loop that gets free again is alive again: silent, it could not judge others either
+            stuck = False
             if silent > self._blocked and not told:
                 self._tell_blocked(silent)
             told = silent > self._blocked

@@ -20,7 +20,7 @@ import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
-from typing import Any
+from typing import Any, TypeVar
 
 import trio
 
@@ -35,7 +35,7 @@ from canvasbus.contract.event import Event
 from canvasbus.errors import ContractError, Refused, TransportError
 from canvasbus.log import get_logger
 from canvasbus.transport.link import Link, SharedLink
-from canvasbus.transport.resp import ReplyError, check, command, commands
+from canvasbus.transport.resp import ReplyError, check, command, commands, pairs
 from canvasbus.transport.scripts import REAP, RELEASE
 from canvasbus.transport.server import Server
 from canvasbus.wire.codec import Codec
@@ -55,6 +55,8 @@ TAKE_AT_ONCE = 100
 SUSPECTS_AT_ONCE = 16
 SCAN_EVERY = 30  # sweeps between two searches for streams that a foreign writer made
 AUDIT_EVERY = 30  # sweeps between two looks for entries that are ours without our knowing
+
+T = TypeVar("T")
 
 log = get_logger("canvasbus.worker")
 
@@ -218,6 +220,7 @@ class _Incarnation:
         self._heart = Heart(runner._server, runner._keys, self.group, self.consumer, self.progress)
         self._sweeps = 0
         self._unusable: set[str] = set()
+        self._others: dict[int, list[bytes]] = {}
 
     def _on_room(self) -> None:
         self._room.set()
@@ -263,7 +266,15 @@ class _Incarnation:
             await _first(self._fenced, runner._stop)
             if not self._fenced.is_set():
                 runner.state = "draining"
-                await self._drain(readers)
+                async with trio.open_nursery() as leaving:
+
+                    async def give_up() -> None:
+                        await self._fenced.wait()  # nothing that still runs could be committed
+                        leaving.cancel_scope.cancel()
+
+                    leaving.start_soon(give_up)
+                    await self._drain(readers)
+                    leaving.cancel_scope.cancel()
             nursery.cancel_scope.cancel()
 
     def _topics(self) -> list[str]:
@@ -362,27 +373,46 @@ class _Incarnation:
         await subscription.save_cursors()
         if self._sweeps % AUDIT_EVERY == AUDIT_EVERY - 1:
             subscription.audit_soon()
+            settler = self.settlers[self.subscriptions.index(subscription)]
+            if settler.fence:  # it must not be forgotten while we live: without it nothing of ours would be taken
+                await self._shared.call("EXPIRE", subscription.keys.fence(self.consumer), FENCE_SECONDS)
         keys = subscription.keys
         streams = list(subscription.topics)
         flat = check(await self._shared.call("HGETALL", keys.beats(self.group)), "look at heartbeats")
-        beats = {flat[i].decode("utf-8", "replace"): int(flat[i + 1]) for i in range(0, len(flat), 2)}
+        beats = {_name(flat[i]): _count(flat[i + 1]) for i in range(0, len(flat), 2)}
         # Everybody watches, so that the next reaper has seen enough when the lease of a dead one ends.
         reaper = await self._hold_lease(keys)
-        owners = await self._owners(streams) if reaper else set()
+        if reaper and self._sweeps % AUDIT_EVERY == 0:
+            self._others[keys.partition] = await self._other_streams(subscription)
+        owners = await self._owners(streams + self._others.get(keys.partition, [])) if reaper else set()
         now = clock.monotonic() if self.runner._server.shared else trio.current_time()
         dead = watcher.judge(now, beats, owners)
-        if reaper:
+        if reaper and dead:
+            others = self._others[keys.partition] = await self._other_streams(subscription)
             for name in dead:
-                await self._reap(keys, streams, name)
+                await self._reap(keys, streams + others, name)
+
+    async def _other_streams(self, subscription: Subscription) -> list[bytes]:
+        """Streams of the group that this worker does not read: those of another version of it, which knows more types,
+        and whose dead are ours to find as well."""
+        keys, found = subscription.keys, list[bytes]()
+        names = check(await self._shared.call("SMEMBERS", keys.topics), "look for topics")
+        streams = {keys.stream(name.decode("utf-8", "replace")) for name in names} - subscription.topics.keys()
+        for asked in _chunks(sorted(streams)):
+            replies = await self._shared.request(commands(*(("XINFO", "GROUPS", stream) for stream in asked)))
+            for stream, reply in zip(asked, replies, strict=True):
+                if not isinstance(reply, ReplyError) and self.group.encode() in [pairs(row)[b"name"] for row in reply]:
+                    found.append(stream)
+        return found
 
     async def _owners(self, streams: list[bytes]) -> set[str]:
         """All consumers of the group, without the pools."""
         found: set[str] = set()
-        if not streams:
-            return found
-        for reply in await self._shared.request(commands(*(("XINFO", "CONSUMERS", s, self.group) for s in streams))):
-            if not isinstance(reply, ReplyError):
-                found |= {row[1].decode("utf-8", "replace") for row in reply}
+        for asked in _chunks(streams):
+            packet = commands(*(("XINFO", "CONSUMERS", stream, self.group) for stream in asked))
+            for reply in await self._shared.request(packet):
+                if not isinstance(reply, ReplyError):
+                    found |= {_name(row[1]) for row in reply}
         return {name for name in found if not name.startswith("~")}
 
     async def _hold_lease(self, keys: Keys) -> bool:
@@ -400,14 +430,19 @@ class _Incarnation:
         moved = check(
             await self._shared.run(
                 REAP.call(
-                    [keys.fence(dead), keys.beats(self.group), *streams],
-                    [self.group, dead, SUSPECT_POOL, REAP_AT_ONCE, FENCE_SECONDS],
+                    [keys.fence(_plain(dead)), keys.beats(self.group), *streams],
+                    [self.group, dead.encode("utf-8", "surrogateescape"), SUSPECT_POOL, REAP_AT_ONCE, FENCE_SECONDS],
                 )
             ),
-            f"take over from {dead}",
+            f"take over from {_plain(dead)}",
         )
         if moved > 0:
-            log.warning("a worker is dead; its entries run in quarantine", group=self.group, consumer=dead, entries=moved)
+            log.warning(
+                "a worker is dead; its entries run in quarantine",
+                group=self.group,
+                consumer=_plain(dead),
+                entries=moved,
+            )
         self._room.set()
 
     async def _run_taker(self) -> None:
@@ -445,6 +480,7 @@ class _Incarnation:
 
     async def _drain(self, readers: list[trio.Event]) -> None:
         grace = self.runner._grace
+        deadline = trio.current_time() + grace
         for subscription in self.subscriptions:
             subscription.stop()
         with trio.move_on_after(max(grace, 2.0)):
@@ -465,7 +501,7 @@ class _Incarnation:
                     delivery.topic.held.discard(delivery.entry_id)
             except TransportError:
                 pass  # tried once more at the very end
-        with trio.move_on_after(grace) as scope:
+        with trio.move_on_at(deadline) as scope:
             for lane in self.lanes:
                 await lane.wait_quiet()
         if scope.cancelled_caught:
@@ -494,17 +530,46 @@ class _Incarnation:
     async def _release(self, link: Link | SharedLink, entries: list[tuple[bytes, bytes]], *, leave: bool) -> None:
         for subscription, settler in zip(self.subscriptions, self.settlers, strict=True):
             streams = list(subscription.topics)
-            mine = [(streams.index(s) + 3, i) for s, i in entries if s in subscription.topics]
-            if not mine and not leave:
+            place = {stream: index + 3 for index, stream in enumerate(streams)}
+            free: list[tuple[bytes | str | int, ...]] = []
+            suspects: list[tuple[bytes | str | int, ...]] = []
+            for stream, entry_id in entries:
+                if stream in place:
+                    # A suspect stays one. Its attempt was written before it began, and cutting it short was our doing.
+                    suspect = subscription.topics[stream].suspects.get(entry_id)
+                    if suspect is None:
+                        free.append((place[stream], entry_id, ""))
+                    else:
+                        suspects.append((place[stream], entry_id, suspect.failures + 1))
+            if not free and not suspects and not leave:
                 continue
-            chunks = [mine[at : at + 500] for at in range(0, len(mine), 500)] or [[]]
-            for number, chunk in enumerate(chunks):
-                last = leave and number == len(chunks) - 1
-                args: list[Any] = [settler.fence, self.group, self.consumer, FREE_POOL, 1 if last else 0]
-                for index, entry_id in chunk:
-                    args += (index, entry_id)
+            calls = [(SUSPECT_POOL, chunk) for chunk in _chunks(suspects)]
+            calls += [(FREE_POOL, chunk) for chunk in _chunks(free)] or [(FREE_POOL, [])]
+            for number, (pool, chunk) in enumerate(calls):
+                last = leave and number == len(calls) - 1
+                args: list[Any] = [settler.fence, self.group, self.consumer, pool, 1 if last else 0]
+                for entry in chunk:
+                    args += entry
                 keys = [subscription.keys.fence(self.consumer), subscription.keys.beats(self.group), *streams]
                 check(await link.run(RELEASE.call(keys, args)), "hand back")
+
+
+def _chunks(items: list[T], size: int = 500) -> list[list[T]]:
+    return [items[at : at + size] for at in range(0, len(items), size)]
+
+
+def _name(consumer: bytes) -> str:
+    """The name of a consumer, be it ours or a stranger's."""
+    return consumer.decode("utf-8", "surrogateescape")
+
+
+def _plain(name: str) -> str:
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
+def _count(value: bytes) -> int:
+    """A count of heartbeats; what is none stands still, and is removed like one."""
+    return int(value) if value.isdigit() else -1
 
 
 def _escaped(pattern: bytes) -> bytes:

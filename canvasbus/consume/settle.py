@@ -2,7 +2,7 @@
 
 Theory of operation. Handlers finish, lanes hand over outcomes, and `poke` wakes the settler task. By the time it runs,
 a fast lane has finished its whole batch, so outcomes coalesce by themselves; while a commit is at the server the next
-outcomes gather. Nothing waits for a slow sibling.
+outcomes gather. Nothing waits for a slow sibling, nor for one that the server has no memory for.
 
 Two ways to the server:
 
@@ -109,6 +109,7 @@ class Settler:
         self._known: set[str] = set()
         self._fresh: set[str] = set()
         self._work = trio.Event()
+        self._passing = False
 
     def watch(self, topic: Topic) -> None:
         """Take care of this topic's acknowledgements."""
@@ -178,7 +179,10 @@ class Settler:
         while self._commits:
             chunk: list[_Commit] = []
             size = 0
+            burial = self._commits[0].burial  # on their own: they pass where others wait for memory
             while self._commits and len(chunk) < COMMIT_ENTRIES and size < COMMIT_BYTES:
+                if self._commits[0].burial != burial:
+                    break
                 chunk.append(self._commits.popleft())
                 size += chunk[-1].size
             await self._commit(chunk)
@@ -208,6 +212,9 @@ class Settler:
         for topic, entry_ids in batches:
             self.statistics.acked += len(entry_ids)
             topic.held.difference_update(entry_ids)
+            if topic.suspects:
+                for entry_id in entry_ids:
+                    topic.suspects.pop(entry_id, None)
             topic.lane.settled(len(entry_ids))
 
     async def _commit(self, chunk: list[_Commit]) -> None:
@@ -236,11 +243,34 @@ class Settler:
             except Refused as error:
                 failure = error
             self.statistics.repeated += 1
-            await backoff.wait(failure)
+            refused = isinstance(failure, Unavailable) and not failure.ambiguous and not raise_fence
+            if refused and not self._passing and any(commit.payloads and not commit.burial for commit in chunk):
+                await self._let_pass(backoff.next(failure))
+            else:
+                await backoff.wait(failure)
         if reply == b"FENCED":
             self._on_fenced()
             await trio.sleep_forever()
         self._finish(chunk, reply)
+
+    async def _let_pass(self, seconds: float) -> None:
+        """While a commit waits for a server that is there (it has no memory, say), settle what needs none of that:
+        acknowledgements, attempts, and dead letters, which are what shows the trouble."""
+        self._passing = True
+        deadline = trio.current_time() + seconds
+        while trio.current_time() < deadline:
+            self._work = trio.Event()
+            topics = [topic for topic in self._topics if topic.acks]
+            if topics:
+                await self._acknowledge(topics)
+            light = [commit for commit in self._commits if commit.burial or not commit.payloads][:COMMIT_ENTRIES]
+            if light:
+                chosen = set(map(id, light))
+                self._commits = deque(commit for commit in self._commits if id(commit) not in chosen)
+                await self._commit(light)
+            with trio.move_on_at(deadline):
+                await self._work.wait()
+        self._passing = False
 
     async def _send(self, chunk: list[_Commit], look: bool) -> Reply:
         if self._fresh:  # new topics are announced before their first entry, so that globs find them
@@ -261,7 +291,7 @@ class Settler:
             if commit.attempts is not None:
                 args += ("try", 0, commit.attempts + 1)
             else:
-                args += ("ack", len(commit.payloads))
+                args += ("bury" if commit.burial else "ack", len(commit.payloads))
                 for stream, data in commit.payloads:
                     args += (index(stream), data)
         keys = [self._keys.fence(self.consumer), *streams]
@@ -318,6 +348,7 @@ class Settler:
                 statistics.derived += commit.derived
             topic = commit.delivery.topic
             topic.held.discard(commit.delivery.entry_id)
+            topic.suspects.pop(commit.delivery.entry_id, None)
             settled[topic.lane] = settled.get(topic.lane, 0) + 1
         for lane, count in settled.items():
             lane.settled(count)
@@ -335,9 +366,13 @@ class _Backoff:
         self._said = float("-inf")
 
     async def wait(self, failure: Exception | None) -> None:
+        await trio.sleep(self.next(failure))
+
+    def next(self, failure: Exception | None) -> float:
+        """The seconds to wait now."""
         now = trio.current_time()
         if now - self._said > 60:
             self._said = now
             log.warning("settling waits for the server", group=self._group, error=str(failure))
-        await trio.sleep(self._seconds)
-        self._seconds = min(self._seconds * 2, 2.0)
+        seconds, self._seconds = self._seconds, min(self._seconds * 2, 2.0)
+        return seconds

@@ -52,6 +52,8 @@ READ_COUNT = 500
 
 BLOCK_SECONDS = 1.0
 AUDIT_PAGE = 1000
+TOPICS_AT_ONCE = 500
+"""Questions about topics in one packet: one at a time, a thousand topics took longer than a sweep may."""
 
 log = get_logger("canvasbus.worker")
 
@@ -142,19 +144,18 @@ class Subscription:
 
     async def _group_cursor(self, stream: bytes) -> bytes | None:
         """The last entry id that was delivered to the group; None when it is not there."""
-        groups = await self._shared.call("XINFO", "GROUPS", stream)
-        if isinstance(groups, ReplyError):
-            return None
-        known = (pairs(group) for group in groups)
-        name = self._group.encode()
-        return next((bytes(group[b"last-delivered-id"]) for group in known if group[b"name"] == name), None)
+        return _cursor_of(await self._shared.call("XINFO", "GROUPS", stream), self._group.encode())
 
     async def save_cursors(self) -> None:
         """Remember how far the group has come, other workers included: there it goes on if it is lost."""
-        for topic in list(self.topics.values()):
-            cursor = await self._group_cursor(topic.stream)
-            if cursor is not None and _order(cursor) > _order(topic.cursor):
-                topic.cursor = cursor
+        topics, name = list(self.topics.values()), self._group.encode()
+        for at in range(0, len(topics), TOPICS_AT_ONCE):
+            asked = topics[at : at + TOPICS_AT_ONCE]
+            answers = await self._shared.request(commands(*(("XINFO", "GROUPS", topic.stream) for topic in asked)))
+            for topic, groups in zip(asked, answers, strict=True):
+                cursor = _cursor_of(groups, name)
+                if cursor is not None and _order(cursor) > _order(topic.cursor):
+                    topic.cursor = cursor
 
     async def _rejoin(self) -> None:
         """After NOGROUP: make the missing groups anew and tell about it."""
@@ -167,6 +168,7 @@ class Subscription:
                 continue
             self.statistics.recreated += 1
             topic.held.clear()
+            topic.suspects.clear()
             if not keeps:
                 topic.cursor = b"0-0"
             what = "the stream is another one: it is read from its start" if not keeps else f"it goes on after {start}"
@@ -434,11 +436,20 @@ class Subscription:
         delivery.suspect = suspect
         delivery.look = True
         topic.held.add(entry_id)
+        if suspect:
+            topic.suspects[entry_id] = delivery
         self.statistics.entries += 1
         topic.lane.feed([delivery])
 
     def __repr__(self) -> str:
         return f"<Subscription {self._group} {self.keys!r} {len(self.topics)} topics, {self.statistics}>"
+
+
+def _cursor_of(groups: Reply, name: bytes) -> bytes | None:
+    if isinstance(groups, ReplyError):
+        return None
+    known = (pairs(group) for group in groups)
+    return next((bytes(group[b"last-delivered-id"]) for group in known if group[b"name"] == name), None)
 
 
 def _order(entry_id: bytes) -> tuple[int, int]:

@@ -48,6 +48,7 @@ SETTLE: Final = Script(
 -- ARGV[1] fence value held; [2] group; [3] consumer; [4] 1: also look up every entry's owner; [5] number of outcomes;
 -- then for each outcome: index of its stream in KEYS, entry id, verb, n, and n times (index of a stream, bytes)
 --   verb "ack": append the n, acknowledge     verb "try": write RETRYCOUNT = the one number that follows (n = 0)
+--   verb "bury": as "ack", also at maxmemory: a server refuses a script's first write only, and XACK it never refuses
 -- Returns FENCED, or for each outcome 1 (committed) or 0 (no longer ours: nothing was changed)
 local fence = redis.call('GET', KEYS[1]) or '0'
 if fence ~= ARGV[1] then return redis.status_reply('FENCED') end
@@ -64,7 +65,7 @@ for i = 1, tonumber(ARGV[5]) do
   local stream, id, verb, n = KEYS[tonumber(ARGV[at])], ARGV[at + 1], ARGV[at + 2], tonumber(ARGV[at + 3])
   at = at + 4
   local ours = true
-  if look then  -- pcall: a group that was lost must not end the batch half-way
+  if look or verb == 'try' then  -- XCLAIM takes from anybody. pcall: a lost group must not end the batch half-way
     local rows = redis.pcall('XPENDING', stream, group, id, id, 1, consumer)
     ours = not rows.err and #rows == 1
   end
@@ -74,6 +75,7 @@ for i = 1, tonumber(ARGV[5]) do
     end
     at = at + 1
   else
+    if verb == 'bury' then redis.pcall('XACK', stream, group, '0-0') end
     for j = 1, n do
       if ours then
         redis.call('XADD', KEYS[tonumber(ARGV[at])], '*', 'e', ARGV[at + 1])
@@ -171,17 +173,21 @@ RELEASE: Final = Script(
 -- Hand entries back to a pool, then leave the group where we own nothing more.
 -- KEYS[1] our fence; KEYS[2] heartbeats; KEYS[3..] streams
 -- ARGV[1] fence value held; [2] group; [3] consumer; [4] pool; [5] 1: also leave
--- then (index of the stream in KEYS, entry id)...
+-- then (index of the stream in KEYS, entry id, delivery count to write or "")...
 -- Returns FENCED, or the number of entries handed back
 local fence = redis.call('GET', KEYS[1]) or '0'
 if fence ~= ARGV[1] then return redis.status_reply('FENCED') end
 local group, consumer, pool = ARGV[2], ARGV[3], ARGV[4]
 local moved = 0
-for at = 6, #ARGV, 2 do
-  local stream, id = KEYS[tonumber(ARGV[at])], ARGV[at + 1]
+for at = 6, #ARGV, 3 do
+  local stream, id, tries = KEYS[tonumber(ARGV[at])], ARGV[at + 1], ARGV[at + 2]
   local rows = redis.pcall('XPENDING', stream, group, id, id, 1, consumer)
   if not rows.err and #rows == 1 then
-    redis.call('XCLAIM', stream, group, pool, 0, id, 'JUSTID')
+    if tries == '' then
+      redis.call('XCLAIM', stream, group, pool, 0, id, 'JUSTID')
+    else
+      redis.call('XCLAIM', stream, group, pool, 0, id, 'RETRYCOUNT', tries, 'JUSTID')
+    end
     moved = moved + 1
   end
 end

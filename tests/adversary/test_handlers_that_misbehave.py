@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import trio
 from studio import Eyes, PaintingFramed, PaintingMade, quiet, running
+from trio.abc import Clock
 
 from canvasbus.transport.memory import MemoryServer
 from canvasbus.worker import Backoff, BatchFailure, Reject, RetryLater, Worker
@@ -70,7 +71,7 @@ async def generator_that_exits() -> Any:
 )
 @pytest.mark.parametrize("batch", [False, True], ids=["single", "batch"])
 async def test_what_one_run_does_stays_with_it(
-    memory: MemoryServer, namespace: str, eyes: Eyes, act: Any, batch: bool
+    virtual: Clock, memory: MemoryServer, namespace: str, eyes: Eyes, act: Any, batch: bool
 ) -> None:
     """The event that misbehaves is handled or given up; its neighbours are handled, and the worker lives."""
     worker, seen = Worker("framers"), set[int]()
@@ -119,7 +120,7 @@ async def test_what_one_run_does_stays_with_it(
     ],
 )
 async def test_a_batch_failure_that_names_no_event_is_no_success(
-    memory: MemoryServer, namespace: str, eyes: Eyes, failure: Any
+    virtual: Clock, memory: MemoryServer, namespace: str, eyes: Eyes, failure: Any
 ) -> None:
     """Nothing is acknowledged as done that its handler did not say was done."""
     worker = Worker("framers")
@@ -136,7 +137,7 @@ async def test_a_batch_failure_that_names_no_event_is_no_success(
 
 
 async def test_a_batch_whose_results_cannot_be_read_has_failed(
-    memory: MemoryServer, namespace: str, eyes: Eyes
+    virtual: Clock, memory: MemoryServer, namespace: str, eyes: Eyes
 ) -> None:
     """A generator that raises in the middle of what a batch handler returned: nothing of it is published by halves."""
     worker, runs = Worker("framers"), 0
@@ -157,7 +158,7 @@ async def test_a_batch_whose_results_cannot_be_read_has_failed(
 
 @pytest.mark.parametrize("batch", [False, True], ids=["single", "batch"])
 async def test_a_handlers_word_is_heard_out_of_a_nursery(
-    memory: MemoryServer, namespace: str, eyes: Eyes, batch: bool
+    virtual: Clock, memory: MemoryServer, namespace: str, eyes: Eyes, batch: bool
 ) -> None:
     """A nursery wraps what is raised inside it into a group: Reject, RetryLater and BatchFailure mean the same there."""
     worker, runs = Worker("framers"), list[int]()

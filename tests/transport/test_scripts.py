@@ -62,7 +62,7 @@ class Bench:
         keys = [self.keys.fence(consumer), self.keys.beats(GROUP), self.stream, self.other]
         args: list[Any] = [fence, GROUP, consumer, FREE, leave]
         for entry in entries:
-            args += entry
+            args += (*entry, "")
         return self.link.run(RELEASE.call(keys, args))
 
     def consumers(self) -> set[str]:
