@@ -251,6 +251,9 @@ class Settler:
         if reply == b"FENCED":
             self._on_fenced()
             await trio.sleep_forever()
+        turned_down = [(commit, why) for commit, why in zip(chunk, reply, strict=True) if isinstance(why, bytes)]
+        for commit, why in turned_down:
+            await self._refused([commit], translate(ReplyError(why.decode("utf-8", "replace")), "settle"))
         self._finish(chunk, reply)
 
     async def _let_pass(self, seconds: float) -> None:
@@ -333,10 +336,12 @@ class Settler:
         elif commit.attempts is None:
             commit.delivery.topic.lane.refused(commit.delivery, failure)
 
-    def _finish(self, chunk: list[_Commit], reply: list[int]) -> None:
+    def _finish(self, chunk: list[_Commit], reply: list[int | bytes]) -> None:
         settled: dict[Lane, int] = {}  # told once per lane: being told makes a lane look for room
         statistics = self.statistics
         for commit, ours in zip(chunk, reply, strict=True):
+            if isinstance(ours, bytes):
+                continue
             if commit.done is not None:
                 commit.done.set()
             if not ours:

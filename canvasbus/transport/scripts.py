@@ -49,7 +49,7 @@ SETTLE: Final = Script(
 -- then for each outcome: index of its stream in KEYS, entry id, verb, n, and n times (index of a stream, bytes)
 --   verb "ack": append the n, acknowledge     verb "try": write RETRYCOUNT = the one number that follows (n = 0)
 --   verb "bury": as "ack", also at maxmemory: a server refuses a script's first write only, and XACK it never refuses
--- Returns FENCED, or for each outcome 1 (committed) or 0 (no longer ours: nothing was changed)
+-- Returns FENCED, or for each outcome 1 (committed), 0 (no longer ours: nothing was changed) or why it was refused
 local fence = redis.call('GET', KEYS[1]) or '0'
 if fence ~= ARGV[1] then return redis.status_reply('FENCED') end
 for i = 2, #KEYS do
@@ -60,7 +60,10 @@ for i = 2, #KEYS do
   end
 end
 local group, consumer, look = ARGV[2], ARGV[3], ARGV[4] == '1'
-local at, result, acks = 6, {}, {}
+if redis.acl_check_cmd and #KEYS > 1 and not redis.acl_check_cmd('XACK', KEYS[2], group, '0-0') then
+  return redis.error_reply("NOPERM the user may not run 'xack'")  -- found at the end, what was added would stay
+end
+local at, result, acks, wrote = 6, {}, {}, false
 for i = 1, tonumber(ARGV[5]) do
   local stream, id, verb, n = KEYS[tonumber(ARGV[at])], ARGV[at + 1], ARGV[at + 2], tonumber(ARGV[at + 3])
   at = at + 4
@@ -76,18 +79,27 @@ for i = 1, tonumber(ARGV[5]) do
     at = at + 1
   else
     if verb == 'bury' then redis.pcall('XACK', stream, group, '0-0') end
+    local added = {}
     for j = 1, n do
-      if ours then
-        redis.call('XADD', KEYS[tonumber(ARGV[at])], '*', 'e', ARGV[at + 1])
+      if ours == true then
+        local to = KEYS[tonumber(ARGV[at])]
+        local made = redis.pcall('XADD', to, '*', 'e', ARGV[at + 1])
+        if type(made) == 'table' and made.err then  -- rare: the stream has used up its ids
+          if not wrote then return redis.error_reply(made.err) end
+          for _, one in ipairs(added) do redis.call('XDEL', one[1], one[2]) end  -- nobody has seen them yet
+          ours = made.err
+        else
+          added[#added + 1], wrote = {to, made}, true
+        end
       end
       at = at + 2
     end
-    if ours then
+    if ours == true then
       acks[stream] = acks[stream] or {'XACK', stream, group}
       table.insert(acks[stream], id)
     end
   end
-  result[i] = ours and 1 or 0
+  if ours == true then result[i] = 1 elseif ours then result[i] = ours else result[i] = 0 end
 end
 for _, call in pairs(acks) do
   redis.call(unpack(call))
