@@ -35,7 +35,7 @@ from canvasbus.contract.event import Event
 from canvasbus.errors import ContractError, Refused, TransportError
 from canvasbus.log import get_logger
 from canvasbus.transport.link import Link, SharedLink
-from canvasbus.transport.resp import ReplyError, check, command, commands, pairs
+from canvasbus.transport.resp import ReplyError, check, code, command, commands, pairs, translate
 from canvasbus.transport.scripts import REAP, RELEASE
 from canvasbus.transport.server import Server
 from canvasbus.wire.codec import Codec
@@ -220,6 +220,7 @@ class _Incarnation:
         self._heart = Heart(runner._server, runner._keys, self.group, self.consumer, self.progress)
         self._sweeps = 0
         self._unusable: set[str] = set()
+        self._told: dict[str, float] = {}
         self._others: dict[int, list[bytes]] = {}
 
     def _on_room(self) -> None:
@@ -320,6 +321,38 @@ class _Incarnation:
             await self._discover(subscription, scan=True, from_start=bool(known))
         (reply,) = await self._shared.request(command("HSET", keys.groups, self.group, about))
         check(reply, f"join group {self.group!r}")
+        if self.runner._server.shared and subscription.topics:
+            await self._check_rights(keys, next(iter(subscription.topics)))
+
+    async def _check_rights(self, keys: Keys, stream: bytes) -> None:
+        """Raise Refused if the user lacks a command that is needed only when something goes wrong: without it a worker
+        would run well until the day on which nobody takes over from the dead. None of these changes anything."""
+        me, none, beats = self.consumer, keys.fence(self.consumer), keys.beats(self.group)
+        packet = commands(
+            ("XACK", stream, self.group, "0-0"),
+            ("XPENDING", stream, self.group),
+            ("XCLAIM", stream, self.group, me, 0, "0-0", "JUSTID"),
+            ("XRANGE", stream, "-", "-", "COUNT", 1),
+            ("XADD", none, "NOMKSTREAM", "*", "e", ""),
+            ("XINFO", "GROUPS", stream),
+            ("XINFO", "CONSUMERS", stream, self.group),
+            ("XGROUP", "DELCONSUMER", stream, self.group, me),
+            ("TYPE", none),
+            ("GET", none),
+            ("SET", none, "dead", "XX"),
+            ("EXPIRE", none, 1),
+            ("PEXPIRE", none, 1),
+            ("HINCRBY", beats, me, 0),
+            ("HGETALL", beats),
+            ("HDEL", beats, me),
+            ("SMEMBERS", keys.topics),
+            ("SCAN", 0, "COUNT", 1),
+            ("EVAL", "return 1", 0),
+            ("EVALSHA", "0" * 40, 0),
+        )
+        for reply in await self._shared.request(packet):
+            if isinstance(reply, ReplyError) and code(reply) == "NOPERM":
+                raise translate(reply, f"run worker {self.group!r}")
 
     async def _discover(self, subscription: Subscription, *, scan: bool, from_start: bool) -> None:
         """Subscribe to topics that a glob matches and that are not read yet."""
@@ -362,10 +395,17 @@ class _Incarnation:
             for subscription, watcher in zip(self.subscriptions, self._watchers, strict=True):
                 try:
                     await self._sweep(subscription, watcher)
-                except TransportError:
+                except TransportError as error:
                     watcher.reset()
+                    self._tell("watching over the other workers fails", error)
             self._sweeps += 1
             await trio.sleep(SWEEP_SECONDS)
+
+    def _tell(self, what: str, error: TransportError) -> None:
+        """A server that is away is told by those who read and settle; one that refuses these may refuse only these."""
+        if isinstance(error, Refused) and trio.current_time() >= self._told.get(what, -math.inf):
+            self._told[what] = trio.current_time() + 60
+            log.error(what, group=self.group, error=str(error))
 
     async def _sweep(self, subscription: Subscription, watcher: Watcher) -> None:
         if self.runner.worker.has_globs:
@@ -454,8 +494,8 @@ class _Incarnation:
                 before = subscription.statistics.taken
                 try:
                     await self._take(subscription)
-                except TransportError:
-                    pass
+                except TransportError as error:
+                    self._tell("taking what was handed back fails", error)
                 took += subscription.statistics.taken - before
             if took:
                 await self._room.wait()
