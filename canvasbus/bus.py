@@ -208,7 +208,10 @@ class EventBus:
             left.set()
 
     async def wait_ready(self) -> None:
-        """Return when every worker added so far has joined its group and reads."""
+        """Return when every worker added so far has joined its group and reads. Raises ContractError outside of the
+        bus's `async with` block, where no worker ever joins."""
+        if self._nursery is None or self._nursery.cancel_scope.cancel_called:
+            raise ContractError("wait_ready() waits for workers, which run inside `async with bus:` only")
         await trio.sleep(0)
         while len(self._runners) < len(self._workers):
             await trio.lowlevel.checkpoint()
