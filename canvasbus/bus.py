@@ -72,6 +72,7 @@ class EventBus:
         self._runners_left: list[trio.Event] = []
         self._publisher_left = trio.Event()
         self._skipped = 0
+        self._left = False
         if self._server is not None:
             self._shared = SharedLink(self._server)
             self._publisher = Publisher(
@@ -136,6 +137,7 @@ class EventBus:
 
     async def aclose(self) -> None:
         """Drain and stop: handlers first, since they publish, then what is queued. The block's end does this too."""
+        self._left = True
         for runner in self._runners:
             runner.stop(self._grace)
         for left in self._runners_left:
@@ -176,6 +178,8 @@ class EventBus:
             raise ContractError(f"worker {worker.name!r} has no handlers: register some with @worker.on(...)")
         if any(other.name == worker.name for other in self._workers):
             raise ContractError(f"a worker {worker.name!r} is already on this bus")
+        if self._left:
+            raise ContractError("this bus has ended: add workers before or while it runs")
         self._workers.append(worker)
         if self._nursery is not None:
             self._nursery.start_soon(self._start_later, worker)

@@ -428,5 +428,9 @@ def from_json(
 
 
 def expiry(expires_in: float | None) -> float | None:
-    """Wall time in seconds at which an event published now goes stale."""
-    return None if expires_in is None else clock.time() + expires_in
+    """Wall time in seconds at which an event published now goes stale. Raises EncodeError for what is no time."""
+    if expires_in is None:
+        return None
+    if not (isinstance(expires_in, int | float) and isfinite(expires_in)):
+        raise EncodeError(f"expires_in={expires_in!r}: use a finite number of seconds")
+    return clock.time() + expires_in

@@ -237,3 +237,22 @@ async def test_a_bus_is_entered_once_and_before_publishing(any_url: str, namespa
         with pytest.raises(ContractError, match="lives once"):
             async with bus:
                 pass
+
+
+@pytest.mark.parametrize("seconds", [float("nan"), float("inf"), "5"])
+async def test_an_expiry_that_is_no_time_is_refused(any_url: str, namespace: str, seconds: Any) -> None:
+    """NaN would never and inf would always compare as stale somewhere: both are errors where they are written."""
+    async with EventBus(any_url, namespace=namespace) as bus:
+        with pytest.raises(EncodeError, match="expires_in"):
+            await bus.publish(PaintingMade(), expires_in=seconds)
+
+
+async def test_a_bus_that_has_ended_takes_no_worker(any_url: str, namespace: str) -> None:
+    """Adding a worker or a subscription afterwards is an error, not silence."""
+    async with EventBus(any_url, namespace=namespace) as bus:
+        pass
+
+    async def handle(event: PaintingMade) -> None: ...
+
+    with pytest.raises(ContractError, match="has ended"):
+        bus.subscribe(PaintingMade, handle, group="late")
