@@ -16,7 +16,8 @@ from uuid import UUID
 import trio
 
 from canvasbus.consume.handlers import Worker
-from canvasbus.consume.runner import GRACE_SECONDS, Runner, WorkerStatistics
+from canvasbus.consume.leaving import GRACE_SECONDS
+from canvasbus.consume.runner import Runner, WorkerStatistics
 from canvasbus.contract.event import Event, correlation
 from canvasbus.errors import BufferFull, ConfigError, ContractError
 from canvasbus.produce.fenced import declare_partitions

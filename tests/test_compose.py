@@ -70,7 +70,7 @@ def test_every_worker_has_a_service() -> None:
 
 def test_the_grace_of_the_container_exceeds_that_of_the_worker() -> None:
     """Docker kills later than a drain takes."""
-    from canvasbus.consume.runner import GRACE_SECONDS
+    from canvasbus.consume.leaving import GRACE_SECONDS
 
     for service in WORKERS.values():
         assert int(service["stop_grace_period"].removesuffix("s")) > GRACE_SECONDS

@@ -144,6 +144,11 @@ class Lane:
         self._queue.extend(deliveries)
         self._lot.unpark(count=min(len(deliveries), len(self._lot)))
 
+    def lost(self, delivery: Delivery) -> None:
+        """Take a delivery whose entry is gone from its stream: it is told and acknowledged, nothing more can be done."""
+        self.held += 1
+        self._outcomes.lost(delivery)
+
     def settled(self, count: int) -> None:
         """`count` deliveries are done as far as the server is concerned."""
         self.held -= count

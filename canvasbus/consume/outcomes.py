@@ -13,7 +13,7 @@ from canvasbus.consume.delivery import Delivery
 from canvasbus.consume.handlers import Handler
 from canvasbus.consume.invoke import for_above
 from canvasbus.consume.policy import Ack, DeadLetter, Outcome, Raised, Retry, Returned, decide
-from canvasbus.contract.bus_events import OWN_TYPES, HandlerFailed
+from canvasbus.contract.bus_events import OWN_TYPES, BusLoss, HandlerFailed
 from canvasbus.contract.event import Event
 from canvasbus.log import get_logger
 from canvasbus.wire.codec import Codec, Outgoing
@@ -105,6 +105,19 @@ class Outcomes:
                 assert isinstance(outcome, Raised)
                 self.bury(delivery, reason, outcome.error)
         return None
+
+    def lost(self, delivery: Delivery) -> None:
+        """Its body was trimmed before it was handled: acknowledge, and publish `bus.loss`."""
+        topic, entry_id = delivery.topic, delivery.entry_id.decode()
+        loss = BusLoss(
+            topic=topic.event_type,
+            group=self._group,
+            reason="entry_trimmed",
+            detail=f"entry {entry_id} was trimmed before group {self._group} had handled it",
+            lost=1,
+        )
+        loss_id = ids.derived(ids.foreign(topic.event_type, entry_id), self._group, "bus.loss", 0)
+        topic.settler.lose(delivery, self._own.encode(loss, event_id=loss_id))
 
     def _derive(self, delivery: Delivery, events: tuple[Event, ...]) -> list[Outgoing]:
         parent = delivery.envelope

@@ -69,7 +69,7 @@ class SettlerStatistics:
 
 
 class _Commit:
-    __slots__ = ("attempts", "burial", "delivery", "derived", "done", "payloads", "size")
+    __slots__ = ("attempts", "burial", "delivery", "derived", "done", "lost", "payloads", "size")
 
     def __init__(
         self,
@@ -79,6 +79,7 @@ class _Commit:
         derived: int = 0,
         attempts: int | None = None,
         burial: bool = False,
+        lost: bool = False,
     ) -> None:
         self.delivery = delivery
         self.payloads = payloads
@@ -87,6 +88,9 @@ class _Commit:
         self.attempts = attempts
         """Failures to write down; None: this one acknowledges."""
         self.burial = burial
+        """It goes through at maxmemory too, and waits in hand when its stream is refused."""
+        self.lost = lost
+        """Its entry is gone from the stream, and pending under whatever name."""
         self.done: trio.Event | None = None
         """Set when the server has it; there is one only where somebody waits."""
 
@@ -135,6 +139,12 @@ class Settler:
         self.statistics.buried += 1
         self._commits.append(_Commit(delivery, payloads, burial=True))
         self._declare(announced)
+        self._work.set()
+
+    def lose(self, delivery: Delivery, told: Outgoing) -> None:
+        """Acknowledge an entry that is gone from its stream and publish that, once whoever else finds it too."""
+        self._commits.append(_Commit(delivery, [(self._keys.stream(told.type), told.data)], burial=True, lost=True))
+        self._declare([told])
         self._work.set()
 
     def note_attempt(self, delivery: Delivery, failures: int) -> _Commit:
@@ -294,7 +304,8 @@ class Settler:
             if commit.attempts is not None:
                 args += ("try", 0, commit.attempts + 1)
             else:
-                args += ("bury" if commit.burial else "ack", len(commit.payloads))
+                verb = "lose" if commit.lost else "bury" if commit.burial else "ack"
+                args += (verb, len(commit.payloads))
                 for stream, data in commit.payloads:
                     args += (index(stream), data)
         keys = [self._keys.fence(self.consumer), *streams]

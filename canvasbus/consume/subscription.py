@@ -13,7 +13,7 @@ What can go wrong, and what happens then:
   pending under our name but not held is fetched and run.
 * The group or stream is gone (FLUSHALL, DEL, XGROUP DESTROY): the group of that stream is made anew, after the last
   entry that we saw if the stream still reaches that far, else from the start, and `bus.loss` says so.
-* A pending entry has no body: it was trimmed. It is acknowledged, counted and told by `bus.loss`.
+* A pending entry has no body: it was trimmed. It is acknowledged, counted and told by `bus.loss`, in one step.
 * The server is away or refuses: backoff, a warning a minute, never a hot loop, never giving up.
 """
 
@@ -36,6 +36,7 @@ from canvasbus.transport.resp import (
     Reply,
     ReplyError,
     check,
+    chunks,
     command,
     commands,
     is_no_group,
@@ -52,9 +53,6 @@ READ_COUNT = 500
 
 BLOCK_SECONDS = 1.0
 AUDIT_PAGE = 1000
-TOPICS_AT_ONCE = 500
-"""Questions about topics in one packet: one at a time, a thousand topics took longer than a sweep may."""
-
 log = get_logger("canvasbus.worker")
 
 Announce = Callable[[BusLoss], None]
@@ -99,10 +97,10 @@ class Subscription:
         self._server = server
         self._shared = shared
         self._link = Link(server)
-        self._group = group
-        self._consumer = consumer
+        self.group = group
+        self.consumer = consumer
         self._codec = codec
-        self._settler = settler
+        self.settler = settler
         self._announce = announce
         self._room = trio.Event()
         self._asked: set[Lane] = set()
@@ -112,6 +110,8 @@ class Subscription:
         self._audit_due = False
         self._audit_suspects = False
         self._stopping = False
+        self.stopped = trio.Event()
+        """Set when, after `stop`, nothing more comes in."""
         self._interrupts = trio.Event()
 
     # --- topics --------------------------------------------------------------------------------------------------
@@ -122,9 +122,9 @@ class Subscription:
         stream = self.keys.stream(event_type)
         start = "0" if from_start else start_id(lane.handler.start)
         await self._join(stream, event_type, start)
-        topic = Topic(event_type, stream, lane, self._settler)
+        topic = Topic(event_type, stream, lane, self.settler)
         topic.cursor = await self._group_cursor(stream) or topic.cursor
-        self._settler.watch(topic)
+        self.settler.watch(topic)
         self.topics[stream] = topic
         self.room()
 
@@ -134,23 +134,22 @@ class Subscription:
         replies = await self._shared.request(
             commands(
                 ("SADD", self.keys.topics, event_type),
-                ("XGROUP", "CREATE", stream, self._group, start, "MKSTREAM", *entries_read),
+                ("XGROUP", "CREATE", stream, self.group, start, "MKSTREAM", *entries_read),
             )
         )
         for reply in replies:
             if isinstance(reply, ReplyError) and not str(reply).startswith("BUSYGROUP"):
-                raise translate(reply, f"join group {self._group!r} on {stream.decode()}")
+                raise translate(reply, f"join group {self.group!r} on {stream.decode()}")
         return not isinstance(replies[1], ReplyError)
 
     async def _group_cursor(self, stream: bytes) -> bytes | None:
         """The last entry id that was delivered to the group; None when it is not there."""
-        return _cursor_of(await self._shared.call("XINFO", "GROUPS", stream), self._group.encode())
+        return _cursor_of(await self._shared.call("XINFO", "GROUPS", stream), self.group.encode())
 
     async def save_cursors(self) -> None:
         """Remember how far the group has come, other workers included: there it goes on if it is lost."""
-        topics, name = list(self.topics.values()), self._group.encode()
-        for at in range(0, len(topics), TOPICS_AT_ONCE):
-            asked = topics[at : at + TOPICS_AT_ONCE]
+        topics, name = list(self.topics.values()), self.group.encode()
+        for asked in chunks(topics):  # one at a time, a thousand topics took longer than a sweep may
             answers = await self._shared.request(commands(*(("XINFO", "GROUPS", topic.stream) for topic in asked)))
             for topic, groups in zip(asked, answers, strict=True):
                 cursor = _cursor_of(groups, name)
@@ -173,14 +172,14 @@ class Subscription:
                 topic.cursor = b"0-0"
             what = "the stream is another one: it is read from its start" if not keeps else f"it goes on after {start}"
             log.error(
-                "a consumer group was gone and has been made anew", group=self._group, topic=topic.event_type, what=what
+                "a consumer group was gone and has been made anew", group=self.group, topic=topic.event_type, what=what
             )
             self._announce(
                 BusLoss(
                     topic=topic.event_type,
-                    group=self._group,
+                    group=self.group,
                     reason="group_recreated" if keeps else "stream_recreated",
-                    detail=f"group {self._group} was missing on {stream.decode()}; {what}",
+                    detail=f"group {self.group} was missing on {stream.decode()}; {what}",
                 )
             )
 
@@ -230,7 +229,7 @@ class Subscription:
                         now = trio.current_time()
                         if now - warned > 60:
                             warned = now
-                            log.warning("reading waits for the server", group=self._group, error=str(error))
+                            log.warning("reading waits for the server", group=self.group, error=str(error))
                         with trio.move_on_after(backoff):
                             while not self._stopping:
                                 self._room = trio.Event()
@@ -240,6 +239,7 @@ class Subscription:
                 with trio.CancelScope(shield=True):
                     await self._link.aclose()
             nursery.cancel_scope.cancel()
+        self.stopped.set()
 
     def _plan(self) -> tuple[int, list[Topic]]:
         """How many entries to ask of each stream, and which streams."""
@@ -261,7 +261,7 @@ class Subscription:
             if not self._plan()[1] and not self._stopping:
                 await self._room.wait()
             return
-        head: tuple[Argument, ...] = ("XREADGROUP", "GROUP", self._group, self._consumer, "COUNT", count)
+        head: tuple[Argument, ...] = ("XREADGROUP", "GROUP", self.group, self.consumer, "COUNT", count)
         tail: tuple[Argument, ...] = ("STREAMS", *[topic.stream for topic in topics], *[">" for _ in topics])
         self._blocked = True
         try:
@@ -275,7 +275,7 @@ class Subscription:
                 return
             if str(reply).startswith("UNBLOCKED"):
                 return
-            raise _as_transport(translate(reply, f"read as group {self._group!r}"))
+            raise _as_transport(translate(reply, f"read as group {self.group!r}"))
         if reply:
             self._take_in(reply)
 
@@ -367,9 +367,7 @@ class Subscription:
         found: list[tuple[bytes, int]] = []
         start = b"-"
         while True:
-            rows = await self._shared.call(
-                "XPENDING", topic.stream, self._group, start, "+", AUDIT_PAGE, self._consumer
-            )
+            rows = await self._shared.call("XPENDING", topic.stream, self.group, start, "+", AUDIT_PAGE, self.consumer)
             if isinstance(rows, ReplyError):
                 if is_no_group(rows):
                     return []
@@ -379,7 +377,7 @@ class Subscription:
                 return found
             start = b"(" + rows[-1][0]
 
-    async def take(self, pool: str, limit: int, *, fence: int) -> bool:
+    async def take(self, pool: str, limit: int) -> bool:
         """Take up to `limit` entries out of a pool. False: we are fenced."""
         topics = [topic for topic in self.topics.values() if topic.lane.free > 0]
         if not topics or limit <= 0:
@@ -388,7 +386,8 @@ class Subscription:
         try:
             reply = await self._shared.run(
                 TAKE.call(
-                    [self.keys.fence(self._consumer), *streams], [fence, self._group, self._consumer, pool, limit]
+                    [self.keys.fence(self.consumer), *streams],
+                    [self.settler.fence, self.group, self.consumer, pool, limit],
                 )
             )
         except Unavailable as error:
@@ -416,20 +415,7 @@ class Subscription:
         if entry_id in topic.held:  # an audit and a take that was still under way have both found it
             return
         if not fields:
-            self.statistics.trimmed += 1
-            topic.held.add(entry_id)  # a pool shows it again until the acknowledgement has arrived
-            topic.acks.append(entry_id)
-            topic.lane.held += 1
-            self._settler.poke()
-            self._announce(
-                BusLoss(
-                    topic=topic.event_type,
-                    group=self._group,
-                    reason="entry_trimmed",
-                    detail=f"entry {entry_id.decode()} was trimmed before group {self._group} had handled it",
-                    lost=1,
-                )
-            )
+            self.lost(topic, entry_id)
             return
         delivery: Delivery = deliver(self._codec, topic, entry_id, fields)
         delivery.failures = failures
@@ -441,8 +427,15 @@ class Subscription:
         self.statistics.entries += 1
         topic.lane.feed([delivery])
 
+    def lost(self, topic: Topic, entry_id: bytes) -> None:
+        """An entry of the group is pending and gone from its stream."""
+        if entry_id not in topic.held:  # a pool shows it until the acknowledgement has arrived
+            self.statistics.trimmed += 1
+            topic.held.add(entry_id)
+            topic.lane.lost(Delivery(topic, entry_id, [], None, None, None))
+
     def __repr__(self) -> str:
-        return f"<Subscription {self._group} {self.keys!r} {len(self.topics)} topics, {self.statistics}>"
+        return f"<Subscription {self.group} {self.keys!r} {len(self.topics)} topics, {self.statistics}>"
 
 
 def _cursor_of(groups: Reply, name: bytes) -> bytes | None:

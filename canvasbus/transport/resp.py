@@ -131,6 +131,11 @@ def check(reply: Reply, doing: str) -> Reply:
     return reply
 
 
+def chunks(items: list[T], size: int = 500) -> list[list[T]]:
+    """Pieces of a list, for requests of bounded length."""
+    return [items[at : at + size] for at in range(0, len(items), size)]
+
+
 def pairs(flat: Reply) -> dict[bytes, Reply]:
     """A flat RESP2 list of names and values as a dict."""
     return dict(zip(flat[::2], flat[1::2], strict=True)) if flat else {}

@@ -49,6 +49,7 @@ SETTLE: Final = Script(
 -- then for each outcome: index of its stream in KEYS, entry id, verb, n, and n times (index of a stream, bytes)
 --   verb "ack": append the n, acknowledge     verb "try": write RETRYCOUNT = the one number that follows (n = 0)
 --   verb "bury": as "ack", also at maxmemory: a server refuses a script's first write only, and XACK it never refuses
+--   verb "lose": as "bury", for an entry that is gone from its stream, whoever it is pending under
 -- Returns FENCED, or for each outcome 1 (committed), 0 (no longer ours: nothing was changed) or why it was refused
 local fence = redis.call('GET', KEYS[1]) or '0'
 if fence ~= ARGV[1] then return redis.status_reply('FENCED') end
@@ -68,7 +69,10 @@ for i = 1, tonumber(ARGV[5]) do
   local stream, id, verb, n = KEYS[tonumber(ARGV[at])], ARGV[at + 1], ARGV[at + 2], tonumber(ARGV[at + 3])
   at = at + 4
   local ours = true
-  if look or verb == 'try' then  -- XCLAIM takes from anybody. pcall: a lost group must not end the batch half-way
+  if verb == 'lose' then
+    local rows = redis.pcall('XPENDING', stream, group, id, id, 1)
+    ours = not rows.err and #rows == 1
+  elseif look or verb == 'try' then  -- XCLAIM takes from anybody. pcall: a lost group must not end the batch half-way
     local rows = redis.pcall('XPENDING', stream, group, id, id, 1, consumer)
     ours = not rows.err and #rows == 1
   end
@@ -78,7 +82,7 @@ for i = 1, tonumber(ARGV[5]) do
     end
     at = at + 1
   else
-    if verb == 'bury' then redis.pcall('XACK', stream, group, '0-0') end
+    if verb ~= 'ack' then redis.pcall('XACK', stream, group, '0-0') end
     local added = {}
     for j = 1, n do
       if ours == true then
@@ -111,19 +115,29 @@ return result
 REAP: Final = Script(
     "reap",
     """
--- Move entries of a dead consumer to the pool of suspects, and forget the consumer when it owns nothing more.
+-- Move entries of a dead consumer to the pool of suspects, and forget the consumer when it owns nothing more. Entries
+-- that are gone from their stream stay where they are, for the caller to tell and acknowledge: XCLAIM would drop them.
 -- KEYS[1] fence of the dead one; KEYS[2] heartbeats; KEYS[3..] streams of the group
 -- ARGV[1] group; [2] dead consumer; [3] pool; [4] how many entries at most; [5] seconds to keep the mark
--- Returns the number of entries moved; -1: the consumer is gone altogether
+-- Returns the number of entries moved (-1: the consumer is gone altogether), then for each entry that is gone the index
+-- of its stream in KEYS and its id
 redis.call('SET', KEYS[1], 'dead', 'EX', ARGV[5])
 local group, dead, pool, left = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
-local moved, owns = 0, false
+local moved, owns, result = 0, false, {0}
 for i = 3, #KEYS do
   local rows = redis.pcall('XPENDING', KEYS[i], group, '-', '+', left + 1, dead)
   if not rows.err then
     local ids = {}
     for j, row in ipairs(rows) do
-      if j > left then owns = true else ids[#ids + 1] = row[1] end
+      if j > left then
+        owns = true
+      elseif #redis.call('XRANGE', KEYS[i], row[1], row[1]) == 0 then
+        owns = true
+        result[#result + 1] = i
+        result[#result + 1] = row[1]
+      else
+        ids[#ids + 1] = row[1]
+      end
     end
     if #ids > 0 then
       local call = {'XCLAIM', KEYS[i], group, pool, 0}
@@ -140,9 +154,10 @@ for i = 3, #KEYS do
 end
 if moved == 0 and not owns then
   redis.call('HDEL', KEYS[2], dead)
-  return -1
+  return {-1}
 end
-return moved
+result[1] = moved
+return result
 """,
 )
 
@@ -182,7 +197,8 @@ return result
 RELEASE: Final = Script(
     "release",
     """
--- Hand entries back to a pool, then leave the group where we own nothing more.
+-- Hand entries back to a pool, then leave the group where we own nothing more. An entry that is gone from its stream
+-- is left pending: whoever reaps us tells.
 -- KEYS[1] our fence; KEYS[2] heartbeats; KEYS[3..] streams
 -- ARGV[1] fence value held; [2] group; [3] consumer; [4] pool; [5] 1: also leave
 -- then (index of the stream in KEYS, entry id, delivery count to write or "")...
@@ -194,7 +210,7 @@ local moved = 0
 for at = 6, #ARGV, 3 do
   local stream, id, tries = KEYS[tonumber(ARGV[at])], ARGV[at + 1], ARGV[at + 2]
   local rows = redis.pcall('XPENDING', stream, group, id, id, 1, consumer)
-  if not rows.err and #rows == 1 then
+  if not rows.err and #rows == 1 and #redis.call('XRANGE', stream, id, id) > 0 then
     if tries == '' then
       redis.call('XCLAIM', stream, group, pool, 0, id, 'JUSTID')
     else

@@ -180,6 +180,25 @@ async def test_what_was_trimmed_before_it_was_handled_is_told(any_url: str, name
     assert (loss.topic, loss.group, loss.reason, loss.lost) == ("painting.made", "framers", "entry_trimmed", 1)
 
 
+@pytest.mark.parametrize("owner", ["~free", "somebody dead"])
+async def test_two_workers_tell_of_a_trimmed_entry_once(any_url: str, namespace: str, eyes: Eyes, owner: str) -> None:
+    """Whoever finds it, in a pool or with a dead worker: each of many entries is told by one event, and none twice."""
+    async with EventBus(any_url, namespace=namespace) as bus:
+        await bus.publish_many([PaintingMade(number=n) for n in range(40)])
+    eyes.call("XGROUP", "CREATE", eyes.stream(), "framers", "0")
+    eyes.call("XREADGROUP", "GROUP", "framers", owner, "COUNT", 30, "STREAMS", eyes.stream(), ">")
+    eyes.call("XTRIM", eyes.stream(), "MAXLEN", 15)
+    first, seen = collecting("framers", PaintingMade)
+    second, others = collecting("framers", PaintingMade)
+    async with running(any_url, first, namespace=namespace), running(any_url, second, namespace=namespace):
+        await until(lambda: sorted(numbers(seen) + numbers(others)) == list(range(25, 40)), timeout=20)
+        await until(lambda: sum(loss.lost for loss in eyes.events("bus.loss")) >= 25, timeout=20)
+        await quiet(eyes)
+    losses = eyes.events("bus.loss")
+    assert len({loss.detail for loss in losses}) == len(losses) == 25
+    assert {loss.reason for loss in losses} == {"entry_trimmed"}
+
+
 async def test_a_subscription_shows_itself(any_url: str, namespace: str, eyes: Eyes) -> None:
     """Its repr and counters say what it reads and has read."""
     worker, seen = collecting("framers", PaintingMade)

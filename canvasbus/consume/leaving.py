@@ -1,0 +1,110 @@
+"""How a worker leaves: what nobody has begun is handed back at once, what runs may finish within the grace time and is
+committed, the rest is cancelled and handed back, and the group is left where nothing is owned."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import trio
+
+from canvasbus.consume.dispatch import Lane
+from canvasbus.consume.subscription import Subscription
+from canvasbus.errors import TransportError
+from canvasbus.log import get_logger
+from canvasbus.transport.link import Link, SharedLink
+from canvasbus.transport.resp import check, chunks, command
+from canvasbus.transport.scripts import RELEASE
+from canvasbus.transport.server import Server
+from canvasbus.wire.keys import FREE_POOL, SUSPECT_POOL
+
+GRACE_SECONDS = 25.0
+"""How long running handlers may go on after a SIGTERM (Kubernetes kills after 30)."""
+
+LEAVE_SECONDS = 3.0
+"""What handing back and leaving the group may take at the very end."""
+
+log = get_logger("canvasbus.worker")
+
+
+class Leaving:
+    """The end of one incarnation."""
+
+    def __init__(self, group: str, subscriptions: Sequence[Subscription], lanes: Sequence[Lane]) -> None:
+        self._group = group
+        self._subscriptions = subscriptions
+        self._lanes = lanes
+
+    async def drain(self, shared: SharedLink, grace: float) -> None:
+        """Stop reading, hand back what waits, and give the running handlers `grace` seconds."""
+        deadline = trio.current_time() + grace
+        for subscription in self._subscriptions:
+            subscription.stop()
+        with trio.move_on_after(max(grace, 2.0)):
+            for subscription in self._subscriptions:
+                await subscription.stopped.wait()
+        rest = [delivery for lane in self._lanes for delivery in lane.stop()]
+        log.info(
+            "worker leaves",
+            group=self._group,
+            handed_back=len(rest),
+            running=sum(lane.running for lane in self._lanes),
+            grace=grace,
+        )
+        with trio.move_on_after(2.0):
+            try:
+                await self._release(shared, [(d.topic.stream, d.entry_id) for d in rest], leave=False)
+                for delivery in rest:
+                    delivery.topic.held.discard(delivery.entry_id)
+            except TransportError:
+                pass  # tried once more at the very end
+        with trio.move_on_at(deadline) as scope:
+            for lane in self._lanes:
+                await lane.wait_quiet()
+        if scope.cancelled_caught:
+            log.warning(
+                "the grace time is over; what still runs is cancelled and handed back",
+                group=self._group,
+                running=sum(lane.running for lane in self._lanes),
+            )
+
+    async def leave(self, server: Server) -> None:
+        """Hand back all that is still held and leave the group."""
+        link = Link(server)  # of its own: the bus may be closing the shared one at this moment
+        try:
+            for subscription in self._subscriptions:
+                for topic in subscription.topics.values():
+                    if topic.acks:  # done, but the settler had no time to say so
+                        await link.request(command("XACK", topic.stream, self._group, *topic.acks))
+                        topic.held.difference_update(topic.acks)
+            held = [(t.stream, i) for s in self._subscriptions for t in s.topics.values() for i in t.held]
+            await self._release(link, held, leave=True)
+        except TransportError as error:
+            log.warning("could not hand back; others take over in a few seconds", group=self._group, error=str(error))
+        finally:
+            await link.aclose()
+
+    async def _release(self, link: Link | SharedLink, entries: list[tuple[bytes, bytes]], *, leave: bool) -> None:
+        for subscription in self._subscriptions:
+            keys, consumer = subscription.keys, subscription.consumer
+            streams = list(subscription.topics)
+            place = {stream: index + 3 for index, stream in enumerate(streams)}
+            free: list[tuple[bytes | str | int, ...]] = []
+            suspects: list[tuple[bytes | str | int, ...]] = []
+            for stream, entry_id in entries:
+                if stream in place:
+                    # A suspect stays one. Its attempt was written before it began, and cutting it short was our doing.
+                    suspect = subscription.topics[stream].suspects.get(entry_id)
+                    if suspect is None:
+                        free.append((place[stream], entry_id, ""))
+                    else:
+                        suspects.append((place[stream], entry_id, suspect.failures + 1))
+            if not free and not suspects and not leave:
+                continue
+            calls = [(SUSPECT_POOL, chunk) for chunk in chunks(suspects)]
+            calls += [(FREE_POOL, chunk) for chunk in chunks(free)] or [(FREE_POOL, [])]
+            for number, (pool, chunk) in enumerate(calls):
+                last = leave and number == len(calls) - 1
+                args: list[Any] = [subscription.settler.fence, self._group, consumer, pool, 1 if last else 0]
+                for entry in chunk:
+                    args += entry
+                names = [keys.fence(consumer), keys.beats(self._group), *streams]
+                check(await link.run(RELEASE.call(names, args)), "hand back")

@@ -1,0 +1,178 @@
+"""The sweep: once a second, what a worker does for its group besides handling.
+
+All workers of a group watch each other's heartbeats; the one that holds the group's lease moves what a dead one owns to
+the pool of suspects. Each also remembers how far its topics have come, looks for new topics of its globs, and now and
+then audits what is pending under its own name.
+"""
+
+import math
+from collections.abc import Callable
+
+import trio
+
+from canvasbus import clock
+from canvasbus.consume.joining import Joining
+from canvasbus.consume.liveness import Watcher
+from canvasbus.consume.subscription import Subscription
+from canvasbus.errors import Refused, TransportError
+from canvasbus.log import get_logger
+from canvasbus.transport.link import SharedLink
+from canvasbus.transport.resp import ReplyError, check, chunks, commands, pairs
+from canvasbus.transport.scripts import REAP
+from canvasbus.wire.keys import SUSPECT_POOL
+
+SWEEP_SECONDS = 1.0
+LEASE_MS = 4000
+FENCE_SECONDS = 7 * 24 * 3600
+REAP_AT_ONCE = 500
+SCAN_EVERY = 30  # sweeps between two searches for streams that a foreign writer made
+AUDIT_EVERY = 30  # sweeps between two looks for entries that are ours without our knowing
+
+log = get_logger("canvasbus.worker")
+
+
+class Complaints:
+    """Tells what a server refuses, each thing once a minute."""
+
+    def __init__(self, group: str) -> None:
+        self._group = group
+        self._again: dict[str, float] = {}
+
+    def tell(self, what: str, error: TransportError) -> None:
+        """A server that is away is told by those who read and settle; one that refuses this may refuse only this."""
+        if isinstance(error, Refused) and trio.current_time() >= self._again.get(what, -math.inf):
+            self._again[what] = trio.current_time() + 60
+            log.error(what, group=self._group, error=str(error))
+
+
+class Sweep:
+    """The sweep of one incarnation over one partition."""
+
+    def __init__(
+        self,
+        subscription: Subscription,
+        shared: SharedLink,
+        joining: Joining,
+        *,
+        globs: bool,
+        threads: bool,
+        on_reaped: Callable[[], None],
+    ) -> None:
+        self._subscription = subscription
+        self._keys = subscription.keys
+        self._group = subscription.group
+        self._consumer = subscription.consumer
+        self._shared = shared
+        self._joining = joining
+        self._globs = globs
+        self._watcher = Watcher(subscription.consumer)
+        self._threads = threads
+        self._on_reaped = on_reaped
+        self._sweeps = 0
+        self._others: list[bytes] = []
+        self._complaints = Complaints(self._group)
+
+    async def run(self) -> None:
+        """Sweep until cancelled."""
+        while True:
+            try:
+                await self._sweep()
+            except TransportError as error:
+                self._watcher.reset()
+                self._complaints.tell("watching over the other workers fails", error)
+            self._sweeps += 1
+            await trio.sleep(SWEEP_SECONDS)
+
+    async def _sweep(self) -> None:
+        subscription, keys = self._subscription, self._keys
+        if self._globs:
+            await self._joining.discover(subscription, scan=self._sweeps % SCAN_EVERY == 0, from_start=True)
+        await subscription.save_cursors()
+        if self._sweeps % AUDIT_EVERY == AUDIT_EVERY - 1:
+            subscription.audit_soon()
+            if subscription.settler.fence:  # it must not be forgotten while we live: nothing of ours would be taken
+                await self._shared.call("EXPIRE", keys.fence(self._consumer), FENCE_SECONDS)
+        flat = check(await self._shared.call("HGETALL", keys.beats(self._group)), "look at heartbeats")
+        beats = {_name(flat[i]): _count(flat[i + 1]) for i in range(0, len(flat), 2)}
+        # Everybody watches, so that the next reaper has seen enough when the lease of a dead one ends.
+        reaper = await self._hold_lease()
+        if reaper and self._sweeps % AUDIT_EVERY == 0:
+            self._others = await self._other_streams()
+        owners = await self._owners([*subscription.topics, *self._others]) if reaper else set()
+        now = clock.monotonic() if self._threads else trio.current_time()  # the clock of those who beat
+        dead = self._watcher.judge(now, beats, owners)
+        if reaper and dead:
+            self._others = await self._other_streams()
+            for name in dead:
+                await self._reap([*subscription.topics, *self._others], name)
+
+    async def _other_streams(self) -> list[bytes]:
+        """Streams of the group that this worker does not read: those of another version of it, which knows more types,
+        and whose dead are ours to find as well."""
+        keys, found = self._keys, list[bytes]()
+        names = check(await self._shared.call("SMEMBERS", keys.topics), "look for topics")
+        streams = {keys.stream(name.decode("utf-8", "replace")) for name in names} - self._subscription.topics.keys()
+        for asked in chunks(sorted(streams)):
+            replies = await self._shared.request(commands(*(("XINFO", "GROUPS", stream) for stream in asked)))
+            for stream, reply in zip(asked, replies, strict=True):
+                if not isinstance(reply, ReplyError) and self._group.encode() in [pairs(row)[b"name"] for row in reply]:
+                    found.append(stream)
+        return found
+
+    async def _owners(self, streams: list[bytes]) -> set[str]:
+        """All consumers of the group, without the pools."""
+        found: set[str] = set()
+        for asked in chunks(streams):
+            packet = commands(*(("XINFO", "CONSUMERS", stream, self._group) for stream in asked))
+            for reply in await self._shared.request(packet):
+                if not isinstance(reply, ReplyError):
+                    found |= {_name(row[1]) for row in reply}
+        return {name for name in found if not name.startswith("~")}
+
+    async def _hold_lease(self) -> bool:
+        key = self._keys.reaper(self._group)
+        made, holder = await self._shared.request(
+            commands(("SET", key, self._consumer, "NX", "PX", LEASE_MS), ("GET", key))
+        )
+        check(made, "lease")
+        if check(holder, "lease") != self._consumer.encode():
+            return False
+        await self._shared.call("PEXPIRE", key, LEASE_MS)
+        return True
+
+    async def _reap(self, streams: list[bytes], dead: str) -> None:
+        moved, *gone = check(
+            await self._shared.run(
+                REAP.call(
+                    [self._keys.fence(_plain(dead)), self._keys.beats(self._group), *streams],
+                    [self._group, dead.encode("utf-8", "surrogateescape"), SUSPECT_POOL, REAP_AT_ONCE, FENCE_SECONDS],
+                )
+            ),
+            f"take over from {_plain(dead)}",
+        )
+        for index, entry_id in zip(gone[::2], gone[1::2], strict=True):
+            topic = self._subscription.topics.get(streams[index - 3])
+            if topic is not None:  # else those who read that stream find it when they hold the lease
+                self._subscription.lost(topic, entry_id)
+        if moved > 0:
+            log.warning(
+                "a worker is dead; its entries run in quarantine",
+                group=self._group,
+                consumer=_plain(dead),
+                entries=moved,
+            )
+        self._on_reaped()
+
+
+def _name(consumer: bytes) -> str:
+    """The name of a consumer, be it ours or a stranger's."""
+    return consumer.decode("utf-8", "surrogateescape")
+
+
+def _plain(name: str) -> str:
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
+def _count(value: bytes) -> int:
+    """A count of heartbeats; what is none stands still, and is removed like one."""
+    return int(value) if value.isdigit() else -1

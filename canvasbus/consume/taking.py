@@ -1,0 +1,65 @@
+"""Taking entries out of the pools: what others handed back, and what the dead left behind."""
+
+from collections.abc import Callable, Sequence
+from random import Random
+
+import trio
+
+from canvasbus.consume.dispatch import Lane
+from canvasbus.consume.subscription import Subscription
+from canvasbus.consume.sweep import SWEEP_SECONDS, Complaints
+from canvasbus.errors import TransportError
+from canvasbus.wire.keys import FREE_POOL, SUSPECT_POOL
+
+TAKE_AT_ONCE = 100
+SUSPECTS_AT_ONCE = 16
+
+
+class Taking:
+    """Fills the lanes of one incarnation from the pools, as far as there is room."""
+
+    def __init__(
+        self,
+        group: str,
+        subscriptions: Sequence[Subscription],
+        lanes: Sequence[Lane],
+        random: Random,
+        *,
+        on_fenced: Callable[[], None],
+    ) -> None:
+        self._subscriptions = subscriptions
+        self._lanes = lanes
+        self._random = random
+        self._on_fenced = on_fenced
+        self._again = trio.Event()
+        self._complaints = Complaints(group)
+
+    def again(self) -> None:
+        """There is room, or there may be something in a pool."""
+        self._again.set()
+
+    async def run(self) -> None:
+        """Take until cancelled."""
+        while True:
+            self._again = trio.Event()
+            took = 0
+            for subscription in self._subscriptions:
+                before = subscription.statistics.taken
+                try:
+                    await self._take(subscription)
+                except TransportError as error:
+                    self._complaints.tell("taking what was handed back fails", error)
+                took += subscription.statistics.taken - before
+            if took:
+                await self._again.wait()
+            else:
+                with trio.move_on_after(SWEEP_SECONDS * self._random.uniform(0.75, 1.25)):
+                    await trio.sleep_forever()
+
+    async def _take(self, subscription: Subscription) -> None:
+        free = min(TAKE_AT_ONCE, sum(max(0, lane.free) for lane in self._lanes))
+        ours = await subscription.take(FREE_POOL, free)
+        if ours and not any(lane.suspects for lane in self._lanes):
+            ours = await subscription.take(SUSPECT_POOL, min(SUSPECTS_AT_ONCE, free))
+        if not ours:
+            self._on_fenced()
