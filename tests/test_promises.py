@@ -142,7 +142,7 @@ async def test_a_worker_that_lost_its_entry_changes_nothing(any_url: str, namesp
         keys = eyes.keys
         args: list[Any] = ["framers", owner, "~suspect", 100, 600]
         moved = eyes._link.run(REAP.call([keys.fence(owner), keys.beats("framers"), eyes.stream()], args))
-        assert moved == 1
+        assert moved == [1]
         go_on.set()
         await until(lambda: eyes.count("painting.framed") == 1)
         await quiet(eyes)

@@ -197,7 +197,7 @@ def test_reaping_fences_and_moves_to_the_suspects(bench: Bench) -> None:
     ids = bench.give("dead", 3)
     (mine,) = bench.give("me")
     bench.call("XCLAIM", bench.stream, GROUP, "dead", 0, ids[0], "RETRYCOUNT", 3, "JUSTID")
-    assert bench.reap("dead") == 3
+    assert bench.reap("dead") == [3]
     assert bench.owners() == {
         ids[0]: (SUSPECT, 3),
         ids[1]: (SUSPECT, 1),
@@ -224,12 +224,12 @@ def test_reaping_goes_on_in_bounded_steps(bench: Bench) -> None:
     bench.give("dead", 5)
     bench.give("dead", 2, bench.other)
     bench.call("HSET", bench.keys.beats(GROUP), "dead", 17)
-    assert bench.reap("dead", 3) == 3
+    assert bench.reap("dead", 3) == [3]
     assert "dead" in bench.consumers()
-    assert bench.reap("dead", 3) == 3
-    assert bench.reap("dead", 3) == 1
+    assert bench.reap("dead", 3) == [3]
+    assert bench.reap("dead", 3) == [1]
     assert "dead" not in bench.consumers()
-    assert bench.reap("dead", 3) == -1
+    assert bench.reap("dead", 3) == [-1]
     assert bench.call("HGET", bench.keys.beats(GROUP), "dead") is None
     owners = [owner for owner, _ in (*bench.owners().values(), *bench.owners(bench.other).values())]
     assert owners == [SUSPECT] * 7
@@ -238,7 +238,31 @@ def test_reaping_goes_on_in_bounded_steps(bench: Bench) -> None:
 def test_reaping_a_group_without_its_streams_is_no_error(bench: Bench) -> None:
     """After FLUSHALL or DEL there is nothing to move."""
     bench.call("DEL", bench.stream, bench.other)
-    assert bench.reap("dead") == -1
+    assert bench.reap("dead") == [-1]
+
+
+def test_what_is_trimmed_is_never_dropped_silently(bench: Bench) -> None:
+    """Reaping names entries without a body and leaves them; handing back leaves them too; losing them takes whoever
+    they are pending under, once, and adds what tells of it in the same step."""
+    ids = bench.give("dead", 3)
+    mine = bench.give("me", 2)
+    bench.call("XDEL", bench.stream, ids[1], mine[0])
+    assert bench.reap("dead") == [2, 3, ids[1]]
+    assert bench.release("me", (3, mine[0]), (3, mine[1]), leave=1) == 1
+    assert {i: owner for i, (owner, _) in bench.owners().items()} == {
+        ids[0]: SUSPECT,
+        ids[1]: "dead",
+        ids[2]: SUSPECT,
+        mine[0]: "me",
+        mine[1]: FREE,
+    }
+    assert {"dead", "me"} <= bench.consumers()
+    lose = (2, ids[1], "lose", 1, 4, "lost"), (2, mine[0], "lose", 1, 4, "lost")
+    assert bench.settle("third", *lose, look=1) == [1, 1]
+    assert bench.settle("fourth", *lose, look=1) == [0, 0]
+    assert bench.call("XLEN", bench.derived) == 2
+    assert not {ids[1], mine[0]} & bench.owners().keys()
+    assert bench.reap("dead") == [-1]
 
 
 # --- take -------------------------------------------------------------------------------------------------------------
