@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Callable, Iterator
 
 import pytest
+from seeds import RUN_SEED
 from servers import ServerProcess, binaries
 
 for _name in list(os.environ):  # a developer's own settings must not steer the tests
@@ -16,6 +17,10 @@ GIVEN = os.environ.get("CANVASBUS_TEST_REDIS_URL")
 KINDS = ("given",) if GIVEN else tuple(binaries())
 
 _numbers = itertools.count()
+
+
+def pytest_report_header() -> str:
+    return f"CANVASBUS_TEST_SEED={RUN_SEED}"
 
 
 @pytest.fixture(scope="session")

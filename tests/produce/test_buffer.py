@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from seeds import seeds
 
 from canvasbus import ids
 from canvasbus.errors import BufferFull
@@ -290,7 +291,7 @@ class Interrupter:
         return None
 
 
-@pytest.mark.parametrize("seed", [random.randrange(1 << 32) for _ in range(3)])
+@pytest.mark.parametrize("seed", seeds(3, "buffer"))
 def test_interrupted_anywhere(seed: int) -> None:
     """A publish between any two lines of a publish, a take or a settle: no error, no event lost uncounted or taken twice,
     the bytes add up, and a sender that found nothing was roused afterwards."""

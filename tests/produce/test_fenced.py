@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import pytest
+from seeds import seeds
 from studio import Eyes, PaintingMade, SculptureMade
 
 from canvasbus import Event, Refused, Unavailable
@@ -369,7 +370,7 @@ def test_multi_is_forbidden() -> None:
 # --- at random --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("seed", [random.randrange(1 << 32) for _ in range(4)])
+@pytest.mark.parametrize("seed", seeds(4, "fenced"))
 def test_at_random(namespace: str, seed: int) -> None:
     """Batches of two types under random faults, several in a row, with held packets arriving at any time: everything is
     stored exactly once, in order, and the results are the true entry ids."""

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from proxy import Proxy
+from seeds import seeds
 from servers import ServerProcess
 from studio import Eyes, PaintingMade
 
@@ -12,7 +13,7 @@ from canvasbus import CanvasbusError, Producer
 from canvasbus.transport.memory import MemoryServer
 
 
-@pytest.mark.parametrize("seed", [random.randrange(1 << 32) for _ in range(2)])
+@pytest.mark.parametrize("seed", seeds(2, "model"))
 def test_nothing_is_lost_or_doubled(make_server: Any, namespace: str, seed: int) -> None:
     """A persistent server is killed and restarted, connections are cut, replies are lost, packets are held up: a flush
     that is True means that all is there, and in the end the stream is the list of what was published."""
@@ -71,7 +72,7 @@ def test_nothing_is_lost_or_doubled(make_server: Any, namespace: str, seed: int)
     assert told == {event_id: [None] for event_id in published}
 
 
-@pytest.mark.parametrize("seed", [random.randrange(1 << 32) for _ in range(4)])
+@pytest.mark.parametrize("seed", seeds(4, "model"))
 def test_what_is_lost_is_counted(memory: MemoryServer, namespace: str, seed: int) -> None:
     """A small buffer and a server that comes and goes: the numbers always add up, the stream holds exactly what was told
     as stored, in order, and flush is False if and only if something was dropped since the flush before."""

@@ -10,6 +10,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
+from seeds import seeds
 from studio import Eyes, PaintingMade, SculptureMade
 
 from canvasbus import BufferFull, ConfigError, EncodeError, Event, Producer, event
@@ -312,7 +313,7 @@ def test_closing_without_having_published() -> None:
     assert Producer("redis://127.0.0.1:1").close() is True
 
 
-@pytest.mark.parametrize("seed", [random.randrange(1 << 32)])
+@pytest.mark.parametrize("seed", seeds(1, "times"))
 def test_times_pass_unchanged(bus: Producer, eyes: Eyes, seed: int) -> None:
     """occurred_on comes back to the microsecond, whatever its time zone."""
     print(f"seed {seed}")
