@@ -14,6 +14,9 @@ import subprocess
 import tempfile
 import time
 from pathlib import Path
+from random import Random
+
+_ports = Random()  # not the seeded one: processes that run side by side must not agree
 
 
 def binaries() -> dict[str, str]:
@@ -41,10 +44,16 @@ def binaries() -> dict[str, str]:
 
 
 def free_port() -> int:
-    """A loopback port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A loopback port that nobody listens on, and that no outgoing connection gets while its server is down: below the
+    range that Linux takes those from."""
+    while True:
+        port = _ports.randrange(20000, 32000)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
 
 
 class ServerProcess:
