@@ -19,7 +19,8 @@ from canvasbus.consume.handlers import Worker
 from canvasbus.consume.leaving import GRACE_SECONDS
 from canvasbus.consume.runner import Runner, WorkerStatistics
 from canvasbus.contract.event import Event, correlation
-from canvasbus.errors import BufferFull, ConfigError, ContractError
+from canvasbus.errors import BufferFull, ConfigError, ContractError, LifespanError
+from canvasbus.log import get_logger
 from canvasbus.produce.fenced import declare_partitions
 from canvasbus.produce.publisher import BUFFER_BYTES, Publisher, PublisherStatistics
 from canvasbus.transport.connect import open_server
@@ -29,6 +30,8 @@ from canvasbus.wire.codec import MAX_EVENT_BYTES, Codec, expiry
 from canvasbus.wire.keys import check_name
 
 __all__ = ["EventBus"]
+
+log = get_logger("canvasbus.worker")
 
 
 class EventBus:
@@ -74,6 +77,7 @@ class EventBus:
         self._publisher_left = trio.Event()
         self._skipped = 0
         self._left = False
+        self._failures: list[LifespanError] = []
         if self._server is not None:
             self._shared = SharedLink(self._server)
             self._publisher = Publisher(
@@ -131,13 +135,18 @@ class EventBus:
             return await self._manager.__aexit__(kind, error, trace)
         try:
             await self.aclose()
+        except LifespanError:
+            if error is None:  # else what ended the block counts for more, and this one is in the log
+                raise
         finally:
             self._nursery.cancel_scope.cancel()
             await self._manager.__aexit__(None, None, None)
         return None
 
     async def aclose(self) -> None:
-        """Drain and stop: handlers first, since they publish, then what is queued. The block's end does this too."""
+        """Drain and stop: handlers first, since they publish, then what is queued. The block's end does this too.
+
+        Raises LifespanError, in the end, when a worker could not close what it had opened."""
         self._left = True
         for runner in self._runners:
             runner.stop(self._grace)
@@ -147,6 +156,8 @@ class EventBus:
             self._publisher.close()
             with trio.move_on_after(self._grace):
                 await self._publisher_left.wait()
+        if self._failures:
+            raise self._failures[0]
 
     async def _publish_until_closed(self) -> None:
         await self._publisher.run()
@@ -209,6 +220,12 @@ class EventBus:
     async def _run(self, runner: Runner, left: trio.Event) -> None:
         try:
             await runner.run()
+        except LifespanError as error:
+            if not self._left:
+                raise
+            # It has left in order; what the others still drain and what is queued must not be cut short by it.
+            log.error("a worker has left, but could not close what it had opened", error=str(error))
+            self._failures.append(error)
         finally:
             left.set()
 

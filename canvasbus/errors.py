@@ -2,6 +2,7 @@
 
     CanvasbusError
       ContractError      the code that declares events or handlers: fix it
+      LifespanError      what a worker opens around its life failed: look at what it opens
       EncodeError        the event handed to publish: fix the caller
       DecodeError        one entry on the stream: it goes to the dead letters, nothing else stops
       TransportError     the server
@@ -21,6 +22,11 @@ class CanvasbusError(Exception):
 
 class ContractError(CanvasbusError):
     """A declaration cannot work (event, handler, worker). Raised at import; fix the code."""
+
+
+class LifespanError(CanvasbusError):
+    """A worker's `@worker.lifespan` failed on starting, while the worker ran, or on leaving. The message names the
+    worker and the error, which is its cause."""
 
 
 class EncodeError(CanvasbusError):

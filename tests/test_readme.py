@@ -122,6 +122,31 @@ def test_one_process_runs(folder: Path, url: str) -> None:
     run(folder, sys.executable, "one_process.py", url=url)
 
 
+def test_a_worker_with_a_lifespan_runs(folder: Path) -> None:
+    """What the archive's worker opened takes what its handler writes, and is closed in the end."""
+    (folder / "drive.py").write_text(DRIVE_ARCHIVE)
+    run(folder, sys.executable, "drive.py", url="memory://")
+
+    assert (folder / "archive.txt").read_text() == "m 0.25\n"
+
+
+DRIVE_ARCHIVE = """
+import trio
+from canvasbus.bus import EventBus
+from my_events import TasteDropped
+from my_resources import worker
+
+async def main():
+    async with EventBus("memory://") as bus:
+        bus.add(worker)
+        await bus.publish(TasteDropped(model_name="m", aesthetic=0.25))
+        while not bus.statistics() or bus.statistics()[0].handled < 1:
+            await trio.sleep(0.01)
+
+trio.run(main)
+"""
+
+
 def test_every_command_is_mentioned() -> None:
     """Each subcommand of `canvasbus` stands in the README."""
     import argparse

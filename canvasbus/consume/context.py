@@ -9,11 +9,13 @@ from canvasbus.wire.envelope import Envelope
 class Context:
     """The second argument of a handler."""
 
-    __slots__ = ("_delivery", "_group")
+    __slots__ = ("_delivery", "_group", "resources")
 
-    def __init__(self, delivery: Delivery, group: str) -> None:
+    def __init__(self, delivery: Delivery, group: str, resources: Any = None) -> None:
         self._delivery = delivery
         self._group = group
+        self.resources: Any = resources
+        """What the worker's `@worker.lifespan` yielded in this process; None: nothing, or it has none."""
 
     @property
     def envelope(self) -> Envelope:

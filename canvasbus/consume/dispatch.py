@@ -70,6 +70,7 @@ class Lane:
         on_room: Callable[[], None],
         quarantine: trio.Lock,
         random: Random | None = None,
+        resources: Any = None,
     ) -> None:
         self.handler = handler
         self.group = group
@@ -94,7 +95,7 @@ class Lane:
         self._slots: list[_Slot] = []
         self._stopping = False
         self._quiet = trio.Event()
-        self._call = invoker(handler, group)
+        self._call = invoker(handler, group, resources)
         # The shortest way for the most frequent kind of handler: async, with the event alone.
         self._bare = handler.function if handler.is_async and not handler.wants_context else None
         self._window_from = 0.0

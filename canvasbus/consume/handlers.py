@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, TypeVar
 
+from canvasbus.consume.lifespan import opener
 from canvasbus.consume.policy import Backoff
 from canvasbus.contract.bus_events import OWN_TYPES
 from canvasbus.contract.event import Event
@@ -68,6 +69,8 @@ class Worker:
 
     name: str
     handlers: list[Handler] = field(default_factory=list)
+    open: Callable[[], Any] | None = field(default=None, init=False, repr=False)
+    """Makes the context manager around its running life; None: it has none. Set by `lifespan`."""
 
     def __post_init__(self) -> None:
         try:
@@ -159,6 +162,18 @@ class Worker:
             return function
 
         return register
+
+    def lifespan(self, function: F) -> F:
+        """Open something before the worker joins its group, close it once it has left: a function without arguments
+        that yields once, or that returns a context manager. Handlers get what it yields as `ctx.resources`.
+
+        It is entered once per process, not again when the worker loses its group and joins anew. An error on entering
+        stops the program. What follows the yield may await, within the grace time. A plain function runs in threads.
+        """
+        if self.open is not None:
+            raise ContractError(f"worker {self.name!r} has a lifespan already: open everything in one")
+        self.open = opener(self.name, function)
+        return function
 
     def handler_for(self, event_type: str) -> Handler | None:
         """The handler of a type: by its exact name, else by glob; None when nobody listens."""

@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import trio
 
 from canvasbus.consume.context import Context
-from canvasbus.consume.handlers import Handler
+
+if TYPE_CHECKING:
+    from canvasbus.consume.handlers import Handler
 
 _ABOVE = (KeyboardInterrupt, GeneratorExit)
 
@@ -25,13 +27,13 @@ def for_above(error: BaseException) -> BaseException | None:
     return error if isinstance(error, kinds) else None
 
 
-def invoker(handler: Handler, group: str) -> Callable[[Any, Any], Any]:
+def invoker(handler: "Handler", group: str, resources: Any = None) -> Callable[[Any, Any], Any]:
     """A coroutine function (event, delivery) → result; for a batch handler (events, deliveries)."""
     function = handler.function
     batch = handler.batch is not None
 
     def context(delivery: Any) -> Any:
-        return [Context(d, group) for d in delivery] if batch else Context(delivery, group)
+        return [Context(d, group, resources) for d in delivery] if batch else Context(delivery, group, resources)
 
     if handler.is_async:
         if handler.wants_context:

@@ -17,6 +17,7 @@ import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
+from typing import Any
 
 import trio
 
@@ -26,6 +27,7 @@ from canvasbus.consume.dispatch import Lane
 from canvasbus.consume.handlers import Handler, Worker
 from canvasbus.consume.joining import Joining
 from canvasbus.consume.leaving import GRACE_SECONDS, LEAVE_SECONDS, Leaving
+from canvasbus.consume.lifespan import Lifespan
 from canvasbus.consume.liveness import Heart, Progress
 from canvasbus.consume.settle import Settler
 from canvasbus.consume.subscription import Subscription
@@ -52,7 +54,7 @@ class WorkerStatistics:
     consumer: str
     """The name of the present incarnation."""
     state: str
-    """joining, running, draining or left."""
+    """starting (its lifespan opens), joining, running, draining or left."""
     topics: tuple[str, ...]
     handled: int
     failed: int
@@ -101,22 +103,36 @@ class Runner:
         self._grace = grace
         self._random = random or Random()
         self._stop = trio.Event()
+        self._stop_by = -math.inf
+        self._lifespan = Lifespan(worker.name, worker.open) if worker.open else None
         self._current: _Incarnation | None = None
 
     async def run(self) -> None:
-        """Join and run until `stop`. Raises Refused when the server will not have this worker at all."""
+        """Join and run until `stop`. Raises Refused when the server will not have this worker at all, LifespanError
+        when what it opens around its life fails."""
+        if self._lifespan is None:
+            await self._live(None)
+        elif not self._stop.is_set():
+            self.state = "starting"
+            await self._lifespan.around(self._live, lambda: self._stop_by - trio.current_time())
+        self.state = "left"
+
+    async def _live(self, resources: Any) -> None:
+        self.state = "joining"
         while True:
-            incarnation = self._current = _Incarnation(self)
+            incarnation = self._current = _Incarnation(self, resources)
             if not await incarnation.run():
                 break
             log.warning("others took this worker for dead; it joins again", group=self.worker.name)
-        self.state = "left"
 
     def stop(self, grace: float | None = None) -> None:
         """Leave; `run` returns when that is done."""
         if grace is not None:
             self._grace = grace
+        self._stop_by = trio.current_time() + self._grace
         self._stop.set()
+        if self._lifespan is not None:
+            self._lifespan.interrupt()
 
     @property
     def progressing(self) -> bool:
@@ -160,7 +176,7 @@ def consumer_name() -> str:
 class _Incarnation:
     """One life of a runner under one consumer name."""
 
-    def __init__(self, runner: Runner) -> None:
+    def __init__(self, runner: Runner, resources: Any) -> None:
         worker = runner.worker
         self.runner = runner
         self.group = worker.name
@@ -177,6 +193,7 @@ class _Incarnation:
                 on_room=self._on_room,
                 quarantine=quarantine,
                 random=Random(runner._random.getrandbits(64)),
+                resources=resources,
             )
             for handler in worker.handlers
         }

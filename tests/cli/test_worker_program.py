@@ -264,3 +264,32 @@ def test_logs_are_readable_on_a_terminal(folder: Path, server_url: str, namespac
         os.close(mine)
     line = re.sub(rb"\x1b\[[0-9;]*m", b"", said).decode()
     assert "[info" in line and "group=unit" in line and "{" not in line
+
+
+BROKEN_STUDIO = """
+from unit_workers import Asked
+from canvasbus.worker import Worker
+
+worker = Worker("taster")
+
+@worker.on(Asked)
+async def on_asked(event: Asked) -> None: ...
+
+@worker.lifespan
+async def model():
+    raise FileNotFoundError("weights.pt")
+    yield
+"""
+
+
+def test_a_lifespan_that_cannot_open_ends_the_program(
+    folder: Path, server_url: str, namespace: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Exit code 1 and one line with the worker, the error and its place."""
+    (folder / "studio_workers.py").write_text(BROKEN_STUDIO)
+
+    assert main(["studio_workers:worker", "--url", server_url, "--namespace", namespace]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("canvasbus-worker: worker 'taster': its lifespan failed on starting: FileNotFoundError")
+    assert "studio_workers.py, line 12" in said
+    assert said.count("\n") == 1
