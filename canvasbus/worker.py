@@ -21,10 +21,11 @@ import trio
 from canvasbus.bus import EventBus
 from canvasbus.consume.context import Context
 from canvasbus.consume.handlers import Worker
-from canvasbus.consume.policy import Backoff, BatchFailure, HandlerTimeout, Reject, RetryLater
+from canvasbus.consume.policy import NEVER, Backoff, BatchFailure, HandlerTimeout, Reject, RetryLater
 from canvasbus.log import get_logger
 
 __all__ = [
+    "NEVER",
     "Backoff",
     "BatchFailure",
     "Context",

@@ -49,6 +49,7 @@ def test_names_of_the_other_doors() -> None:
 
     assert set(canvasbus.bus.__all__) == {"EventBus"}
     assert set(canvasbus.worker.__all__) == {
+        "NEVER",
         "Backoff",
         "BatchFailure",
         "Context",

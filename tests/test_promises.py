@@ -272,6 +272,38 @@ async def test_one_event_that_kills_its_workers_makes_one_dead_letter(virtual: C
     assert deaths == 4  # the first, among the others, proves nothing; three alone
 
 
+async def test_attempts_survive_the_workers_that_made_them(virtual: Clock, namespace: str) -> None:
+    """A failure counts for good: each worker fails once, then dies while the event waits for its next attempt. The
+    third attempt is the last of three, whoever makes it; deaths while nothing runs count nothing."""
+    server, attempts = MemoryServer(), list[int]()
+    async with running(server, namespace=namespace) as bus:
+        await bus.publish(PaintingMade())
+    eyes = Eyes(server, namespace)
+
+    def failing(crash: trio.Event) -> Worker:
+        worker = Worker("framers")
+
+        @worker.on(PaintingMade, retry={ValueError: Backoff(attempts=3, base=10_000, cap=10_000)})
+        async def frame(event: PaintingMade, ctx: Context) -> None:
+            attempts.append(ctx.attempt)
+            trio.lowlevel.current_trio_token().run_sync_soon(crash.set)
+            raise ValueError("not today")
+
+        return worker
+
+    for life in (1, 2, 3):
+        crash, left = trio.Event(), trio.Event()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(live, server, failing(left), namespace, crash)
+            await left.wait()
+            await trio.sleep(1)  # what it failed is written down
+            crash.set()
+        assert attempts == list(range(1, life + 1))
+    (letter,) = eyes.dead("framers")
+    assert (letter.reason, letter.attempts) == ("exhausted", 3)
+    assert eyes.pending("framers") == []
+
+
 # --- 5: bad input is an ordinary delivery -----------------------------------------------------------------------------
 
 CANVAS = msgspec.json.encode({"type": "painting.made", "data": {"title": "json", "number": 5}})

@@ -3,13 +3,13 @@
 import functools
 import inspect
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, TypeVar
 
 from canvasbus.consume.lifespan import opener
-from canvasbus.consume.policy import Backoff
+from canvasbus.consume.policy import Backoff, RetryRules
 from canvasbus.contract.bus_events import OWN_TYPES
 from canvasbus.contract.event import Event
 from canvasbus.contract.registry import registry
@@ -19,6 +19,10 @@ from canvasbus.wire.keys import check_name
 Start = datetime | str
 """Where a new group begins: "earliest" (everything there is), "latest" (only what comes), an aware datetime, or after an
 entry id ("1700000000000-0")."""
+
+Retrying = Backoff | Mapping[type[BaseException], Backoff]
+"""One backoff for every failure, or one for each class of exceptions: {ConnectionError: Backoff(attempts=20), ValueError:
+NEVER}. The most specific class decides; what none names has the default Backoff."""
 
 F = TypeVar("F", bound=Callable[..., Any])
 _GLOB = re.compile(r"[a-z0-9_.*]+")
@@ -48,7 +52,7 @@ class Handler:
     """How many deliveries it runs at a time in one process."""
     timeout: float
     """Seconds after which a run is cancelled and counts as failed."""
-    retry: Backoff
+    retry: Backoff | RetryRules
     start: Start
     batch: BatchOptions | None
     is_async: bool
@@ -85,7 +89,7 @@ class Worker:
         *what: type[Event] | str,
         concurrency: int = 16,
         timeout: float = 60.0,
-        retry: Backoff = Backoff(),  # noqa: B008  frozen, so sharing the default is safe
+        retry: Retrying = Backoff(),  # noqa: B008  frozen, so sharing the default is safe
         start: Start = "earliest",
     ) -> Callable[[F], F]:
         """Register a handler for event classes, type names or globs ("drift.*").
@@ -101,7 +105,7 @@ class Worker:
         max_size: int = 500,
         max_wait: float = 0.05,
         timeout: float = 60.0,
-        retry: Backoff = Backoff(),  # noqa: B008
+        retry: Retrying = Backoff(),  # noqa: B008
         start: Start = "earliest",
     ) -> Callable[[F], F]:
         """Register a handler of lists: `f(events)` or `f(events, ctxs)`, one batch at a time.
@@ -118,7 +122,7 @@ class Worker:
         what: tuple[type[Event] | str, ...],
         concurrency: int,
         timeout: float,
-        retry: Backoff,
+        retry: Retrying,
         start: Start,
         batch: BatchOptions | None,
     ) -> Callable[[F], F]:
@@ -127,6 +131,7 @@ class Worker:
         if concurrency < 1 or timeout <= 0:
             raise ContractError(f"{self.name}: concurrency starts at 1 and timeout above 0")
         _check_start(self.name, start)
+        rules = _checked(self.name, retry)
         types, globs = _split(self.name, what)
 
         def register(function: F) -> F:
@@ -144,7 +149,7 @@ class Worker:
                 globs=globs,
                 concurrency=concurrency,
                 timeout=timeout,
-                retry=retry,
+                retry=rules,
                 start=start,
                 batch=batch,
                 is_async=inspect.iscoroutinefunction(target)
@@ -252,6 +257,19 @@ def _parameters(worker: str, name: str, function: Callable[..., Any]) -> int:
     if len(required) == 2:
         return 2
     return 2 if len(positional) >= 2 and positional[1].name in ("ctx", "context", "ctxs") else 1
+
+
+def _checked(worker: str, retry: Retrying) -> Backoff | RetryRules:
+    if isinstance(retry, Backoff):
+        return retry
+    if not isinstance(retry, Mapping):
+        raise ContractError(
+            f"worker {worker!r}: retry={retry!r} is neither a Backoff nor a mapping of exception classes"
+        )
+    try:
+        return RetryRules(retry)
+    except ContractError as error:
+        raise ContractError(f"worker {worker!r}: {error}") from None
 
 
 def _check_start(worker: str, start: Start) -> None:

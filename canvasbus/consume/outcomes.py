@@ -95,7 +95,7 @@ class Outcomes:
                         event_type=delivery.topic.event_type,
                         entry_id=delivery.entry_id.decode(),
                         attempt=failures,
-                        of=self._handler.retry.attempts,
+                        of=self._handler.retry.for_error(outcome.error).attempts,
                         wait=round(after, 3),
                         error=_said(outcome.error),
                     )

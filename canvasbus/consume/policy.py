@@ -6,13 +6,18 @@
     could not be read at all       → DeadLetter with the decoder's reason
     raised anything else           → Retry after a backoff while failures < attempts, then DeadLetter "exhausted"
 
+Which backoff that is may hang on the class of the exception (`RetryRules`). An event has one count of failures,
+whatever they were: it is what the server keeps, and so what survives the worker.
+
 What counts as a failure is what a handler raised, or a worker that died while it ran the event alone in the
 quarantine lane. Being read, reclaimed or handed back never counts.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from random import Random
+from typing import Final
 
 from msgspec import Struct
 
@@ -48,7 +53,7 @@ class BatchFailure(Exception):
         """Derived events of the others, as a batch handler returns them: an iterable of (position, event)."""
 
 
-class HandlerTimeout(CanvasbusError):
+class HandlerTimeout(CanvasbusError, TimeoutError):
     """A handler ran longer than its timeout and was cancelled."""
 
 
@@ -75,6 +80,51 @@ class Backoff:
         """Seconds to wait after the `failures`-th failure."""
         bound = min(self.cap, self.base * 2 ** min(failures - 1, 63))
         return random.uniform(0.0, bound)
+
+    def for_error(self, error: BaseException) -> "Backoff":
+        """The backoff after this exception: for every one the same."""
+        return self
+
+
+NEVER: Final = Backoff(attempts=1)
+"""The first failure is the last: what fails like this would fail again."""
+
+
+class RetryRules:
+    """A backoff for each class of exceptions. The most specific class decides, in the order in which Python looks for
+    attributes; what no rule names has the default Backoff. A worker that dies raises nothing: its events have the rule
+    for Exception."""
+
+    def __init__(self, rules: Mapping[type[BaseException], Backoff]) -> None:
+        self._rules = dict(rules)
+        if not self._rules:
+            raise ContractError("retry={}: name at least one exception class, or give one Backoff")
+        for kind, backoff in self._rules.items():
+            if not isinstance(kind, type) or not issubclass(kind, BaseException):
+                raise ContractError(f"retry: {kind!r} is no exception class")
+            if not isinstance(backoff, Backoff):
+                raise ContractError(f"retry: {kind.__name__} must have a Backoff (or NEVER), not {backoff!r}")
+            if issubclass(kind, Reject | RetryLater | DecodeError):
+                raise ContractError(
+                    f"retry: {kind.__name__} says itself what becomes of the event; no rule applies to it"
+                )
+        self._default = self._rules.get(Exception) or self._rules.get(BaseException) or Backoff()
+
+    @property
+    def attempts(self) -> int:
+        """How often a worker may die of an event."""
+        return self._default.attempts
+
+    def for_error(self, error: BaseException) -> Backoff:
+        """The backoff after this exception; a group of one counts as what is in it."""
+        for kind in type(opened(error)).__mro__:
+            backoff = self._rules.get(kind)
+            if backoff is not None:
+                return backoff
+        return self._default
+
+    def __repr__(self) -> str:
+        return f"RetryRules({', '.join(f'{kind.__name__}: {backoff!r}' for kind, backoff in self._rules.items())})"
 
 
 class Returned(Struct, frozen=True):
@@ -114,15 +164,20 @@ class DeadLetter(Struct, frozen=True):
 Verdict = Ack | Retry | DeadLetter
 
 
+def opened(error: BaseException) -> BaseException:
+    """What is in a group of one: a nursery wraps what is raised inside of it."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
+
+
 def word_of(error: BaseException) -> BaseException:
-    """What a handler meant: a nursery wraps what is raised inside of it into a group of one."""
-    inner = error
-    while isinstance(inner, BaseExceptionGroup) and len(inner.exceptions) == 1:
-        inner = inner.exceptions[0]
+    """What a handler meant, if it said a word of ours; else the exception as it came."""
+    inner = opened(error)
     return inner if isinstance(inner, Reject | RetryLater | BatchFailure) else error
 
 
-def decide(outcome: Outcome, failures: int, retry: Backoff, random: Random) -> Verdict:
+def decide(outcome: Outcome, failures: int, retry: Backoff | RetryRules, random: Random) -> Verdict:
     """The verdict on one delivery that had failed `failures` times before this outcome."""
     if isinstance(outcome, Returned):
         return Ack(outcome.events)
@@ -134,9 +189,10 @@ def decide(outcome: Outcome, failures: int, retry: Backoff, random: Random) -> V
     if isinstance(error, RetryLater):
         return Retry(max(0.0, error.after), failures)
     failures += 1
-    if failures >= retry.attempts:
+    backoff = retry.for_error(error)
+    if failures >= backoff.attempts:
         return DeadLetter("exhausted")
-    return Retry(retry.delay(failures, random), failures)
+    return Retry(backoff.delay(failures, random), failures)
 
 
 def next_window(window: int, concurrency: int, limit: int, seconds: float) -> int:

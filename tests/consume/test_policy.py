@@ -3,9 +3,10 @@
 from random import Random
 
 import pytest
-from studio import PaintingFramed
+from studio import PaintingFramed, PaintingMade
 
 from canvasbus.consume.policy import (
+    NEVER,
     Ack,
     Backoff,
     BatchFailure,
@@ -16,12 +17,14 @@ from canvasbus.consume.policy import (
     Reject,
     Retry,
     RetryLater,
+    RetryRules,
     Returned,
     Verdict,
     decide,
     next_window,
 )
 from canvasbus.errors import ContractError, DecodeError
+from canvasbus.worker import Worker
 
 EVENT = PaintingFramed(title="Dune")
 
@@ -85,6 +88,75 @@ def test_a_backoff_that_cannot_be_is_refused(wrong: dict[str, int]) -> None:
     """At the line that declares it."""
     with pytest.raises(ContractError, match="attempts start at 1"):
         Backoff(**wrong)  # type: ignore[arg-type]
+
+
+class Offline(ConnectionError):
+    """The dependency of the tests is away."""
+
+
+BY_KIND = RetryRules(
+    {
+        OSError: Backoff(attempts=2, base=2),
+        ConnectionError: Backoff(attempts=9, base=9),
+        ValueError: NEVER,
+        Exception: Backoff(attempts=4, base=1),
+    }
+)
+
+
+@pytest.mark.parametrize(
+    ("error", "failures", "expected"),
+    [
+        (Offline(), 0, Retry(9.0, 1)),
+        (Offline(), 8, DeadLetter("exhausted")),
+        (FileNotFoundError(), 0, Retry(2.0, 1)),
+        (HandlerTimeout("slow"), 0, Retry(2.0, 1)),
+        (UnicodeDecodeError("utf-8", b"", 0, 0, ""), 0, DeadLetter("exhausted")),
+        (KeyError(), 0, Retry(1.0, 1)),
+        (KeyError(), 3, DeadLetter("exhausted")),
+        (SystemExit(), 0, Retry(1.0, 1)),
+        (ExceptionGroup("", [ExceptionGroup("", [Offline()])]), 0, Retry(9.0, 1)),
+        (ExceptionGroup("", [Offline(), Offline()]), 0, Retry(1.0, 1)),
+        (ExceptionGroup("", [ValueError()]), 0, DeadLetter("exhausted")),
+        (Offline(), 1, Retry(18.0, 2)),
+        (FileNotFoundError(), 1, DeadLetter("exhausted")),
+        (RetryLater(3), 1, Retry(3.0, 1)),
+        (Reject("no"), 1, DeadLetter("rejected")),
+    ],
+    ids=repr,
+)
+def test_each_class_of_exceptions_may_have_its_own_backoff(
+    error: BaseException, failures: int, expected: Verdict
+) -> None:
+    """The most specific class decides, in a group of one that of what is inside; a timeout of the handler is a
+    TimeoutError, so an OSError; all failures of an event add up, whatever they were."""
+    assert decide(Raised(error), failures, BY_KIND, Loaded()) == expected
+
+
+def test_what_no_rule_names_has_the_default_backoff() -> None:
+    """Rules without Exception leave everything else as it is; also how often a worker may die of an event."""
+    some = RetryRules({ValueError: NEVER})
+    assert decide(Raised(KeyError()), 0, some, Loaded()) == Retry(0.5, 1)
+    assert some.attempts == Backoff().attempts and BY_KIND.attempts == 4
+
+
+@pytest.mark.parametrize(
+    ("rules", "said"),
+    [
+        ({}, "at least one"),
+        ({"ValueError": NEVER}, "no exception class"),
+        ({int: NEVER}, "no exception class"),
+        ({ValueError: None}, "must have a Backoff"),
+        ({Reject: NEVER}, "says itself"),
+        ({RetryLater: Backoff()}, "says itself"),
+    ],
+)
+def test_rules_that_cannot_be_are_refused(rules: dict[type[BaseException], Backoff], said: str) -> None:
+    """At the line that declares them, with the name of the worker."""
+    with pytest.raises(ContractError, match=f"worker 'w'.*{said}"):
+        Worker("w").on(PaintingMade, retry=rules)
+    with pytest.raises(ContractError, match="neither a Backoff nor a mapping"):
+        Worker("w").on_batch(PaintingMade, retry=3)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
