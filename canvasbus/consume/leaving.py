@@ -22,6 +22,9 @@ GRACE_SECONDS = 25.0
 LEAVE_SECONDS = 3.0
 """What handing back and leaving the group may take at the very end."""
 
+AWAY_SECONDS = 0.5
+"""The same with a server that has just not answered."""
+
 log = get_logger("canvasbus.worker")
 
 
@@ -65,6 +68,11 @@ class Leaving:
                 group=self._group,
                 running=sum(lane.running for lane in self._lanes),
             )
+
+    @property
+    def seconds(self) -> float:
+        """What `leave` may take."""
+        return AWAY_SECONDS if any(s.away for s in self._subscriptions) else LEAVE_SECONDS
 
     async def leave(self, server: Server) -> None:
         """Hand back all that is still held and leave the group."""

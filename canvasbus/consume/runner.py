@@ -26,7 +26,7 @@ from canvasbus.consume.batches import BatchLane
 from canvasbus.consume.dispatch import Lane
 from canvasbus.consume.handlers import Handler, Worker
 from canvasbus.consume.joining import Joining
-from canvasbus.consume.leaving import GRACE_SECONDS, LEAVE_SECONDS, Leaving
+from canvasbus.consume.leaving import GRACE_SECONDS, Leaving
 from canvasbus.consume.lifespan import Lifespan
 from canvasbus.consume.liveness import Heart, Progress
 from canvasbus.consume.settle import Settler
@@ -249,7 +249,7 @@ class _Incarnation:
             # keep everybody's hands off what we hold.
             self._heart.stop()
             if not self._fenced.is_set():
-                with trio.CancelScope(shield=True, deadline=trio.current_time() + LEAVE_SECONDS):
+                with trio.CancelScope(shield=True, deadline=trio.current_time() + self._leaving.seconds):
                     await self._leaving.leave(runner._server)
                     runner.state = "left"
         return self._fenced.is_set() and not runner._stop.is_set()

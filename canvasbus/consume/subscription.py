@@ -52,6 +52,9 @@ READ_COUNT = 500
 """Entries of one stream in one read, at most."""
 
 BLOCK_SECONDS = 1.0
+LATE_SECONDS = 0.5
+"""How late the answer of a read may be that nobody wants to wait for any more."""
+
 AUDIT_PAGE = 1000
 log = get_logger("canvasbus.worker")
 
@@ -110,6 +113,8 @@ class Subscription:
         self._audit_due = False
         self._audit_suspects = False
         self._stopping = False
+        self.away = False
+        """The last thing that the server did was not to answer."""
         self.stopped = trio.Event()
         """Set when, after `stop`, nothing more comes in."""
         self._interrupts = trio.Event()
@@ -224,8 +229,9 @@ class Subscription:
                         if self._audit_due:
                             await self.audit()
                         await self._read()
-                        backoff = 0.05
+                        backoff, self.away = 0.05, False
                     except TransportError as error:
+                        self.away = True
                         now = trio.current_time()
                         if now - warned > 60:
                             warned = now
@@ -280,10 +286,16 @@ class Subscription:
             self._take_in(reply)
 
     async def _block(self, head: tuple[Argument, ...], tail: tuple[Argument, ...]) -> Reply:
-        milliseconds = int(BLOCK_SECONDS * 1000)
-        with trio.CancelScope(shield=True):  # a cancelled blocked read leaves entries with nobody; it ends by itself
-            packet = command(*head, "BLOCK", milliseconds, *tail)
-            return (await self._link.request(packet, timeout=BLOCK_SECONDS + 4))[0]
+        packet = command(*head, "BLOCK", int(BLOCK_SECONDS * 1000), *tail)
+        # A cancelled blocked read leaves entries with nobody, so it may end by itself, which takes a second; but a
+        # server that is frozen must not hold up whoever wants to leave. The next checkpoint cancels again.
+        with trio.CancelScope(shield=True):
+            await self._link.send(packet)
+        try:
+            return (await self._link.receive(1, timeout=BLOCK_SECONDS + 4))[0]
+        except trio.Cancelled:
+            with trio.CancelScope(shield=True):
+                return (await self._link.receive(1, timeout=BLOCK_SECONDS + LATE_SECONDS))[0]
 
     async def _poll(self, head: tuple[Argument, ...], tail: tuple[Argument, ...]) -> Reply:
         packet = command(*head, *tail)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from canvasbus.errors import TransportError, Unavailable
-from canvasbus.transport.resp import Operation, Packet, Pause, Reply, command
+from canvasbus.transport.resp import Operation, Packet, Pause, Reply, command, is_demoted
 from canvasbus.transport.server import BlockingConnection, Server
 
 REPLY_TIMEOUT = 5.0
@@ -32,10 +32,13 @@ class BlockingLink:
             self._connection = self.server.connect_blocking()
             self.epoch += 1
         try:
-            return self._connection.request(packet.data, packet.replies, self._timeout)
+            replies = self._connection.request(packet.data, packet.replies, self._timeout)
         except Unavailable:
             self._connection = None
             raise
+        if is_demoted(replies):
+            self.close()
+        return replies
 
     def call(self, *args: bytes | str | float) -> Reply:
         """One command, its one reply; an error reply is a value."""

@@ -12,6 +12,7 @@ Rules, each of which somebody else broke first:
 * Nothing is resent silently. A request that fails after its bytes may have left raises Unavailable(ambiguous=True);
   the caller knows whether repeating is safe.
 * A server that does not answer within `timeout` seconds is away, connection or not.
+* A server that says that it is no master (any more) is left, so that the next request finds whoever is.
 * `epoch` counts connections, so that a caller can see that the server it talks to may be another one.
 """
 
@@ -21,7 +22,7 @@ from typing import TypeVar
 import trio
 
 from canvasbus.errors import TransportError, Unavailable
-from canvasbus.transport.resp import UNASKED, Operation, Packet, Pause, Reply, command
+from canvasbus.transport.resp import UNASKED, Operation, Packet, Pause, Reply, command, is_demoted
 from canvasbus.transport.server import Connection, Server
 
 REPLY_TIMEOUT = 5.0
@@ -90,7 +91,10 @@ class Link:
                 if len(self._ready) > self._owed:
                     raise Unavailable(f"{self.server.name}: {UNASKED}")
                 replies = self._ready[self._owed - count :]
+                demoted = is_demoted(self._ready)
                 self._ready, self._owed = [], 0
+                if demoted:
+                    self._drop()
                 return replies
         except TransportError as error:
             self._drop()
@@ -238,6 +242,8 @@ class SharedLink:
                 if len(waiter.replies) == waiter.count:
                     waiters.popleft()
                     waiter.event.set()
+            if is_demoted(replies):
+                raise Unavailable(f"{self.server.name} is no master any more", ambiguous=True)
 
     def _fail(self, error: BaseException) -> None:
         self._connection = None

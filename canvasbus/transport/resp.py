@@ -112,10 +112,23 @@ def is_no_group(error: ReplyError) -> bool:
     return text.startswith("NOGROUP") or "requires the key to exist" in text or "the stream key no longer" in text
 
 
+def is_demoted(replies: list[Reply]) -> bool:
+    """True when one of the replies says that this server is no master, or has just ceased to be one. Whoever is master
+    now is found by connecting anew: this connection would go on answering the same for ever."""
+    if ReplyError not in set(map(type, replies)):
+        return False
+    for reply in replies:
+        if isinstance(reply, ReplyError):
+            word, text = code(reply), str(reply)
+            if word in ("READONLY", "MASTERDOWN") or (word == "UNBLOCKED" and "instance state" in text):
+                return True
+    return False
+
+
 def translate(error: ReplyError, doing: str) -> Exception:
     """Our error for an error reply. `doing` says what was tried, for the person who reads it."""
     word, text = code(error), str(error)
-    if word == "EXECABORT" and ("OOM" in text or "LOADING" in text):
+    if word == "EXECABORT" and any(wait in text for wait in ("OOM", "LOADING", "READONLY", "MASTERDOWN")):
         return Unavailable(f"{doing}: {text}")
     if word in _WAIT or "max number of clients" in text:
         return Unavailable(f"{doing}: {_WAIT.get(word, 'the server has too many clients')} ({text})")
