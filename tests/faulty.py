@@ -95,6 +95,10 @@ class _FaultyConnection:
         self._loses = False
         self._due: deque[Reply] = deque()  # what each reply is turned into; None: it stays as it is
         self.client_id = inner.client_id
+        self.history = inner.history
+
+    def trouble(self) -> str:
+        return self._inner.trouble()
 
     async def send(self, data: bytes) -> None:
         fault = self._server.fault_for(data)

@@ -224,7 +224,9 @@ class FencedSender:
                 if isinstance(reply, bytes):
                     cursors[item.type] = reply
                     continue
-                error = translate(reply, f"publish {item.type} to {self.keys.stream(item.type).decode()}")
+                error = translate(
+                    reply, f"publish {item.type} to {self.keys.stream(item.type).decode()}", kind="stream"
+                )
                 assert isinstance(error, CanvasbusError)
                 results[index] = error
                 stored -= 1

@@ -13,7 +13,8 @@ Rules, each of which somebody else broke first:
   the caller knows whether repeating is safe.
 * A server that does not answer within `timeout` seconds is away, connection or not.
 * A server that says that it is no master (any more) is left, so that the next request finds whoever is.
-* `epoch` counts connections, so that a caller can see that the server it talks to may be another one.
+* `epoch` counts connections, `history` names what a connection leads to, so that a caller can see that the server it
+  talks to may be another one.
 """
 
 from collections import deque
@@ -54,6 +55,11 @@ class Link:
     def client_id(self) -> int | None:
         return self._connection.client_id if self._connection else None
 
+    @property
+    def history(self) -> str:
+        """See Connection.history; empty while there is no connection."""
+        return self._connection.history if self._connection else ""
+
     async def request(self, packet: Packet, *, timeout: float | None = None) -> list[Reply]:
         """Send a packet and return its replies, error replies as values."""
         await self.send(packet)
@@ -64,6 +70,9 @@ class Link:
         await self.connect()
         connection = self._connection
         assert connection is not None
+        if not self._owed and (trouble := connection.trouble()):
+            self._drop()
+            raise Unavailable(f"{self.server.name}: {trouble}")  # nothing was sent: not ambiguous
         sent = False
         try:
             with trio.move_on_after(self._timeout):

@@ -105,6 +105,7 @@ class MemoryConnection:
     """A pipe to the in-process server. Commands run inside `send`; they never wait, so that is safe under trio."""
 
     client_id: int | None = None
+    history = "memory"
 
     def __init__(self, server: MemoryServer) -> None:
         self._server = server
@@ -138,6 +139,9 @@ class MemoryConnection:
                 return replies
             self._arrived = trio.Event()
             await self._arrived.wait()
+
+    def trouble(self) -> str:
+        return ""  # `send` checks
 
     def _on_change(self) -> None:
         try:

@@ -5,6 +5,8 @@ redis-py's connection, which does TLS, authentication and unix sockets already; 
 since a retried XADD is a doubled event.
 """
 
+import re
+import select
 import socket
 import ssl
 from contextlib import suppress
@@ -23,6 +25,7 @@ CONNECT_TIMEOUT = 5.0
 _RECEIVE_BYTES = 256 * 1024
 _SOCKET_BUFFER = 512 * 1024  # a batch of 500 events leaves in one system call
 _NOTHING = object()
+_HISTORY = re.compile(rb"^(?:run_id|master_replid):(\w+)", re.MULTILINE)
 
 
 class RemoteServer:
@@ -76,7 +79,7 @@ class RemoteServer:
         steps.append(("PING",))
         if address.db:
             steps.append(("SELECT", address.db))
-        steps += [("CLIENT", "SETNAME", "canvasbus"), ("CLIENT", "ID")]
+        steps += [("CLIENT", "SETNAME", "canvasbus"), ("INFO", "server", "replication"), ("CLIENT", "ID")]
         packet = commands(*steps)
         await connection.send(packet.data)
         replies: list[Reply] = []
@@ -90,12 +93,14 @@ class RemoteServer:
         if len(replies) > packet.replies:
             raise Unavailable(f"{self.name}: {UNASKED}")
         for step, reply in zip(steps, replies, strict=True):
-            if isinstance(reply, ReplyError) and step[0] != "CLIENT":  # an ACL may forbid CLIENT; nothing needs it
+            if isinstance(reply, ReplyError) and step[0] not in ("CLIENT", "INFO"):  # an ACL may forbid these
                 raise handshake_failure(self.name, address, str(step[0]), reply) from reply
             if step[0] == "PING" and reply != b"PONG":
                 raise Unavailable(_no_pong(self.name, reply))
         if isinstance(replies[-1], int):
             connection.client_id = replies[-1]
+        if isinstance(replies[-2], bytes):
+            connection.history = b" ".join(_HISTORY.findall(replies[-2])).decode()
 
     def connect_blocking(self) -> "RemoteBlockingConnection":
         return RemoteBlockingConnection(self._address)
@@ -108,11 +113,23 @@ class RemoteConnection:
     """A trio stream with a RESP parser behind it."""
 
     client_id: int | None = None
+    history = ""
 
     def __init__(self, stream: trio.abc.Stream, name: str) -> None:
         self._stream = stream
         self._name = name
         self._reader = hiredis.Reader(notEnoughData=_NOTHING)
+        self._poll: select.poll | None = None
+        if isinstance(stream, trio.SocketStream):  # under TLS bytes may be waiting that mean nothing
+            self._poll = select.poll()
+            self._poll.register(stream.socket.fileno(), select.POLLIN)
+
+    def trouble(self) -> str:
+        if self._reader.has_data():
+            return UNASKED
+        if self._poll is None or not self._poll.poll(0):
+            return ""
+        return "the server closed the connection, or sent what nobody asked for"
 
     async def send(self, data: bytes) -> None:
         try:

@@ -93,7 +93,7 @@ _REFUSE = {
     "NOAUTH": "the server wants a password: put it into the URL (redis://:password@host) or CANVASBUS_URL",
     "WRONGPASS": "the server refuses this user or password",
     "NOPERM": "the ACL of this user forbids the command",
-    "WRONGTYPE": "the key holds something that is not a stream",
+    "WRONGTYPE": "the key holds another type of value than the bus keeps there",
     "NOPROTO": "the server does not speak this protocol version",
     "CROSSSLOT": "the keys lie in different cluster slots",
     "MOVED": "this is one node of a Redis Cluster; the bus needs a single server or a cluster URL",
@@ -125,9 +125,12 @@ def is_demoted(replies: list[Reply]) -> bool:
     return False
 
 
-def translate(error: ReplyError, doing: str) -> Exception:
-    """Our error for an error reply. `doing` says what was tried, for the person who reads it."""
+def translate(error: ReplyError, doing: str, *, kind: str = "") -> Exception:
+    """Our error for an error reply. `doing` says what was tried, for the person who reads it; `kind` what the keys should
+    hold, where all hold the same."""
     word, text = code(error), str(error)
+    if word == "WRONGTYPE" and kind:
+        return Refused(f"{doing}: the key holds something that is not a {kind} ({text})")
     if word == "EXECABORT" and any(wait in text for wait in ("OOM", "LOADING", "READONLY", "MASTERDOWN")):
         return Unavailable(f"{doing}: {text}")
     if word in _WAIT or "max number of clients" in text:

@@ -17,6 +17,9 @@ class Connection(Protocol):
 
     client_id: int | None
     """The server's number for this connection; None where CLIENT ID is not permitted."""
+    history: str
+    """Names the server process and its replication history. Another one than on the connection before: a failover or a
+    restart lies between, and what was seen before it need not be there any more. Empty: not known."""
 
     async def send(self, data: bytes) -> None:
         """Hand all bytes to the server. Cancelled half-way: the connection is poisoned."""
@@ -24,6 +27,10 @@ class Connection(Protocol):
 
     async def receive(self) -> list[Reply]:
         """The next replies, at least one, in order."""
+        ...
+
+    def trouble(self) -> str:
+        """Why nothing more can be sent, although no reply is owed; empty: nothing is known against it."""
         ...
 
     async def wait_change(self, seconds: float) -> None:

@@ -6,12 +6,14 @@ import select
 import socket
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 
 import hiredis
 import pytest
 import trio
 import trio.testing
+from servers import ServerProcess
+from waiting import until
 
 from canvasbus.errors import Refused, Unavailable
 from canvasbus.transport.blocking import BlockingLink
@@ -50,6 +52,7 @@ class Puppet:
 
 class PuppetConnection:
     client_id: int | None = 7
+    history = "puppet"
 
     def __init__(self) -> None:
         self.sent: list[bytes] = []
@@ -72,6 +75,9 @@ class PuppetConnection:
         if isinstance(answer, Exception):
             raise answer
         return answer
+
+    def trouble(self) -> str:
+        return ""
 
     async def wait_change(self, seconds: float) -> None:
         raise AssertionError
@@ -440,7 +446,8 @@ async def test_error_replies_reach_only_their_own_request(real: SharedLink) -> N
 
 
 async def test_a_killed_client_connects_again(server_url: str, nursery: trio.Nursery) -> None:
-    """CLIENT KILL of the shared connection: requests in flight fail as ambiguous, the next one is answered."""
+    """CLIENT KILL: one error at most, and the next request is answered. A link of one task has noticed before it sent
+    anything, so that nothing is ambiguous."""
     server = open_server(server_url)
     shared, link, other = SharedLink(server), Link(server), BlockingLink(server)
     await nursery.start(shared.run_tasks)
@@ -453,7 +460,7 @@ async def test_a_killed_client_connects_again(server_url: str, nursery: trio.Nur
                     (after,) = await request(command("CLIENT", "ID"))
                     break
                 except Unavailable as error:
-                    assert error.ambiguous
+                    assert error.ambiguous is (request == shared.request)
         assert after != number
     assert shared.epoch == link.epoch == 2
     other.close()
@@ -525,7 +532,7 @@ class Scripted:
             while data := client.recv(65536):
                 reader.feed(data)
                 for name, *_ in iter(reader.gets, False):
-                    if name in (b"CLIENT", b"PING"):
+                    if name in (b"CLIENT", b"INFO", b"PING"):
                         client.sendall(self.pong if name == b"PING" else b"+OK\r\n")
                     else:
                         self.heard.append(name)
@@ -574,6 +581,61 @@ def test_a_stray_reply_is_not_taken_for_the_answer(scripted: Scripted) -> None:
     assert not caught.value.ambiguous and scripted.heard == [b"A"]
     assert link.call("B") == b"b"
     link.close()
+
+
+async def test_a_stray_reply_is_not_taken_for_the_answer_of_a_task(scripted: Scripted) -> None:
+    """The same on the link of a trio task, which asks the socket before it sends."""
+    link = Link(open_server(scripted.url))
+    scripted.answers = [b"+a\r\n", b"+b\r\n"]
+    assert await link.request(command("A")) == [b"a"]
+    scripted.clients[0].sendall(b"*0\r\n")
+    await until(lambda: link._connection is not None and link._connection.trouble())
+    with pytest.raises(Unavailable, match="nobody asked for") as caught:
+        await link.request(command("B"))
+    assert not caught.value.ambiguous and scripted.heard == [b"A"]
+    assert await link.request(command("B")) == [b"b"]
+    await link.aclose()
+
+
+DEMOTED = [
+    b"-READONLY You can't write against a read only replica.\r\n",
+    b"-MASTERDOWN Link with MASTER is down and replica-serve-stale-data is set to 'no'.\r\n",
+    b"-UNBLOCKED force unblock from blocking operation, instance state changed (master -> replica?)\r\n",
+]
+
+
+@pytest.mark.parametrize("answer", DEMOTED)
+async def test_a_server_that_is_no_master_is_left(scripted: Scripted, nursery: trio.Nursery, answer: bytes) -> None:
+    """Its answer is handed out like any other, and the next request looks for the master anew."""
+    server = open_server(scripted.url)
+    blocking, link, shared = BlockingLink(server), Link(server), SharedLink(server)
+    await nursery.start(shared.run_tasks)
+
+    async def in_a_thread(packet: Packet) -> list[Reply]:
+        return await trio.to_thread.run_sync(blocking.request, packet)
+
+    for request in (in_a_thread, link.request, shared.request):
+        scripted.answers = [b"+a\r\n", answer, b"+b\r\n"]
+        (_, reply) = await request(commands(("A",), ("B",)))
+        assert str(reply) == answer[1:-2].decode()
+        await settle_down()
+        assert await request(command("C")) == [b"b"]
+    assert blocking.epoch == link.epoch == shared.epoch == 2
+    blocking.close()
+    await link.aclose()
+
+
+async def test_a_connection_knows_whose_data_it_leads_to(make_server: Callable[..., ServerProcess]) -> None:
+    """`history` stays the same over a new connection to the same server, and is another one after a restart."""
+    server = make_server(persistent=True)
+    link, seen = Link(open_server(server.url)), []
+    for happens in (lambda: None, lambda: None, server.restart):
+        await link.aclose()
+        happens()
+        await link.connect()
+        seen.append(link.history)
+    await link.aclose()
+    assert seen[0] and seen[0] == seen[1] != seen[2] and link.history == ""
 
 
 @pytest.mark.parametrize("pong", [b"*1\r\n$4\r\nPING\r\n", b"*0\r\n"])
