@@ -21,6 +21,12 @@ import trio
 from canvasbus.bus import EventBus
 from canvasbus.consume.context import Context
 from canvasbus.consume.handlers import Worker
+from canvasbus.consume.middleware import Handle, Middleware
+from canvasbus.consume.middleware.gate import gate
+from canvasbus.consume.middleware.log_context import log_context
+from canvasbus.consume.middleware.log_runs import log_runs
+from canvasbus.consume.middleware.max_age import max_age
+from canvasbus.consume.middleware.rate_limit import rate_limit
 from canvasbus.consume.policy import NEVER, Backoff, BatchFailure, HandlerTimeout, Reject, RetryLater
 from canvasbus.log import get_logger
 
@@ -29,10 +35,17 @@ __all__ = [
     "Backoff",
     "BatchFailure",
     "Context",
+    "Handle",
     "HandlerTimeout",
+    "Middleware",
     "Reject",
     "RetryLater",
     "Worker",
+    "gate",
+    "log_context",
+    "log_runs",
+    "max_age",
+    "rate_limit",
     "run",
     "serve",
 ]

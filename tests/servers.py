@@ -19,6 +19,11 @@ from random import Random
 _ports = Random()  # not the seeded one: processes that run side by side must not agree
 
 
+def python_path(folder: Path) -> str:
+    """PYTHONPATH for a program that shall find modules in `folder`, and canvasbus where this process has it from."""
+    return os.pathsep.join(filter(None, (str(folder), os.environ.get("PYTHONPATH", ""))))
+
+
 def binaries() -> dict[str, str]:
     """Server kind → path of its binary, for every kind that can be had here."""
     found: dict[str, str] = {}

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from servers import python_path
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -49,7 +50,7 @@ def folder(tmp_path: Path) -> Path:
 
 def run(folder: Path, *command: str, url: str) -> str:
     """Run a program in the folder as a newcomer would."""
-    environ = dict(os.environ) | {"CANVASBUS_URL": url, "PYTHONPATH": str(folder)}
+    environ = dict(os.environ) | {"CANVASBUS_URL": url, "PYTHONPATH": python_path(folder)}
     done = subprocess.run(command, cwd=folder, env=environ, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -145,6 +146,12 @@ async def main():
 
 trio.run(main)
 """
+
+
+def test_the_middleware_lets_events_through(folder: Path) -> None:
+    """The one-process example runs the same with the README's middleware around its worker."""
+    (folder / "drive.py").write_text("import my_middleware, one_process\nassert one_process.worker.middleware")
+    run(folder, sys.executable, "drive.py", url="memory://")
 
 
 def test_every_command_is_mentioned() -> None:

@@ -39,6 +39,11 @@ class Context:
         return self._group
 
     @property
+    def handler(self) -> str:
+        """The handler's qualified name."""
+        return self._delivery.topic.lane.handler.name
+
+    @property
     def log(self) -> Any:
         """A structlog logger with event_id, event_type, group and attempt bound. Do not bind a key named `event`."""
         import structlog

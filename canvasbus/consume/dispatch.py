@@ -20,7 +20,7 @@ own deaths, and its 499 neighbours none.
 import heapq
 import itertools
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from random import Random
 from typing import Any
 
@@ -30,6 +30,7 @@ from canvasbus import clock
 from canvasbus.consume.delivery import Delivery
 from canvasbus.consume.handlers import Handler
 from canvasbus.consume.invoke import for_above, invoker
+from canvasbus.consume.middleware import Middleware
 from canvasbus.consume.outcomes import Outcomes
 from canvasbus.consume.policy import BatchFailure, HandlerTimeout, Outcome, Raised, RetryLater, next_window, word_of
 from canvasbus.contract.event import set_correlation
@@ -71,6 +72,7 @@ class Lane:
         quarantine: trio.Lock,
         random: Random | None = None,
         resources: Any = None,
+        middleware: Sequence[Middleware] = (),
     ) -> None:
         self.handler = handler
         self.group = group
@@ -95,9 +97,10 @@ class Lane:
         self._slots: list[_Slot] = []
         self._stopping = False
         self._quiet = trio.Event()
-        self._call = invoker(handler, group, resources)
+        self._call = invoker(handler, group, resources, middleware)
         # The shortest way for the most frequent kind of handler: async, with the event alone.
-        self._bare = handler.function if handler.is_async and not handler.wants_context else None
+        bare = handler.is_async and not handler.wants_context and not middleware
+        self._bare = handler.function if bare else None
         self._window_from = 0.0
         self._window_left = 0
 

@@ -3,12 +3,13 @@
 import functools
 import inspect
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, TypeVar
 
 from canvasbus.consume.lifespan import opener
+from canvasbus.consume.middleware import Middleware, check_middleware
 from canvasbus.consume.policy import Backoff, RetryRules
 from canvasbus.contract.bus_events import OWN_TYPES
 from canvasbus.contract.event import Event
@@ -25,6 +26,7 @@ Retrying = Backoff | Mapping[type[BaseException], Backoff]
 NEVER}. The most specific class decides; what none names has the default Backoff."""
 
 F = TypeVar("F", bound=Callable[..., Any])
+M = TypeVar("M", bound=Middleware)
 _GLOB = re.compile(r"[a-z0-9_.*]+")
 _ENTRY_ID = re.compile(r"\d+(-\d+)?")
 
@@ -73,6 +75,8 @@ class Worker:
 
     name: str
     handlers: list[Handler] = field(default_factory=list)
+    middleware: list[Middleware] = field(default_factory=list)
+    """What surrounds each run of its handlers, the outermost first."""
     open: Callable[[], Any] | None = field(default=None, init=False, repr=False)
     """Makes the context manager around its running life; None: it has none. Set by `lifespan`."""
 
@@ -83,6 +87,8 @@ class Worker:
             raise ContractError(str(error)) from None
         if self.name.startswith("~"):
             raise ContractError("a worker name must not start with ~")
+        for middleware in self.middleware:
+            check_middleware(self.name, middleware)
 
     def on(
         self,
@@ -179,6 +185,13 @@ class Worker:
             raise ContractError(f"worker {self.name!r} has a lifespan already: open everything in one")
         self.open = opener(self.name, function)
         return function
+
+    def use(self, middleware: M) -> M:
+        """Surround each run of this worker's handlers, also of those registered before, with a function that takes a
+        handler and returns one (see `canvasbus.consume.middleware`). The first one used is the outermost."""
+        check_middleware(self.name, middleware)
+        self.middleware.append(middleware)
+        return middleware
 
     def handler_for(self, event_type: str) -> Handler | None:
         """The handler of a type: by its exact name, else by glob; None when nobody listens."""
@@ -289,6 +302,3 @@ def start_id(start: Start) -> str:
     if isinstance(start, datetime):
         return f"{max(0, int(start.timestamp() * 1000) - 1)}-{2**64 - 1}"
     return start
-
-
-Invoke = Callable[..., Awaitable[Any]]

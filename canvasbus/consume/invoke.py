@@ -1,12 +1,13 @@
 """Calling handlers: async or plain, with or without a context, one event or a list, as one kind of coroutine function."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import trio
 
 from canvasbus.consume.context import Context
+from canvasbus.consume.middleware import Handle, Middleware, surround
 
 if TYPE_CHECKING:
     from canvasbus.consume.handlers import Handler
@@ -27,26 +28,35 @@ def for_above(error: BaseException) -> BaseException | None:
     return error if isinstance(error, kinds) else None
 
 
-def invoker(handler: "Handler", group: str, resources: Any = None) -> Callable[[Any, Any], Any]:
+def invoker(
+    handler: "Handler", group: str, resources: Any = None, middleware: Sequence[Middleware] = ()
+) -> Callable[[Any, Any], Any]:
     """A coroutine function (event, delivery) → result; for a batch handler (events, deliveries)."""
-    function = handler.function
     batch = handler.batch is not None
 
     def context(delivery: Any) -> Any:
         return [Context(d, group, resources) for d in delivery] if batch else Context(delivery, group, resources)
 
-    if handler.is_async:
-        if handler.wants_context:
-            return lambda event, delivery: function(event, context(delivery))
-        return lambda event, _delivery: function(event)
+    function = handler.function if handler.is_async else _in_threads(handler)
+    if middleware:
+        handle: Handle = function if handler.wants_context else lambda event, _ctx: function(event)
+        surrounded = surround(handle, middleware, group)
+        return lambda event, delivery: surrounded(event, context(delivery))
+    if handler.wants_context:
+        return lambda event, delivery: function(event, context(delivery))
+    return lambda event, _delivery: function(event)
+
+
+def _in_threads(handler: "Handler") -> Callable[..., Any]:
+    """A plain handler as a coroutine function of the same arguments."""
+    function = handler.function
     limiter = trio.CapacityLimiter(handler.concurrency + 1)
 
     def call(*args: Any) -> Any:
         result = function(*args)
         return list(result) if isinstance(result, Iterator) else result  # the body of a generator runs here too
 
-    async def in_thread(event: Any, delivery: Any) -> Any:
-        args = (event, context(delivery)) if handler.wants_context else (event,)
+    async def in_thread(*args: Any) -> Any:
         return await trio.to_thread.run_sync(call, *args, abandon_on_cancel=True, limiter=limiter)
 
     return in_thread

@@ -194,6 +194,7 @@ class _Incarnation:
                 quarantine=quarantine,
                 random=Random(runner._random.getrandbits(64)),
                 resources=resources,
+                middleware=tuple(worker.middleware),
             )
             for handler in worker.handlers
         }

@@ -25,7 +25,7 @@ import numpy as np
 import pytest
 from cli.commands import Run
 from rich.cells import cell_len
-from servers import binaries
+from servers import binaries, python_path
 
 from canvasbus.cli import demo
 from canvasbus.cli.board import PlainLines, board_lines, chart_lines
@@ -87,7 +87,7 @@ def start(folder: Path, *arguments: str, **options: Any) -> subprocess.Popen[Any
     """`canvasbus demo` as a process, with a temporary folder of its own."""
     (folder / "tmp").mkdir(parents=True)
     environ = {name: value for name, value in os.environ.items() if name != "ARTIFACT_ROOT"}
-    environ |= {"TMPDIR": str(folder / "tmp"), "BLOCKED_NOTES": str(folder), "PYTHONPATH": str(folder)}
+    environ |= {"TMPDIR": str(folder / "tmp"), "BLOCKED_NOTES": str(folder), "PYTHONPATH": python_path(folder)}
     command = [sys.executable, "-m", "canvasbus", "demo", "--seed", str(SEED), *arguments]
     return subprocess.Popen(command, cwd=folder, env=environ, **options)
 

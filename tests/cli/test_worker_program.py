@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from servers import ServerProcess, free_port
+from servers import ServerProcess, free_port, python_path
 
 from canvasbus.cli.worker import main
 from canvasbus.transport.blocking import BlockingLink
@@ -83,7 +83,7 @@ def start(folder: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
             cwd=folder,
             stderr=subprocess.PIPE,
             text=True,
-            env=dict(os.environ) | {"PYTHONPATH": str(folder)},
+            env=dict(os.environ) | {"PYTHONPATH": python_path(folder)},
         )
         started.append(process)
         return process
@@ -251,7 +251,7 @@ def test_logs_are_readable_on_a_terminal(folder: Path, server_url: str, namespac
         cwd=folder,
         stderr=its,
         env=dict(os.environ)
-        | {"PYTHONPATH": str(folder), "CANVASBUS_URL": server_url, "CANVASBUS_NAMESPACE": namespace},
+        | {"PYTHONPATH": python_path(folder), "CANVASBUS_URL": server_url, "CANVASBUS_NAMESPACE": namespace},
     )
     os.close(its)
     said = b""

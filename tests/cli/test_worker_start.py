@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from servers import ServerProcess, free_port
+from servers import ServerProcess, free_port, python_path
 
 from canvasbus.cli.worker import main
 
@@ -43,7 +43,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
             cwd=tmp_path,
             stderr=subprocess.PIPE,
             text=True,
-            env=dict(os.environ) | {"PYTHONPATH": str(tmp_path)},
+            env=dict(os.environ) | {"PYTHONPATH": python_path(tmp_path)},
         )
         started.append(process)
         return process

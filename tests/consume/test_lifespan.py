@@ -9,6 +9,7 @@ import pytest
 import trio
 import trio.testing
 from studio import Eyes, PaintingMade, quiet, runner_of, running
+from trio.abc import Clock
 from waiting import until
 
 from canvasbus.bus import EventBus
@@ -96,16 +97,16 @@ class Opened:
 
 
 @pytest.mark.parametrize("function", [manager, plain_manager, plain_generator, Opened])
-async def test_what_may_be_a_lifespan(memory: MemoryServer, worker: Worker, said: list[str], function: Any) -> None:
+async def test_what_may_be_a_lifespan(namespace: str, worker: Worker, said: list[str], function: Any) -> None:
     """Generators and functions that return context managers, async or plain; a class is one, too."""
     assert worker.lifespan(function) is function
-    async with running(memory, worker, namespace="studio") as bus:
+    async with running("memory://", worker, namespace=namespace) as bus:
         await bus.publish(PaintingMade(number=1))
         await until(lambda: said)
     assert said == ["1 with a brush"]
 
 
-async def test_a_plain_one_runs_off_the_loop(memory: MemoryServer, worker: Worker) -> None:
+async def test_a_plain_one_runs_off_the_loop(namespace: str, worker: Worker) -> None:
     """Loading a model for a minute in a plain function does not stop the other workers of the process."""
     threads: list[threading.Thread] = []
 
@@ -115,12 +116,12 @@ async def test_a_plain_one_runs_off_the_loop(memory: MemoryServer, worker: Worke
         yield
         threads.append(threading.current_thread())
 
-    async with running(memory, worker, namespace="studio"):
+    async with running("memory://", worker, namespace=namespace):
         pass
     assert len(threads) == 2 and threading.main_thread() not in threads
 
 
-async def test_batch_handlers_reach_it(memory: MemoryServer) -> None:
+async def test_batch_handlers_reach_it(memory: MemoryServer, virtual: Clock) -> None:
     """Every context of a batch has the resources."""
     worker, seen = Worker("framers"), list[Any]()
     worker.lifespan(manager)
@@ -135,7 +136,9 @@ async def test_batch_handlers_reach_it(memory: MemoryServer) -> None:
     assert seen == ["a brush", "a brush"]
 
 
-async def test_without_one_there_are_no_resources(memory: MemoryServer, worker: Worker, said: list[str]) -> None:
+async def test_without_one_there_are_no_resources(
+    memory: MemoryServer, virtual: Clock, worker: Worker, said: list[str]
+) -> None:
     """`ctx.resources` is None."""
     async with running(memory, worker, namespace="studio") as bus:
         await bus.publish(PaintingMade(number=1))
@@ -181,7 +184,9 @@ async def fails(server: MemoryServer, worker: Worker, *others: Worker) -> BaseEx
     return only(raised.value)
 
 
-async def test_an_error_on_starting_ends_the_bus(memory: MemoryServer, worker: Worker, said: list[str]) -> None:
+async def test_an_error_on_starting_ends_the_bus(
+    memory: MemoryServer, virtual: Clock, worker: Worker, said: list[str]
+) -> None:
     """The error names the worker, what went wrong and the line, and no group has been made."""
 
     @worker.lifespan
@@ -199,7 +204,7 @@ async def test_an_error_on_starting_ends_the_bus(memory: MemoryServer, worker: W
 
 @pytest.mark.parametrize("function", [lambda: None, lambda: 3, lambda: iter(())])
 async def test_what_is_no_context_manager_is_an_error_on_starting(
-    memory: MemoryServer, worker: Worker, function: Any
+    memory: MemoryServer, virtual: Clock, worker: Worker, function: Any
 ) -> None:
     """Said by its type."""
     worker.lifespan(function)
@@ -235,7 +240,7 @@ async def test_an_error_on_leaving_comes_last(
     assert eyes.count("painting.made") == 2
 
 
-async def test_an_error_of_the_block_counts_for_more(memory: MemoryServer, worker: Worker) -> None:
+async def test_an_error_of_the_block_counts_for_more(memory: MemoryServer, virtual: Clock, worker: Worker) -> None:
     """What ended the block is raised, not what followed from it."""
 
     @worker.lifespan
@@ -248,7 +253,9 @@ async def test_an_error_of_the_block_counts_for_more(memory: MemoryServer, worke
             raise KeyError("the block")
 
 
-async def test_a_task_of_its_own_that_fails_ends_the_worker(memory: MemoryServer, worker: Worker) -> None:
+async def test_a_task_of_its_own_that_fails_ends_the_worker(
+    memory: MemoryServer, virtual: Clock, worker: Worker
+) -> None:
     """A nursery around the yield belongs to the worker: when a task in it fails the program ends and says why."""
     fail = trio.Event()
 
@@ -276,7 +283,7 @@ async def test_a_task_of_its_own_that_fails_ends_the_worker(memory: MemoryServer
     assert "failed while the worker was running: ValueError: no such feature store" in str(only(raised.value))
 
 
-async def test_one_that_ends_the_worker_is_an_error(memory: MemoryServer, worker: Worker) -> None:
+async def test_one_that_ends_the_worker_is_an_error(memory: MemoryServer, virtual: Clock, worker: Worker) -> None:
     """A cancel scope around the yield that is cancelled does not leave a process that lives and handles nothing."""
 
     @worker.lifespan
@@ -289,7 +296,7 @@ async def test_one_that_ends_the_worker_is_an_error(memory: MemoryServer, worker
 
 
 async def test_one_that_swallows_errors_hides_nothing(
-    memory: MemoryServer, worker: Worker, monkeypatch: pytest.MonkeyPatch
+    memory: MemoryServer, virtual: Clock, worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What ends the worker is raised although the lifespan catches it."""
 
@@ -308,7 +315,7 @@ async def test_one_that_swallows_errors_hides_nothing(
 
 
 async def test_closing_gets_what_is_left_of_the_grace_time(
-    memory: MemoryServer, worker: Worker, virtual: trio.testing.MockClock
+    memory: MemoryServer, worker: Worker, virtual: Clock
 ) -> None:
     """It is cancelled when the grace time is over, which is no error."""
 
@@ -322,7 +329,9 @@ async def test_closing_gets_what_is_left_of_the_grace_time(
     assert 10 <= trio.current_time() - told <= 11
 
 
-async def test_closing_may_await_when_everything_is_cancelled(memory: MemoryServer, worker: Worker) -> None:
+async def test_closing_may_await_when_everything_is_cancelled(
+    memory: MemoryServer, virtual: Clock, worker: Worker
+) -> None:
     """Cancelled from outside, the lifespan still closes in order, within a second."""
     closed = trio.Event()
 
@@ -344,7 +353,9 @@ async def test_closing_may_await_when_everything_is_cancelled(memory: MemoryServ
     assert trio.current_time() - told <= 2
 
 
-async def test_stopping_does_not_wait_for_what_is_still_being_opened(memory: MemoryServer, worker: Worker) -> None:
+async def test_stopping_does_not_wait_for_what_is_still_being_opened(
+    memory: MemoryServer, virtual: Clock, worker: Worker
+) -> None:
     """A bus that ends while a lifespan opens cancels that; what it had opened so far is closed, and nobody joins."""
     said: list[str] = []
 
@@ -368,7 +379,7 @@ async def test_stopping_does_not_wait_for_what_is_still_being_opened(memory: Mem
     assert runner_of(bus).statistics().state == "left"
 
 
-async def test_a_plain_one_that_is_being_opened_is_closed_again(memory: MemoryServer, worker: Worker) -> None:
+async def test_a_plain_one_that_is_being_opened_is_closed_again(namespace: str, worker: Worker) -> None:
     """A thread cannot be stopped: the bus waits until it has opened, does not join, and closes."""
     said: list[str] = []
     go_on = threading.Event()

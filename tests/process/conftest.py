@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from servers import python_path
 
 UNIT = """
 import os
@@ -46,7 +47,7 @@ class Program:
                 [sys.executable, "-m", "canvasbus.cli.worker", "unit:worker", "--log-format", "json", *arguments],
                 cwd=folder,
                 stderr=stderr,
-                env=dict(os.environ) | {"PYTHONPATH": str(folder)},
+                env=dict(os.environ) | {"PYTHONPATH": python_path(folder)},
             )
 
     def said(self, what: str) -> list[dict[str, object]]:
