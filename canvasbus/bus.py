@@ -9,6 +9,7 @@ Leaving the block drains: queued events are sent, running handlers finish within
 
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AbstractAsyncContextManager
+from datetime import datetime
 from types import TracebackType
 from typing import Any, Self
 from uuid import UUID
@@ -17,6 +18,7 @@ import trio
 
 from canvasbus.consume.handlers import Worker
 from canvasbus.consume.leaving import GRACE_SECONDS
+from canvasbus.consume.maintain import Maintainer
 from canvasbus.consume.runner import Runner, WorkerStatistics
 from canvasbus.contract.event import Event, correlation
 from canvasbus.errors import BufferFull, ConfigError, ContractError, LifespanError
@@ -26,8 +28,8 @@ from canvasbus.produce.publisher import BUFFER_BYTES, Publisher, PublisherStatis
 from canvasbus.transport.connect import open_server
 from canvasbus.transport.link import SharedLink
 from canvasbus.transport.server import Server
-from canvasbus.wire.codec import MAX_EVENT_BYTES, Codec, expiry
-from canvasbus.wire.keys import check_name
+from canvasbus.wire.codec import MAX_EVENT_BYTES, Codec
+from canvasbus.wire.keys import Keys, check_name
 
 __all__ = ["EventBus"]
 
@@ -103,6 +105,8 @@ class EventBus:
             await self._agree()
             self._publisher.open()
             nursery.start_soon(self._publish_until_closed)
+            for partition in range(self._partitions):
+                nursery.start_soon(Maintainer(self._shared, Keys(self._namespace, partition)).run)
             for worker in self._workers:
                 self._start(worker)
         except BaseException as error:
@@ -248,18 +252,28 @@ class EventBus:
 
     # --- publishing ----------------------------------------------------------------------------------------------
 
-    def publish(self, event: Event, *, expires_in: float | None = None) -> Awaitable[str | None]:
+    def publish(
+        self,
+        event: Event,
+        *,
+        expires_in: float | None = None,
+        delay: float | None = None,
+        at: datetime | None = None,
+    ) -> Awaitable[str | None]:
         """Publish and return the entry id once the server has the event (None on off://).
 
-        `expires_in`: seconds after which consumers skip the event and count it. Raises EncodeError, Refused, and
-        Unavailable when `patience` is used up or the outcome cannot be known. Cancelled: it may still be stored.
+        `expires_in`: seconds after which consumers skip the event and count it. `delay` (seconds from when the server
+        gets it) or `at` (an aware datetime): consumers get it then, or up to a second later, as long as any bus of the
+        namespace runs; meanwhile the server keeps it, and what is returned is the timer's name. Raises EncodeError,
+        ContractError for a delay that is none, Refused, and Unavailable when `patience` is used up or the outcome
+        cannot be known. Cancelled: it may still be stored.
         """
         # No coroutine of its own around the publisher's: that would cost 0.4 µs of 6.
         if self._server is None:
             return self._skip()
-        if expires_in is None:
+        if expires_in is None and delay is None and at is None:
             return self._publisher.publish(event)
-        return self._publisher.publish(event, expires_on=expiry(expires_in))
+        return self._publisher.publish_for(event, expires_in, delay, at)
 
     async def publish_many(self, events: Iterable[Event]) -> list[str]:
         """Publish in order and return the entry ids. All are tried; failures come as one ExceptionGroup."""
@@ -268,12 +282,20 @@ class EventBus:
             return []
         return await self._publisher.publish_many(events)
 
-    def publish_nowait(self, event: Event, *, expires_in: float | None = None) -> None:
-        """Queue the event and return at once. Raises BufferFull; later failures are counted in `statistics()`."""
+    def publish_nowait(
+        self,
+        event: Event,
+        *,
+        expires_in: float | None = None,
+        delay: float | None = None,
+        at: datetime | None = None,
+    ) -> None:
+        """Queue the event and return at once; arguments as for `publish`. Raises BufferFull; later failures are counted
+        in `statistics()`."""
         if self._server is None:
             self._skipped += 1
             return
-        self._publisher.publish_nowait(event, expires_on=expiry(expires_in))
+        self._publisher.publish_nowait(event, expires_in, delay, at)
 
     def correlation(self, correlation_id: UUID) -> Any:
         """A context manager: events made inside carry this correlation id."""

@@ -28,18 +28,24 @@ from canvasbus.consume.middleware.log_runs import log_runs
 from canvasbus.consume.middleware.max_age import max_age
 from canvasbus.consume.middleware.rate_limit import rate_limit
 from canvasbus.consume.policy import NEVER, Backoff, BatchFailure, HandlerTimeout, Reject, RetryLater
+from canvasbus.consume.state import Parts, State
+from canvasbus.consume.timers import Cancel, Later
 from canvasbus.log import get_logger
 
 __all__ = [
     "NEVER",
     "Backoff",
     "BatchFailure",
+    "Cancel",
     "Context",
     "Handle",
     "HandlerTimeout",
+    "Later",
+    "Parts",
     "Middleware",
     "Reject",
     "RetryLater",
+    "State",
     "Worker",
     "gate",
     "log_context",

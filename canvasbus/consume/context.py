@@ -1,19 +1,24 @@
 """What a handler may know and do besides its event."""
 
-from typing import Any
+from typing import Any, TypeVar
 
 from canvasbus.consume.delivery import Delivery
+from canvasbus.consume.state import Parts, Run, State
+from canvasbus.errors import ContractError
 from canvasbus.wire.envelope import Envelope
+
+T = TypeVar("T")
 
 
 class Context:
     """The second argument of a handler."""
 
-    __slots__ = ("_delivery", "_group", "resources")
+    __slots__ = ("_delivery", "_group", "_ran", "resources")
 
     def __init__(self, delivery: Delivery, group: str, resources: Any = None) -> None:
         self._delivery = delivery
         self._group = group
+        self._ran: Run | None = None
         self.resources: Any = resources
         """What the worker's `@worker.lifespan` yielded in this process; None: nothing, or it has none."""
 
@@ -37,6 +42,33 @@ class Context:
     def group(self) -> str:
         """The consumer group: the worker's name."""
         return self._group
+
+    async def state(self, key: str, type: type[T], *, default: T | None = None, ttl: float | None = None) -> State[T]:
+        """Load a value that the group keeps under `key`; what the handler makes of `state.value` is committed with its
+        acknowledgement.
+
+        `type`: anything msgspec can encode, decoded as that; a copy of `default`, else `type()`, where there is none
+        yet. `ttl`: seconds after the last change after which it is gone. Kept in the partition of the event. In one
+        process the runs that use a key wait for each other from here to their end; when another process was faster,
+        the handler runs again, and no attempt is counted. From a plain function: `trio.from_thread.run`.
+
+        Raises ContractError when what is stored is no `type`, and TransportError.
+        """
+        return await self._run().state(key, type, default, ttl)
+
+    def parts(self, key: str, type: type[T], *, ttl: float | None = None) -> Parts[T]:
+        """Values that many workers of the group put under one key, each under an id of its own: `put(part_id, value)`
+        and `remove(part_id)` are committed with the acknowledgement, never conflict, and do nothing when done twice;
+        `await parts.items()` reads all. `ttl`: seconds after the last change after which all of them are gone."""
+        return self._run().parts(key, type, ttl)
+
+    def _run(self) -> Run:
+        delivery = self._delivery
+        if delivery.topic.lane.handler.batch is not None:
+            raise ContractError("ctx.state and ctx.parts are for handlers of single events: use on() for this one")
+        if self._ran is None:
+            self._ran = delivery.run = Run(delivery.topic.settler.states)
+        return self._ran
 
     @property
     def handler(self) -> str:

@@ -14,6 +14,7 @@ from canvasbus.wire.envelope import Envelope
 if TYPE_CHECKING:
     from canvasbus.consume.dispatch import Lane
     from canvasbus.consume.settle import Settler
+    from canvasbus.consume.state import Run
 
 
 class Topic:
@@ -57,6 +58,8 @@ class Delivery(msgspec.Struct, eq=False, gc=False):
     look: bool = False
     """It came by way of a pool: settling looks up whether it is still ours."""
     first_failure: datetime | None = None
+    run: "Run | None" = None
+    """What the present run of its handler holds and changes; None: nothing."""
 
     def __repr__(self) -> str:
         state = f"undecodable: {self.error.reason}" if self.error else f"{self.failures} failures"

@@ -43,6 +43,9 @@ HELD_LIMIT = 2000
 WAITING_LIMIT = 1000
 """Deliveries of one lane that may wait for a retry; at the bound the lane stops reading."""
 
+CONFLICT_SECONDS = 0.02
+"""A run whose state was changed by another process runs again within so long."""
+
 _BREATHE = 0.005  # seconds of uninterrupted handling after which other tasks get their turn
 
 log = get_logger("canvasbus.worker")
@@ -76,7 +79,8 @@ class Lane:
     ) -> None:
         self.handler = handler
         self.group = group
-        self._outcomes = Outcomes(handler, group, codec, random or Random())
+        self._random = random or Random()
+        self._outcomes = Outcomes(handler, group, codec, self._random)
         self.statistics = self._outcomes.statistics
         self._least = max(handler.concurrency, handler.batch.max_size if handler.batch else 1)
         self.window = self._least
@@ -225,7 +229,7 @@ class Lane:
                     self._ended(delivery, Raised(error))
                 else:
                     slot.delivery = None
-                    if result is None and not delivery.look:
+                    if result is None and not delivery.look and delivery.run is None:
                         statistics.handled += 1
                         topic = delivery.topic
                         acks = topic.acks
@@ -359,6 +363,10 @@ class Lane:
             self._timer.set()
             self._on_room()
             self._check_quiet()
+
+    def overtaken(self, delivery: Delivery) -> None:
+        """A state that the run rested on has changed: it runs again, soon, and no attempt is counted."""
+        self._ended(delivery, Raised(RetryLater(self._random.uniform(0.0, CONFLICT_SECONDS))))
 
     def refused(self, delivery: Delivery, error: Exception) -> None:
         """The server will not take what the handler returned: the run has failed."""

@@ -9,17 +9,23 @@ from random import Random
 from typing import Any
 
 from canvasbus import clock, ids
+from canvasbus.consume.changes import Changes
 from canvasbus.consume.delivery import Delivery
 from canvasbus.consume.handlers import Handler
 from canvasbus.consume.invoke import for_above
 from canvasbus.consume.policy import Ack, DeadLetter, Outcome, Raised, Retry, Returned, decide
+from canvasbus.consume.timers import Cancel, Later
 from canvasbus.contract.bus_events import OWN_TYPES, BusLoss, HandlerFailed
 from canvasbus.contract.event import Event
 from canvasbus.log import get_logger
+from canvasbus.wire import later
 from canvasbus.wire.codec import Codec, Outgoing
 from canvasbus.wire.deadletter import DeadLetterRecord
 
 log = get_logger("canvasbus.worker")
+
+Returnable = Event | Later | Cancel
+"""What a handler may return, or an iterable of it."""
 
 
 @dataclass(slots=True)
@@ -61,14 +67,21 @@ class Outcomes:
         """Judge a run: an outcome, or what the handler returned. Returns after how many seconds it should run again;
         None: it is settled."""
         outgoing: list[Outgoing] = []
+        run, changes = delivery.run, None
+        delivery.run = None
         if outcome is None:
             try:
-                outcome = Returned(_events(self._handler, result))
-                outgoing = self._derive(delivery, outcome.events)
+                returned = _returned(self._handler, result)
+                outgoing, changes = self._derive(delivery, returned)
+                if run is not None:
+                    changes = run.finish(changes)
+                outcome = Returned()
             except BaseException as error:  # what it returned may be a generator, with anything in it
                 if above := for_above(error):
                     raise above
                 outcome = Raised(error)
+        if run is not None:
+            run.drop()
         try:
             verdict = decide(outcome, delivery.failures, self._handler.retry, self._random)
         except Exception as error:  # an exception class of the handler's own that lacks what its base has
@@ -77,8 +90,8 @@ class Outcomes:
         match verdict:
             case Ack():
                 self.statistics.handled += 1
-                if outgoing or delivery.look:
-                    delivery.topic.settler.commit(delivery, outgoing)
+                if outgoing or delivery.look or changes:
+                    delivery.topic.settler.commit(delivery, outgoing, changes)
                 else:
                     self.done(delivery)
             case Retry(after, failures):
@@ -119,18 +132,31 @@ class Outcomes:
         loss_id = ids.derived(ids.foreign(topic.event_type, entry_id), self._group, "bus.loss", 0)
         topic.settler.lose(delivery, self._own.encode(loss, event_id=loss_id))
 
-    def _derive(self, delivery: Delivery, events: tuple[Event, ...]) -> list[Outgoing]:
+    def _derive(self, delivery: Delivery, returned: tuple[Returnable, ...]) -> tuple[list[Outgoing], Changes | None]:
+        """The events that a handler returned, encoded, and the timers."""
         parent = delivery.envelope
         assert parent is not None
-        return [
-            self._codec.encode(
-                event,
-                event_id=ids.derived(parent.id, self._group, self._handler.name, index),
+        keys, group = delivery.topic.settler.keys, self._group
+        outgoing: list[Outgoing] = []
+        changes: Changes | None = None
+        for index, item in enumerate(returned):
+            if isinstance(item, Cancel):
+                changes = changes or Changes()
+                changes.cancel_timer(keys, f"{group}\n{item.timer}")
+                continue
+            encoded = self._codec.encode(
+                item.event if isinstance(item, Later) else item,
+                event_id=ids.derived(parent.id, group, self._handler.name, index),
                 causation_id=parent.id,
                 traceparent=parent.traceparent,
             )
-            for index, event in enumerate(events)
-        ]
+            if isinstance(item, Later):
+                changes = changes or Changes()
+                timer = f"{group}\n{item.timer}" if item.timer is not None else encoded.id.hex
+                changes.start_timer(keys, timer, item.due, later.body(encoded.type, encoded.data))
+            else:
+                outgoing.append(encoded)
+        return outgoing, changes
 
     def bury(self, delivery: Delivery, reason: str, error: BaseException) -> None:
         """Give it up: a dead letter, and handler.failed for the others."""
@@ -191,21 +217,23 @@ class Outcomes:
         delivery.topic.settler.bury(delivery, record, announced)
 
 
-def _events(handler: Handler, result: Any) -> tuple[Event, ...]:
+def _returned(handler: Handler, result: Any) -> tuple[Returnable, ...]:
     if result is None:
         return ()
-    if isinstance(result, Event):
+    if isinstance(result, Event | Later | Cancel):
         return (result,)
     try:
-        events = tuple(result)
+        items = tuple(result)
     except TypeError:
-        events = (None,)
-    for event in events:
-        if not isinstance(event, Event):
-            raise TypeError(
-                f"{handler.name} returned {type(result).__qualname__}: return an event, an iterable of events, or None"
-            )
-    return events
+        raise TypeError(_wanted(handler, type(result).__qualname__)) from None
+    for item in items:
+        if not isinstance(item, Event | Later | Cancel):
+            raise TypeError(_wanted(handler, f"{type(result).__qualname__} with a {type(item).__qualname__} in it"))
+    return items
+
+
+def _wanted(handler: Handler, got: str) -> str:
+    return f"{handler.name} returned a {got}: return an event, Later, Cancel, an iterable of those, or None"
 
 
 def _said(error: BaseException) -> str:

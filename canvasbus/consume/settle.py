@@ -8,7 +8,7 @@ Two ways to the server:
 
 * Deliveries that emit nothing: one XACK per stream. It is idempotent, so it is simply repeated until answered. It
   needs no ownership check, because it changes nothing but "done", and done is what the handler said.
-* Everything else (derived events, dead letters, written attempts): the settle script, which checks the fence and
+* Everything else (derived events, timers, state, dead letters, written attempts): the settle script, which checks the fence and
   changes all or nothing. When its reply is lost the fence number is raised first, over the new connection: the lost
   copy can then no longer do anything, and the repeated one looks up entry by entry what is still ours.
 
@@ -24,10 +24,12 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from canvasbus.consume.changes import Changes
 from canvasbus.consume.delivery import Delivery, Topic
+from canvasbus.consume.state import StateStore
 from canvasbus.errors import CanvasbusError, Refused, TransportError, Unavailable
 from canvasbus.log import get_logger
-from canvasbus.transport.link import Link
+from canvasbus.transport.link import Link, SharedLink
 from canvasbus.transport.resp import Packet, Reply, ReplyError, command, commands, is_no_group, pack, translate
 from canvasbus.transport.scripts import SETTLE
 from canvasbus.transport.server import Server
@@ -41,6 +43,9 @@ if TYPE_CHECKING:
 
 COMMIT_ENTRIES = 500
 COMMIT_BYTES = 1024 * 1024
+
+CONFLICT = 2
+"""What the settle script says of an outcome whose state has changed."""
 
 BURIAL_SECONDS = 5.0
 """Between two attempts at a dead letter that the server refuses."""
@@ -64,12 +69,14 @@ class SettlerStatistics:
     """Dead letters written."""
     not_ours: int = 0
     """Outcomes dropped because the entry had been taken over."""
+    conflicts: int = 0
+    """Outcomes that were not committed because a state had changed meanwhile; their events run again."""
     repeated: int = 0
     """Commits sent again after a failure."""
 
 
 class _Commit:
-    __slots__ = ("attempts", "burial", "delivery", "derived", "done", "lost", "payloads", "size")
+    __slots__ = ("attempts", "burial", "changes", "delivery", "derived", "done", "lost", "payloads", "size")
 
     def __init__(
         self,
@@ -80,10 +87,12 @@ class _Commit:
         attempts: int | None = None,
         burial: bool = False,
         lost: bool = False,
+        changes: Changes | None = None,
     ) -> None:
         self.delivery = delivery
         self.payloads = payloads
-        self.size = sum(len(data) for _, data in payloads)
+        self.changes = changes
+        self.size = sum([len(data) for _, data in payloads]) + (changes.size if changes else 0)
         self.derived = derived
         self.attempts = attempts
         """Failures to write down; None: this one acknowledges."""
@@ -94,18 +103,34 @@ class _Commit:
         self.done: trio.Event | None = None
         """Set when the server has it; there is one only where somebody waits."""
 
+    @property
+    def needs_memory(self) -> bool:
+        """A server at its maxmemory may refuse it."""
+        return not self.burial and bool(self.payloads or self.changes)
+
 
 class Settler:
     """Commits outcomes of one group in one partition, under one incarnation."""
 
-    def __init__(self, server: Server, keys: Keys, group: str, consumer: str, *, on_fenced: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        server: Server,
+        shared: SharedLink,
+        keys: Keys,
+        group: str,
+        consumer: str,
+        *,
+        on_fenced: Callable[[], None],
+    ) -> None:
         self.consumer = consumer
         self.fence = 0
         self.statistics = SettlerStatistics()
-        self._keys = keys
+        self.keys = keys
         self._group = group
         self._link = Link(server)
         self._on_fenced = on_fenced
+        self.states = StateStore(shared, keys, group)
+        """What handlers keep in this partition; committed here."""
         self._topics: list[Topic] = []
         self._commits: deque[_Commit] = deque()
         self._refused_burials: list[_Commit] = []
@@ -123,17 +148,17 @@ class Settler:
         """There is something to settle."""
         self._work.set()
 
-    def commit(self, delivery: Delivery, derived: list[Outgoing]) -> None:
-        """Acknowledge, and add the derived events in the same step."""
-        keys = self._keys
+    def commit(self, delivery: Delivery, derived: list[Outgoing], changes: Changes | None = None) -> None:
+        """Acknowledge, and in the same step add the derived events and make the changes."""
+        keys = self.keys
         payloads = [(keys.stream(item.type), item.data) for item in derived]
-        self._commits.append(_Commit(delivery, payloads, derived=len(derived)))
+        self._commits.append(_Commit(delivery, payloads, derived=len(derived), changes=changes))
         self._declare(derived)
         self._work.set()
 
     def bury(self, delivery: Delivery, record: DeadLetterRecord, announced: list[Outgoing]) -> None:
         """Acknowledge, and add the dead letter and its announcement in the same step."""
-        keys = self._keys
+        keys = self.keys
         payloads = [(keys.dead(self._group), deadletter.encode(record))]
         payloads += [(keys.stream(item.type), item.data) for item in announced]
         self.statistics.buried += 1
@@ -143,7 +168,7 @@ class Settler:
 
     def lose(self, delivery: Delivery, told: Outgoing) -> None:
         """Acknowledge an entry that is gone from its stream and publish that, once whoever else finds it too."""
-        self._commits.append(_Commit(delivery, [(self._keys.stream(told.type), told.data)], burial=True, lost=True))
+        self._commits.append(_Commit(delivery, [(self.keys.stream(told.type), told.data)], burial=True, lost=True))
         self._declare([told])
         self._work.set()
 
@@ -254,7 +279,7 @@ class Settler:
                 failure = error
             self.statistics.repeated += 1
             refused = isinstance(failure, Unavailable) and not failure.ambiguous and not raise_fence
-            if refused and not self._passing and any(commit.payloads and not commit.burial for commit in chunk):
+            if refused and not self._passing and any(commit.needs_memory for commit in chunk):
                 await self._let_pass(backoff.next(failure))
             else:
                 await backoff.wait(failure)
@@ -276,7 +301,7 @@ class Settler:
             topics = [topic for topic in self._topics if topic.acks]
             if topics:
                 await self._acknowledge(topics)
-            light = [commit for commit in self._commits if commit.burial or not commit.payloads][:COMMIT_ENTRIES]
+            light = [commit for commit in self._commits if not commit.needs_memory][:COMMIT_ENTRIES]
             if light:
                 chosen = set(map(id, light))
                 self._commits = deque(commit for commit in self._commits if id(commit) not in chosen)
@@ -288,16 +313,21 @@ class Settler:
     async def _send(self, chunk: list[_Commit], look: bool) -> Reply:
         if self._fresh:  # new topics are announced before their first entry, so that globs find them
             fresh = sorted(self._fresh)
-            replies = await self._link.request(command("SADD", self._keys.topics, *fresh))
+            replies = await self._link.request(command("SADD", self.keys.topics, *fresh))
             if not isinstance(replies[0], ReplyError):
                 self._known.update(fresh)
                 self._fresh.difference_update(fresh)
-        streams: dict[bytes, int] = {}
+        places: dict[bytes, int] = {}
+        kinds: list[str] = []
 
-        def index(stream: bytes) -> int:
-            return streams.setdefault(stream, len(streams) + 2)
+        def index(key: bytes, kind: str = "x") -> int:
+            place = places.get(key)
+            if place is None:
+                place = places[key] = len(places) + 2
+                kinds.append(kind)
+            return place
 
-        args: list[bytes | str | int] = [self.fence, self._group, self.consumer, 1 if look else 0, len(chunk)]
+        args: list[bytes | str | int] = []
         for commit in chunk:
             delivery = commit.delivery
             args += (index(delivery.topic.stream), delivery.entry_id)
@@ -305,14 +335,21 @@ class Settler:
                 args += ("try", 0, commit.attempts + 1)
             else:
                 verb = "lose" if commit.lost else "bury" if commit.burial else "ack"
-                args += (verb, len(commit.payloads))
+                changes = commit.changes
+                args += (verb, len(commit.payloads) + (len(changes) if changes else 0))
+                if changes:
+                    args += changes.before(index)
                 for stream, data in commit.payloads:
                     args += (index(stream), data)
-        keys = [self._keys.fence(self.consumer), *streams]
-        return await self._link.run(SETTLE.call(keys, args))
+                if changes:
+                    args += changes.after(index)
+        keys = [self.keys.fence(self.consumer), *places]
+        look_up = 1 if look else 0
+        head: list[bytes | str | int] = [self.fence, self._group, self.consumer, look_up, "".join(kinds), len(chunk)]
+        return await self._link.run(SETTLE.call(keys, head + args))
 
     async def _raise_fence(self) -> None:
-        key = self._keys.fence(self.consumer)
+        key = self.keys.fence(self.consumer)
         replies = await self._link.request(commands(("INCR", key), ("EXPIRE", key, 7 * 24 * 3600)))
         if isinstance(replies[0], ReplyError):
             if "not an integer" in str(replies[0]):
@@ -345,6 +382,8 @@ class Settler:
             self._refused_burials.append(commit)
             self._bury_again = trio.current_time() + BURIAL_SECONDS
         elif commit.attempts is None:
+            if commit.changes:
+                commit.changes.settled(applied=False)
             commit.delivery.topic.lane.refused(commit.delivery, failure)
 
     def _finish(self, chunk: list[_Commit], reply: list[int | bytes]) -> None:
@@ -359,6 +398,12 @@ class Settler:
                 statistics.not_ours += 1
             if commit.attempts is not None:
                 continue
+            if commit.changes:
+                commit.changes.settled(applied=ours == 1)
+            if ours == CONFLICT:
+                statistics.conflicts += 1
+                commit.delivery.topic.lane.overtaken(commit.delivery)
+                continue
             if ours:
                 statistics.acked += 1
                 statistics.derived += commit.derived
@@ -370,7 +415,7 @@ class Settler:
             lane.settled(count)
 
     def __repr__(self) -> str:
-        return f"<Settler {self._group} {self._keys!r} {len(self._commits)} to commit, {self.statistics}>"
+        return f"<Settler {self._group} {self.keys!r} {len(self._commits)} to commit, {self.statistics}>"
 
 
 class _Backoff:

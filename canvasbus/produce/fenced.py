@@ -44,8 +44,9 @@ from canvasbus.transport.resp import (
     pairs,
     translate,
 )
+from canvasbus.wire import later
 from canvasbus.wire.codec import Codec, Outgoing
-from canvasbus.wire.keys import Keys
+from canvasbus.wire.keys import LATER_INBOX, Keys
 
 SCAN_PAGE = 500
 SCAN_LIMIT = 100_000
@@ -173,7 +174,8 @@ class FencedSender:
             # Where an ACL forbids MULTI, the XADDs behind it would be executed one by one, past the fence.
             steps += [("MULTI",), ("EXEC",), ("WATCH", self._fence)]
         for event_type in fresh:
-            steps.append(("SADD", self.keys.topics, event_type))
+            known = self.keys.topics
+            steps.append(("SCARD", known) if event_type == LATER_INBOX else ("SADD", known, event_type))
             steps.append(("XREVRANGE", self.keys.stream(event_type), "+", "-", "COUNT", 1))
         if not steps:
             return
@@ -314,8 +316,11 @@ class FencedSender:
     def _event_id(self, event_type: str, entry_id: bytes, fields: list[bytes]) -> bytes:
         if len(fields) != 2 or fields[0] != b"e":
             return b""
+        value = fields[1]
+        if event_type == LATER_INBOX:
+            event_type, value = later.unwrap(value)
         try:
-            envelope = self._codec.open_envelope(fields[1], stream_type=event_type, entry_id=entry_id.decode())
+            envelope = self._codec.open_envelope(value, stream_type=event_type, entry_id=entry_id.decode())
         except CanvasbusError:
             return b""
         return envelope.id.bytes

@@ -14,6 +14,7 @@ module lock that nobody will release.
 
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
+from datetime import datetime
 from itertools import islice
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, NoReturn, Self
@@ -26,7 +27,7 @@ from canvasbus.contract.event import Event, correlation
 from canvasbus.errors import ConfigError
 from canvasbus.produce.buffer import BUFFER_BYTES, Buffer, OnDelivery, WhenFull
 from canvasbus.transport import address
-from canvasbus.wire.codec import MAX_EVENT_BYTES, Codec, Outgoing, expiry
+from canvasbus.wire.codec import MAX_EVENT_BYTES, Codec, Outgoing
 from canvasbus.wire.keys import check_name, partition_of
 
 if TYPE_CHECKING:
@@ -145,19 +146,30 @@ class Producer:
     # --- publishing ----------------------------------------------------------------------------------------------
 
     def publish(
-        self, event: Event, *, expires_in: float | None = None, on_delivery: OnDelivery | None = None
+        self,
+        event: Event,
+        *,
+        expires_in: float | None = None,
+        delay: float | None = None,
+        at: datetime | None = None,
+        on_delivery: OnDelivery | None = None,
     ) -> UUID | None:
         """Queue an event and return its id, at once; None when the bus is switched off (off://).
 
-        `expires_in`: seconds after which consumers skip the event and count it. `on_delivery(id, error)`: called for
-        this event, before the one of the Producer. Raises EncodeError for an event that cannot be published, and
-        BufferFull as `when_full` says or after `close`; neither was queued.
+        `expires_in`: seconds after which consumers skip the event and count it. `delay` (seconds from when the server
+        gets it) or `at` (an aware datetime): consumers get it then, or up to a second later; meanwhile the server
+        keeps it. `on_delivery(id, error)`: called for this event, before the one of the Producer. Raises EncodeError
+        for an event that cannot be published, ContractError for a delay that is none, and BufferFull as `when_full`
+        says or after `close`; none was queued.
         """
         sender = self._sender
         if sender is None:
             self._skipped += 1
             return None
-        item = self._encode(event) if expires_in is None else self._encode(event, expires_on=expiry(expires_in))
+        if expires_in is None and delay is None and at is None:
+            item = self._encode(event)
+        else:
+            item = self._codec.encode_for(event, expires_in, delay, at)
         if on_delivery is not None:
             self._buffer.keep_drops = True
             sender.callbacks[item.raw_id] = on_delivery

@@ -9,6 +9,7 @@ nothing. `publish_many` encodes the next chunk while the previous one is at the 
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import partial
 from itertools import islice
 
@@ -20,7 +21,7 @@ from canvasbus.produce.fenced import FencedSender, Result
 from canvasbus.transport.link import Link
 from canvasbus.transport.server import Server
 from canvasbus.wire.codec import Codec, Outgoing
-from canvasbus.wire.keys import Keys, partition_of
+from canvasbus.wire.keys import LATER_INBOX, Keys, partition_of
 
 BATCH_EVENTS = 500
 GATHER_EVENTS = 128
@@ -153,7 +154,7 @@ class Publisher:
         """Take events from now on; `run` must follow."""
         self._closed = None
 
-    async def publish(self, event: Event, expires_on: float | None = None) -> str:
+    async def publish(self, event: Event) -> str:
         """Encode, send, and return the entry id once the server has the event.
 
         Raises EncodeError (nothing was sent), Refused, or Unavailable when `patience` is set and used up. Cancelled
@@ -161,17 +162,23 @@ class Publisher:
         """
         if self._bytes >= self._limit:
             await self._wait_for_room()
-        if expires_on is not None or self._partitions > 1:  # which partition it is only encoding tells
-            batch, index = self._add(self.codec.encode(event, expires_on=expires_on))
+        if self._partitions > 1:  # which one it is only encoding tells
+            batch, index = self._add(self.codec.encode(event))
         elif self._closed is not None:
             raise self._closed()
         else:
             batch, index = self._lanes[0].add(event, 0)
-        await batch.wait()
-        result = batch.results[index]
-        if isinstance(result, bytes):
-            return result.decode()
-        raise result
+        return await _result(batch, index)
+
+    async def publish_for(
+        self, event: Event, expires_in: float | None, delay: float | None, at: datetime | None
+    ) -> str:
+        """The same for an event that goes stale after a time or comes later; the latter returns the timer's name."""
+        item = self.codec.encode_for(event, expires_in, delay, at)
+        if self._bytes >= self._limit:
+            await self._wait_for_room()
+        entry_id = await _result(*self._add(item))
+        return entry_id if item.type != LATER_INBOX else f"~{entry_id}"
 
     async def publish_many(self, events: Iterable[Event]) -> list[str]:
         """Publish events in order and return their entry ids. An event with an error stops no other: when at least one
@@ -213,12 +220,18 @@ class Publisher:
             raise errors[0]
         raise ExceptionGroup(f"{len(errors)} of {total} events were not published", errors)
 
-    def publish_nowait(self, event: Event, expires_on: float | None = None) -> None:
+    def publish_nowait(
+        self,
+        event: Event,
+        expires_in: float | None = None,
+        delay: float | None = None,
+        at: datetime | None = None,
+    ) -> None:
         """Hand the event over and return at once. Raises BufferFull when `buffer_bytes` are waiting already.
 
         A failure later on is counted in `statistics().failed`.
         """
-        item = self.codec.encode(event, expires_on=expires_on)
+        item = self.codec.encode_for(event, expires_in, delay, at)
         if self._bytes + len(item.data) > self._limit:
             raise BufferFull(
                 f"{self._bytes:,} bytes of events wait for the server, the limit is {self._limit:,}: "
@@ -321,6 +334,14 @@ class Publisher:
 
     def __repr__(self) -> str:
         return f"<Publisher {self.statistics()}>"
+
+
+async def _result(batch: _Batch, index: int) -> str:
+    await batch.wait()
+    result = batch.results[index]
+    if isinstance(result, bytes):
+        return result.decode()
+    raise result
 
 
 def _parts(items: list[Outgoing]) -> list[list[Outgoing]]:

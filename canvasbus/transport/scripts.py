@@ -43,29 +43,81 @@ class Script:
 SETTLE: Final = Script(
     "settle",
     """
--- Commit the outcomes of one batch of one group: derived events, dead letters, written attempts, acknowledgements.
--- KEYS[1] the fence; KEYS[2..] streams (handled, derived, dead letters)
--- ARGV[1] fence value held; [2] group; [3] consumer; [4] 1: also look up every entry's owner; [5] number of outcomes;
--- then for each outcome: index of its stream in KEYS, entry id, verb, n, and n times (index of a stream, bytes)
---   verb "ack": append the n, acknowledge     verb "try": write RETRYCOUNT = the one number that follows (n = 0)
+-- Commit the outcomes of one batch of one group: derived events, timers, state, dead letters, written attempts and
+-- acknowledgements.
+-- KEYS[1] the fence; KEYS[2..] what the outcomes touch
+-- ARGV[1] fence value held; [2] group; [3] consumer; [4] 1: also look up every entry's owner; [5] a letter for each of
+-- KEYS[2..]: x (stream), z (sorted set), h (hash), s (string); [6] number of outcomes;
+-- then for each outcome: index of its stream in KEYS, entry id, verb, n, and n steps
+--   verb "ack": take the steps, acknowledge   verb "try": write RETRYCOUNT = the one number that follows (n = 0)
 --   verb "bury": as "ack", also at maxmemory: a server refuses a script's first write only, and XACK it never refuses
 --   verb "lose": as "bury", for an entry that is gone from its stream, whoever it is pending under
--- Returns FENCED, or for each outcome 1 (committed), 0 (no longer ours: nothing was changed) or why it was refused
+-- A step is one of, in this order:
+--   "if", index of a string, its token      the state must be as it was read; else nothing of this outcome is done
+--   index of a stream, bytes                append
+--   "later", indexes of the timers and their bodies, timer, ms from now (or ""), ms of the wall clock, body
+--   "cancel", indexes of the timers and their bodies, timer
+--   "set", index of a string, token and bytes (or "": delete), ms to live (or 0)
+--   "part", index of a hash, field, bytes (or "": delete), ms to live (or 0)
+-- Returns FENCED, or for each outcome 1 (committed), 0 (no longer ours), 2 (the state has changed; like 0 nothing was
+-- done) or why it was refused
 local fence = redis.call('GET', KEYS[1]) or '0'
 if fence ~= ARGV[1] then return redis.status_reply('FENCED') end
+local kinds = {x = 'stream', z = 'zset', h = 'hash', s = 'string'}
 for i = 2, #KEYS do
+  local want = kinds[string.sub(ARGV[5], i - 1, i - 1)]
   local kind = redis.call('TYPE', KEYS[i])
   kind = kind.ok or kind
-  if kind ~= 'stream' and kind ~= 'none' then
-    return redis.error_reply('WRONGTYPE ' .. KEYS[i] .. ' holds a ' .. kind .. ', not a stream')
+  if kind ~= want and kind ~= 'none' then
+    return redis.error_reply('WRONGTYPE ' .. KEYS[i] .. ' holds a ' .. kind .. ', not a ' .. want)
   end
 end
 local group, consumer, look = ARGV[2], ARGV[3], ARGV[4] == '1'
-if redis.acl_check_cmd and #KEYS > 1 and not redis.acl_check_cmd('XACK', KEYS[2], group, '0-0') then
-  return redis.error_reply("NOPERM the user may not run 'xack'")  -- found at the end, what was added would stay
-end
-local at, result, acks, wrote = 6, {}, {}, false
-for i = 1, tonumber(ARGV[5]) do
+local wrote, now = false, nil
+local steps = {
+  ['if'] = {size = 3, run = function(key, at)
+    return string.sub(redis.call('GET', key) or '', 1, 16) == ARGV[at + 2] or 2
+  end},
+  later = {size = 7, run = function(key, at)
+    local due = ARGV[at + 5]
+    if ARGV[at + 4] ~= '' then
+      now = now or redis.call('TIME')
+      due = string.format('%.0f', tonumber(now[1]) * 1000 + math.floor(tonumber(now[2]) / 1000) + ARGV[at + 4])
+    end
+    redis.call('ZADD', key, due, ARGV[at + 3])
+    redis.call('HSET', KEYS[tonumber(ARGV[at + 2])], ARGV[at + 3], ARGV[at + 6])
+    wrote = true
+    return true
+  end},
+  cancel = {size = 4, run = function(key, at)
+    redis.call('ZREM', key, ARGV[at + 3])
+    redis.call('HDEL', KEYS[tonumber(ARGV[at + 2])], ARGV[at + 3])
+    return true
+  end},
+  set = {size = 4, run = function(key, at)
+    if ARGV[at + 2] == '' then
+      redis.call('DEL', key)
+    elseif ARGV[at + 3] == '0' then
+      redis.call('SET', key, ARGV[at + 2])
+    else
+      redis.call('SET', key, ARGV[at + 2], 'PX', ARGV[at + 3])
+    end
+    wrote = true
+    return true
+  end},
+  part = {size = 5, run = function(key, at)
+    if ARGV[at + 3] == '' then
+      redis.call('HDEL', key, ARGV[at + 2])
+    else
+      redis.call('HSET', key, ARGV[at + 2], ARGV[at + 3])
+    end
+    if ARGV[at + 4] ~= '0' then redis.call('PEXPIRE', key, ARGV[at + 4]) end
+    wrote = true
+    return true
+  end},
+}
+local at, result, acks = 7, {}, {}
+for i = 1, tonumber(ARGV[6]) do
   local stream, id, verb, n = KEYS[tonumber(ARGV[at])], ARGV[at + 1], ARGV[at + 2], tonumber(ARGV[at + 3])
   at = at + 4
   local ours = true
@@ -85,7 +137,11 @@ for i = 1, tonumber(ARGV[5]) do
     if verb ~= 'ack' then redis.pcall('XACK', stream, group, '0-0') end
     local added = {}
     for j = 1, n do
-      if ours == true then
+      local step = steps[ARGV[at]]
+      if step then
+        if ours == true then ours = step.run(KEYS[tonumber(ARGV[at + 1])], at) end
+        at = at + step.size - 2
+      elseif ours == true then
         local to = KEYS[tonumber(ARGV[at])]
         local made = redis.pcall('XADD', to, '*', 'e', ARGV[at + 1])
         if type(made) == 'table' and made.err then  -- rare: the stream has used up its ids
@@ -239,5 +295,87 @@ if ARGV[5] == '1' then
   end
 end
 return moved
+""",
+)
+
+DUE: Final = Script(
+    "due",
+    """
+-- Put what was published with a delay among the timers, and say which timers are due.
+-- KEYS[1] timers (sorted set: timer by due time in ms); KEYS[2] their bodies (hash: timer to type, newline, envelope);
+-- KEYS[3] the inbox (stream: due time in ms, or + and ms after the entry's own, newline, body); KEYS[4] how far it is read
+-- ARGV[1] how many at most, of each; [2] for how many ms what was read stays: publishers look there what became of theirs
+-- Returns ms until the next timer that is not due (-1: none), then the types and names of those that are, in turn
+local time = redis.call('TIME')
+local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+local at = string.format('%.0f', now)
+local read = redis.call('GET', KEYS[4])
+local rows = redis.call('XRANGE', KEYS[3], read and '(' .. read or '-', '+', 'COUNT', ARGV[1])
+for _, row in ipairs(rows) do
+  local value = row[2][2]
+  local newline = string.find(value, '\\n', 1, true) or 1
+  local due = string.sub(value, 1, newline - 1)
+  local after = tonumber(string.match(due, '^%+(%d+)$'))
+  due = after and tonumber(string.match(row[1], '^%d+')) + after or tonumber(due)
+  if due then
+    redis.call('ZADD', KEYS[1], string.format('%.0f', due), '~' .. row[1])
+    redis.call('HSET', KEYS[2], '~' .. row[1], string.sub(value, newline + 1))
+  end
+end
+if #rows > 0 then
+  redis.call('SET', KEYS[4], rows[#rows][1])
+  redis.call('XTRIM', KEYS[3], 'MINID', string.format('%.0f', now - ARGV[2]))
+end
+local coming = redis.call('ZRANGEBYSCORE', KEYS[1], '(' .. at, '+inf', 'WITHSCORES', 'LIMIT', 0, 1)
+local result = {coming[2] and math.ceil(tonumber(coming[2]) - now) or -1}
+for _, timer in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', at, 'LIMIT', 0, ARGV[1])) do
+  local body = redis.call('HGET', KEYS[2], timer) or ''
+  result[#result + 1] = string.sub(body, 1, (string.find(body, '\\n', 1, true) or 1) - 1)
+  result[#result + 1] = timer
+end
+return result
+""",
+)
+
+FIRE: Final = Script(
+    "fire",
+    """
+-- Publish timers that are due. Each is gone in the same step, so that no two of those who run this publish it twice.
+-- KEYS[1] timers; KEYS[2] their bodies; KEYS[3] set of topics; KEYS[4..] streams
+-- ARGV: index of a stream in KEYS, its type, timer; in turn
+-- Returns how many were published, then those whose stream refuses them: they are tried again in a minute
+local time = redis.call('TIME')
+local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+local result, wrote, refuses = {0}, false, {}
+for i = 4, #KEYS do
+  local kind = redis.call('TYPE', KEYS[i])
+  kind = kind.ok or kind
+  refuses[KEYS[i]] = kind ~= 'stream' and kind ~= 'none'
+end
+for at = 1, #ARGV, 3 do
+  local stream, kind, timer = KEYS[tonumber(ARGV[at])], ARGV[at + 1], ARGV[at + 2]
+  local due = redis.call('ZSCORE', KEYS[1], timer)
+  if due and tonumber(due) <= now then  -- else it was cancelled, put off or published meanwhile
+    local body = redis.call('HGET', KEYS[2], timer)
+    if not body then
+      redis.call('ZREM', KEYS[1], timer)
+    elseif string.sub(body, 1, #kind + 1) == kind .. '\\n' then
+      local made = {err = 'WRONGTYPE'}
+      if not refuses[stream] then made = redis.pcall('XADD', stream, '*', 'e', string.sub(body, #kind + 2)) end
+      if type(made) == 'table' and made.err then
+        if not wrote and string.sub(made.err, 1, 3) == 'OOM' then return redis.error_reply(made.err) end
+        redis.call('ZADD', KEYS[1], string.format('%.0f', now + 60000), timer)
+        result[#result + 1] = timer
+      else
+        redis.call('SADD', KEYS[3], kind)
+        redis.call('ZREM', KEYS[1], timer)
+        redis.call('HDEL', KEYS[2], timer)
+        result[1] = result[1] + 1
+        wrote = true
+      end
+    end
+  end
+end
+return result
 """,
 )

@@ -16,6 +16,7 @@ import json
 import re
 from collections import deque
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from itertools import repeat
 from math import isfinite
 from operator import attrgetter
@@ -29,7 +30,9 @@ from canvasbus import clock, ids
 from canvasbus.contract.event import Event
 from canvasbus.contract.registry import EventType, Registry, non_finite_path, registry
 from canvasbus.errors import DecodeError, EncodeError
+from canvasbus.wire import later
 from canvasbus.wire.envelope import Envelope
+from canvasbus.wire.keys import LATER_INBOX
 
 MAX_EVENT_BYTES = 1024 * 1024
 """Default size limit of one encoded event, envelope included."""
@@ -147,6 +150,17 @@ class Codec:
         if len(data) > self.limit:
             raise _too_large(plan, data, self.limit)
         return Outgoing(raw_id, plan.declared.name, key, data)
+
+    def encode_for(
+        self, event: Event, expires_in: float | None, after: float | None = None, at: datetime | None = None
+    ) -> Outgoing:
+        """Encode an event that goes stale `expires_in` seconds after it was published, which is `after` seconds from
+        now, or `at` a moment, or now. Raises as `encode` does, and ContractError for what is no time."""
+        if after is None and at is None:
+            return self.encode(event, expires_on=expiry(expires_in))
+        when = later.due(after, at, f"publish {type(event).__name__}")
+        item = self.encode(event, expires_on=expiry(expires_in, after=after, at=at))
+        return Outgoing(item.raw_id, LATER_INBOX, item.key, later.wrap(when, item.type, item.data))
 
     def encode_many(self, events: Sequence[Event]) -> list[Outgoing]:
         """Encode a batch of plain events: the same as `encode` for each.
@@ -427,10 +441,11 @@ def from_json(
         raise EncodeError(f"{type_name} v{declared.version}: {_said(error)}") from error
 
 
-def expiry(expires_in: float | None) -> float | None:
-    """Wall time in seconds at which an event published now goes stale. Raises EncodeError for what is no time."""
+def expiry(expires_in: float | None, *, after: float | None = None, at: datetime | None = None) -> float | None:
+    """Wall time in seconds at which an event published now goes stale, or one that comes `after` seconds or `at` a
+    moment. Raises EncodeError for what is no time."""
     if expires_in is None:
         return None
     if not (isinstance(expires_in, int | float) and isfinite(expires_in)):
         raise EncodeError(f"expires_in={expires_in!r}: use a finite number of seconds")
-    return clock.time() + expires_in
+    return (at.timestamp() if at is not None else clock.time() + (after or 0.0)) + expires_in

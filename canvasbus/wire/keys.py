@@ -16,6 +16,9 @@ FREE_POOL = "~free"
 SUSPECT_POOL = "~suspect"
 """Owner of entries whose worker died; they run in quarantine."""
 
+LATER_INBOX = "~later"
+"""Stands for a type: its stream takes what is published with a delay, until that is put among the timers."""
+
 
 def check_name(kind: str, name: str) -> str:
     """Return `name`, or raise ConfigError: braces would move keys to another slot, blanks and globs break patterns."""
@@ -50,7 +53,7 @@ class Keys:
 
     def stream(self, event_type: str) -> bytes:
         """The stream of one event type."""
-        return self._key("stream", event_type)
+        return self._key("stream", event_type) if event_type != LATER_INBOX else self._key("inbox")
 
     def dead(self, group: str) -> bytes:
         """The dead-letter stream of a group."""
@@ -67,6 +70,34 @@ class Keys:
     def reaper(self, group: str) -> bytes:
         """The lease of the one worker that may declare others of the group dead."""
         return self._key("reaper", group)
+
+    @property
+    def timers(self) -> bytes:
+        """Sorted set: timer → when it is due, in ms of the server's clock."""
+        return self._key("timers")
+
+    @property
+    def timer_bodies(self) -> bytes:
+        """Hash: timer → event type, newline, envelope."""
+        return self._key("timer-bodies")
+
+    @property
+    def inbox_cursor(self) -> bytes:
+        """The last entry of the inbox that was put among the timers."""
+        return self._key("inbox-cursor")
+
+    @property
+    def maintainer(self) -> bytes:
+        """The lease of the one bus that fires timers and trims."""
+        return self._key("maintainer")
+
+    def state(self, group: str, name: str) -> bytes:
+        """A group's state of that name: 16 bytes that change with each commit, then the value in msgpack."""
+        return self._key("state", group, name)
+
+    def parts(self, group: str, name: str) -> bytes:
+        """Hash: part id → value in msgpack."""
+        return self._key("parts", group, name)
 
     @property
     def stream_pattern(self) -> bytes:

@@ -118,7 +118,7 @@ def test_an_attempt_is_never_written_over_somebody_elses(
     eyes.call("XGROUP", "CREATE", eyes.stream(), "framers", "0", "MKSTREAM")
     entry = eyes.put(b"x")
     eyes.call("XREADGROUP", "GROUP", "framers", "you", "STREAMS", eyes.stream(), ">")
-    args: list[Any] = [0, "framers", "me", 0, 1, 2, entry, "try", 0, 9]
+    args: list[Any] = [0, "framers", "me", 0, "x", 1, 2, entry, "try", 0, 9]
     assert eyes._link.run(SETTLE.call([eyes.keys.fence("me"), eyes.stream()], args)) == [0]
     assert eyes.pending("framers") == [(entry, "you", 1)]
 

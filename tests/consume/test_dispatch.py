@@ -212,7 +212,9 @@ async def test_returning_something_else_is_a_failure(
         await bus.publish(PaintingMade())
         await quiet(eyes)
     (letter,) = eyes.dead("framers")
-    assert letter.reason == "exhausted" and "return an event, an iterable of events, or None" in letter.error
+    assert (
+        letter.reason == "exhausted" and "return an event, Later, Cancel, an iterable of those, or None" in letter.error
+    )
     assert eyes.count("painting.framed") == 0
 
 

@@ -44,7 +44,7 @@ class Bench:
     def settle(self, consumer: str, *outcomes: Any, fence: int = 0, look: int = 0, keys: Any = None) -> Any:
         """Outcomes: (stream index, id, verb, n, (index, bytes)...). Keys: 2 stream, 3 other, 4 derived."""
         keys = keys or [self.keys.fence(consumer), self.stream, self.other, self.derived]
-        args: list[Any] = [fence, GROUP, consumer, look, len(outcomes)]
+        args: list[Any] = [fence, GROUP, consumer, look, "x" * (len(keys) - 1), len(outcomes)]
         for outcome in outcomes:
             args += outcome
         return self.link.run(SETTLE.call(keys, args))

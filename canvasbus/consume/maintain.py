@@ -1,0 +1,101 @@
+"""What a namespace needs done by somebody: timers that are due are published.
+
+Every bus offers itself; the one that holds the lease of a partition does it. The lease only spares the others the work:
+what is done is done by scripts that may run twice, anywhere, at any time.
+"""
+
+import trio
+
+from canvasbus import ids
+from canvasbus.errors import Refused, TransportError
+from canvasbus.log import get_logger
+from canvasbus.transport.link import SharedLink
+from canvasbus.transport.resp import check, commands
+from canvasbus.transport.scripts import DUE, FIRE
+from canvasbus.wire.keys import LATER_INBOX, Keys
+
+LOOK_SECONDS = 0.5
+"""Between two looks at the timers; what was published with a delay shorter than that comes up to so much late."""
+
+LEASE_SECONDS = 1.0
+LEASE_MS = 4000
+AT_ONCE = 500
+INBOX_MS = 3_600_000
+"""How long publishers find in the inbox what they are unsure of."""
+
+log = get_logger("canvasbus.bus")
+
+
+class Maintainer:
+    """Maintains one partition, while it holds the lease."""
+
+    def __init__(self, shared: SharedLink, keys: Keys) -> None:
+        self.fired = 0
+        """Timers published by this one."""
+        self._shared = shared
+        self._keys = keys
+        self._name = ids.uuid7().hex
+        self._told: set[str] = set()
+
+    async def run(self) -> None:
+        """Maintain until cancelled."""
+        leased = 0.0
+        while True:
+            wait = LEASE_SECONDS
+            try:
+                now = trio.current_time()
+                if now >= leased and not await self._hold_lease():
+                    leased = 0.0
+                else:
+                    if now >= leased:
+                        leased = now + LEASE_SECONDS
+                    wait = await self._fire()
+            except TransportError as error:
+                if isinstance(error, Refused) and str(error) not in self._told:
+                    self._told.add(str(error))
+                    log.error("maintaining the namespace is refused", error=str(error))
+            await trio.sleep(wait)
+
+    async def _hold_lease(self) -> bool:
+        key = self._keys.maintainer
+        made, holder = await self._shared.request(
+            commands(("SET", key, self._name, "NX", "PX", LEASE_MS), ("GET", key))
+        )
+        check(made, "lease")
+        if check(holder, "lease") != self._name.encode():
+            return False
+        await self._shared.call("PEXPIRE", key, LEASE_MS)
+        return True
+
+    async def _fire(self) -> float:
+        """Publish what is due; returns after how many seconds to look again."""
+        keys = self._keys
+        timers = [keys.timers, keys.timer_bodies]
+        reply = check(
+            await self._shared.run(
+                DUE.call([*timers, keys.stream(LATER_INBOX), keys.inbox_cursor], [AT_ONCE, INBOX_MS])
+            ),
+            "look at the timers",
+        )
+        coming, due = reply[0], reply[1:]
+        if not due:
+            return min(LOOK_SECONDS, coming / 1000) if coming >= 0 else LOOK_SECONDS
+        places: dict[bytes, int] = {}
+        args: list[bytes | str | int] = []
+        for event_type, timer in zip(due[::2], due[1::2], strict=True):
+            stream = keys.stream(event_type.decode("utf-8", "replace"))
+            args += (places.setdefault(stream, len(places) + 4), event_type, timer)
+        fired, *refused = check(
+            await self._shared.run(FIRE.call([*timers, keys.topics, *places], args)), "publish what is due"
+        )
+        self.fired += fired
+        for timer in refused:
+            log.error("a timer cannot be published; it is tried again in a minute", timer=_shown(timer))
+        return 0.0
+
+    def __repr__(self) -> str:
+        return f"<Maintainer of {self._keys!r}, {self.fired} timers published>"
+
+
+def _shown(timer: bytes) -> str:
+    return timer.decode("utf-8", "backslashreplace").replace("\n", " ")

@@ -1,0 +1,321 @@
+"""State of handlers, committed with the acknowledgement.
+
+Theory of operation. A state has a token: 16 bytes that are new with each commit. A run loads value and token, and the
+settle script writes what the run made of it only if the token is still the same; else nothing of the run is committed,
+and it runs again on the newer value, which counts as no attempt. Two commits never have the same token, so a value that
+was deleted, expired or written by somebody else is always noticed.
+
+In one process the runs of one (group, key) wait for each other, from loading to their end, and each sees what the one
+before made of it although that is not on the server yet: it expects the token that the other will write. When one of
+such a chain cannot be committed, those after it find another token than they expect, and run again too. A state that
+was only read is compared as well: what follows from it would else rest on a value that never came to be.
+
+Parts need none of this: each part is written whole, under an id of its own, so writing it twice changes nothing and
+writers of different parts never meet.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+import msgspec
+import trio
+
+from canvasbus import ids
+from canvasbus.consume.changes import Changes
+from canvasbus.consume.policy import RetryLater
+from canvasbus.errors import ContractError, EncodeError
+from canvasbus.transport.link import SharedLink
+from canvasbus.transport.resp import check
+from canvasbus.wire.codec import MAX_EVENT_BYTES
+from canvasbus.wire.keys import Keys
+
+TOKEN = 16
+MAX_STATE_BYTES = MAX_EVENT_BYTES
+
+T = TypeVar("T")
+_encode = msgspec.msgpack.Encoder().encode
+
+
+class State(Generic[T]):
+    """One value of a group. Assign to `value`, or change it in place; the change is committed if the handler returns."""
+
+    __slots__ = ("_cell", "_milliseconds", "_type", "exists", "value")
+
+    def __init__(self, cell: "_Cell", type_: Any, value: T, milliseconds: int) -> None:
+        self.value = value
+        self.exists = bool(cell.value)
+        """It was there before this run."""
+        self._cell = cell
+        self._type = type_
+        self._milliseconds = milliseconds
+
+    def delete(self) -> None:
+        """Remove it; the next run starts from the default."""
+        self.value = _DELETED
+
+    def __repr__(self) -> str:
+        return f"<State {self._cell.name}: {'deleted' if self.value is _DELETED else repr(self.value)}>"
+
+
+class Parts(Generic[T]):
+    """Values of a group under one key, each with an id of its own: what many workers put into one window."""
+
+    __slots__ = ("_cleared", "_key", "_milliseconds", "_own", "_run", "_type")
+
+    def __init__(self, run: "Run", key: bytes, type_: Any, milliseconds: int) -> None:
+        self._run = run
+        self._key = key
+        self._type = type_
+        self._milliseconds = milliseconds
+        self._own: dict[str, bytes] = {}
+        self._cleared = False
+
+    def put(self, part_id: str, value: T) -> None:
+        """Write a part; the same id again replaces it. Raises EncodeError."""
+        self._write(part_id, _encoded(value, self._type, f"part {part_id!r}"))
+
+    def remove(self, part_id: str) -> None:
+        """Remove a part."""
+        self._write(part_id, b"")
+
+    def clear(self) -> None:
+        """Remove all parts that are there when this is committed."""
+        self._run.open().clear(self._key)
+        self._cleared = True
+        self._own.clear()
+
+    def _write(self, part_id: str, data: bytes) -> None:
+        check_key("part", part_id)
+        self._run.open().put(self._key, part_id, data, self._milliseconds)
+        self._own[part_id] = data
+
+    async def items(self) -> dict[str, T]:
+        """All committed parts by id, with what this run has put and removed."""
+        found: dict[str, bytes] = {}
+        if not self._cleared:
+            reply = check(await self._run.store.shared.call("HGETALL", self._key), "read the parts")
+            found = {reply[at].decode("utf-8", "replace"): reply[at + 1] for at in range(0, len(reply), 2)}
+        found |= self._own
+        return {part_id: _decoded(data, self._type, part_id) for part_id, data in found.items() if data}
+
+    def __repr__(self) -> str:
+        return f"<Parts {self._key.decode(errors='replace')}: {len(self._own)} written>"
+
+
+class _Cell:
+    """One state in this process."""
+
+    __slots__ = ("holder", "key", "name", "pending", "stale", "token", "turn", "users", "value")
+
+    def __init__(self, name: str, key: bytes) -> None:
+        self.name = name
+        self.key = key
+        self.turn = trio.Semaphore(1)
+        self.holder: Run | None = None
+        self.users = 0
+        """Runs that hold it or wait for it."""
+        self.pending = 0
+        """Commits whose fate is unknown."""
+        self.stale = False
+        """What is here is not what will be on the server."""
+        self.token = b""
+        self.value = b""
+
+
+class StateStore:
+    """The states of one group in one partition, as one incarnation sees them."""
+
+    def __init__(self, shared: SharedLink, keys: Keys, group: str) -> None:
+        self.shared = shared
+        self.keys = keys
+        self.group = group
+        self._cells: dict[str, _Cell] = {}
+
+    async def acquire(self, name: str, run: "Run") -> _Cell:
+        """Wait for one's turn with a state, and load it. Raises RetryLater when the other runs that hold it wait for
+        what this one holds."""
+        cell = self._cells.get(name)
+        if cell is None:
+            cell = self._cells[name] = _Cell(name, self.keys.state(self.group, name))
+        holder = cell.holder
+        while holder is not None and holder.waits_for is not None:
+            holder = holder.waits_for.holder
+            if holder is run:
+                raise RetryLater(0.05, f"another run holds state {name!r} and waits for a state that this run holds")
+        cell.users += 1
+        run.waits_for = cell
+        try:
+            await cell.turn.acquire()
+        except BaseException:
+            self._forget(cell)
+            raise
+        finally:
+            run.waits_for = None
+        cell.holder = run
+        run.cells.append(cell)
+        if cell.stale or not cell.pending:
+            raw = check(await self.shared.call("GET", cell.key), f"load state {name!r}") or b""
+            cell.token, cell.value, cell.stale = raw[:TOKEN], raw[TOKEN:], False
+        else:
+            await trio.lowlevel.checkpoint()
+        return cell
+
+    def release(self, cell: _Cell) -> None:
+        """Let the next run have it."""
+        cell.holder = None
+        cell.turn.release()
+        self._forget(cell)
+
+    def _forget(self, cell: _Cell) -> None:
+        cell.users -= 1
+        self.drop_unused(cell)
+
+    def drop_unused(self, cell: _Cell) -> None:
+        """Keep nothing that the server has."""
+        if not cell.users and not cell.pending:
+            self._cells.pop(cell.name, None)
+
+    def __repr__(self) -> str:
+        return f"<StateStore {self.group} {self.keys!r} {len(self._cells)} in use>"
+
+
+class Run:
+    """One run of a handler: what it holds and what it changes."""
+
+    __slots__ = ("_states", "cells", "changes", "store", "waits_for")
+
+    def __init__(self, store: StateStore) -> None:
+        self.store = store
+        self.cells: list[_Cell] = []
+        self.waits_for: _Cell | None = None
+        self.changes: Changes | None = Changes()
+        """None: the run has ended."""
+        self._states: dict[str, State[Any]] = {}
+
+    def open(self) -> Changes:
+        """The changes, while the handler runs."""
+        if self.changes is None:
+            raise ContractError("the handler has returned: what it changes now would be committed with nothing")
+        return self.changes
+
+    async def state(self, name: str, type_: type[T], default: T | None, ttl: float | None) -> State[T]:
+        """Load a state; the same one again is the same object."""
+        self.open()
+        check_key("state", name)
+        milliseconds = _milliseconds(ttl)
+        if name in self._states:
+            return self._states[name]
+        cell = await self.store.acquire(name, self)
+        if cell.value:
+            value = _decoded(cell.value, type_, name)
+        elif default is not None:
+            value = _decoded(_encoded(default, type_, f"default of state {name!r}"), type_, name)  # a copy
+        else:
+            value = _made(type_, name)
+        state = self._states[name] = State(cell, type_, value, milliseconds)
+        return state
+
+    def parts(self, name: str, type_: type[T], ttl: float | None) -> Parts[T]:
+        """The parts under a key."""
+        self.open()
+        check_key("parts", name)
+        return Parts(self, self.store.keys.parts(self.store.group, name), type_, _milliseconds(ttl))
+
+    def finish(self, timers: Changes | None) -> Changes:
+        """The handler has returned: what is to be committed, `timers` included. Raises EncodeError for a value that cannot be stored; then
+        nothing is changed, and `drop` must follow."""
+        changes = self.open()
+        made = [(state, _encoded(state.value, state._type, f"state {name!r}")) for name, state in self._states.items()]
+        for state, value in made:
+            cell = state._cell
+            changes.compare(cell.key, cell.token)
+            if value != cell.value:
+                cell.token, cell.value = (ids.uuid7_bytes(), value) if value else (b"", b"")
+                changes.set(cell.key, cell.token + value, state._milliseconds)
+                cell.pending += 1
+                changes.on_settled.append(_Told(self.store, cell))
+        self.drop()
+        if timers:
+            changes.add(timers)
+        return changes
+
+    def drop(self) -> None:
+        """The run is over: let others have what it holds."""
+        self.changes = None
+        for cell in self.cells:
+            self.store.release(cell)
+        self.cells.clear()
+
+    def __repr__(self) -> str:
+        return f"<Run with {list(self._states.values())}>"
+
+
+class _Told:
+    """Hears what became of one commit of a state."""
+
+    __slots__ = ("_cell", "_store")
+
+    def __init__(self, store: StateStore, cell: _Cell) -> None:
+        self._store = store
+        self._cell = cell
+
+    def __call__(self, applied: bool) -> None:
+        self._cell.pending -= 1
+        self._cell.stale = self._cell.stale or not applied
+        self._store.drop_unused(self._cell)
+
+
+_DELETED: Any = object()
+
+
+def check_key(kind: str, name: str) -> None:
+    """Raise ContractError for what is no name of a state or a part."""
+    if not isinstance(name, str) or not 0 < len(name) <= 500:
+        raise ContractError(f"{kind} {name!r}: use a string of 1 to 500 characters")
+
+
+def _milliseconds(ttl: float | None) -> int:
+    if ttl is None:
+        return 0
+    if isinstance(ttl, bool) or not isinstance(ttl, int | float) or not 0 < ttl < 1e10:
+        raise ContractError(f"ttl={ttl!r}: use a number of seconds above 0")
+    return max(1, round(ttl * 1000))
+
+
+def _made(type_: type[T], name: str) -> T:
+    try:
+        return type_()
+    except TypeError as error:
+        raise ContractError(
+            f"state {name!r} does not exist yet and {type_!r} cannot be made from nothing: pass default=..."
+        ) from error
+
+
+def _encoded(value: Any, type_: Any, what: str) -> bytes:
+    """The value in msgpack, which can be read as its type: whoever reads it next could not say whose fault it is."""
+    if value is _DELETED:
+        return b""
+    try:
+        data: bytes = _encode(value)
+        _decoder(type_)(data)
+    except (msgspec.MsgspecError, TypeError, OverflowError, UnicodeEncodeError, RecursionError) as error:
+        raise EncodeError(f"{what} cannot be stored: {error}") from error
+    if len(data) > MAX_STATE_BYTES:
+        raise EncodeError(f"{what} is {len(data):,} bytes, over the limit of {MAX_STATE_BYTES:,}")
+    return data
+
+
+@functools.lru_cache(maxsize=256)
+def _decoder(type_: Any) -> Callable[[bytes], Any]:
+    return msgspec.msgpack.Decoder(type_).decode
+
+
+def _decoded(data: bytes, type_: Any, name: str) -> Any:
+    try:
+        return _decoder(type_)(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, ValueError) as error:
+        raise ContractError(
+            f"{name!r} holds what is no {getattr(type_, '__name__', type_)}: {error}. Was the type changed? Use another "
+            "name for another shape, or give new fields a default"
+        ) from error

@@ -1,0 +1,341 @@
+"""State of handlers: exact under concurrency, lost replies, other processes and dead ones."""
+
+from typing import Any
+
+import msgspec
+import pytest
+import trio
+import trio.testing
+from faulty import Fault, FaultyServer
+from studio import Eyes, PaintingFramed, PaintingMade, SculptureMade, quiet, runner_of, running
+from waiting import until
+
+from canvasbus.transport.connect import open_server
+from canvasbus.transport.memory import MemoryServer
+from canvasbus.transport.scripts import SETTLE
+from canvasbus.worker import Backoff, Context, RetryLater, Worker
+
+Clock = trio.testing.MockClock
+
+
+class Count(msgspec.Struct):
+    total: int = 0
+    titles: dict[str, int] = {}
+
+
+def counting(name: str = "framers", **options: Any) -> Worker:
+    """A worker that counts paintings by title and publishes each new count."""
+    worker = Worker(name)
+
+    @worker.on(PaintingMade, **options)
+    async def count(event: PaintingMade, ctx: Context) -> PaintingFramed:
+        state = await ctx.state(event.title, Count)
+        state.value.total += 1
+        return PaintingFramed(title=event.title, number=state.value.total)
+
+    return worker
+
+
+def stored(eyes: Eyes, group: str, name: str) -> Any:
+    raw = eyes.call("GET", eyes.keys.state(group, name))
+    return None if raw is None else msgspec.msgpack.decode(raw[16:])
+
+
+async def test_counts_are_exact(any_url: str, namespace: str, eyes: Eyes) -> None:
+    """Every event is counted once, and what follows from each count is committed with it: no number is missing."""
+    titles = ["a", "b", "c"]
+    async with running(any_url, counting(), namespace=namespace) as bus:
+        await bus.publish_many([PaintingMade(title=titles[n % 3]) for n in range(300)])
+        await quiet(eyes)
+        assert bus.statistics()[0].failed == 0
+    for title in titles:
+        assert stored(eyes, "framers", title)["total"] == 100
+        counts = [e.number for e in eyes.events("painting.framed") if e.title == title]
+        assert counts == list(range(1, 101))
+
+
+async def test_two_processes_share_a_state(any_url: str, namespace: str, eyes: Eyes) -> None:
+    """Whoever is overtaken runs again, on the newer value, and no attempt is counted."""
+    options = {"retry": Backoff(attempts=1), "concurrency": 4}
+    first, second = counting(**options), counting(**options)
+    async with running(any_url, first, namespace=namespace) as a, running(any_url, second, namespace=namespace) as b:
+        for _ in range(20):
+            await a.publish_many([PaintingMade(title="one") for _ in range(10)])
+        await quiet(eyes, timeout=20)
+        statistics = a.statistics()[0], b.statistics()[0]
+        assert all(each.dead == each.failed == 0 for each in statistics)
+    assert stored(eyes, "framers", "one")["total"] == 200
+    assert sorted(e.number for e in eyes.events("painting.framed")) == list(range(1, 201))
+
+
+@pytest.mark.parametrize("kind", ["lose_reply", "lose_request"])
+async def test_lost_replies_count_nothing_twice(any_url: str, namespace: str, eyes: Eyes, kind: Any) -> None:
+    """A settle whose reply is lost is repeated behind a new fence: what it changed is changed once."""
+    faulty = FaultyServer(open_server(any_url))
+    async with running(faulty, counting(), namespace=namespace) as bus:
+        for n in range(5):
+            faulty.faults.append(Fault(kind, SETTLE.sha.encode()))
+            await bus.publish_many([PaintingMade(title="one") for _ in range(20)])
+            await until(lambda n=n: eyes.count("painting.framed") == (n + 1) * 20)
+        assert faulty.struck == 5
+        await quiet(eyes)
+    assert stored(eyes, "framers", "one")["total"] == 100
+    assert sorted(e.number for e in eyes.events("painting.framed")) == list(range(1, 101))
+
+
+async def test_a_worker_that_vanishes_leaves_the_count_exact(
+    virtual: Clock, memory: MemoryServer, namespace: str
+) -> None:
+    """Cut off in the middle: another takes over what it held, and every event is counted once all the same."""
+    eyes = Eyes(memory, namespace)
+    faulty = FaultyServer(memory)
+    async with running(memory, namespace=namespace) as bus:
+        async with trio.open_nursery() as nursery:
+
+            async def doomed() -> None:
+                async with running(faulty, counting(), namespace=namespace, grace=0.0):
+                    await trio.sleep_forever()
+
+            nursery.start_soon(doomed)
+            for _ in range(10):
+                await bus.publish_many([PaintingMade(title="one") for _ in range(10)])
+                await trio.sleep(0.001)
+            await until(lambda: eyes.count("painting.framed") > 20)
+            faulty.faults.append(Fault("lose_reply", SETTLE.sha.encode()))
+            await bus.publish_many([PaintingMade(title="one") for _ in range(30)])
+            await until(lambda: faulty.struck)
+            faulty.cut()
+            nursery.cancel_scope.cancel()
+        async with running(memory, counting(), namespace=namespace):
+            await quiet(eyes, timeout=60)
+    assert stored(eyes, "framers", "one")["total"] == 130
+    assert sorted(e.number for e in eyes.events("painting.framed")) == list(range(1, 131))
+    eyes.close()
+
+
+async def test_a_run_that_fails_changes_nothing(any_url: str, namespace: str, eyes: Eyes) -> None:
+    """Neither does one that is too slow, or asks for later; the next run sees the value of before."""
+    worker, seen = Worker("framers"), []
+
+    @worker.on(PaintingMade, retry=Backoff(attempts=9, base=0.0), timeout=0.2)
+    async def count(event: PaintingMade, ctx: Context) -> None:
+        state = await ctx.state("n", Count)
+        seen.append(state.value.total)
+        state.value.total += 1
+        if len(seen) == 1:
+            raise ValueError
+        if len(seen) == 2:
+            raise RetryLater(0.01)
+        if len(seen) == 3:
+            await trio.sleep_forever()
+        if len(seen) == 4:
+            state.value.total = "no number"  # type: ignore[assignment]
+
+    async with running(any_url, worker, namespace=namespace) as bus:
+        await bus.publish(PaintingMade())
+        await quiet(eyes)
+        await bus.publish(PaintingMade())
+        await quiet(eyes)
+    assert seen == [0, 0, 0, 0, 0, 1]
+    assert stored(eyes, "framers", "n")["total"] == 2
+
+
+async def test_values_of_all_kinds(any_url: str, namespace: str, eyes: Eyes) -> None:
+    """A default, a plain number, deletion, and whether it was there before; the same key twice is the same object."""
+    worker, log = Worker("framers"), []
+
+    @worker.on(PaintingMade, concurrency=1)
+    async def handle(event: PaintingMade, ctx: Context) -> None:
+        number = await ctx.state("number", int, default=40)
+        assert await ctx.state("number", int) is number
+        log.append((event.number, number.exists, number.value))
+        number.value += 1
+        if event.number == 2:
+            number.delete()
+
+    async with running(any_url, worker, namespace=namespace) as bus:
+        for n in range(4):
+            await bus.publish(PaintingMade(number=n))
+            await quiet(eyes)
+    assert log == [(0, False, 40), (1, True, 41), (2, True, 42), (3, False, 40)]
+
+
+async def test_state_is_the_groups_own(any_url: str, namespace: str, eyes: Eyes) -> None:
+    """Two groups that use the same key keep two values."""
+    async with running(any_url, counting("a"), counting("b"), namespace=namespace) as bus:
+        await bus.publish_many([PaintingMade(title="one") for _ in range(10)])
+        await quiet(eyes)
+    assert stored(eyes, "a", "one")["total"] == stored(eyes, "b", "one")["total"] == 10
+
+
+async def test_state_expires(virtual: Clock, memory: MemoryServer, namespace: str) -> None:
+    """`ttl` seconds after the last change it is gone."""
+    worker, seen = Worker("framers"), []
+
+    @worker.on(PaintingMade)
+    async def count(event: PaintingMade, ctx: Context) -> None:
+        state = await ctx.state("n", Count, ttl=60)
+        state.value.total += 1
+        seen.append(state.value.total)
+
+    async with running(memory, worker, namespace=namespace) as bus:
+        for pause in (50, 50, 70, 0):
+            await bus.publish(PaintingMade())
+            await trio.sleep(1)
+            await trio.sleep(pause)
+    assert seen == [1, 2, 3, 1]
+
+
+async def test_runs_that_wait_for_each_other_do_not_wait_for_ever(
+    virtual: Clock, memory: MemoryServer, namespace: str
+) -> None:
+    """Two states taken in both orders: one of the runs gives way and comes again, and no attempt is counted."""
+    eyes = Eyes(memory, namespace)
+    worker = Worker("framers")
+
+    @worker.on(PaintingMade, retry=Backoff(attempts=1), timeout=5)
+    async def both(event: PaintingMade, ctx: Context) -> None:
+        names = ("a", "b") if event.number % 2 else ("b", "a")
+        for name in names:
+            state = await ctx.state(name, Count)
+            await trio.sleep(0.01)
+            state.value.total += 1
+
+    async with running(memory, worker, namespace=namespace) as bus:
+        await bus.publish_many([PaintingMade(number=n) for n in range(40)])
+        await quiet(eyes, timeout=60)
+        assert bus.statistics()[0].dead == bus.statistics()[0].timeouts == 0
+    assert stored(eyes, "framers", "a")["total"] == stored(eyes, "framers", "b")["total"] == 40
+    eyes.close()
+
+
+async def test_what_rests_on_a_value_that_never_came_runs_again(any_url: str, namespace: str, eyes: Eyes) -> None:
+    """A run in the chain is refused by the server; those that saw its value, even if they only read it, run again."""
+    eyes.call("SET", eyes.stream("sculpture.made"), "no stream")
+    worker = Worker("framers")
+
+    @worker.on(PaintingMade, retry=Backoff(attempts=1))
+    async def handle(event: PaintingMade, ctx: Context) -> Any:
+        state = await ctx.state("n", Count)
+        if event.title == "bad":
+            state.value.total += 1000
+            return SculptureMade()
+        if event.title == "count":
+            state.value.total += 1
+        return PaintingFramed(number=state.value.total)
+
+    async with running(any_url, worker, namespace=namespace) as bus:
+        titles = [("count", "bad", "read")[n % 3] for n in range(60)]
+        await bus.publish_many([PaintingMade(title=title) for title in titles])
+        await quiet(eyes)
+        assert bus.statistics()[0].dead == 20
+    assert stored(eyes, "framers", "n")["total"] == 20
+    assert max(e.number for e in eyes.events("painting.framed")) == 20
+
+
+async def test_plain_functions_have_state_too(any_url: str, namespace: str, eyes: Eyes) -> None:
+    """From their thread, by trio's own way back."""
+    worker = Worker("framers")
+
+    @worker.on(PaintingMade)
+    def count(event: PaintingMade, ctx: Context) -> None:
+        state = trio.from_thread.run(ctx.state, "n", Count)
+        state.value.total += 1
+
+    async with running(any_url, worker, namespace=namespace) as bus:
+        await bus.publish_many([PaintingMade() for _ in range(50)])
+        await quiet(eyes)
+    assert stored(eyes, "framers", "n")["total"] == 50
+
+
+@pytest.mark.parametrize("wrong", ["name", "ttl", "type", "missing", "batch", "late"])
+async def test_misuse_is_told_in_the_dead_letter(any_url: str, namespace: str, eyes: Eyes, wrong: str) -> None:
+    """A name that is none, a time to live that is none, a value of another shape, no default, a batch handler, a
+    context that is used when the handler has returned."""
+    eyes.call("SET", eyes.keys.state("framers", "text"), b"x" * 16 + msgspec.msgpack.encode("text"))
+    worker, late = Worker("framers"), []
+
+    async def handle(event: Any, ctx: Any) -> None:
+        if wrong == "late":
+            late.append(ctx.parts("p", int))
+            if len(late) == 2:
+                late[0].put("x", 1)
+            raise RetryLater(0)
+        where = ctx[0] if isinstance(ctx, list) else ctx
+        await where.state(
+            "" if wrong == "name" else "text" if wrong == "type" else "n",
+            list[int]
+            if wrong == "type"
+            else object
+            if wrong == "missing"
+            else (lambda: None) and PaintingMade
+            if wrong == "none"
+            else int,
+            ttl=-1 if wrong == "ttl" else None,
+        )
+        if wrong == "missing":
+            await where.state("m", Nothing)
+
+    if wrong == "batch":
+        worker.on_batch(PaintingMade, retry=Backoff(attempts=1))(handle)
+    else:
+        worker.on(PaintingMade, retry=Backoff(attempts=1))(handle)
+    async with running(any_url, worker, namespace=namespace) as bus:
+        await bus.publish(PaintingMade())
+        await quiet(eyes)
+    (letter,) = eyes.dead("framers")
+    assert "ContractError" in letter.error
+
+
+class Nothing(msgspec.Struct):
+    needed: int
+
+
+# --- parts ------------------------------------------------------------------------------------------------------------
+
+
+async def test_many_workers_fill_one_window(any_url: str, namespace: str, eyes: Eyes) -> None:
+    """Parts never conflict, each is there once, and a run sees the committed ones and its own."""
+    options: dict[str, Any] = {"retry": Backoff(attempts=1), "concurrency": 4}
+
+    def filling() -> Worker:
+        worker = Worker("framers")
+
+        @worker.on(PaintingMade, **options)
+        async def fill(event: PaintingMade, ctx: Context) -> None:
+            parts = ctx.parts("window", int, ttl=600)
+            parts.put(str(ctx.envelope.id), event.number)
+            assert (await parts.items())[str(ctx.envelope.id)] == event.number
+
+        @worker.on(SculptureMade, **options)
+        async def close(event: SculptureMade, ctx: Context) -> PaintingFramed:
+            parts = ctx.parts("window", int)
+            total = sum((await parts.items()).values())
+            parts.clear()
+            parts.put("carried over", 7)
+            assert await parts.items() == {"carried over": 7}
+            return PaintingFramed(number=total)
+
+        return worker
+
+    async with (
+        running(any_url, filling(), namespace=namespace) as bus,
+        running(any_url, filling(), namespace=namespace),
+    ):
+        for start in range(0, 100, 10):
+            await bus.publish_many([PaintingMade(number=n) for n in range(start, start + 10)])
+        await quiet(eyes)
+        await bus.publish(SculptureMade())
+        await until(lambda: eyes.count("painting.framed"))
+        assert eyes.call("HLEN", eyes.keys.parts("framers", "window")) == 1
+        assert bus.statistics()[0].failed == 0
+    assert eyes.events("painting.framed")[0].number == sum(range(100))
+
+
+async def test_states_that_nobody_uses_are_not_kept(any_url: str, namespace: str, eyes: Eyes) -> None:
+    """A million keys over time cost the worker nothing."""
+    async with running(any_url, counting(), namespace=namespace) as bus:
+        await bus.publish_many([PaintingMade(title=f"title {n}") for n in range(200)])
+        await quiet(eyes)
+        settler = runner_of(bus)._current.settlers[0]  # type: ignore[union-attr]
+        await until(lambda: not settler.states._cells)

@@ -1,0 +1,285 @@
+"""Events that come later: on time, once, replaced and cancelled by name, over lost replies and dead processes."""
+
+import math
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+import structlog.testing
+import trio
+import trio.testing
+from faulty import Fault, FaultyServer
+from studio import Eyes, PaintingFramed, PaintingMade, SculptureMade, quiet, running
+from waiting import until
+
+from canvasbus import ContractError, EncodeError, Producer, clock
+from canvasbus.bus import EventBus
+from canvasbus.transport.connect import open_server
+from canvasbus.transport.memory import MemoryServer
+from canvasbus.transport.scripts import DUE, FIRE, SETTLE
+from canvasbus.worker import Backoff, Cancel, Later, Worker
+
+Clock = trio.testing.MockClock
+
+
+def arrivals(name: str = "viewers") -> tuple[Worker, list[tuple[float, Any]]]:
+    """A worker that notes when sculptures and frames arrive."""
+    worker, seen = Worker(name), []
+
+    @worker.on(SculptureMade, PaintingFramed)
+    async def note(event: Any) -> None:
+        seen.append((trio.current_time(), event))
+
+    return worker, seen
+
+
+# --- publishing with a delay ------------------------------------------------------------------------------------------
+
+
+async def test_what_is_published_with_a_delay_comes_then(virtual: Clock, memory: MemoryServer, namespace: str) -> None:
+    """After so many seconds or at a moment, up to a second late and never early; in the order of their times."""
+    worker, seen = arrivals()
+    async with running(memory, worker, namespace=namespace) as bus:
+        begun = trio.current_time()
+        assert (await bus.publish(SculptureMade(title="c"), delay=30)).startswith("~")  # type: ignore[union-attr]
+        await bus.publish(SculptureMade(title="b"), at=clock.now() + timedelta(seconds=20))
+        bus.publish_nowait(SculptureMade(title="a"), delay=0.2)
+        await bus.publish(SculptureMade(title="now"))
+        await until(lambda: len(seen) == 4, timeout=60)
+    assert [event.title for _, event in seen] == ["now", "a", "b", "c"]
+    for (when, _), due in zip(seen, (0.0, 0.2, 20.0, 30.0), strict=True):
+        assert due <= when - begun <= due + 1.0
+
+
+async def test_a_moment_that_has_passed_comes_at_once(any_url: str, namespace: str) -> None:
+    """An `at` in the past, and no delay at all, are due."""
+    worker, seen = arrivals()
+    async with running(any_url, worker, namespace=namespace) as bus:
+        await bus.publish(SculptureMade(title="old"), at=datetime(2020, 1, 1, tzinfo=UTC))
+        await bus.publish(SculptureMade(title="soon"), delay=0)
+        await until(lambda: len(seen) == 2)
+    assert {event.title for _, event in seen} == {"old", "soon"}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"delay": -1},
+        {"delay": math.nan},
+        {"delay": "1"},
+        {"at": datetime(2026, 1, 1)},
+        {"at": 5},
+        {"delay": 1, "at": 1},
+    ],
+    ids=str,
+)
+async def test_a_delay_that_is_none_is_an_error(namespace: str, options: dict[str, Any]) -> None:
+    """Nothing is published, and the error says what is wrong."""
+    async with EventBus("memory://", namespace=namespace) as bus:
+        with pytest.raises(ContractError, match="SculptureMade"):
+            await bus.publish(SculptureMade(), **options)
+        with pytest.raises(ContractError):
+            bus.publish_nowait(SculptureMade(), **options)
+    with Producer(f"memory://{namespace}") as producer, pytest.raises(ContractError):
+        producer.publish(SculptureMade(), **options)
+
+
+async def test_delayed_events_expire_after_they_were_due(virtual: Clock, memory: MemoryServer, namespace: str) -> None:
+    """`expires_in` counts from the moment at which the event comes: the delay does not use it up."""
+    worker, seen = arrivals()
+    async with running(memory, worker, namespace=namespace) as bus:
+        await bus.publish(SculptureMade(title="fresh"), delay=60, expires_in=10)
+        await until(lambda: seen, timeout=90)
+
+
+async def test_a_lost_reply_schedules_once(any_url: str, namespace: str, eyes: Eyes) -> None:
+    """The transaction ran and its reply is lost, or it never ran: also after the entry has become a timer, each event
+    comes exactly once."""
+    faulty = FaultyServer(open_server(any_url))
+    worker, seen = arrivals()
+    async with running(any_url, worker, namespace=namespace), running(faulty, namespace=namespace) as bus:
+        for number in range(6):
+            faulty.faults.append(Fault("lose_reply" if number % 2 else "lose_request", b"EXEC"))
+            await bus.publish(SculptureMade(title=str(number)), delay=0.0)
+            await until(lambda number=number: len(seen) > number)
+        assert faulty.struck == 6
+    assert [event.title for _, event in seen] == list("012345")
+
+
+def test_a_producer_publishes_with_a_delay(any_url: str, namespace: str) -> None:
+    """The threaded door takes the same arguments; what waits is on the server before anybody runs."""
+    eyes = Eyes(any_url, namespace)
+    with Producer(any_url, namespace=namespace) as producer:
+        producer.publish(SculptureMade(title="later"), delay=0.05)
+        assert producer.flush(10)
+    assert eyes.count("sculpture.made") == 0
+    worker, seen = arrivals()
+
+    async def main() -> None:
+        async with running(any_url, worker, namespace=namespace):
+            await until(lambda: seen)
+
+    trio.run(main)
+    assert [event.title for _, event in seen] == ["later"]
+    eyes.close()
+
+
+# --- timers of handlers -----------------------------------------------------------------------------------------------
+
+
+async def test_a_handler_sets_replaces_and_cancels_timers(virtual: Clock, memory: MemoryServer, namespace: str) -> None:
+    """Debounce: the same name starts anew with each event; Cancel removes it; without a name each is its own."""
+    worker = Worker("framers")
+
+    @worker.on(PaintingMade)
+    async def handle(event: PaintingMade) -> Any:
+        if event.title == "cancel":
+            return Cancel("debounce")
+        if event.title == "each":
+            return [Later(SculptureMade(title=f"each {event.number}"), after=5), PaintingFramed(number=event.number)]
+        return Later(SculptureMade(title=event.title), after=10, timer="debounce")
+
+    viewer, seen = arrivals()
+    async with running(memory, worker, viewer, namespace=namespace) as bus:
+        begun = trio.current_time()
+        for n in range(4):
+            await bus.publish(PaintingMade(title=f"debounced {n}"))
+            await trio.sleep(3)
+        await until(lambda: seen, timeout=30)
+        assert [e.title for _, e in seen] == ["debounced 3"] and 19 <= seen[0][0] - begun <= 20.5
+        await bus.publish(PaintingMade(title="never"))
+        await trio.sleep(1)
+        await bus.publish(PaintingMade(title="cancel"))
+        await bus.publish_many([PaintingMade(title="each", number=n) for n in range(3)])
+        await trio.sleep(60)
+    rest = [e for _, e in seen[1:]]
+    assert sorted(e.title for e in rest if isinstance(e, SculptureMade)) == ["each 0", "each 1", "each 2"]
+    assert sorted(e.number for e in rest if isinstance(e, PaintingFramed)) == [0, 1, 2]
+
+
+async def test_a_timer_is_derived_from_its_event(any_url: str, namespace: str, eyes: Eyes) -> None:
+    """Cause, correlation and a reproducible id, as with events that are returned."""
+    worker = Worker("framers")
+
+    @worker.on(PaintingMade)
+    async def handle(event: PaintingMade) -> Later:
+        return Later(SculptureMade(title="made later"), at=event.occurred_on)
+
+    async with running(any_url, worker, namespace=namespace) as bus:
+        await bus.publish(PaintingMade())
+        await until(lambda: eyes.count("sculpture.made"))
+    ((parent, cause),) = eyes.entries("painting.made")
+    ((envelope, event),) = eyes.entries("sculpture.made")
+    assert envelope.causation_id == parent.id and event.correlation_id == cause.correlation_id
+    assert envelope.id.version == 5 and envelope.source == "framers"
+
+
+async def test_a_failed_run_sets_no_timer(virtual: Clock, memory: MemoryServer, namespace: str) -> None:
+    """What a handler returned goes with the acknowledgement or not at all: a sibling that cannot be encoded undoes it."""
+    worker, runs = Worker("framers"), []
+
+    @worker.on(PaintingMade, retry=Backoff(attempts=3, base=0.01))
+    async def handle(event: PaintingMade) -> Any:
+        runs.append(event)
+        wrong: Any = SculptureMade(title=7) if len(runs) < 3 else SculptureMade(title="right")  # type: ignore[arg-type]
+        return [Later(PaintingFramed(title="later"), after=1), wrong]
+
+    viewer, seen = arrivals()
+    async with running(memory, worker, viewer, namespace=namespace) as bus:
+        await bus.publish(PaintingMade())
+        await trio.sleep(30)
+    assert len(runs) == 3
+    assert sorted(e.title for _, e in seen) == ["later", "right"]
+
+
+@pytest.mark.parametrize("script", [SETTLE, DUE, FIRE], ids=lambda s: s.name)
+@pytest.mark.parametrize("kind", ["lose_reply", "lose_request"])
+async def test_lost_replies_neither_lose_nor_double_a_timer(
+    any_url: str, namespace: str, eyes: Eyes, script: Any, kind: Any
+) -> None:
+    """Setting, finding and firing are each repeated safely."""
+    faulty = FaultyServer(open_server(any_url))
+    worker = Worker("framers")
+
+    @worker.on(PaintingMade)
+    async def handle(event: PaintingMade) -> Later:
+        return Later(PaintingFramed(number=event.number), after=0.01)
+
+    async with running(faulty, worker, namespace=namespace) as bus:
+        for number in range(4):
+            faulty.faults.append(Fault(kind, script.sha.encode()))
+            await bus.publish(PaintingMade(number=number))
+            await until(lambda number=number: eyes.count("painting.framed") > number)
+            await until(lambda: not faulty.faults)
+        await quiet(eyes)
+    assert [e.number for e in eyes.events("painting.framed")] == [0, 1, 2, 3]
+
+
+async def test_many_buses_fire_each_timer_once(any_url: str, namespace: str, eyes: Eyes) -> None:
+    """Three maintainers that all believe to hold the lease."""
+    worker = Worker("framers")
+
+    @worker.on(PaintingMade)
+    async def handle(event: PaintingMade) -> Later:
+        return Later(PaintingFramed(number=event.number), after=0.05)
+
+    async with (
+        running(any_url, worker, namespace=namespace) as bus,
+        running(any_url, namespace=namespace),
+        running(any_url, namespace=namespace),
+        trio.open_nursery() as nursery,
+    ):
+
+        async def steal() -> None:
+            while True:
+                eyes.call("DEL", eyes.keys.maintainer)
+                await trio.sleep(0.002)
+
+        nursery.start_soon(steal)
+        await bus.publish_many([PaintingMade(number=n) for n in range(700)])
+        await until(lambda: eyes.count("painting.framed") >= 700)
+        await until(lambda: eyes.call("ZCARD", eyes.keys.timers) == eyes.call("HLEN", eyes.keys.timer_bodies) == 0)
+        nursery.cancel_scope.cancel()
+    assert sorted(e.number for e in eyes.events("painting.framed")) == list(range(700))
+
+
+async def test_a_stream_that_refuses_holds_up_no_other_timer(
+    virtual: Clock, memory: MemoryServer, namespace: str
+) -> None:
+    """A key that is no stream: its timers wait a minute and are told, others come; mended, they come too."""
+    eyes = Eyes(memory, namespace)
+    eyes.call("SET", eyes.stream("painting.framed"), "no stream")
+    with structlog.testing.capture_logs() as logs:
+        async with running(memory, namespace=namespace) as bus:
+            await bus.publish(PaintingFramed(title="stuck"), delay=1)
+            await bus.publish(SculptureMade(title="free"), delay=1)
+            await until(lambda: eyes.count("sculpture.made"), timeout=5)
+            assert any("a timer cannot be published" in log["event"] for log in logs)
+            eyes.call("DEL", eyes.stream("painting.framed"))
+            await until(lambda: eyes.count("painting.framed"), timeout=70)
+    eyes.close()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Later(SculptureMade()),
+        lambda: Later(SculptureMade(), after=1, at=clock.now()),
+        lambda: Later(SculptureMade(), after=-1),
+        lambda: Later("no event", after=1),  # type: ignore[arg-type]
+        lambda: Later(SculptureMade(), after=1, timer=""),
+        lambda: Cancel(""),
+        lambda: Cancel(7),  # type: ignore[arg-type]
+    ],
+)
+def test_wrong_timers_are_errors_where_they_are_made(make: Any) -> None:
+    """In the handler's own traceback."""
+    with pytest.raises(ContractError):
+        make()
+
+
+async def test_what_cannot_be_encoded_is_not_scheduled(namespace: str) -> None:
+    """The same check as for events that go at once."""
+    async with EventBus("memory://", namespace=namespace) as bus:
+        with pytest.raises(EncodeError):
+            await bus.publish(SculptureMade(title=7), delay=5)  # type: ignore[arg-type]
