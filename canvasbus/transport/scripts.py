@@ -73,6 +73,9 @@ for i = 2, #KEYS do
   end
 end
 local group, consumer, look = ARGV[2], ARGV[3], ARGV[4] == '1'
+if redis.acl_check_cmd and #KEYS > 1 and not redis.acl_check_cmd('XACK', KEYS[2], group, '0-0') then
+  return redis.error_reply("NOPERM the user may not run 'xack'")  -- found at the end, what was added would stay
+end
 local wrote, now = false, nil
 local steps = {
   ['if'] = {size = 3, run = function(key, at)
