@@ -39,8 +39,8 @@ log = get_logger("canvasbus.worker")
 class EventBus:
     """One connection of a trio program to the bus. Use it as an async context manager, in one trio run.
 
-    `url`: redis://, rediss://, unix://, memory:// (private to this bus), memory://name (shared in the process) or
-    off:// (publish does nothing and returns None). `source` says who publishes. `patience`: seconds for which publish
+    `url`: redis://, rediss://, unix://, redis+sentinel://HOST,HOST/MASTER, memory:// (private to this bus),
+    memory://name (shared in the process) or off:// (publish does nothing and returns None). `source` says who publishes. `patience`: seconds for which publish
     waits for a server that is away before it raises Unavailable (None: as long as it takes).
 
     Raises ConfigError for a URL that cannot work; entering raises Refused when the server will not have us, and waits

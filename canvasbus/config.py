@@ -48,7 +48,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     """What the programs can be told."""
 
     url: str | None = None
-    """The bus: redis://, rediss://, unix://, memory:// or off://."""
+    """The bus: redis://, rediss://, unix://, redis+sentinel://, rediss+sentinel://, memory:// or off://."""
     namespace: Name = "canvasbus"
     """Prefix of all keys on the server: buses with different namespaces do not see each other."""
     partitions: Positive = 1

@@ -71,7 +71,11 @@ class ServerProcess:
         self.folder = tempfile.mkdtemp(prefix="canvasbus-server-")
         self.port = free_port()
         self.socket = str(Path(self.folder) / "server.sock")
-        self._persistent = persistent
+        keep = (
+            ("--appendonly", "yes", "--appendfsync", "always") if persistent else ("--appendonly", "no", "--save", "")
+        )
+        self._keep: tuple[str, ...] = keep
+        self._first: tuple[str, ...] = ()
         self._config = config
         self._tls = tls
         self._process: subprocess.Popen[bytes] | None = None
@@ -94,16 +98,11 @@ class ServerProcess:
     def start(self) -> "ServerProcess":
         """Start it and return once it answers."""
         where = ["--port", "0", "--tls-port", str(self.port)] if self._tls else ["--port", str(self.port)]
-        keep = (
-            ["--appendonly", "yes", "--appendfsync", "always"]
-            if self._persistent
-            else ["--appendonly", "no", "--save", ""]
-        )
         with (Path(self.folder) / "log").open("ab") as log:
             self._process = subprocess.Popen(
                 [
-                    *(self.binary, "--bind", "127.0.0.1", *where, "--unixsocket", self.socket),
-                    *("--dir", self.folder, "--daemonize", "no", *keep, *self._config),
+                    *(self.binary, *self._first, "--bind", "127.0.0.1", *where, "--unixsocket", self.socket),
+                    *("--dir", self.folder, "--daemonize", "no", *self._keep, *self._config),
                 ],
                 stdout=log,
                 stderr=log,
@@ -121,6 +120,17 @@ class ServerProcess:
                     return self
             time.sleep(0.01)
         raise RuntimeError(f"{self.binary} did not answer within 20 s")
+
+    def ask(self, command: str) -> str:
+        """What it answers to an inline command, raw."""
+        with socket.socket(socket.AF_UNIX) as link:
+            link.settimeout(5)
+            link.connect(self.socket)
+            link.sendall(command.encode() + b"\r\nPING\r\n")
+            answer = b""
+            while not answer.endswith(b"+PONG\r\n"):
+                answer += link.recv(65536)
+        return answer.removesuffix(b"+PONG\r\n").decode()
 
     def kill(self) -> None:
         """kill -9, as a crash would."""
@@ -155,3 +165,60 @@ class ServerProcess:
             self._process.send_signal(signal.SIGCONT)
             self.kill()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class SentinelProcess(ServerProcess):
+    """A sentinel that watches over one master."""
+
+    def __init__(self, binary: str, name: str, master_port: int, config: tuple[str, ...] = ()) -> None:
+        super().__init__(binary)
+        path = Path(self.folder) / "sentinel.conf"
+        path.write_text(
+            f"sentinel monitor {name} 127.0.0.1 {master_port} 2\n"
+            f"sentinel down-after-milliseconds {name} {DOWN_AFTER_MS}\n"
+            f"sentinel failover-timeout {name} 3000\n" + "".join(f"{line}\n" for line in config)
+        )
+        self._first, self._keep = (str(path), "--sentinel"), ()
+
+
+DOWN_AFTER_MS = 500
+
+
+class Watched:
+    """A master and its replica under three sentinels, all on loopback."""
+
+    name = "studio"
+
+    def __init__(self, kind: str, config: tuple[str, ...] = ()) -> None:
+        binary = binaries()[kind]
+        fast = ("--repl-diskless-sync-delay", "0", "--repl-ping-replica-period", "1", *config)
+        self.master = ServerProcess(binary, config=fast)
+        follow = ("--replicaof", f"127.0.0.1 {self.master.port}", *fast)
+        self.replica = ServerProcess(binary, config=follow)
+        self.sentinels = [SentinelProcess(binary, self.name, self.master.port) for _ in range(3)]
+
+    @property
+    def url(self) -> str:
+        """redis+sentinel:// with all three sentinels."""
+        return f"redis+sentinel://{','.join(f'127.0.0.1:{one.port}' for one in self.sentinels)}/{self.name}"
+
+    def start(self) -> "Watched":
+        """Start all and return once the sentinels have found each other and the replica follows."""
+        for process in (self.master, self.replica, *self.sentinels):
+            process.start()
+        deadline = time.monotonic() + 20
+        while not self._complete():
+            if time.monotonic() > deadline:
+                raise RuntimeError("master, replica and sentinels did not find each other within 20 s")
+            time.sleep(0.02)
+        return self
+
+    def _complete(self) -> bool:
+        if "state=online" not in self.master.ask("INFO replication"):
+            return False
+        seen = [one.ask("INFO sentinel") for one in self.sentinels]
+        return all("slaves=1,sentinels=3" in text for text in seen)
+
+    def remove(self) -> None:
+        for process in (*self.sentinels, self.replica, self.master):
+            process.remove()

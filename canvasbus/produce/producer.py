@@ -70,8 +70,8 @@ class ProducerStatistics(msgspec.Struct, frozen=True, kw_only=True):
 class Producer:
     """Publishes events from threads, in the background. Safe in threads, signal handlers, forks and `__del__`.
 
-    `url`: redis://, rediss://, unix://, memory://NAME (shared in the process) or off://; None: the environment variable
-    CANVASBUS_URL, or the file that CANVASBUS_URL_FILE names. `source` says who publishes. `partitions` must be the same number in every process.
+    `url`: redis://, rediss://, unix://, redis+sentinel://HOST,HOST/MASTER, memory://NAME (shared in the process) or
+    off://; None: the environment variable CANVASBUS_URL, or the file that CANVASBUS_URL_FILE names. `source` says who publishes. `partitions` must be the same number in every process.
 
     `buffer_bytes` (encoded) may wait for the server. When they are full, `when_full` decides:
 

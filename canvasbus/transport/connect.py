@@ -14,6 +14,10 @@ def open_server(url: str) -> Server:
         from canvasbus.transport import memory
 
         return memory.named(address.name) if address.name else memory.MemoryServer()
+    if address.sentinels:
+        from canvasbus.transport.sentinel import SentinelServer
+
+        return SentinelServer(address)
     from canvasbus.transport.remote import RemoteServer
 
     return RemoteServer(address)

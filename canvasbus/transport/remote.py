@@ -29,17 +29,18 @@ _HISTORY = re.compile(rb"^(?:run_id|master_replid):(\w+)", re.MULTILINE)
 
 
 class RemoteServer:
-    """One server, by its address."""
+    """One server, by its address. `name`: what errors call it, else its URL; `timeout`: seconds for connecting."""
 
     blocks = True
     shared = True
 
-    def __init__(self, address: Address) -> None:
+    def __init__(self, address: Address, *, name: str = "", timeout: float = CONNECT_TIMEOUT) -> None:
         self._address = address
-        self.name = address.shown
+        self.timeout = timeout
+        self.name = name or address.shown
 
     async def connect(self) -> "RemoteConnection":
-        with trio.move_on_after(CONNECT_TIMEOUT) as scope:
+        with trio.move_on_after(self.timeout) as scope:
             stream = await self._open()
             connection = RemoteConnection(stream, self.name)
             try:
@@ -51,7 +52,7 @@ class RemoteServer:
             return connection
         assert scope.cancelled_caught
         hint = "; does the server speak TLS on this port?" if self._address.tls else ""
-        raise Unavailable(f"{self.name}: no connection within {CONNECT_TIMEOUT:g} s{hint}")
+        raise Unavailable(f"{self.name}: no connection within {self.timeout:g} s{hint}")
 
     async def _open(self) -> trio.abc.Stream:
         address = self._address
@@ -103,7 +104,7 @@ class RemoteServer:
             connection.history = b" ".join(_HISTORY.findall(replies[-2])).decode()
 
     def connect_blocking(self) -> "RemoteBlockingConnection":
-        return RemoteBlockingConnection(self._address)
+        return RemoteBlockingConnection(self._address, self.name, self.timeout)
 
     def __repr__(self) -> str:
         return f"<RemoteServer {self.name}>"
@@ -164,18 +165,18 @@ class RemoteConnection:
 class RemoteBlockingConnection:
     """redis-py's connection, used as a pipe for prebuilt bytes."""
 
-    def __init__(self, address: Address) -> None:
+    def __init__(self, address: Address, name: str, timeout: float) -> None:
         import redis
         from redis.backoff import NoBackoff
         from redis.retry import Retry
 
         self._errors = redis.exceptions
-        self._name = address.shown
+        self._name = name
         options: dict[str, Any] = {
             "db": address.db,
             "username": address.username,
             "password": address.password,
-            "socket_timeout": CONNECT_TIMEOUT,
+            "socket_timeout": timeout,
             "retry": Retry(NoBackoff(), 0),
             "protocol": 2,
             "encoding": "latin-1",
@@ -188,7 +189,7 @@ class RemoteBlockingConnection:
         else:
             kind = redis.Connection
             options |= {"host": address.host, "port": address.port}
-            options |= {"socket_connect_timeout": CONNECT_TIMEOUT, "socket_keepalive": True}
+            options |= {"socket_connect_timeout": timeout, "socket_keepalive": True}
             if address.tls:
                 tls_context(address)  # says in our words what is wrong with the files
                 kind = redis.SSLConnection

@@ -3,7 +3,7 @@
 import gc
 import socket
 import subprocess
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import pytest
 import trio
 from servers import ServerProcess, free_port
 
+from canvasbus.config import redacted
 from canvasbus.errors import ConfigError, Refused, TransportError, Unavailable
 from canvasbus.transport import remote
 from canvasbus.transport.address import parse
@@ -24,30 +25,6 @@ Ask = Callable[..., Any]
 
 redis_py_leaves_its_socket = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 """When a TLS handshake fails, redis-py's connection leaves the socket to the garbage collector."""
-
-
-@pytest.fixture(params=["trio", "threads"])
-async def ask(request: pytest.FixtureRequest) -> AsyncIterator[Ask]:
-    """ask(url, *command): open a connection of either kind and return the reply."""
-
-    async def over_trio(url: str, *args: bytes | str | float) -> Any:
-        link = Link(open_server(url))
-        try:
-            return (await link.request(remote.commands(args)))[0]
-        finally:
-            await link.aclose()
-
-    async def over_threads(url: str, *args: bytes | str | float) -> Any:
-        def call() -> Any:
-            link = BlockingLink(open_server(url))
-            try:
-                return link.call(*args)
-            finally:
-                link.close()
-
-        return await trio.to_thread.run_sync(call)
-
-    yield over_trio if request.param == "trio" else over_threads
 
 
 # --- reading URLs -----------------------------------------------------------------------------------------------------
@@ -69,6 +46,11 @@ async def ask(request: pytest.FixtureRequest) -> AsyncIterator[Ask]:
         ("rediss://h?ssl_ca_certs=/a&ssl_certfile=/b&ssl_keyfile=/c", {"ca_file": "/a", "cert_file": "/b", "key_file": "/c"}),
         ("unix:///run/redis.sock", {"path": "/run/redis.sock", "db": 0}),
         ("unix://me:pw@/run/redis.sock?db=2", {"path": "/run/redis.sock", "db": 2, "username": "me", "password": "pw"}),
+        ("redis+sentinel://a,b:7000/m", {"sentinels": (("a", 26379), ("b", 7000)), "master": "m", "db": 0, "tls": False}),
+        ("redis+sentinel://me:p%2Cw@[::1]:7000,b/m%20x/3", {"sentinels": (("::1", 7000), ("b", 26379)), "master": "m x",
+         "db": 3, "username": "me", "password": "p,w", "sentinel_password": None}),
+        ("rediss+sentinel://a/m?sentinel_username=s&sentinel_password=t&ssl_ca_certs=/a",
+         {"tls": True, "ca_file": "/a", "sentinel_username": "s", "sentinel_password": "t", "password": None}),
         ("memory://", {"scheme": "memory", "name": ""}),
         ("memory://studio", {"scheme": "memory", "name": "studio"}),
         ("off://", {"scheme": "off"}),
@@ -97,6 +79,13 @@ def test_each_part_of_a_url_means_something(url: str, expected: dict[str, object
         ("rediss://h?ssl_cert_reqs=maybe", "use required or none"),
         ("unix://", "names no socket"),
         ("unix:///s?nonsense=1", "unknown option"),
+        ("redis+sentinel://a,b", r"names no master: write redis\+sentinel://HOST:26379,HOST:26379/MASTER"),
+        ("redis+sentinel:///m", "a sentinel whose address cannot be read"),
+        ("redis+sentinel://a,,b/m", "a sentinel whose address cannot be read"),
+        ("redis+sentinel://a:b/m", "a sentinel whose address cannot be read"),
+        ("redis+sentinel://a/m/one", "must be a number, not 'one'"),
+        ("redis+sentinel://a/m?ssl_ca_certs=/a", r"needs rediss\+sentinel://"),
+        ("redis://h?sentinel_password=x", r"needs redis\+sentinel://"),
         ("off://", "switches the bus off"),
     ],
 )
@@ -115,6 +104,11 @@ def test_a_url_that_cannot_work_is_refused_at_once(url: str, says: str) -> None:
         f"redis://h?pasword={SECRET}",
         f"redis://h?password={SECRET}&db=x",
         f"redis://me:{SECRET}@[::1",
+        f"redis://me:{SECRET}\u2100@h",
+        f"redis+sentinel://me:{SECRET}@a:b/m",
+        f"redis+sentinel://me:{SECRET}/x@a/m",
+        f"redis+sentinel://me:{SECRET}@a",
+        f"redis+sentinel://a/m?sentinel_pasword={SECRET}",
     ],
 )
 def test_no_error_repeats_a_password(url: str) -> None:
@@ -130,6 +124,10 @@ def test_no_repr_shows_a_password() -> None:
     server = open_server(url)
     shown = "".join(map(repr, (parse(url), server, Link(server), BlockingLink(server)))) + server.name
     assert SECRET not in shown and "redis://me:***@h:7000/2" in shown
+    url = f"redis+sentinel://me:{SECRET}@a,[::1]:7000/m/2?sentinel_password={SECRET}"
+    server = open_server(url)
+    shown = "".join(map(repr, (parse(url), server, Link(server), BlockingLink(server)))) + server.name + redacted(url)
+    assert SECRET not in shown and server.name == "redis+sentinel://me:***@a:26379,[::1]:7000/m/2"
 
 
 # --- what works -------------------------------------------------------------------------------------------------------

@@ -1,17 +1,14 @@
 """Links: whose reply is whose, what a failure means, and that nothing is sent twice."""
 
-import contextlib
 import random
 import select
-import socket
-import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 
-import hiredis
 import pytest
 import trio
 import trio.testing
+from scripted import Scripted
 from servers import ServerProcess
 from waiting import until
 
@@ -504,51 +501,6 @@ def test_a_blocking_link_says_where_it_stands() -> None:
     assert repr(link) == "<BlockingLink puppet:// connected, epoch 1>"
 
 
-class Scripted:
-    """A server on loopback that lets everybody in and answers every other command with what `answers` holds."""
-
-    def __init__(self) -> None:
-        self.answers: list[bytes] = []
-        self.heard: list[bytes] = []
-        """Commands that no handshake has."""
-        self.pong = b"+PONG\r\n"
-        self.clients: list[socket.socket] = []
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.url = f"redis://127.0.0.1:{self._listener.getsockname()[1]}"
-        self._threads = [threading.Thread(target=self._listen)]
-        self._threads[0].start()
-
-    def _listen(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                client, _ = self._listener.accept()
-                self.clients.append(client)
-                self._threads.append(threading.Thread(target=self._serve, args=(client,)))
-                self._threads[-1].start()
-
-    def _serve(self, client: socket.socket) -> None:
-        reader = hiredis.Reader()
-        with contextlib.suppress(OSError):
-            while data := client.recv(65536):
-                reader.feed(data)
-                for name, *_ in iter(reader.gets, False):
-                    if name in (b"CLIENT", b"INFO", b"PING"):
-                        client.sendall(self.pong if name == b"PING" else b"+OK\r\n")
-                    else:
-                        self.heard.append(name)
-                        client.sendall(self.answers.pop(0))
-
-    def close(self) -> None:
-        self._listener.shutdown(socket.SHUT_RDWR)
-        for client in self.clients:
-            with contextlib.suppress(OSError):
-                client.shutdown(socket.SHUT_RDWR)
-        for thread in self._threads:
-            thread.join(10)
-        for each in (self._listener, *self.clients):
-            each.close()
-
-
 @pytest.fixture
 def scripted() -> Iterator[Scripted]:
     server = Scripted()
@@ -594,34 +546,6 @@ async def test_a_stray_reply_is_not_taken_for_the_answer_of_a_task(scripted: Scr
         await link.request(command("B"))
     assert not caught.value.ambiguous and scripted.heard == [b"A"]
     assert await link.request(command("B")) == [b"b"]
-    await link.aclose()
-
-
-DEMOTED = [
-    b"-READONLY You can't write against a read only replica.\r\n",
-    b"-MASTERDOWN Link with MASTER is down and replica-serve-stale-data is set to 'no'.\r\n",
-    b"-UNBLOCKED force unblock from blocking operation, instance state changed (master -> replica?)\r\n",
-]
-
-
-@pytest.mark.parametrize("answer", DEMOTED)
-async def test_a_server_that_is_no_master_is_left(scripted: Scripted, nursery: trio.Nursery, answer: bytes) -> None:
-    """Its answer is handed out like any other, and the next request looks for the master anew."""
-    server = open_server(scripted.url)
-    blocking, link, shared = BlockingLink(server), Link(server), SharedLink(server)
-    await nursery.start(shared.run_tasks)
-
-    async def in_a_thread(packet: Packet) -> list[Reply]:
-        return await trio.to_thread.run_sync(blocking.request, packet)
-
-    for request in (in_a_thread, link.request, shared.request):
-        scripted.answers = [b"+a\r\n", answer, b"+b\r\n"]
-        (_, reply) = await request(commands(("A",), ("B",)))
-        assert str(reply) == answer[1:-2].decode()
-        await settle_down()
-        assert await request(command("C")) == [b"b"]
-    assert blocking.epoch == link.epoch == shared.epoch == 2
-    blocking.close()
     await link.aclose()
 
 
