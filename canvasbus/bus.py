@@ -19,6 +19,7 @@ import trio
 from canvasbus.consume.handlers import Worker
 from canvasbus.consume.leaving import GRACE_SECONDS
 from canvasbus.consume.maintain import Maintainer
+from canvasbus.consume.parking import PATIENCE_SECONDS
 from canvasbus.consume.runner import Runner, WorkerStatistics
 from canvasbus.contract.event import Event, correlation
 from canvasbus.errors import BufferFull, ConfigError, ContractError, LifespanError
@@ -40,8 +41,10 @@ class EventBus:
     """One connection of a trio program to the bus. Use it as an async context manager, in one trio run.
 
     `url`: redis://, rediss://, unix://, redis+sentinel://HOST,HOST/MASTER, memory:// (private to this bus),
-    memory://name (shared in the process) or off:// (publish does nothing and returns None). `source` says who publishes. `patience`: seconds for which publish
-    waits for a server that is away before it raises Unavailable (None: as long as it takes).
+    memory://name (shared in the process) or off:// (publish does nothing and returns None). `source` says who publishes.
+    `patience`: seconds for which publish waits for a server that is away before it raises Unavailable (None: as long as
+    it takes). `grace`: seconds for which handlers may go on when the bus is left. `park`: seconds for which events of a
+    newer version than this program knows wait for a newer worker of their group before they go to the dead letters.
 
     Raises ConfigError for a URL that cannot work; entering raises Refused when the server will not have us, and waits
     for a server that is only away for `connect_timeout` seconds, then raises Unavailable.
@@ -58,6 +61,7 @@ class EventBus:
         buffer_bytes: int = BUFFER_BYTES,
         patience: float | None = None,
         grace: float = GRACE_SECONDS,
+        park: float = PATIENCE_SECONDS,
         connect_timeout: float = 10.0,
     ) -> None:
         check_name("namespace", namespace)
@@ -69,6 +73,7 @@ class EventBus:
         self._namespace = namespace
         self._partitions = partitions
         self._grace = grace
+        self._park = park
         self._connect_timeout = connect_timeout
         self._workers: list[Worker] = []
         self._runners: list[Runner] = []
@@ -215,6 +220,7 @@ class EventBus:
             partitions=self._partitions,
             announce=self._announce,
             grace=self._grace,
+            park=self._park,
         )
         left = trio.Event()
         self._runners.append(runner)

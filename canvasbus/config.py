@@ -61,6 +61,8 @@ class Settings(Struct, frozen=True, kw_only=True):
     """Encoded events that may wait for the server, in bytes."""
     grace: Annotated[float, Meta(ge=0, le=86400)] = 25.0
     """Seconds for which running handlers may go on after SIGTERM (Kubernetes kills after 30)."""
+    park: Annotated[float, Meta(ge=0, le=366 * 86400)] = 86400.0
+    """Seconds for which an event of a newer version than any worker knows waits before it goes to the dead letters."""
     log_level: Literal["debug", "info", "warning", "error", "critical"] = "info"
     """The least severe level that is logged."""
     log_format: Literal["auto", "json", "console"] = "auto"

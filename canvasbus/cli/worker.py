@@ -157,6 +157,7 @@ async def _serve(workers: tuple[Any, ...], url: str, settings: Any, host: str, p
         max_event_bytes=settings.max_event_bytes,
         buffer_bytes=settings.buffer_bytes,
         grace=settings.grace,
+        park=settings.park,
         connect_timeout=float("inf"),
     )
     for worker in workers:

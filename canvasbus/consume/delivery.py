@@ -57,6 +57,8 @@ class Delivery(msgspec.Struct, eq=False, gc=False):
     """Its last owner died: it runs alone, and its attempt is written before it starts."""
     look: bool = False
     """It came by way of a pool: settling looks up whether it is still ours."""
+    overdue: bool = False
+    """It was parked for newer workers for so long that it is given up."""
     first_failure: datetime | None = None
     run: "Run | None" = None
     """What the present run of its handler holds and changes; None: nothing."""

@@ -3,6 +3,7 @@
 Nothing here waits or talks to the server. A verdict that is not final comes back to the lane as seconds to wait.
 """
 
+import math
 import traceback
 from dataclasses import dataclass, field
 from random import Random
@@ -13,7 +14,7 @@ from canvasbus.consume.changes import Changes
 from canvasbus.consume.delivery import Delivery
 from canvasbus.consume.handlers import Handler
 from canvasbus.consume.invoke import for_above
-from canvasbus.consume.policy import Ack, DeadLetter, Outcome, Raised, Retry, Returned, decide
+from canvasbus.consume.policy import Ack, DeadLetter, Outcome, Park, Raised, Retry, Returned, decide
 from canvasbus.consume.timers import Cancel, Later
 from canvasbus.contract.bus_events import OWN_TYPES, BusLoss, HandlerFailed
 from canvasbus.contract.event import Event
@@ -21,6 +22,7 @@ from canvasbus.log import get_logger
 from canvasbus.wire import later
 from canvasbus.wire.codec import Codec, Outgoing
 from canvasbus.wire.deadletter import DeadLetterRecord
+from canvasbus.wire.keys import version_pool
 
 log = get_logger("canvasbus.worker")
 
@@ -41,6 +43,8 @@ class LaneStatistics:
     """Deliveries sent into a wait."""
     dead: int = 0
     """Deliveries given up."""
+    parked: int = 0
+    """Events of a newer version, left to workers that know it."""
     expired: int = 0
     """Events that were stale when they came; skipped."""
     durations: list[int] = field(default_factory=lambda: [0] * 40)
@@ -57,6 +61,7 @@ class Outcomes:
         self._codec = codec
         self._own = Codec(group, limit=1 << 62)  # a dead letter's announcement must not fail for its size
         self._random = random
+        self._tell_again: dict[tuple[str, int], float] = {}
 
     def done(self, delivery: Delivery) -> None:
         """Nothing follows from it: acknowledge."""
@@ -83,7 +88,7 @@ class Outcomes:
         if run is not None:
             run.drop()
         try:
-            verdict = decide(outcome, delivery.failures, self._handler.retry, self._random)
+            verdict = decide(outcome, delivery.failures, self._handler.retry, self._random, overdue=delivery.overdue)
         except Exception as error:  # an exception class of the handler's own that lacks what its base has
             outcome = Raised(error)
             verdict = decide(outcome, delivery.failures, self._handler.retry, self._random)
@@ -117,7 +122,24 @@ class Outcomes:
             case DeadLetter(reason):
                 assert isinstance(outcome, Raised)
                 self.bury(delivery, reason, outcome.error)
+            case Park():
+                self._park(delivery)
         return None
+
+    def _park(self, delivery: Delivery) -> None:
+        envelope = delivery.envelope
+        assert envelope is not None
+        self.statistics.parked += 1
+        now = clock.monotonic()
+        if now >= self._tell_again.get((envelope.type, envelope.version), -math.inf):
+            self._tell_again[envelope.type, envelope.version] = now + 60
+            log.warning(
+                "events of a newer version than this worker knows are parked for newer workers",
+                group=self._group,
+                event_type=envelope.type,
+                version=envelope.version,
+            )
+        delivery.topic.settler.park(delivery, version_pool(envelope.type, envelope.version))
 
     def lost(self, delivery: Delivery) -> None:
         """Its body was trimmed before it was handled: acknowledge, and publish `bus.loss`."""

@@ -4,6 +4,7 @@
     raised RetryLater(after)       → Retry; the handler's own word, not a failure, so it does not count
     raised Reject                  → DeadLetter "rejected"
     could not be read at all       → DeadLetter with the decoder's reason
+    is of a newer version          → Park: newer workers know it; DeadLetter when none has come for long
     raised anything else           → Retry after a backoff while failures < attempts, then DeadLetter "exhausted"
 
 Which backoff that is may hang on the class of the exception (`RetryRules`). An event has one count of failures,
@@ -161,7 +162,11 @@ class DeadLetter(Struct, frozen=True):
     reason: str
 
 
-Verdict = Ack | Retry | DeadLetter
+class Park(Struct, frozen=True):
+    """Leave it to workers that know this version of its type."""
+
+
+Verdict = Ack | Retry | DeadLetter | Park
 
 
 def opened(error: BaseException) -> BaseException:
@@ -177,13 +182,16 @@ def word_of(error: BaseException) -> BaseException:
     return inner if isinstance(inner, Reject | RetryLater | BatchFailure) else error
 
 
-def decide(outcome: Outcome, failures: int, retry: Backoff | RetryRules, random: Random) -> Verdict:
-    """The verdict on one delivery that had failed `failures` times before this outcome."""
+def decide(
+    outcome: Outcome, failures: int, retry: Backoff | RetryRules, random: Random, *, overdue: bool = False
+) -> Verdict:
+    """The verdict on one delivery that had failed `failures` times before this outcome. `overdue`: it has been parked
+    for long enough."""
     if isinstance(outcome, Returned):
         return Ack(outcome.events)
     error = word_of(outcome.error)
     if isinstance(error, DecodeError):
-        return DeadLetter(error.reason)
+        return Park() if error.reason == "newer_version" and not overdue else DeadLetter(error.reason)
     if isinstance(error, Reject):
         return DeadLetter("rejected")
     if isinstance(error, RetryLater):

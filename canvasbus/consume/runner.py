@@ -29,6 +29,7 @@ from canvasbus.consume.joining import Joining
 from canvasbus.consume.leaving import GRACE_SECONDS, Leaving
 from canvasbus.consume.lifespan import Lifespan
 from canvasbus.consume.liveness import Heart, Progress
+from canvasbus.consume.parking import PATIENCE_SECONDS, Parking
 from canvasbus.consume.settle import Settler
 from canvasbus.consume.subscription import Subscription
 from canvasbus.consume.sweep import Sweep
@@ -65,6 +66,8 @@ class WorkerStatistics:
     """Handlers running now."""
     held: int
     """Deliveries in hand: queued, running or being settled."""
+    parked: int
+    """Events of a newer version, left to workers that know it."""
     waiting: int
     """Deliveries that wait for a retry."""
     derived: int
@@ -87,6 +90,7 @@ class Runner:
         partitions: int,
         announce: Callable[[Event], None],
         grace: float = GRACE_SECONDS,
+        park: float = PATIENCE_SECONDS,
         random: Random | None = None,
     ) -> None:
         if not worker.handlers:
@@ -101,6 +105,7 @@ class Runner:
         self._keys = [Keys(namespace, partition) for partition in range(partitions)]
         self._announce = announce
         self._grace = grace
+        self._park = park
         self._random = random or Random()
         self._stop = trio.Event()
         self._stop_by = -math.inf
@@ -158,6 +163,7 @@ class Runner:
             dead=sum(lane.statistics.dead for lane in lanes),
             running=sum(lane.running for lane in lanes),
             held=sum(lane.held for lane in lanes),
+            parked=sum(lane.statistics.parked for lane in lanes),
             waiting=sum(lane.waiting for lane in lanes),
             derived=sum(settler.statistics.derived for settler in settlers),
             not_ours=sum(settler.statistics.not_ours for settler in settlers),
@@ -220,6 +226,15 @@ class _Incarnation:
         threads = runner._server.shared
         self._joining = Joining(worker, self._shared, self._lane_of, check_rights=threads)
         self._taking = Taking(self.group, self.subscriptions, self.lanes, runner._random, on_fenced=self._fenced.set)
+        self._parking = Parking(
+            self.group,
+            self.subscriptions,
+            self._shared,
+            runner._codec,
+            runner._random,
+            patience=runner._park,
+            on_fenced=self._fenced.set,
+        )
         self._sweeps = [
             Sweep(
                 subscription,
@@ -272,6 +287,7 @@ class _Incarnation:
             for sweep in self._sweeps:
                 nursery.start_soon(sweep.run)
             nursery.start_soon(self._taking.run)
+            nursery.start_soon(self._parking.run)
             runner.state = "running"
             runner.ready.set()
             log.info("worker joined", group=self.group, consumer=self.consumer, topics=self._topics())

@@ -67,6 +67,8 @@ class SettlerStatistics:
     """Events committed together with an acknowledgement."""
     buried: int = 0
     """Dead letters written."""
+    parked: int = 0
+    """Deliveries left to newer workers."""
     not_ours: int = 0
     """Outcomes dropped because the entry had been taken over."""
     conflicts: int = 0
@@ -76,7 +78,7 @@ class SettlerStatistics:
 
 
 class _Commit:
-    __slots__ = ("attempts", "burial", "changes", "delivery", "derived", "done", "lost", "payloads", "size")
+    __slots__ = ("attempts", "burial", "changes", "delivery", "derived", "done", "lost", "payloads", "pool", "size")
 
     def __init__(
         self,
@@ -88,6 +90,7 @@ class _Commit:
         burial: bool = False,
         lost: bool = False,
         changes: Changes | None = None,
+        pool: str = "",
     ) -> None:
         self.delivery = delivery
         self.payloads = payloads
@@ -100,6 +103,8 @@ class _Commit:
         """It goes through at maxmemory too, and waits in hand when its stream is refused."""
         self.lost = lost
         """Its entry is gone from the stream, and pending under whatever name."""
+        self.pool = pool
+        """Where the entry goes instead of being acknowledged."""
         self.done: trio.Event | None = None
         """Set when the server has it; there is one only where somebody waits."""
 
@@ -170,6 +175,11 @@ class Settler:
         """Acknowledge an entry that is gone from its stream and publish that, once whoever else finds it too."""
         self._commits.append(_Commit(delivery, [(self.keys.stream(told.type), told.data)], burial=True, lost=True))
         self._declare([told])
+        self._work.set()
+
+    def park(self, delivery: Delivery, pool: str) -> None:
+        """Leave the entry to workers that take from this pool."""
+        self._commits.append(_Commit(delivery, [], pool=pool))
         self._work.set()
 
     def note_attempt(self, delivery: Delivery, failures: int) -> _Commit:
@@ -333,6 +343,8 @@ class Settler:
             args += (index(delivery.topic.stream), delivery.entry_id)
             if commit.attempts is not None:
                 args += ("try", 0, commit.attempts + 1)
+            elif commit.pool:
+                args += ("park", 0, commit.pool)
             else:
                 verb = "lose" if commit.lost else "bury" if commit.burial else "ack"
                 changes = commit.changes
@@ -404,7 +416,9 @@ class Settler:
                 statistics.conflicts += 1
                 commit.delivery.topic.lane.overtaken(commit.delivery)
                 continue
-            if ours:
+            if ours and commit.pool:
+                statistics.parked += 1
+            elif ours:
                 statistics.acked += 1
                 statistics.derived += commit.derived
             topic = commit.delivery.topic

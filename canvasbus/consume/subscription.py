@@ -389,9 +389,10 @@ class Subscription:
                 return found
             start = b"(" + rows[-1][0]
 
-    async def take(self, pool: str, limit: int) -> bool:
-        """Take up to `limit` entries out of a pool. False: we are fenced."""
-        topics = [topic for topic in self.topics.values() if topic.lane.free > 0]
+    async def take(self, pool: str, limit: int, *, topic: Topic | None = None, lain: float | None = None) -> bool:
+        """Take up to `limit` entries out of a pool. False: we are fenced. With `topic` only its entries, after which an
+        empty pool is forgotten; with `lain` only those that have lain there for so many seconds, to be given up."""
+        topics = [t for t in self.topics.values() if t.lane.free > 0 and topic in (None, t)]
         if not topics or limit <= 0:
             return True
         streams = [topic.stream for topic in topics]
@@ -399,7 +400,10 @@ class Subscription:
             reply = await self._shared.run(
                 TAKE.call(
                     [self.keys.fence(self.consumer), *streams],
-                    [self.settler.fence, self.group, self.consumer, pool, limit],
+                    [
+                        *(self.settler.fence, self.group, self.consumer, pool, limit),
+                        *(int((lain or 0.0) * 1000), 1 if topic else 0),
+                    ],
                 )
             )
         except Unavailable as error:
@@ -420,10 +424,20 @@ class Subscription:
                 fields,
                 failures=max(0, int(deliveries) - 1),
                 suspect=pool == SUSPECT_POOL,
+                overdue=lain is not None,
             )
         return True
 
-    def _adopt(self, topic: Topic, entry_id: bytes, fields: list[bytes], *, failures: int, suspect: bool) -> None:
+    def _adopt(
+        self,
+        topic: Topic,
+        entry_id: bytes,
+        fields: list[bytes],
+        *,
+        failures: int,
+        suspect: bool,
+        overdue: bool = False,
+    ) -> None:
         if entry_id in topic.held:  # an audit and a take that was still under way have both found it
             return
         if not fields:
@@ -432,6 +446,7 @@ class Subscription:
         delivery: Delivery = deliver(self._codec, topic, entry_id, fields)
         delivery.failures = failures
         delivery.suspect = suspect
+        delivery.overdue = overdue
         delivery.look = True
         topic.held.add(entry_id)
         if suspect:

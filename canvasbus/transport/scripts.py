@@ -51,6 +51,7 @@ SETTLE: Final = Script(
 -- then for each outcome: index of its stream in KEYS, entry id, verb, n, and n steps
 --   verb "ack": take the steps, acknowledge   verb "try": write RETRYCOUNT = the one number that follows (n = 0)
 --   verb "bury": as "ack", also at maxmemory: a server refuses a script's first write only, and XACK it never refuses
+--   verb "park": give the entry to the pool that is named next (n = 0)
 --   verb "lose": as "bury", for an entry that is gone from its stream, whoever it is pending under
 -- A step is one of, in this order:
 --   "if", index of a string, its token      the state must be as it was read; else nothing of this outcome is done
@@ -127,13 +128,20 @@ for i = 1, tonumber(ARGV[6]) do
   if verb == 'lose' then
     local rows = redis.pcall('XPENDING', stream, group, id, id, 1)
     ours = not rows.err and #rows == 1
-  elseif look or verb == 'try' then  -- XCLAIM takes from anybody. pcall: a lost group must not end the batch half-way
+  elseif look or verb == 'try' or verb == 'park' then  -- XCLAIM takes from anybody
+    -- pcall: a lost group must not end the batch half-way
     local rows = redis.pcall('XPENDING', stream, group, id, id, 1, consumer)
     ours = not rows.err and #rows == 1
   end
   if verb == 'try' then
     if ours then
       redis.pcall('XCLAIM', stream, group, consumer, 0, id, 'RETRYCOUNT', ARGV[at], 'JUSTID')
+    end
+    at = at + 1
+  elseif verb == 'park' then
+    if ours and #redis.call('XRANGE', stream, id, id) > 0 then  -- else it is lost, which an audit will tell
+      local moved = redis.pcall('XCLAIM', stream, group, ARGV[at], 0, id, 'JUSTID')
+      if moved.err then ours = moved.err end
     end
     at = at + 1
   else
@@ -225,27 +233,33 @@ TAKE: Final = Script(
     """
 -- Take entries out of a pool (a consumer name that starts with "~" and that nobody is) into our own hands.
 -- KEYS[1] our fence; KEYS[2..] streams
--- ARGV[1] fence value held; [2] group; [3] consumer; [4] pool; [5] how many at most
+-- ARGV[1] fence value held; [2] group; [3] consumer; [4] pool; [5] how many at most; [6] milliseconds for which each
+-- must have lain there; [7] 1: forget the pool where it is empty now
 -- Returns FENCED, or a flat list: index of the stream in KEYS, entry id, deliveries counted, fields (empty: trimmed)
 local fence = redis.call('GET', KEYS[1]) or '0'
 if fence ~= ARGV[1] then return redis.status_reply('FENCED') end
-local group, consumer, pool, left = ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5])
+local group, consumer, pool, left, idle = ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5]), tonumber(ARGV[6])
 local result = {}
 for i = 2, #KEYS do
   if left <= 0 then break end
   local rows = redis.pcall('XPENDING', KEYS[i], group, '-', '+', left, pool)
   if not rows.err then
     for _, row in ipairs(rows) do
-      local id = row[1]
-      local body = redis.call('XRANGE', KEYS[i], id, id)
-      if #body > 0 then
-        redis.call('XCLAIM', KEYS[i], group, consumer, 0, id, 'JUSTID')
+      if row[3] >= idle then
+        local id = row[1]
+        local body = redis.call('XRANGE', KEYS[i], id, id)
+        if #body > 0 then
+          redis.call('XCLAIM', KEYS[i], group, consumer, 0, id, 'JUSTID')
+        end
+        result[#result + 1] = i
+        result[#result + 1] = id
+        result[#result + 1] = row[4]
+        result[#result + 1] = #body > 0 and body[1][2] or {}
+        left = left - 1
       end
-      result[#result + 1] = i
-      result[#result + 1] = id
-      result[#result + 1] = row[4]
-      result[#result + 1] = #body > 0 and body[1][2] or {}
-      left = left - 1
+    end
+    if ARGV[7] == '1' and #redis.call('XPENDING', KEYS[i], group, '-', '+', 1, pool) == 0 then
+      redis.pcall('XGROUP', 'DELCONSUMER', KEYS[i], group, pool)
     end
   end
 end

@@ -37,6 +37,9 @@ from canvasbus.wire.keys import LATER_INBOX
 MAX_EVENT_BYTES = 1024 * 1024
 """Default size limit of one encoded event, envelope included."""
 
+VERSIONS_AHEAD = 100
+"""An event so many versions newer than the newest that is known here has a wrong number, not a newer worker."""
+
 KEYS_KEPT = 1000
 
 
@@ -241,7 +244,7 @@ class Codec:
                 )
             raise DecodeError(
                 f"{envelope.type} v{envelope.version} is not known here; the newest known version is v{newest.version}",
-                reason="newer_version" if envelope.version > newest.version else "unknown_type",
+                reason="newer_version" if 0 < envelope.version - newest.version <= VERSIONS_AHEAD else "unknown_type",
             )
         return envelope, declared, is_json
 

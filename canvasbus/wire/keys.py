@@ -19,6 +19,19 @@ SUSPECT_POOL = "~suspect"
 LATER_INBOX = "~later"
 """Stands for a type: its stream takes what is published with a delay, until that is put among the timers."""
 
+_VERSION_POOL = re.compile(r"~v:(.+):([0-9]{1,9})")
+
+
+def version_pool(event_type: str, version: int) -> str:
+    """Owner of entries that wait for a worker that knows this version of the type."""
+    return f"~v:{event_type}:{version}"
+
+
+def version_in(pool: str) -> int | None:
+    """The version that entries in this pool wait for; None: it is no such pool."""
+    found = _VERSION_POOL.fullmatch(pool)
+    return int(found[2]) if found else None
+
 
 def check_name(kind: str, name: str) -> str:
     """Return `name`, or raise ConfigError: braces would move keys to another slot, blanks and globs break patterns."""

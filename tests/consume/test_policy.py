@@ -13,6 +13,7 @@ from canvasbus.consume.policy import (
     DeadLetter,
     HandlerTimeout,
     Outcome,
+    Park,
     Raised,
     Reject,
     Retry,
@@ -57,13 +58,21 @@ class Loaded(Random):
         (Raised(Reject("no")), 3, DeadLetter("rejected")),
         *(
             (Raised(DecodeError("x", reason=reason)), 0, DeadLetter(reason))
-            for reason in ("foreign", "undecodable", "invalid", "unknown_type", "newer_version", "oversize")
+            for reason in ("foreign", "undecodable", "invalid", "unknown_type", "oversize")
         ),
+        (Raised(DecodeError("x", reason="newer_version")), 0, Park()),
+        (Raised(DecodeError("x", reason="newer_version")), 9, Park()),
     ],
 )
 def test_each_outcome_has_one_verdict(outcome: Outcome, failures: int, expected: Verdict) -> None:
     """With Backoff(attempts=5, base=0.5): what happened, how often it had failed before, what is to be done."""
     assert decide(outcome, failures, Backoff(attempts=5, base=0.5, cap=60), Loaded()) == expected
+
+
+def test_what_was_parked_for_long_enough_is_given_up() -> None:
+    """Overdue: no newer worker came."""
+    newer = Raised(DecodeError("x", reason="newer_version"))
+    assert decide(newer, 0, Backoff(), Loaded(), overdue=True) == DeadLetter("newer_version")
 
 
 def test_one_attempt_means_never_again() -> None:

@@ -41,7 +41,7 @@ class Program:
     """A canvasbus-worker process and its log."""
 
     def __init__(self, folder: Path, *arguments: str) -> None:
-        self.log = folder / f"log-{len(list(folder.glob('log-*')))}"
+        self.log = folder / "log"
         with self.log.open("wb") as stderr:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "canvasbus.cli.worker", "unit:worker", "--log-format", "json", *arguments],
@@ -58,12 +58,15 @@ class Program:
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[..., Program]]:
-    """Start canvasbus-worker unit:worker with arguments; what still runs at the end is killed."""
-    (tmp_path / "unit.py").write_text(UNIT)
+    """Start canvasbus-worker unit:worker with arguments; `unit` is another source of it. What still runs at the end is
+    killed."""
     started: list[Program] = []
 
-    def run(*arguments: str) -> Program:
-        started.append(Program(tmp_path, *arguments))
+    def run(*arguments: str, unit: str = UNIT) -> Program:
+        folder = tmp_path / str(len(started))
+        folder.mkdir()
+        (folder / "unit.py").write_text(unit)
+        started.append(Program(folder, *arguments))
         return started[-1]
 
     yield run

@@ -53,9 +53,11 @@ class Bench:
         keys = [self.keys.fence(dead), self.keys.beats(GROUP), self.stream, self.other]
         return self.link.run(REAP.call(keys, [GROUP, dead, SUSPECT, limit, 600]))
 
-    def take(self, consumer: str, pool: str, limit: int = 100, fence: int = 0) -> Any:
+    def take(
+        self, consumer: str, pool: str, limit: int = 100, fence: int = 0, *, lain_ms: int = 0, forget: int = 0
+    ) -> Any:
         keys = [self.keys.fence(consumer), self.stream, self.other]
-        return self.link.run(TAKE.call(keys, [fence, GROUP, consumer, pool, limit]))
+        return self.link.run(TAKE.call(keys, [fence, GROUP, consumer, pool, limit, lain_ms, forget]))
 
     def release(self, consumer: str, *entries: tuple[int, bytes], leave: int = 0, fence: int = 0) -> Any:
         """Entries: (stream index, id). Keys: 3 stream, 4 other."""
@@ -340,6 +342,37 @@ def test_an_ordinary_leave_leaves_no_key_behind(bench: Bench) -> None:
     bench.call("XACK", bench.stream, GROUP, *bench.owners())
     bench.release("me", leave=1)
     assert bench.call("EXISTS", bench.keys.fence("me")) == 0
+
+
+# --- parking ----------------------------------------------------------------------------------------------------------
+
+POOL = "~v:picture.made:2"
+
+
+def test_parking_moves_an_entry_to_its_pool_and_counts_nothing(bench: Bench) -> None:
+    """Only what is ours moves; a foreign entry, and one whose body is gone, stay where they are."""
+    a, gone = bench.give("me", 2)
+    (theirs,) = bench.give("you")
+    bench.call("XDEL", bench.stream, gone)
+    outcomes = [(2, entry, "park", 0, POOL) for entry in (a, gone, theirs)]
+    assert bench.settle("me", *outcomes, (2, a, "ack", 0)) == [1, 1, 0, 1]
+    assert bench.owners() == {gone: ("me", 1), theirs: ("you", 1)}, "and an acknowledgement does not ask whose it is"
+    (b,) = bench.give("me")
+    assert bench.settle("me", (2, b, "park", 0, POOL), (2, b, "try", 0, 9)) == [1, 0]
+    assert bench.owners()[b] == (POOL, 1)
+
+
+def test_only_what_has_lain_long_enough_is_taken(bench: Bench) -> None:
+    """By the server's clock; the pool is forgotten with its last entry, when that is asked for, and not before."""
+    for entry in bench.give("me", 2):
+        bench.settle("me", (2, entry, "park", 0, POOL))
+    first, second = sorted(bench.owners())
+    bench.call("XCLAIM", bench.stream, GROUP, POOL, 0, first, "IDLE", 5000, "JUSTID")
+    assert bench.take("me", POOL, lain_ms=4000, forget=1) == [2, first, 1, [b"e", b"entry 0"]]
+    assert bench.take("me", POOL, lain_ms=4000, forget=1) == [] and POOL in bench.consumers()
+    assert bench.take("me", POOL, forget=1)[1] == second
+    assert POOL not in bench.consumers()
+    assert bench.owners() == {first: ("me", 1), second: ("me", 1)}
 
 
 # --- loading ----------------------------------------------------------------------------------------------------------

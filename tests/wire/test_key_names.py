@@ -9,7 +9,7 @@ from redis.crc import key_slot
 from seeds import seeds
 
 from canvasbus.errors import ConfigError
-from canvasbus.wire.keys import Keys, partition_of
+from canvasbus.wire.keys import FREE_POOL, SUSPECT_POOL, Keys, partition_of, version_in, version_pool
 
 
 def all_of(keys: Keys) -> list[bytes]:
@@ -63,3 +63,21 @@ def test_a_namespace_that_would_move_keys_is_refused(name: str) -> None:
     """Braces change the slot, globs the patterns, blanks the patience."""
     with pytest.raises(ConfigError, match="namespace"):
         Keys(name)
+
+
+def test_a_version_pool_names_its_type_and_version() -> None:
+    """~v:<type>:<n>; other pools and consumers name none."""
+    assert version_pool("drift.detected", 12) == "~v:drift.detected:12"
+    assert version_in(version_pool("drift.detected", 12)) == 12
+    others = (
+        FREE_POOL,
+        SUSPECT_POOL,
+        "host-1-abc",
+        "~v:",
+        "~v:drift.detected",
+        "~v:a:-1",
+        "~v:a:x",
+        "v:a:1",
+        "~v:a:1 ",
+    )
+    assert {version_in(name) for name in others} == {None}

@@ -1,0 +1,170 @@
+"""Events of a newer version than their reader knows: parked, taken up by those who know it, given up after a day."""
+
+import itertools
+from typing import Any
+
+import pytest
+import trio
+from studio import Eyes, PaintingMade, quiet, runner_of, running, subscription_of
+from trio.abc import Clock
+from waiting import until
+
+from canvasbus import Event, event
+from canvasbus.config import Settings
+from canvasbus.consume.parking import PATIENCE_SECONDS
+from canvasbus.contract.registry import Registry
+from canvasbus.transport.memory import MemoryServer
+from canvasbus.wire.codec import VERSIONS_AHEAD, Codec
+from canvasbus.worker import Worker
+
+_numbers = itertools.count()
+
+
+class Mosaic:
+    """An event type of which this process knows version 1, until somebody deploys the second."""
+
+    def __init__(self) -> None:
+        self.name = f"mosaic{next(_numbers)}.laid"
+
+        @event(self.name)
+        class First(Event):
+            number: int = 0
+
+        self.first = First
+
+    def newer(self, number: int, version: int = 2) -> bytes:
+        """What a producer of a later version puts on the stream."""
+
+        class Later(Event):
+            number: int = 0
+            colours: int = 7
+
+        elsewhere = Registry()
+        Later.__event_type__ = elsewhere.register(Later, self.name, version, None)  # type: ignore[attr-defined]
+        return Codec("laid", registry=elsewhere).encode(Later(number=number)).data
+
+    def deploy(self, version: int = 2) -> None:
+        """From now on this process knows it."""
+
+        @event(self.name, version=version)
+        class Later(Event):
+            number: int = 0
+            colours: int = 0
+
+    def worker(self, seen: list[Any], **options: Any) -> Worker:
+        worker = Worker("layers")
+
+        @worker.on(self.name, **options)
+        async def lay(event: Any) -> None:
+            seen.append((type(event).__name__, event.number))
+
+        return worker
+
+
+@pytest.fixture
+def mosaic() -> Mosaic:
+    return Mosaic()
+
+
+async def test_a_newer_version_waits_for_a_newer_worker(
+    any_url: str, namespace: str, eyes: Eyes, mosaic: Mosaic
+) -> None:
+    """The old worker reads each entry once, parks it and handles what it knows; the new one handles the rest, once, and
+    leaves no trace of the pool. Nothing is a dead letter, and no attempt is counted."""
+    seen: list[Any] = []
+    async with running(any_url, mosaic.worker(seen), namespace=namespace) as bus:
+        for number in range(0, 40, 2):
+            await bus.publish(mosaic.first(number=number))
+            eyes.put(mosaic.newer(number + 1), mosaic.name)
+        await until(lambda: len(seen) == 20 and runner_of(bus).statistics().parked == 20)
+        await until(lambda: {(o, n) for _, o, n in eyes.pending("layers", mosaic.name)} == {(f"~v:{mosaic.name}:2", 1)})
+        await until(lambda: runner_of(bus).statistics().held == 0)
+        assert subscription_of(bus).statistics.entries == 40
+    mosaic.deploy()
+    assert len(eyes.pending("layers", mosaic.name)) == 20
+    async with running(any_url, mosaic.worker(seen), namespace=namespace):
+        await until(lambda: len(seen) == 40)
+        await until(lambda: not eyes.pending("layers", mosaic.name))
+        await until(lambda: not any(name.startswith("~v") for name in eyes.consumers("layers", mosaic.name)), 20)
+    assert sorted(seen) == [*(("First", n) for n in range(0, 40, 2)), *(("Later", n) for n in range(1, 40, 2))]
+    assert eyes.dead("layers") == []
+
+
+async def test_a_version_that_is_too_new_for_everybody_stays_parked(
+    any_url: str, namespace: str, eyes: Eyes, mosaic: Mosaic
+) -> None:
+    """A worker that knows version 2 takes up what waits for it and leaves alone what waits for version 3."""
+    seen: list[Any] = []
+    async with running(any_url, mosaic.worker(seen), namespace=namespace) as bus:
+        for version in (2, 3):
+            eyes.put(mosaic.newer(version, version), mosaic.name)
+        await until(lambda: runner_of(bus).statistics().parked == 2)
+        await until(lambda: runner_of(bus).statistics().held == 0)
+    mosaic.deploy()
+    async with running(any_url, mosaic.worker(seen), namespace=namespace):
+        await until(lambda: seen)
+        await until(lambda: len(eyes.pending("layers", mosaic.name)) == 1)
+    assert seen == [("Later", 2)]
+    assert [owner for _, owner, _ in eyes.pending("layers", mosaic.name)] == [f"~v:{mosaic.name}:3"]
+
+
+async def test_after_its_time_it_is_given_up(
+    virtual: Clock, memory: MemoryServer, namespace: str, mosaic: Mosaic
+) -> None:
+    """Not before: then it is one dead letter with its bytes, and nothing was read twice meanwhile. (A day by default.)"""
+    eyes, value = Eyes(memory, namespace), mosaic.newer(5)
+    async with running(memory, mosaic.worker([]), namespace=namespace, park=600.0) as bus:
+        eyes.put(value, mosaic.name)
+        await trio.sleep(599)
+        assert eyes.dead("layers") == [] and subscription_of(bus).statistics.entries == 1
+        await trio.sleep(10)
+        (letter,) = eyes.dead("layers")
+        await quiet(eyes, event_type=mosaic.name)
+        assert subscription_of(bus).statistics.entries == 2
+    assert (letter.reason, letter.fields, letter.handler) == ("newer_version", (b"e", value), "")
+    assert Settings().park == PATIENCE_SECONDS == 24 * 3600
+
+
+async def test_how_long_it_waits_can_be_set(any_url: str, namespace: str, eyes: Eyes, mosaic: Mosaic) -> None:
+    """park=0: for nobody; the next look gives it up. The pool is forgotten with its last entry."""
+    seen: list[Any] = []
+    async with running(any_url, mosaic.worker(seen), namespace=namespace, park=0.0) as bus:
+        eyes.put(mosaic.newer(1), mosaic.name)
+        await bus.publish(mosaic.first(number=2))
+        await until(lambda: len(eyes.dead("layers")) == 1, 20)
+        await until(lambda: not eyes.pending("layers", mosaic.name))
+    assert eyes.dead("layers")[0].reason == "newer_version" and seen == [("First", 2)]
+
+
+@pytest.mark.parametrize("version", [VERSIONS_AHEAD + 2, 10**12])
+async def test_a_number_that_is_no_version_is_not_waited_for(
+    any_url: str, namespace: str, eyes: Eyes, mosaic: Mosaic, version: int
+) -> None:
+    """Whoever writes such numbers could otherwise give the group as many pools as there are events."""
+    async with running(any_url, mosaic.worker([]), namespace=namespace):
+        eyes.put(mosaic.newer(1, version), mosaic.name)
+        await until(lambda: eyes.dead("layers"))
+        await quiet(eyes, event_type=mosaic.name)
+    assert [letter.reason for letter in eyes.dead("layers")] == ["unknown_type"]
+
+
+async def test_a_parked_entry_outlives_those_who_parked_it(
+    virtual: Clock, memory: MemoryServer, namespace: str, mosaic: Mosaic
+) -> None:
+    """It belongs to nobody: workers that come and go, and the sweep for the dead, leave it where it is."""
+    eyes = Eyes(memory, namespace)
+    for life in range(3):
+        async with running(memory, mosaic.worker([]), PAINTERS, namespace=namespace) as bus:
+            if life == 0:
+                eyes.put(mosaic.newer(1), mosaic.name)
+            await bus.publish(PaintingMade(number=life))
+            await trio.sleep(60)
+    assert [(owner, n) for _, owner, n in eyes.pending("layers", mosaic.name)] == [(f"~v:{mosaic.name}:2", 1)]
+
+
+PAINTERS = Worker("painters")
+
+
+@PAINTERS.on(PaintingMade)
+async def look(event: PaintingMade) -> None:
+    """Another group on the same bus."""
