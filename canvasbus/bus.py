@@ -7,6 +7,7 @@
 Leaving the block drains: queued events are sent, running handlers finish within the grace time.
 """
 
+import re
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
@@ -17,6 +18,7 @@ from uuid import UUID
 import trio
 
 from canvasbus.consume.handlers import Worker
+from canvasbus.consume.instances import PER_INSTANCE, PerInstance
 from canvasbus.consume.leaving import GRACE_SECONDS
 from canvasbus.consume.maintain import Maintainer
 from canvasbus.consume.parking import PATIENCE_SECONDS
@@ -32,7 +34,7 @@ from canvasbus.transport.server import Server
 from canvasbus.wire.codec import MAX_EVENT_BYTES, Codec
 from canvasbus.wire.keys import Keys, check_name
 
-__all__ = ["EventBus"]
+__all__ = ["PER_INSTANCE", "EventBus"]
 
 log = get_logger("canvasbus.worker")
 
@@ -77,7 +79,7 @@ class EventBus:
         self._connect_timeout = connect_timeout
         self._workers: list[Worker] = []
         self._runners: list[Runner] = []
-        self._subscribed: dict[str, Worker] = {}
+        self._subscribed: dict[str | PerInstance, Worker] = {}
         self._nursery: trio.Nursery | None = None
         self._manager: AbstractAsyncContextManager[trio.Nursery] | None = None
         self._runners_left: list[trio.Event] = []
@@ -174,15 +176,22 @@ class EventBus:
 
     # --- consuming -----------------------------------------------------------------------------------------------
 
-    def subscribe(self, what: type[Event] | str, handler: Callable[..., Any], *, group: str, **options: Any) -> None:
+    def subscribe(
+        self, what: type[Event] | str, handler: Callable[..., Any], *, group: str | PerInstance, **options: Any
+    ) -> None:
         """Call `handler` for every event of a class, a type name or a glob. Options are those of `Worker.on`.
 
-        Events are shared among all processes that subscribe under the same `group`; other groups see them too.
-        Subscribe several handlers of one group without awaiting in between.
+        Events are shared among all processes that subscribe under the same `group`; other groups see them too. With
+        `group=PER_INSTANCE` this bus sees all events, beginning with the latest. Subscribe several handlers of one
+        group without awaiting in between.
         """
         worker = self._subscribed.get(group)
         if worker is None:
-            worker = Worker(group)
+            if isinstance(group, PerInstance):
+                name = re.sub(r"[^A-Za-z0-9_.\-]", "_", self._codec.source)[:100] or "bus"
+                worker = Worker(name, group=group)
+            else:
+                worker = Worker(group)
             worker.on(what, **options)(handler)
             self._subscribed[group] = worker
             self.add(worker)
@@ -197,7 +206,7 @@ class EventBus:
             raise ConfigError("off:// switches the bus off: there is nothing for a worker to do")
         if not worker.handlers:
             raise ContractError(f"worker {worker.name!r} has no handlers: register some with @worker.on(...)")
-        if any(other.name == worker.name for other in self._workers):
+        if any((other.name, other.group) == (worker.name, worker.group) for other in self._workers):
             raise ContractError(f"a worker {worker.name!r} is already on this bus")
         if self._left:
             raise ContractError("this bus has ended: add workers before or while it runs")

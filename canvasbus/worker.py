@@ -21,6 +21,7 @@ import trio
 from canvasbus.bus import EventBus
 from canvasbus.consume.context import Context
 from canvasbus.consume.handlers import Worker
+from canvasbus.consume.instances import PER_INSTANCE
 from canvasbus.consume.middleware import Handle, Middleware
 from canvasbus.consume.middleware.gate import gate
 from canvasbus.consume.middleware.log_context import log_context
@@ -33,6 +34,7 @@ from canvasbus.consume.timers import Cancel, Later
 from canvasbus.log import get_logger
 
 __all__ = [
+    "PER_INSTANCE",
     "NEVER",
     "Backoff",
     "BatchFailure",

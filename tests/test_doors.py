@@ -47,8 +47,9 @@ def test_names_of_the_other_doors() -> None:
     import canvasbus.bus
     import canvasbus.worker
 
-    assert set(canvasbus.bus.__all__) == {"EventBus"}
+    assert set(canvasbus.bus.__all__) == {"PER_INSTANCE", "EventBus"}
     assert set(canvasbus.worker.__all__) == {
+        "PER_INSTANCE",
         "NEVER",
         "Backoff",
         "BatchFailure",

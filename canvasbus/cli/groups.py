@@ -15,7 +15,7 @@ COLUMNS = (
     Column("LAG", right=True),
     Column("PENDING", right=True),
     Column("OLDEST", right=True),
-    Column("WAITING", flexible=True),
+    Column("NOTES", flexible=True),
 )
 
 
@@ -37,7 +37,7 @@ def run(context: Context, args: argparse.Namespace) -> int:
         out.note(f"no groups in {context.where}: no worker has joined yet")
     else:
         rows = [row for group in found for row in _rows(group)]
-        spare = 0 if any(row[-1].text for row in rows) else 1  # nothing waits in a pool: no column for it
+        spare = 0 if any(row[-1].text for row in rows) else 1  # nothing to note: no column for it
         out.table(COLUMNS[: len(COLUMNS) - spare], [row[: len(row) - spare] for row in rows])
     return 0
 
@@ -50,10 +50,8 @@ def _rows(group: Group) -> list[list[Cell]]:
         Cell(workers, "red" if not group.alive else "yellow" if group.alive < group.consumers else "green"),
         Cell(letters, "red" if group.dead_letters != 0 else "dim"),
     ]
-    empty = Cell("")
-    if not group.topics:
-        return [[*head, *[empty] * 3, Cell("no topic yet", "dim")]]
-    rows = [[*head, *[empty] * 4]]
+    notes = [word for word, true in (("one process's own", group.instance), ("no topic yet", not group.topics)) if true]
+    rows = [[*head, *[empty := Cell("")] * 3, Cell(", ".join(notes), "dim")]]
     for topic in group.topics:
         name, *numbers = _cells(topic)
         rows.append([name, empty, empty, *numbers])
@@ -80,6 +78,7 @@ def _cells(topic: GroupTopic) -> list[Cell]:
 def _for_machines(group: Group) -> dict[str, object]:
     return {
         "group": group.name,
+        "instance": group.instance,
         "consumers_alive": group.alive,
         "consumers": group.consumers,
         "dead_letters": group.dead_letters,

@@ -40,7 +40,7 @@ class Context:
 
     @property
     def group(self) -> str:
-        """The consumer group: the worker's name."""
+        """The consumer group: the worker's name, with PER_INSTANCE followed by @ and a name of this process."""
         return self._group
 
     async def state(self, key: str, type: type[T], *, default: T | None = None, ttl: float | None = None) -> State[T]:

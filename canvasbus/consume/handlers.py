@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, TypeVar
 
+from canvasbus.consume.instances import PER_INSTANCE, PerInstance
 from canvasbus.consume.lifespan import opener
 from canvasbus.consume.middleware import Middleware, check_middleware
 from canvasbus.consume.policy import Backoff, RetryRules
@@ -75,6 +76,9 @@ class Worker:
 
     name: str
     handlers: list[Handler] = field(default_factory=list)
+    group: PerInstance | None = field(default=None, kw_only=True)
+    """PER_INSTANCE: every process has a group of its own and sees all events; it starts with the latest and is removed
+    when the process leaves."""
     middleware: list[Middleware] = field(default_factory=list)
     """What surrounds each run of its handlers, the outermost first."""
     open: Callable[[], Any] | None = field(default=None, init=False, repr=False)
@@ -87,6 +91,10 @@ class Worker:
             raise ContractError(str(error)) from None
         if self.name.startswith("~"):
             raise ContractError("a worker name must not start with ~")
+        if self.group not in (None, PER_INSTANCE):
+            raise ContractError(
+                f"worker {self.name!r}: its name is its group; group={self.group!r} is not possible, group=PER_INSTANCE is"
+            )
         for middleware in self.middleware:
             check_middleware(self.name, middleware)
 
@@ -96,12 +104,15 @@ class Worker:
         concurrency: int = 16,
         timeout: float = 60.0,
         retry: Retrying = Backoff(),  # noqa: B008  frozen, so sharing the default is safe
-        start: Start = "earliest",
+        start: Start | None = None,
     ) -> Callable[[F], F]:
         """Register a handler for event classes, type names or globs ("drift.*").
 
         The handler is `async def f(event)` or `f(event, ctx)`; a plain function runs in a worker thread. What it
         returns (an event, an iterable of events, or None) is committed together with the acknowledgement.
+
+        `start` says where a group begins that does not exist yet: "earliest" (the default; for PER_INSTANCE "latest"),
+        "latest", an aware datetime or an entry id.
         """
         return self._register(what, concurrency, timeout, retry, start, None)
 
@@ -112,7 +123,7 @@ class Worker:
         max_wait: float = 0.05,
         timeout: float = 60.0,
         retry: Retrying = Backoff(),  # noqa: B008
-        start: Start = "earliest",
+        start: Start | None = None,
     ) -> Callable[[F], F]:
         """Register a handler of lists: `f(events)` or `f(events, ctxs)`, one batch at a time.
 
@@ -129,14 +140,15 @@ class Worker:
         concurrency: int,
         timeout: float,
         retry: Retrying,
-        start: Start,
+        start: Start | None,
         batch: BatchOptions | None,
     ) -> Callable[[F], F]:
         if not what:
             raise ContractError(f"{self.name}: name at least one event class, type or glob")
         if concurrency < 1 or timeout <= 0:
             raise ContractError(f"{self.name}: concurrency starts at 1 and timeout above 0")
-        _check_start(self.name, start)
+        begin: Start = start or ("latest" if self.group is PER_INSTANCE else "earliest")
+        _check_start(self.name, begin)
         rules = _checked(self.name, retry)
         types, globs = _split(self.name, what)
 
@@ -156,7 +168,7 @@ class Worker:
                 concurrency=concurrency,
                 timeout=timeout,
                 retry=rules,
-                start=start,
+                start=begin,
                 batch=batch,
                 is_async=inspect.iscoroutinefunction(target)
                 or inspect.iscoroutinefunction(getattr(target, "__call__", None)),  # noqa: B004  async __call__

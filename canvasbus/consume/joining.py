@@ -5,11 +5,13 @@ import re
 
 from canvasbus.consume.dispatch import Lane
 from canvasbus.consume.handlers import Handler, Worker
+from canvasbus.consume.instances import PER_INSTANCE
 from canvasbus.consume.subscription import Subscription
 from canvasbus.errors import Refused
 from canvasbus.log import get_logger
 from canvasbus.transport.link import SharedLink
 from canvasbus.transport.resp import ReplyError, check, code, command, commands, translate
+from canvasbus.wire.keys import Keys
 
 log = get_logger("canvasbus.worker")
 
@@ -17,8 +19,11 @@ log = get_logger("canvasbus.worker")
 class Joining:
     """Joins the partitions of a namespace for one incarnation of a worker."""
 
-    def __init__(self, worker: Worker, shared: SharedLink, lane_of: dict[Handler, Lane], *, check_rights: bool) -> None:
+    def __init__(
+        self, worker: Worker, group: str, shared: SharedLink, lane_of: dict[Handler, Lane], *, check_rights: bool
+    ) -> None:
         self._worker = worker
+        self._group = group
         self._shared = shared
         self._lane_of = lane_of
         self._check = check_rights
@@ -26,29 +31,36 @@ class Joining:
 
     async def join(self, subscription: Subscription) -> None:
         """Subscribe to all topics of the worker in one partition. Raises TransportError."""
-        worker, keys = self._worker, subscription.keys
-        about = json.dumps(
-            {
-                "types": sorted({t for h in worker.handlers for t in h.types}),
-                "globs": sorted({g for h in worker.handlers for g in h.globs}),
-            }
-        )
-        (known,) = await self._shared.request(command("HEXISTS", keys.groups, worker.name))
-        check(known, f"join group {worker.name!r}")
+        keys, group = subscription.keys, self._group
+        (known,) = await self._shared.request(command("HEXISTS", keys.groups, group))
+        check(known, f"join group {group!r}")
+        if self._worker.group is PER_INSTANCE:  # first of all: what we make must be found when we are killed
+            await self.declare(keys)
         for handler, lane in self._lane_of.items():
             for event_type in handler.types:
                 await subscription.add(event_type, lane)
-        if worker.has_globs:
+        if self._worker.has_globs:
             await self.discover(subscription, scan=True, from_start=bool(known))
-        (reply,) = await self._shared.request(command("HSET", keys.groups, worker.name, about))
-        check(reply, f"join group {worker.name!r}")
+        await self.declare(keys)
         if self._check and subscription.topics:
             await self._check_rights(subscription, next(iter(subscription.topics)))
+
+    async def declare(self, keys: Keys, *, anew: bool = True) -> None:
+        """Say that this group exists and what it reads. Not `anew`: only if that is gone from the server."""
+        handlers = self._worker.handlers
+        about: dict[str, object] = {
+            "types": sorted({t for h in handlers for t in h.types}),
+            "globs": sorted({g for h in handlers for g in h.globs}),
+        }
+        if self._worker.group is PER_INSTANCE:
+            about["instance"] = True
+        reply = await self._shared.call("HSET" if anew else "HSETNX", keys.groups, self._group, json.dumps(about))
+        check(reply, f"join group {self._group!r}")
 
     async def _check_rights(self, subscription: Subscription, stream: bytes) -> None:
         """Raise Refused if the user lacks a command that is needed only when something goes wrong: without it a worker
         would run well until the day on which nobody takes over from the dead. None of these changes anything."""
-        keys, group, me = subscription.keys, self._worker.name, subscription.consumer
+        keys, group, me = subscription.keys, self._group, subscription.consumer
         none, beats = keys.fence(me), keys.beats(group)
         packet = commands(
             ("XACK", stream, group, "0-0"),
@@ -71,6 +83,7 @@ class Joining:
             ("SCAN", 0, "COUNT", 1),
             ("EVAL", "return 1", 0),
             ("EVALSHA", "0" * 40, 0),
+            *((("XGROUP", "DESTROY", none, group), ("DEL", none)) if self._worker.group is PER_INSTANCE else ()),
         )
         for reply in await self._shared.request(packet):
             if isinstance(reply, ReplyError) and code(reply) == "NOPERM":
@@ -102,9 +115,7 @@ class Joining:
                 await subscription.add(name, self._lane_of[handler], from_start=from_start)
             except Refused as error:  # one key that is no stream must not stop the other topics
                 self._unusable.add(name)
-                log.error(
-                    "a topic that a glob matches cannot be read", group=self._worker.name, topic=name, error=str(error)
-                )
+                log.error("a topic that a glob matches cannot be read", group=self._group, topic=name, error=str(error))
 
 
 def _escaped(pattern: bytes) -> bytes:

@@ -1,4 +1,4 @@
-"""What a namespace needs done by somebody: timers that are due are published.
+"""What a namespace needs done by somebody: timers that are due are published, groups of killed instances removed.
 
 Every bus offers itself; the one that holds the lease of a partition does it. The lease only spares the others the work:
 what is done is done by scripts that may run twice, anywhere, at any time.
@@ -7,6 +7,7 @@ what is done is done by scripts that may run twice, anywhere, at any time.
 import trio
 
 from canvasbus import ids
+from canvasbus.consume import instances
 from canvasbus.errors import Refused, TransportError
 from canvasbus.log import get_logger
 from canvasbus.transport.link import SharedLink
@@ -36,10 +37,11 @@ class Maintainer:
         self._keys = keys
         self._name = ids.uuid7().hex
         self._told: set[str] = set()
+        self._instances = instances.Instances(shared, keys)
 
     async def run(self) -> None:
         """Maintain until cancelled."""
-        leased = 0.0
+        leased = looked = 0.0
         while True:
             wait = LEASE_SECONDS
             try:
@@ -50,6 +52,9 @@ class Maintainer:
                     if now >= leased:
                         leased = now + LEASE_SECONDS
                     wait = await self._fire()
+                    if now >= looked:
+                        looked = now + instances.LOOK_SECONDS
+                        await self._instances.look()
             except TransportError as error:
                 if isinstance(error, Refused) and str(error) not in self._told:
                     self._told.add(str(error))

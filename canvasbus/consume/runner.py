@@ -25,6 +25,7 @@ from canvasbus import clock, ids
 from canvasbus.consume.batches import BatchLane
 from canvasbus.consume.dispatch import Lane
 from canvasbus.consume.handlers import Handler, Worker
+from canvasbus.consume.instances import PER_INSTANCE, dismiss
 from canvasbus.consume.joining import Joining
 from canvasbus.consume.leaving import GRACE_SECONDS, Leaving
 from canvasbus.consume.lifespan import Lifespan
@@ -96,6 +97,8 @@ class Runner:
         if not worker.handlers:
             raise ContractError(f"worker {worker.name!r} has no handlers: register some with @worker.on(...)")
         self.worker = worker
+        self.group = worker.name if worker.group is None else f"{worker.name}@{consumer_name()}"
+        """The consumer group; for PER_INSTANCE one that only this runner ever has."""
         self.state = "joining"
         self.ready = trio.Event()
         """Set once the groups exist and reading has begun."""
@@ -124,11 +127,15 @@ class Runner:
 
     async def _live(self, resources: Any) -> None:
         self.state = "joining"
-        while True:
-            incarnation = self._current = _Incarnation(self, resources)
-            if not await incarnation.run():
-                break
-            log.warning("others took this worker for dead; it joins again", group=self.worker.name)
+        try:
+            while True:
+                incarnation = self._current = _Incarnation(self, resources)
+                if not await incarnation.run():
+                    break
+                log.warning("others took this worker for dead; it joins again", group=self.group)
+        finally:
+            if self.worker.group is PER_INSTANCE and self._current is not None:
+                await dismiss(self._server, self._keys, self.group, self._current.heart_stopped)
 
     def stop(self, grace: float | None = None) -> None:
         """Leave; `run` returns when that is done."""
@@ -150,7 +157,7 @@ class Runner:
         lanes = current.lanes if current else []
         settlers = current.settlers if current else []
         return WorkerStatistics(
-            group=self.worker.name,
+            group=self.group,
             consumer=current.consumer if current else "",
             state=self.state,
             topics=tuple(sorted({t.event_type for s in current.subscriptions for t in s.topics.values()}))
@@ -170,7 +177,7 @@ class Runner:
         )
 
     def __repr__(self) -> str:
-        return f"<Runner {self.worker.name} {self.state}>"
+        return f"<Runner {self.group} {self.state}>"
 
 
 def consumer_name() -> str:
@@ -185,7 +192,7 @@ class _Incarnation:
     def __init__(self, runner: Runner, resources: Any) -> None:
         worker = runner.worker
         self.runner = runner
-        self.group = worker.name
+        self.group = runner.group
         self.consumer = consumer_name()
         self.progress = Progress()
         self._fenced = trio.Event()
@@ -224,7 +231,7 @@ class _Incarnation:
             )
         self._heart = Heart(runner._server, runner._keys, self.group, self.consumer, self.progress)
         threads = runner._server.shared
-        self._joining = Joining(worker, self._shared, self._lane_of, check_rights=threads)
+        self._joining = Joining(worker, self.group, self._shared, self._lane_of, check_rights=threads)
         self._taking = Taking(self.group, self.subscriptions, self.lanes, runner._random, on_fenced=self._fenced.set)
         self._parking = Parking(
             self.group,
@@ -304,6 +311,10 @@ class _Incarnation:
                     await self._leaving.drain(self._shared, runner._grace)
                     leaving.cancel_scope.cancel()
             nursery.cancel_scope.cancel()
+
+    def heart_stopped(self) -> None:
+        """Return when no heartbeat is on its way any more. Blocks."""
+        self._heart.join(timeout=2.5)
 
     def _topics(self) -> list[str]:
         return sorted({t.event_type for s in self.subscriptions for t in s.topics.values()})

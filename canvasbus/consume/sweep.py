@@ -90,6 +90,7 @@ class Sweep:
         await subscription.save_cursors()
         if self._sweeps % AUDIT_EVERY == AUDIT_EVERY - 1:
             subscription.audit_soon()
+            await self._joining.declare(keys, anew=False)
             if subscription.settler.fence:  # it must not be forgotten while we live: nothing of ours would be taken
                 await self._shared.call("EXPIRE", keys.fence(self._consumer), FENCE_SECONDS)
         flat = check(await self._shared.call("HGETALL", keys.beats(self._group)), "look at heartbeats")

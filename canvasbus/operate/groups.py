@@ -23,6 +23,7 @@ at once. Names that begin with "~" are pools in which entries wait for somebody,
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from canvasbus.consume.instances import is_instance
 from canvasbus.operate.topics import TopicKey, id_order, topic_keys
 from canvasbus.transport.resp import Operation, Pause, Reply, ReplyError, check, command, commands, pairs
 from canvasbus.wire.keys import FREE_POOL, SUSPECT_POOL, Keys
@@ -93,6 +94,8 @@ class Group:
     dead_letters: int | None
     """Entries that the group gave up and that nobody has purged; None: unknown."""
     topics: tuple[GroupTopic, ...] = ()
+    instance: bool = False
+    """One process's own group (PER_INSTANCE); it goes when the process does."""
 
 
 @dataclass(slots=True)
@@ -102,6 +105,7 @@ class _Found:
     topics: dict[str, GroupTopic] = field(default_factory=dict)
     idle: dict[bytes, int] = field(default_factory=dict)
     """Consumer → milliseconds since it last talked to the server, on whichever stream."""
+    instance: bool = False
 
 
 def groups(partitions: Sequence[Keys], *, trust_lag: bool = True, only: str | None = None) -> Operation[list[Group]]:
@@ -111,9 +115,9 @@ def groups(partitions: Sequence[Keys], *, trust_lag: bool = True, only: str | No
     """
     found: dict[str, _Found] = {}
     for keys in partitions:
-        (declared,) = yield command("HKEYS", keys.groups)
-        for name in check(declared, "look for groups"):
-            found.setdefault(_text(name), _Found())
+        (declared,) = yield command("HGETALL", keys.groups)
+        for raw, declaration in pairs(check(declared, "look for groups")).items():
+            found.setdefault(_text(raw), _Found()).instance |= is_instance(declaration)
     where = yield from topic_keys(partitions)
     seconds, micros = check((yield command("TIME"))[0], "ask the time")
     now_ms = int(seconds) * 1000 + int(micros) // 1000
@@ -138,7 +142,8 @@ def groups(partitions: Sequence[Keys], *, trust_lag: bool = True, only: str | No
         counts = [n for n in letters if isinstance(n, int)]
         living, all_of_them = alive[name]
         dead_letters = sum(counts) if len(counts) == len(letters) else None
-        result.append(Group(name, living, all_of_them, dead_letters, tuple(t for _, t in sorted(entry.topics.items()))))
+        topics = tuple(topic for _, topic in sorted(entry.topics.items()))
+        result.append(Group(name, living, all_of_them, dead_letters, topics, entry.instance))
     return result
 
 

@@ -75,7 +75,7 @@ def test_groups_for_programs(run: Run, filled: Eyes) -> None:
 
 
 def test_groups_for_people(run: Run, filled: Eyes) -> None:
-    """One block a group; the column of pools appears only when something waits in one."""
+    """One block a group; the column of notes appears only when there are some."""
     ran = run("groups")
     heading, *rows, newcomer = ran.lines
     assert heading.split() == [
@@ -88,7 +88,7 @@ def test_groups_for_people(run: Run, filled: Eyes) -> None:
         "LAG",
         "PENDING",
         "OLDEST",
-        "WAITING",
+        "NOTES",
     ]
     assert [row.split()[:3] for row in rows] == [
         ["archive", "0", "0"],
@@ -99,11 +99,18 @@ def test_groups_for_people(run: Run, filled: Eyes) -> None:
     ]
     assert [row.startswith("  ") for row in rows] == [False, True, False, True, True]
     assert newcomer.split()[0] == "newcomer" and newcomer.endswith("no topic yet")
-    assert not run("groups", "framer").lines[0].endswith("WAITING")
+    assert not run("groups", "framer").lines[0].endswith("NOTES")
     filled.call("XCLAIM", filled.stream(), "framer", "~free", 0, filled.pending("framer")[0][0], "JUSTID")
     ran = run("groups", "framer")
-    assert ran.lines[0].endswith("WAITING") and ran.lines[2].endswith("1 handed back")
+    assert ran.lines[0].endswith("NOTES") and ran.lines[2].endswith("1 handed back")
     assert len(ran.lines) == 4
+
+
+def test_instances_are_told_apart(run: Run, filled: Eyes) -> None:
+    """A group of one process only is marked, for people and for programs."""
+    filled.call("HSET", filled.keys.groups, "archive", '{"instance": true}')
+    assert run("groups", "archive").lines[1].endswith("one process's own")
+    assert [record["instance"] for record in run("groups", "--json").records] == [True, False, False]
 
 
 def test_an_unknown_group_is_an_error(run: Run, filled: Eyes) -> None:
