@@ -20,6 +20,7 @@ import trio
 from canvasbus.consume.handlers import Worker
 from canvasbus.consume.instances import PER_INSTANCE, PerInstance
 from canvasbus.consume.leaving import GRACE_SECONDS
+from canvasbus.consume.liveness import MAX_BLOCK_SECONDS
 from canvasbus.consume.maintain import Maintainer
 from canvasbus.consume.parking import PATIENCE_SECONDS
 from canvasbus.consume.runner import Runner, WorkerStatistics
@@ -46,7 +47,9 @@ class EventBus:
     memory://name (shared in the process) or off:// (publish does nothing and returns None). `source` says who publishes.
     `patience`: seconds for which publish waits for a server that is away before it raises Unavailable (None: as long as
     it takes). `grace`: seconds for which handlers may go on when the bus is left. `park`: seconds for which events of a
-    newer version than this program knows wait for a newer worker of their group before they go to the dead letters.
+    newer version than this program knows wait for a newer worker of their group before they go to the dead letters. `max_block`: seconds
+    for which a handler may block the loop before this process counts as stuck: it is told, its heartbeat ends, others
+    take over, and `on_stuck`, if given, is called from another thread (`canvasbus.worker.run` ends the process there).
 
     Raises ConfigError for a URL that cannot work; entering raises Refused when the server will not have us, and waits
     for a server that is only away for `connect_timeout` seconds, then raises Unavailable.
@@ -64,6 +67,8 @@ class EventBus:
         patience: float | None = None,
         grace: float = GRACE_SECONDS,
         park: float = PATIENCE_SECONDS,
+        max_block: float = MAX_BLOCK_SECONDS,
+        on_stuck: Callable[[], None] | None = None,
         connect_timeout: float = 10.0,
     ) -> None:
         check_name("namespace", namespace)
@@ -76,6 +81,8 @@ class EventBus:
         self._partitions = partitions
         self._grace = grace
         self._park = park
+        self._max_block = max_block
+        self._on_stuck = on_stuck
         self._connect_timeout = connect_timeout
         self._workers: list[Worker] = []
         self._runners: list[Runner] = []
@@ -230,6 +237,9 @@ class EventBus:
             announce=self._announce,
             grace=self._grace,
             park=self._park,
+            max_block=self._max_block,
+            allowed=lambda: max(runner.extended for runner in self._runners),  # they all share one loop
+            on_stuck=self._on_stuck,
         )
         left = trio.Event()
         self._runners.append(runner)

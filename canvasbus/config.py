@@ -63,6 +63,8 @@ class Settings(Struct, frozen=True, kw_only=True):
     """Seconds for which running handlers may go on after SIGTERM (Kubernetes kills after 30)."""
     park: Annotated[float, Meta(ge=0, le=366 * 86400)] = 86400.0
     """Seconds for which an event of a newer version than any worker knows waits before it goes to the dead letters."""
+    max_block: Annotated[float, Meta(ge=1, le=86400)] = 60.0
+    """Seconds for which a handler may block a worker's loop; then the worker counts as stuck and ends."""
     log_level: Literal["debug", "info", "warning", "error", "critical"] = "info"
     """The least severe level that is logged."""
     log_format: Literal["auto", "json", "console"] = "auto"

@@ -12,8 +12,10 @@ if __name__ == "__main__":
 import gc
 import os
 import signal
+import sys
+import threading
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import trio
@@ -58,11 +60,18 @@ __all__ = [
     "serve",
 ]
 
+STUCK_EXIT = 70
+"""Exit code of a worker program that found itself stuck (EX_SOFTWARE in sysexits.h)."""
+
+FLUSH_SECONDS = 1.0
+
 log = get_logger("canvasbus.worker")
 
 
 def run(*workers: Worker, url: str, **options: Any) -> None:
-    """Run workers until SIGTERM or SIGINT, then drain; a second signal ends at once. Options are those of EventBus."""
+    """Run workers until SIGTERM or SIGINT, then drain; a second signal ends at once. Options are those of EventBus. A
+    worker whose loop is stuck (see `max_block`) ends the process with exit code 70."""
+    options.setdefault("on_stuck", end_stuck)
     tune_collector()
     trio.run(serve, workers, url, options)
 
@@ -105,6 +114,16 @@ async def until_signal() -> AsyncIterator[None]:
             nursery.cancel_scope.cancel()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _end_now)
+
+
+def end_stuck() -> None:
+    """End a worker program whose loop is stuck: nothing in it could hand back or say goodbye, and whoever started it
+    starts it anew. Called from another thread, after the log has been told why."""
+    threading.Timer(FLUSH_SECONDS, os._exit, (STUCK_EXIT,)).start()  # should nobody read what is flushed
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(Exception):
+            stream.flush()
+    os._exit(STUCK_EXIT)
 
 
 def _end_now(number: int, _frame: object) -> None:

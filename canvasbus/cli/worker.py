@@ -44,6 +44,9 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--health-port", type=int, metavar="P", help="serve /livez and /readyz; process i uses P+i")
     result.add_argument("--health-host", default="127.0.0.1", metavar="H", help="address for that (default 127.0.0.1)")
     result.add_argument("--grace", type=float, help="seconds for running handlers after SIGTERM (default 25)")
+    result.add_argument(
+        "--max-block", type=float, metavar="SECONDS", help="how long a handler may block the loop (default 60)"
+    )
     result.add_argument("--log-level", help="debug, info, warning, error (default info)")
     result.add_argument("--log-format", help="auto, json or console (default auto)")
     result.add_argument("--supervised-by", type=int, metavar="PID", help=argparse.SUPPRESS)
@@ -85,7 +88,7 @@ def _fail(error: Exception, exit_code: int) -> int:
 def _load(options: argparse.Namespace) -> Any:
     from canvasbus import config
 
-    names = ("url", "namespace", "partitions", "grace", "log_level", "log_format")
+    names = ("url", "namespace", "partitions", "grace", "max_block", "log_level", "log_format")
     return config.load({name: getattr(options, name) for name in names})
 
 
@@ -147,7 +150,7 @@ async def _serve(workers: tuple[Any, ...], url: str, settings: Any, host: str, p
 
     from canvasbus.bus import EventBus
     from canvasbus.cli.health import serve_health
-    from canvasbus.worker import tune_collector, until_signal
+    from canvasbus.worker import end_stuck, tune_collector, until_signal
 
     bus = EventBus(
         url,
@@ -158,6 +161,8 @@ async def _serve(workers: tuple[Any, ...], url: str, settings: Any, host: str, p
         buffer_bytes=settings.buffer_bytes,
         grace=settings.grace,
         park=settings.park,
+        max_block=settings.max_block,
+        on_stuck=end_stuck,
         connect_timeout=float("inf"),
     )
     for worker in workers:
@@ -276,7 +281,7 @@ def _die_with(supervisor: int) -> None:
 
 def _command(options: argparse.Namespace, index: int) -> list[str]:
     command = [sys.executable, "-m", "canvasbus.cli.worker", *options.targets]
-    for name in ("url", "namespace", "partitions", "grace", "log_level", "log_format", "health_host"):
+    for name in ("url", "namespace", "partitions", "grace", "max_block", "log_level", "log_format", "health_host"):
         value = getattr(options, name)
         if value is not None and name != "url":
             command += [f"--{name.replace('_', '-')}", str(value)]

@@ -49,12 +49,11 @@ class BatchLane(Lane):
 
     async def _run_batch(self, batch: list[Delivery]) -> None:
         set_correlation(None)
-        self._outside += 1
         started = clock.monotonic()
         try:
-            with trio.move_on_after(self.handler.timeout if self.handler.is_async else float("inf")) as scope:
+            with self.watchdog.outside(batch) as slot:
                 result = await self._call([d.event for d in batch], batch)
-            if scope.cancelled_caught:
+            if slot.scope.cancelled_caught:
                 raise self._timed_out()
             failures: dict[int, BaseException] = {}
         except BaseException as error:
@@ -73,8 +72,6 @@ class BatchLane(Lane):
                     f"{len(batch)}"
                 )
                 result, failures = None, dict.fromkeys(range(len(batch)), outside)
-        finally:
-            self._outside -= 1
         self.statistics.durations[int((clock.monotonic() - started) * 1e6).bit_length()] += 1
         derived: dict[int, list[Event]] = {}
         try:

@@ -1,7 +1,9 @@
 """What a handler may know and do besides its event."""
 
+from math import isfinite
 from typing import Any, TypeVar
 
+from canvasbus import clock
 from canvasbus.consume.delivery import Delivery
 from canvasbus.consume.state import Parts, Run, State
 from canvasbus.errors import ContractError
@@ -69,6 +71,18 @@ class Context:
         if self._ran is None:
             self._ran = delivery.run = Run(delivery.topic.settler.states)
         return self._ran
+
+    def extend(self, seconds: float) -> None:
+        """Let this run go on for `seconds` from now, where its timeout would end it sooner. May be called again, from any
+        thread. It lengthens and never shortens; the next attempt begins with the handler's own timeout again.
+
+        While it holds, a handler that blocks the loop may do so, too, without being taken for stuck (see `max_block`).
+        Raises ValueError for what is no positive number of seconds.
+        """
+        if not (isfinite(seconds) and seconds > 0):
+            raise ValueError(f"ctx.extend({seconds!r}): a positive number of seconds is wanted")
+        delivery = self._delivery
+        delivery.extended = max(delivery.extended, clock.monotonic() + seconds)
 
     @property
     def handler(self) -> str:

@@ -59,6 +59,8 @@ class Delivery(msgspec.Struct, eq=False, gc=False):
     """It came by way of a pool: settling looks up whether it is still ours."""
     overdue: bool = False
     """It was parked for newer workers for so long that it is given up."""
+    extended: float = 0.0
+    """Until when this run may go on by its own word, on our monotonic clock; 0: it said none."""
     first_failure: datetime | None = None
     run: "Run | None" = None
     """What the present run of its handler holds and changes; None: nothing."""

@@ -5,13 +5,6 @@ after another. A handler that never waits runs the whole queue in one slot witho
 waits for something lets the other slots in. So the number of tasks is fixed and nothing is created per event: no task,
 no channel, no cancel scope, no thread hop, no log line.
 
-Timeouts without a scope per event: every slot has one scope that stays open, and one watchdog per lane cancels the
-scope of a slot whose handler has run too long. All runs of a lane have the same timeout, so the earliest start is
-always the next deadline and the watchdog sleeps until exactly then.
-
-A plain function runs in a thread of trio's pool. Python cannot stop a thread, so its timeout is only counted and
-logged: the slot stays taken until the function returns, and what it returns then is its outcome.
-
 A delivery whose previous owner died is a suspect and goes through the quarantine: one at a time in this process, its
 attempt written to the server just before the handler starts. An event that kills its worker thus counts exactly its
 own deaths, and its 499 neighbours none.
@@ -33,6 +26,7 @@ from canvasbus.consume.invoke import for_above, invoker
 from canvasbus.consume.middleware import Middleware
 from canvasbus.consume.outcomes import Outcomes
 from canvasbus.consume.policy import BatchFailure, HandlerTimeout, Outcome, Raised, RetryLater, next_window, word_of
+from canvasbus.consume.watchdog import Slot, Watchdog
 from canvasbus.contract.event import set_correlation
 from canvasbus.log import get_logger
 from canvasbus.wire.codec import Codec
@@ -49,17 +43,6 @@ CONFLICT_SECONDS = 0.02
 _BREATHE = 0.005  # seconds of uninterrupted handling after which other tasks get their turn
 
 log = get_logger("canvasbus.worker")
-
-
-class _Slot:
-    __slots__ = ("cut", "delivery", "scope", "started")
-
-    def __init__(self) -> None:
-        self.scope = trio.CancelScope()
-        self.cut = False
-        """The watchdog has cancelled the scope: it must be renewed even if the handler got away in time."""
-        self.delivery: Delivery | None = None
-        self.started = 0.0
 
 
 class Lane:
@@ -82,12 +65,12 @@ class Lane:
         self._random = random or Random()
         self._outcomes = Outcomes(handler, group, codec, self._random)
         self.statistics = self._outcomes.statistics
+        self.watchdog = Watchdog(handler, group, self.statistics)
         self._least = max(handler.concurrency, handler.batch.max_size if handler.batch else 1)
         self.window = self._least
         """How many deliveries may be held now."""
         self.held = 0
         """Deliveries read and not yet settled, waiting retries not included."""
-        self._outside = 0  # runs outside the slots: batches, suspects
         self._on_room = on_room
         self._alone = quarantine
         self._queue: deque[Delivery] = deque()
@@ -95,10 +78,8 @@ class Lane:
         self._waiting: list[tuple[float, int, Delivery]] = []
         self._order = itertools.count()
         self._lot = trio.lowlevel.ParkingLot()
-        self._watch = trio.Event()
         self._timer = trio.Event()
         self._suspect_came = trio.Event()
-        self._slots: list[_Slot] = []
         self._stopping = False
         self._quiet = trio.Event()
         self._call = invoker(handler, group, resources, middleware)
@@ -111,7 +92,7 @@ class Lane:
     @property
     def running(self) -> int:
         """Handlers that run now."""
-        return self._outside + sum([slot.delivery is not None for slot in self._slots])
+        return self.watchdog.running
 
     # --- what the subscription sees ------------------------------------------------------------------------------
 
@@ -174,17 +155,17 @@ class Lane:
         """All tasks of the lane, until cancelled."""
         async with trio.open_nursery() as nursery:
             self._start_runs(nursery)
-            nursery.start_soon(self._run_watchdog)
+            nursery.start_soon(self.watchdog.run)
             nursery.start_soon(self._run_timer)
             nursery.start_soon(self._run_quarantine)
 
     def _start_runs(self, nursery: trio.Nursery) -> None:
         for _ in range(self.handler.concurrency):
-            slot = _Slot()
-            self._slots.append(slot)
+            slot = Slot()
+            self.watchdog.slots.append(slot)
             nursery.start_soon(self._run_slot, slot)
 
-    async def _run_slot(self, slot: _Slot) -> None:
+    async def _run_slot(self, slot: Slot) -> None:
         while True:
             left_open = False
             try:
@@ -203,14 +184,14 @@ class Lane:
                 late = cut or not left_open  # else another run's scope cut this one short
                 self._ended(delivery, Raised(self._timed_out() if late else RetryLater(0)))
 
-    async def _work(self, slot: _Slot) -> None:
-        queue, lot = self._queue, self._lot
+    async def _work(self, slot: Slot) -> None:
+        queue, lot, watchdog = self._queue, self._lot, self.watchdog
         call, bare = self._call, self._bare
         statistics = self.statistics
         durations = statistics.durations
         monotonic = clock.current().monotonic
         while True:
-            self._watch.set()
+            watchdog.work.set()
             now = turn = monotonic()
             while queue:
                 delivery = queue.popleft()
@@ -244,7 +225,7 @@ class Lane:
                     return
                 if now - turn > _BREATHE:
                     await trio.lowlevel.checkpoint()
-                    self._watch.set()
+                    watchdog.work.set()
                     now = turn = monotonic()
             self._check_quiet()
             await lot.park()
@@ -264,35 +245,6 @@ class Lane:
     def _timed_out(self) -> HandlerTimeout:
         self.statistics.timeouts += 1
         return HandlerTimeout(f"{self.handler.name} ran longer than its timeout of {self.handler.timeout:g} s")
-
-    async def _run_watchdog(self) -> None:
-        timeout = self.handler.timeout
-        monotonic = clock.current().monotonic
-        warned: set[int] = set()
-        while True:
-            started = [slot for slot in self._slots if slot.delivery is not None]
-            if not started:
-                warned.clear()
-                self._watch = trio.Event()
-                await self._watch.wait()
-                continue
-            now = monotonic()
-            for slot in started:
-                if now - slot.started >= timeout:
-                    if self.handler.is_async:
-                        slot.cut = True
-                        slot.scope.cancel()
-                    elif id(slot.delivery) not in warned:
-                        warned.add(id(slot.delivery))
-                        self.statistics.timeouts += 1
-                        log.warning(
-                            "a plain function runs longer than its timeout; a thread cannot be stopped",
-                            group=self.group,
-                            handler=self.handler.name,
-                            timeout=timeout,
-                        )
-            due = [slot.started + timeout - now for slot in started if now - slot.started < timeout]
-            await trio.sleep(max(min(due, default=timeout), 0.001))
 
     async def _run_timer(self) -> None:
         """Brings waiting retries back when they are due."""
@@ -335,11 +287,10 @@ class Lane:
             return
         assert delivery.event is not None
         set_correlation(delivery.event.correlation_id)
-        self._outside += 1
         try:
-            with trio.move_on_after(self.handler.timeout if self.handler.is_async else float("inf")) as scope:
+            with self.watchdog.outside([delivery]) as slot:
                 result = await self._call_one(delivery)
-            if scope.cancelled_caught:
+            if slot.scope.cancelled_caught:
                 self._ended(delivery, Raised(self._timed_out()))
             else:
                 self._ended(delivery, None, result)
@@ -349,7 +300,6 @@ class Lane:
             word = word_of(error)
             self._ended(delivery, Raised(word.failures.get(0, error) if isinstance(word, BatchFailure) else error))
         finally:
-            self._outside -= 1
             self._check_quiet()
 
     async def _call_one(self, delivery: Delivery) -> Any:
@@ -358,6 +308,7 @@ class Lane:
     def _ended(self, delivery: Delivery, outcome: Outcome | None, result: Any = None) -> None:
         after = self._outcomes.ended(delivery, outcome, result)
         if after is not None:
+            delivery.extended = 0.0
             self.held -= 1
             heapq.heappush(self._waiting, (trio.current_time() + after, next(self._order), delivery))
             self._timer.set()

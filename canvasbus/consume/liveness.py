@@ -10,6 +10,11 @@ A watcher judges only while its own beats get through: in trouble that everybody
 Any failure of a look starts all observations over, and so does a long time without one: whoever was paused for a
 minute may have been paused together with all the others, and wake up first.
 
+The thread beats only while the loop turns. A loop that has been silent for `max_block` seconds, and whose running
+handlers have not asked for longer (`ctx.extend`), is stuck: the beat ends, so that others take over, the stack is told,
+and `on_stuck` is called. A worker program ends itself there, for nobody else could; inside somebody's own program it is
+only told, and should the loop turn again, the worker finds itself fenced and joins anew.
+
 Not promised: a native call that holds the GIL for longer than the limit stops the thread too, and looks dead.
 """
 
@@ -38,6 +43,9 @@ BLOCKED_SECONDS = 3.0
 
 MAX_BLOCK_SECONDS = 60.0
 """A loop that makes no progress for so long stops the beat: the worker is stuck, and others shall have its work."""
+
+TELL_SECONDS = 2.0
+"""What telling of a stuck loop may take: the loop may be stuck for the very reason that nobody reads the log."""
 
 log = get_logger("canvasbus.worker")
 
@@ -112,8 +120,11 @@ class Heart:
         every: float = BEAT_SECONDS,
         blocked: float = BLOCKED_SECONDS,
         max_block: float = MAX_BLOCK_SECONDS,
+        allowed: Callable[[], float] = lambda: 0.0,
         on_stuck: Callable[[], None] | None = None,
     ) -> None:
+        """`max_block` and `allowed`: the loop is stuck when it was silent for so many seconds, and the time until which
+        handlers said that they would take is over. `on_stuck` is called then, from the heart's thread."""
         self.beats = 0
         """Beats that the server took."""
         self._server = server
@@ -123,6 +134,7 @@ class Heart:
         self._every = every
         self._blocked = blocked
         self._max_block = max_block
+        self._allowed = allowed
         self._on_stuck = on_stuck
         self._loop = 0
         self._stop = threading.Event()
@@ -138,11 +150,12 @@ class Heart:
     def _run(self) -> None:
         link = BlockingLink(self._server, timeout=2.0)
         told = stuck = False
-        while not self._stop.wait(self._every if self.beats else 0):
-            silent = clock.monotonic() - self._progress.at
-            if silent > self._max_block:
+        while not self._stop.wait(self._every if self.beats or stuck else 0):
+            now = clock.monotonic()
+            silent = now - self._progress.at
+            if silent > self._max_block and now >= self._allowed():
                 if not stuck:
-                    self._stuck()
+                    self._stuck(silent)
                 stuck = True
                 continue  # a loop that gets free again is alive again: silent, it could not judge others either
             stuck = False
@@ -170,13 +183,20 @@ class Heart:
         frame = sys._current_frames().get(self._loop)
         return "".join(traceback.format_stack(frame)[-8:]) if frame else ""
 
-    def _stuck(self) -> None:
-        log.critical(
-            "the worker's loop has made no progress; its heartbeat stops and others take over its events",
-            group=self._group,
-            seconds=self._max_block,
-            stack=self._stack(),
-        )
+    def _stuck(self, silent: float) -> None:
+        stack = self._stack()
+
+        def tell() -> None:
+            log.critical(
+                "the worker's loop has made no progress; its heartbeat stops and others take over its events",
+                group=self._group,
+                seconds=round(silent, 1),
+                stack=stack,
+            )
+
+        teller = threading.Thread(target=tell, name="canvasbus-stuck", daemon=True)
+        teller.start()
+        teller.join(TELL_SECONDS)
         if self._on_stuck:
             self._on_stuck()
 

@@ -29,7 +29,7 @@ from canvasbus.consume.instances import PER_INSTANCE, dismiss
 from canvasbus.consume.joining import Joining
 from canvasbus.consume.leaving import GRACE_SECONDS, Leaving
 from canvasbus.consume.lifespan import Lifespan
-from canvasbus.consume.liveness import Heart, Progress
+from canvasbus.consume.liveness import MAX_BLOCK_SECONDS, Heart, Progress
 from canvasbus.consume.parking import PATIENCE_SECONDS, Parking
 from canvasbus.consume.settle import Settler
 from canvasbus.consume.subscription import Subscription
@@ -92,6 +92,9 @@ class Runner:
         announce: Callable[[Event], None],
         grace: float = GRACE_SECONDS,
         park: float = PATIENCE_SECONDS,
+        max_block: float = MAX_BLOCK_SECONDS,
+        allowed: Callable[[], float] | None = None,
+        on_stuck: Callable[[], None] | None = None,
         random: Random | None = None,
     ) -> None:
         if not worker.handlers:
@@ -109,6 +112,9 @@ class Runner:
         self._announce = announce
         self._grace = grace
         self._park = park
+        self._max_block = max_block
+        self._allowed = allowed or (lambda: self.extended)
+        self._on_stuck = on_stuck
         self._random = random or Random()
         self._stop = trio.Event()
         self._stop_by = -math.inf
@@ -151,6 +157,12 @@ class Runner:
         """False when the loop has not turned for a while, for example because a handler blocks it (see `/livez`)."""
         current = self._current
         return current is None or clock.monotonic() - current.progress.at < 15.0
+
+    @property
+    def extended(self) -> float:
+        """Until when some running handler may go on by its own word (`ctx.extend`), on our monotonic clock."""
+        current = self._current
+        return max([lane.watchdog.extended for lane in current.lanes], default=0.0) if current else 0.0
 
     def statistics(self) -> WorkerStatistics:
         current = self._current
@@ -229,7 +241,16 @@ class _Incarnation:
                     announce=runner._announce,
                 )
             )
-        self._heart = Heart(runner._server, runner._keys, self.group, self.consumer, self.progress)
+        self._heart = Heart(
+            runner._server,
+            runner._keys,
+            self.group,
+            self.consumer,
+            self.progress,
+            max_block=runner._max_block,
+            allowed=runner._allowed,
+            on_stuck=runner._on_stuck,
+        )
         threads = runner._server.shared
         self._joining = Joining(worker, self.group, self._shared, self._lane_of, check_rights=threads)
         self._taking = Taking(self.group, self.subscriptions, self.lanes, runner._random, on_fenced=self._fenced.set)

@@ -11,6 +11,8 @@ import trio
 import trio.testing
 from waiting import until
 
+from canvasbus import clock
+from canvasbus.consume import liveness
 from canvasbus.consume.liveness import Heart, Progress, Watcher
 from canvasbus.errors import Unavailable
 from canvasbus.transport.blocking import BlockingLink
@@ -159,9 +161,52 @@ async def test_a_heart_stops_when_the_loop_is_stuck_for_too_long() -> None:
     heart = Heart(server, [keys], "g", "me", progress, every=0.005, max_block=0.05, on_stuck=stuck.set)
     heart.start_thread()
     assert stuck.wait(10)
+    heart.stop()
     heart.join(5)
     count = beats_of(server, keys)
     assert count == heart.beats
+
+
+async def test_a_loop_is_not_stuck_while_a_handler_has_asked_for_time() -> None:
+    """`allowed` says until when; the beat goes on, and only after that time it is stuck."""
+    server, keys, progress = MemoryServer(), Keys(), Progress()
+    stuck, until_when = threading.Event(), [clock.monotonic() + 3600.0]
+    heart = Heart(
+        server,
+        [keys],
+        "g",
+        "me",
+        progress,
+        every=0.005,
+        max_block=0.02,
+        allowed=lambda: until_when[0],
+        on_stuck=stuck.set,
+    )
+    heart.start_thread()
+    wait_stubbornly(lambda: heart.beats >= 30)
+    assert not stuck.is_set()
+    until_when[0] = 0.0
+    assert stuck.wait(10)
+    heart.stop()
+    heart.join(5)
+
+
+async def test_a_stuck_loop_is_ended_although_nobody_reads_the_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Telling of it may block, like a full pipe does: on_stuck is called all the same."""
+    full, stuck = threading.Event(), threading.Event()
+
+    class Blocked:
+        def critical(self, *_: object, **__: object) -> None:
+            full.wait(20)
+
+    monkeypatch.setattr(liveness, "log", Blocked())
+    monkeypatch.setattr(liveness, "TELL_SECONDS", 0.01)
+    heart = Heart(MemoryServer(), [Keys()], "g", "me", Progress(), every=0.005, max_block=0.01, on_stuck=stuck.set)
+    heart.start_thread()
+    assert stuck.wait(10)
+    full.set()
+    heart.stop()
+    heart.join(5)
 
 
 async def test_a_blocked_loop_is_told_with_its_stack() -> None:
