@@ -1,32 +1,39 @@
 """canvasbus: the event bus of a studio that serves generative models.
 
-This is the producer's door. It loads neither trio nor structlog, and redis only when a Producer is made.
+This is the producer's door. It loads neither trio nor structlog, redis only when a Producer is made, and all the rest
+when a name is first asked for: `import canvasbus` alone costs under a millisecond, since pytest does it for everybody
+who has canvasbus installed (`pytest_plugin`).
 
     canvasbus           Producer, Event, event, errors          training jobs, model servers, notebooks
     canvasbus.bus       EventBus                                trio programs; publish and consume in one process
     canvasbus.worker    Worker, Context, Backoff, run           handlers
     canvasbus.events    the domain's vocabulary
+    canvasbus.testing   TestBus, for the tests of those who write handlers
 
 Folder = layer; a folder imports only from those below it (tests/test_layers.py):
 
-    cli · operate · bus.py worker.py · consume · produce · transport · wire · events · contract · config log clock · errors
+    pytest_plugin.py · cli · testing · operate · bus.py worker.py · consume · produce · transport · wire · events · contract · config log clock · errors
 """
 
-from canvasbus.contract.event import AwareDatetime, Event, correlation
-from canvasbus.contract.registry import ALLOW_NON_FINITE, event
-from canvasbus.errors import (
-    BufferFull,
-    CanvasbusError,
-    ConfigError,
-    ContractError,
-    DecodeError,
-    EncodeError,
-    Refused,
-    StreamFull,
-    TransportError,
-    Unavailable,
-)
-from canvasbus.produce.producer import Producer
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from canvasbus.contract.event import AwareDatetime, Event, correlation
+    from canvasbus.contract.registry import ALLOW_NON_FINITE, event
+    from canvasbus.errors import (
+        BufferFull,
+        CanvasbusError,
+        ConfigError,
+        ContractError,
+        DecodeError,
+        EncodeError,
+        Refused,
+        StreamFull,
+        TransportError,
+        Unavailable,
+    )
+    from canvasbus.produce.producer import Producer
 
 __all__ = [
     "ALLOW_NON_FINITE",
@@ -48,3 +55,25 @@ __all__ = [
 ]
 
 __version__ = "0.0.1"
+
+_HOMES = {
+    "canvasbus.contract.event": ("AwareDatetime", "Event", "correlation"),
+    "canvasbus.contract.registry": ("ALLOW_NON_FINITE", "event"),
+    "canvasbus.produce.producer": ("Producer",),
+}
+_DOORS = {"bus", "errors", "events", "testing", "worker"}
+_home_of = {name: home for home, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        value = getattr(import_module(_home_of.get(name, "canvasbus.errors")), name)
+        globals()[name] = value
+        return value
+    if name in _DOORS:
+        return import_module(f"canvasbus.{name}")
+    raise AttributeError(f"module 'canvasbus' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *_DOORS})

@@ -47,9 +47,10 @@ class EventBus:
     memory://name (shared in the process) or off:// (publish does nothing and returns None). `source` says who publishes.
     `patience`: seconds for which publish waits for a server that is away before it raises Unavailable (None: as long as
     it takes). `grace`: seconds for which handlers may go on when the bus is left. `park`: seconds for which events of a
-    newer version than this program knows wait for a newer worker of their group before they go to the dead letters. `max_block`: seconds
-    for which a handler may block the loop before this process counts as stuck: it is told, its heartbeat ends, others
-    take over, and `on_stuck`, if given, is called from another thread (`canvasbus.worker.run` ends the process there).
+    newer version than this program knows wait for a newer worker of their group before they go to the dead letters.
+    `max_block`: seconds for which a handler may block the loop before this process counts as stuck: it is told, its
+    heartbeat ends, others take over, and `on_stuck`, if given, is called from another thread (`canvasbus.worker.run`
+    ends the process there). `server` stands in for what the URL leads to (for tests and simulations).
 
     Raises ConfigError for a URL that cannot work; entering raises Refused when the server will not have us, and waits
     for a server that is only away for `connect_timeout` seconds, then raises Unavailable.
@@ -70,12 +71,13 @@ class EventBus:
         max_block: float = MAX_BLOCK_SECONDS,
         on_stuck: Callable[[], None] | None = None,
         connect_timeout: float = 10.0,
+        server: Server | None = None,
     ) -> None:
         check_name("namespace", namespace)
         if partitions < 1:
             raise ConfigError(f"partitions={partitions}: a namespace has at least one")
         self._off = url.startswith("off://")
-        self._server: Server | None = None if self._off else open_server(url)
+        self._server: Server | None = None if self._off else server or open_server(url)
         self._codec = Codec(source, limit=max_event_bytes)
         self._namespace = namespace
         self._partitions = partitions

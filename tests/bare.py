@@ -7,7 +7,7 @@ from servers import ServerProcess, binaries
 
 CHECK = """
 import sys
-import canvasbus
+from canvasbus import *
 loaded = {"trio", "structlog", "redis", "asyncio"} & set(sys.modules)
 assert not loaded, loaded
 from canvasbus.errors import ConfigError

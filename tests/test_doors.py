@@ -14,8 +14,23 @@ def loaded_by(statement: str) -> set[str]:
 
 @pytest.mark.parametrize("heavy", ["trio", "structlog", "redis", "asyncio", "hiredis", "numpy", "fakeredis"])
 def test_the_producers_door_is_light(heavy: str) -> None:
-    """`import canvasbus` loads nothing that a training job would not have loaded anyway."""
-    assert heavy not in loaded_by("import canvasbus")
+    """The names of `canvasbus` load nothing that a training job would not have loaded anyway."""
+    assert heavy not in loaded_by("from canvasbus import *")
+
+
+def test_the_door_itself_loads_nothing() -> None:
+    """pytest imports `canvasbus` for everybody who has it installed: what is behind the door comes when it is asked for."""
+    assert "msgspec" not in loaded_by("import canvasbus")
+    assert "msgspec" in loaded_by("from canvasbus import Event")
+
+
+def test_other_doors_are_reached_through_the_first() -> None:
+    """`import canvasbus` and then canvasbus.errors or canvasbus.bus; a name that nobody has is an AttributeError."""
+    assert "trio" in loaded_by("import canvasbus; canvasbus.bus.EventBus")
+    with pytest.raises(AttributeError, match="'canvasbus' has no attribute 'Prodcuer'"):
+        import canvasbus
+
+        canvasbus.Prodcuer  # type: ignore[attr-defined]
 
 
 def test_names_of_the_producers_door() -> None:
@@ -43,11 +58,22 @@ def test_names_of_the_producers_door() -> None:
 
 
 def test_names_of_the_other_doors() -> None:
-    """What `canvasbus.bus` and `canvasbus.worker` export."""
+    """What `canvasbus.bus`, `canvasbus.testing` and `canvasbus.worker` export."""
     import canvasbus.bus
+    import canvasbus.testing
     import canvasbus.worker
 
     assert set(canvasbus.bus.__all__) == {"PER_INSTANCE", "EventBus"}
+    assert set(canvasbus.testing.__all__) == {
+        "Attempt",
+        "DeadLetter",
+        "NotSettled",
+        "Published",
+        "ServerProcess",
+        "TestBus",
+        "in_virtual_time",
+        "installed_servers",
+    }
     assert set(canvasbus.worker.__all__) == {
         "PER_INSTANCE",
         "NEVER",

@@ -21,7 +21,7 @@ LAYERS = (
     ("__init__", "bus", "worker"),
     ("operate",),
     ("cli", "testing"),
-    ("__main__",),
+    ("__main__", "pytest_plugin"),
 )
 DOORS = {
     "canvasbus",

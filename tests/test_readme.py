@@ -154,6 +154,12 @@ def test_the_middleware_lets_events_through(folder: Path) -> None:
     run(folder, sys.executable, "drive.py", url="memory://")
 
 
+def test_the_test_of_the_handlers_passes(folder: Path, url: str) -> None:
+    """The example of a test is one."""
+    said = run(folder, sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "test_my_workers.py", url=url)
+    assert "1 passed" in said
+
+
 def test_every_command_is_mentioned() -> None:
     """Each subcommand of `canvasbus` stands in the README."""
     import argparse

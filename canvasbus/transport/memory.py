@@ -64,6 +64,12 @@ def named(name: str) -> "MemoryServer":
         return server
 
 
+def forget(name: str) -> None:
+    """Let memory://name begin anew; who has it open keeps what there was."""
+    with _named_lock:
+        _named.pop(name, None)
+
+
 class _Socket(FakeSocket):
     """A fake socket whose error replies are hiredis errors with the server's whole text."""
 
@@ -81,8 +87,8 @@ class MemoryServer:
         self.name = f"memory://{name}"
         self._fake = FakeServer(version=_SERVER_VERSION)
 
-    def _socket(self) -> Any:
-        if not self._fake.connected:
+    def _socket(self, *, always: bool = False) -> Any:
+        if not (self._fake.connected or always):
             raise Unavailable(f"{self.name} is switched off")
         return _Socket(self._fake, 0, client_class=redis.Redis, lua_modules=set())
 
@@ -92,6 +98,10 @@ class MemoryServer:
 
     def connect_blocking(self) -> "MemoryBlockingConnection":
         return MemoryBlockingConnection(self)
+
+    def observe(self) -> "MemoryBlockingConnection":
+        """A connection that `set_connected(False)` does not cut (for test kits)."""
+        return MemoryBlockingConnection(self, always=True)
 
     def set_connected(self, connected: bool) -> None:
         """Switch the server off or on again, as an outage would (for tests); its data stays."""
@@ -182,12 +192,13 @@ class MemoryConnection:
 class MemoryBlockingConnection:
     """The same pipe for threads."""
 
-    def __init__(self, server: MemoryServer) -> None:
+    def __init__(self, server: MemoryServer, *, always: bool = False) -> None:
         self._server = server
-        self._socket = server._socket()
+        self._always = always
+        self._socket = server._socket(always=always)
 
     def request(self, data: bytes, replies: int, timeout: float) -> list[Reply]:
-        if self._socket is None or not self._server._fake.connected:
+        if self._socket is None or not (self._server._fake.connected or self._always):
             self.close()
             raise Unavailable(f"{self._server.name} is switched off")
         _execute(self._socket, data)

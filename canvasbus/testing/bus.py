@@ -1,0 +1,383 @@
+"""TestBus: workers, a bus and a server in one process and in virtual time, for the tests of those who write handlers.
+
+Theory of operation. Each worker has an EventBus of its own, as a process would, and behind it a FaultyServer of its
+own, so that one can be cut off or die while the others go on; publishing has another. All of them meet on one server
+in memory. What a test asks about is read from that server, past all simulated trouble, and from a notebook that every
+handler run is written into.
+
+`settle` knows that work is left by what the server says is unread or unacknowledged, not by what workers say of
+themselves: a crashed one says nothing.
+"""
+
+import itertools
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import AsyncExitStack, contextmanager
+from datetime import datetime
+from functools import partial
+from types import TracebackType
+from typing import Any, ClassVar, Self, TypeVar, get_args, overload
+from uuid import UUID
+
+import trio
+
+from canvasbus.bus import EventBus
+from canvasbus.consume.handlers import Worker
+from canvasbus.consume.runner import WorkerStatistics
+from canvasbus.contract.bus_events import BusLoss
+from canvasbus.contract.event import Event
+from canvasbus.contract.registry import registry
+from canvasbus.errors import ConfigError, ContractError
+from canvasbus.testing import unsettled
+from canvasbus.testing.faults import Fault, FaultyServer, How, What
+from canvasbus.testing.observed import Attempt, Notebook
+from canvasbus.testing.seen import DeadLetter, Eyes, Published
+from canvasbus.testing.unsettled import NotSettled
+from canvasbus.testing.virtual import VirtualTime, real_limit
+from canvasbus.wire.keys import Keys
+
+E = TypeVar("E", bound=Event)
+
+_numbers = itertools.count(1)
+
+
+class _Life:
+    """What would be a process: one worker, or (None) the one that publishes."""
+
+    def __init__(self, worker: Worker | None) -> None:
+        self.worker = worker
+        self.name = None if worker is None else worker.name
+        self.begin()
+
+    def begin(self) -> None:
+        """Before the first start, and after a crash."""
+        self.server: FaultyServer
+        self.bus: EventBus | None = None
+        self.scope = trio.CancelScope()
+        self.stop = trio.Event()
+        self.ended = trio.Event()
+        self.ready = False
+
+
+class TestBus:
+    """Workers on a server in memory, in virtual time: a test publishes, settles, and looks at what came of it.
+
+        @in_virtual_time
+        async def test_a_bad_picture_is_told():
+            async with TestBus(worker) as bus:
+                await bus.publish(PictureScored(model_name="m", aesthetic=0.3))
+                await bus.settle()
+            (told,) = bus.published(TasteDropped)
+            assert told.cause.event.aesthetic == 0.3
+
+    Use it as an async context manager on trio's MockClock (see `in_virtual_time`; pytest-trio's `autojump_clock` and
+    `mock_clock` do too). Nothing waits in real time, except for plain handlers, which run in threads: while one runs,
+    virtual time stands still. What lies on the bus can be looked at after the block too.
+
+    `workers` are run as copies and stay untouched; each has a name of its own. `url` names the server in memory, for
+    code under test that makes its own `Producer` or `EventBus` (default: a new one, see the attribute `url`).
+    `start` is the wall time at the beginning (default: now). `options` are those of EventBus.
+
+    Raises ContractError outside of virtual time, and AssertionError at the end of a block in which an ordered fault
+    (`fail_next`) has never happened.
+    """
+
+    __test__: ClassVar[bool] = False  # pytest: this is no class of tests
+
+    def __init__(
+        self,
+        *workers: Worker,
+        url: str | None = None,
+        namespace: str = "canvasbus",
+        partitions: int = 1,
+        start: datetime | None = None,
+        **options: Any,
+    ) -> None:
+        from canvasbus.transport import memory  # fakeredis is an extra, and the servers in `server` do not need it
+
+        names = Counter(worker.name for worker in workers)
+        if names and max(names.values()) > 1:
+            raise ContractError(f"several workers are named {names.most_common(1)[0][0]!r}: each is a group of its own")
+        self._fresh = url is None
+        self.url = url or f"memory://testbus-{next(_numbers)}"
+        """The address of the server in memory; a `Producer` in a thread reaches it too."""
+        self._name = self.url.removeprefix("memory://")
+        if self._name in ("", self.url):
+            raise ConfigError(f"TestBus lives on memory://NAME, not on {self.url}")
+        self._server = memory.named(self._name)
+        self._forget = memory.forget
+        self._start = start
+        self._options = {"grace": 0.001, "connect_timeout": math.inf, **options}
+        self._options |= {"namespace": namespace, "partitions": partitions}
+        self._eyes = Eyes(self._server, [Keys(namespace, partition) for partition in range(partitions)])
+        self._notebook = Notebook()
+        self._workers = [self._notebook.observe(worker) for worker in workers]
+        self._everybody = [_Life(None), *map(_Life, self._workers)]
+        self._faults: list[Fault] = []
+        self._publishing = 0
+        self._away = 0
+        self._nursery: trio.Nursery | None = None
+
+    # --- life ----------------------------------------------------------------------------------------------------
+
+    async def __aenter__(self) -> Self:
+        if self._nursery is not None:
+            raise ContractError("a TestBus lives once: make a new one for another `async with`")
+        self._time = VirtualTime.of_this_run()
+        async with AsyncExitStack() as stack:
+            stack.enter_context(self._time.in_force(self._start))
+            self._manager = trio.open_nursery()
+            self._nursery = nursery = await self._manager.__aenter__()
+            stack.push_async_exit(self._close_nursery)
+            nursery.start_soon(self._time.run)
+            with self._time.moving():
+                for life in self._everybody:
+                    try:
+                        await nursery.start(self._live, life)
+                    except BaseExceptionGroup as group:  # each EventBus has a nursery
+                        raise _alone(group) from None
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        never = [fault for fault in self._faults if fault.times > 0]
+        self._faults.clear()
+        self._server.set_connected(True)
+        try:
+            if error is None:
+                with self._time.moving(despite_threads=True):
+                    for life in reversed(self._everybody):
+                        life.stop.set()
+                        await life.ended.wait()
+        except BaseException as failure:
+            kind, error, trace = type(failure), failure, failure.__traceback__
+            raise
+        finally:
+            if self._fresh:
+                self._forget(self._name)
+            await self._stack.__aexit__(kind, error, trace)
+        if error is None and never:
+            raise AssertionError(f"ordered by fail_next(), and never happened: {', '.join(map(str, never))}")
+        return None
+
+    async def _close_nursery(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        """The block's own errors pass as they are; what comes out of the nursery is what went wrong in the bus."""
+        assert self._nursery is not None
+        self._nursery.cancel_scope.cancel()
+        try:
+            if isinstance(error, trio.Cancelled):
+                return await self._manager.__aexit__(kind, error, trace)
+            await self._manager.__aexit__(None, None, None)
+        except BaseExceptionGroup as group:
+            raise _alone(group) from None
+        return None
+
+    async def _live(self, life: _Life, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        assert self._nursery is not None
+        life.server = FaultyServer(
+            self._server, life.name, self._faults, partial(self._nursery.start_soon, self._restart, life)
+        )
+        try:
+            with life.scope:
+                async with EventBus(self.url, server=life.server, **self._options) as life.bus:
+                    if life.worker is not None:
+                        life.bus.add(life.worker)
+                    await life.bus.wait_ready()
+                    life.ready = True
+                    task_status.started()
+                    await life.stop.wait()
+        finally:
+            life.ended.set()
+
+    async def _restart(self, life: _Life) -> None:
+        """The process dies as it is, and a new one starts. That it is dead the others find out by themselves."""
+        assert self._nursery is not None
+        life.server.cut()
+        life.scope.cancel()
+        await life.ended.wait()
+        life.begin()
+        self._nursery.start_soon(self._live, life)
+
+    def _life(self, worker: Worker | str) -> _Life:
+        name = worker.name if isinstance(worker, Worker) else worker
+        for life in self._everybody:
+            if life.worker is not None and life.name == name:
+                return life
+        raise ContractError(f"no worker {name!r} on {self!r}")
+
+    # --- publishing ----------------------------------------------------------------------------------------------
+
+    async def publish(self, event: Event, *, expires_in: float | None = None) -> str:
+        """Publish and return the entry id, as `EventBus.publish` does. While trouble is simulated, time passes."""
+        with self._outside() as bus:
+            return await bus.publish(event, expires_in=expires_in) or ""
+
+    async def publish_many(self, events: Iterable[Event]) -> list[str]:
+        """Publish in order and return the entry ids, as `EventBus.publish_many` does."""
+        with self._outside() as bus:
+            return await bus.publish_many(events)
+
+    @contextmanager
+    def _outside(self) -> Iterator[EventBus]:
+        bus = self._everybody[0].bus
+        if bus is None:
+            raise ContractError("publish inside the block: `async with TestBus(...) as bus:`")
+        self._publishing += 1
+        try:
+            with self._time.moving():
+                yield bus
+        finally:
+            self._publishing -= 1
+
+    # --- time ----------------------------------------------------------------------------------------------------
+
+    async def settle(self, *, horizon: float = 3600.0, real_seconds: float = 30.0) -> None:
+        """Return when everything that was published has been handled to its end: retries and backoffs, the events that
+        handlers return, and those that follow from them. Virtual time jumps to wherever something is due.
+
+        Raises NotSettled, with a list of what is left, when that takes more than `horizon` seconds of virtual time (a
+        handler that raises RetryLater for ever, say), or more than `real_seconds` of real time (events that cause each
+        other without end, or a plain function that does not return; `math.inf` while you debug).
+        """
+        begun = trio.current_time()
+        before = unsettled.counts(self._eyes)
+        with self._time.by_hand(), real_limit(real_seconds) as limit:
+            while True:
+                await self._time.rest()
+                if not self._busy():
+                    return
+                left = begun + horizon - trio.current_time()
+                if left <= 0:
+                    break
+                self._time.move(left)
+        passed = trio.current_time() - begun
+        took = f"{real_seconds:g} s of real time" if limit.cancelled_caught else f"{passed:g} s of virtual time"
+        raise NotSettled(
+            "\n".join([f"after {took} this is left to do:", *self._left(), *unsettled.circle(before, self._eyes)])
+        )
+
+    async def advance(self, seconds: float) -> None:
+        """Let `seconds` of virtual time pass, and all that is due in them happen; return when nothing more is."""
+        until = trio.current_time() + seconds
+        with self._time.by_hand():
+            while True:
+                await self._time.rest()
+                left = until - trio.current_time()
+                if left <= 0:
+                    return
+                self._time.move(left)
+
+    def _busy(self) -> bool:
+        """Something is to be done, as far as can be seen without its details."""
+        if self._publishing or self._away or not all(life.ready for life in self._everybody):
+            return True
+        buses = [life.bus for life in self._everybody if life.bus is not None]
+        if any(bus.publisher_statistics().waiting_bytes for bus in buses):
+            return True
+        if any(s.running or s.held or s.waiting for bus in buses for s in bus.statistics()):
+            return True
+        return bool(self._eyes.unfinished(self._workers))
+
+    def _left(self) -> list[str]:
+        """What is to be done, line by line."""
+        lines = ["  the server is away (outage)"] if self._away else []
+        lines += [f"  {life.name}: is starting" for life in self._everybody if not life.ready]
+        lines += [f"  {self._publishing} calls of publish wait"] if self._publishing else []
+        return lines + unsettled.entries(self._eyes.unfinished(self._workers), self._eyes, self._notebook)
+
+    # --- trouble -------------------------------------------------------------------------------------------------
+
+    def fail_next(self, what: What, how: How = "lost_reply", *, group: str | None = None, times: int = 1) -> None:
+        """Order trouble with the server.
+
+        `what`: the next "publish" (of this bus), "read" (a worker gets entries) or "commit" (a worker acknowledges, and
+        adds the events that its handler returned). `how`: the request reaches the server and the answer is lost
+        ("lost_reply"), the request is lost ("lost_request"), or the worker's process dies before it can send it
+        ("crash"), and a new one starts. `group`: only this worker's; `times`: how often in a row.
+
+        After fail_next("commit", "crash") a handler has run and nobody knows: the event runs again, in the new process,
+        once the death has been noticed. What a handler did to the outside, it does twice: it should be idempotent,
+        with `ctx.envelope.id` as its key. Lost requests and replies are the bus's business; handlers do not see them.
+        """
+        if what not in get_args(What) or how not in get_args(How) or times < 1:
+            raise ContractError(f"fail_next({what!r}, {how!r}, times={times}): see its docstring for what there is")
+        if what == "publish" and (how == "crash" or group is not None):
+            raise ContractError("publishing is the test's own: only its requests and replies can be lost")
+        if group is not None:
+            self._life(group)
+        self._faults.append(Fault(what, how, group, times))
+
+    async def crash(self, worker: Worker | str) -> None:
+        """The worker's process dies now, with whatever it has in hand, and a new one starts."""
+        with self._time.moving():
+            await self._restart(self._life(worker))
+
+    def outage(self, seconds: float) -> None:
+        """The server is away for the next `seconds` of virtual time, for everybody; its data stays."""
+        if self._nursery is None or seconds <= 0:
+            raise ContractError("an outage has a length and takes place inside the block: `async with TestBus(...)`")
+        self._away += 1
+        self._server.set_connected(False)
+        self._nursery.start_soon(self._come_back, trio.current_time() + seconds)
+
+    async def _come_back(self, at: float) -> None:
+        await trio.sleep_until(at)
+        self._away -= 1
+        if not self._away:
+            self._server.set_connected(True)
+
+    # --- looking -------------------------------------------------------------------------------------------------
+
+    @overload
+    def published(self, what: type[E]) -> list[Published[E]]: ...
+
+    @overload
+    def published(self, what: str | None = None) -> list[Published[Any]]: ...
+
+    def published(self, what: type[Event] | str | None = None) -> list[Published[Any]]:
+        """The valid events of one type, by class or name, in the order of their stream, whoever published them; each
+        knows its `cause`. Without a type: all, by entry id, and within a millisecond causes before what they caused."""
+        name = what if isinstance(what, str) or what is None else registry.of(what).name
+        return [one for one in self._eyes.published() if name in (None, one.envelope.type)]
+
+    def dead_letters(self, group: str | None = None) -> list[DeadLetter]:
+        """What a group (None: any) gave up, oldest first."""
+        return self._eyes.dead_letters(group)
+
+    def attempts(
+        self, event: Event | Published[Any] | UUID | None = None, *, group: str | None = None
+    ) -> list[Attempt]:
+        """The runs of handlers that have ended, in the order in which they did. `event`: only its runs; an Event means
+        all that are equal to it."""
+        if isinstance(event, Published):
+            event = event.id
+        return [
+            attempt
+            for attempt in self._notebook.attempts
+            if (group is None or attempt.group == group)
+            and (event is None or (attempt.envelope.id if isinstance(event, UUID) else attempt.event) == event)
+        ]
+
+    @property
+    def losses(self) -> list[BusLoss]:
+        """Every `bus.loss` so far."""
+        return [one.event for one in self.published(BusLoss)]
+
+    def statistics(self) -> dict[str, WorkerStatistics]:
+        """One record for each worker, by name. A worker that crashed counts from 0 again."""
+        return {s.group: s for life in self._everybody if life.bus is not None for s in life.bus.statistics()}
+
+    def __repr__(self) -> str:
+        return f"<TestBus {self.url} {[worker.name for worker in self._workers]}>"
+
+
+def _alone(error: BaseException) -> BaseException:
+    """What is inside of a group of one."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error

@@ -1,0 +1,171 @@
+"""What lies on a test bus's server, read past all simulated trouble and without waiting."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from uuid import UUID
+
+from canvasbus.consume.handlers import Worker
+from canvasbus.contract.event import Event
+from canvasbus.errors import DecodeError
+from canvasbus.operate import deadletter
+from canvasbus.operate.tail import Tail
+from canvasbus.operate.topics import id_order, topic_keys
+from canvasbus.transport.blocking import BlockingLink
+from canvasbus.transport.resp import ReplyError, pairs
+from canvasbus.wire.codec import Codec
+from canvasbus.wire.deadletter import DeadLetterRecord
+from canvasbus.wire.envelope import Envelope
+from canvasbus.wire.keys import Keys
+
+if TYPE_CHECKING:
+    from canvasbus.transport.memory import MemoryServer
+
+E = TypeVar("E", bound=Event, covariant=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Published(Generic[E]):
+    """One event on its stream."""
+
+    event: E
+    envelope: Envelope
+    entry_id: str
+    """Its id on the stream, as `publish` returned it."""
+    cause: "Published[Any] | None"
+    """The event whose handler returned this one; None: it was published from outside."""
+
+    @property
+    def id(self) -> UUID:
+        """The event's id."""
+        return self.envelope.id
+
+    @property
+    def causation_id(self) -> UUID | None:
+        """The id of `cause`."""
+        return self.envelope.causation_id
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """One event that a group gave up."""
+
+    group: str
+    reason: str
+    """exhausted, rejected, lost_workers, undecodable, invalid, unknown_type, newer_version, foreign or oversize."""
+    error: str
+    """The last error as `Type: message`."""
+    attempts: int
+    """How often a handler was started."""
+    event: Event | None
+    """The event; None when it could not be read."""
+    envelope: Envelope | None
+    record: DeadLetterRecord
+    """All of it: handler, traceback, times, the entry's bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unfinished:
+    """One entry that a group has not dealt with."""
+
+    group: str
+    event_type: str
+    entry_id: str
+    owner: str | None
+    """Who has it; None: nobody has read it."""
+
+
+class _Past:
+    """A server in memory, past its outages."""
+
+    def __init__(self, server: "MemoryServer") -> None:
+        self.connect_blocking = server.observe
+
+
+class Eyes:
+    """Reads one namespace."""
+
+    def __init__(self, server: "MemoryServer", partitions: Sequence[Keys]) -> None:
+        self._link = BlockingLink(_Past(server))  # type: ignore[arg-type]  # connect_blocking is all it uses
+        self._partitions = partitions
+        self._codec = Codec(limit=1 << 62)
+
+    def published(self) -> list[Published[Any]]:
+        """All valid events of all types, by entry id; within a millisecond causes come before what they caused."""
+        tail = Tail(self._partitions, blocks=False)
+        self._link.run(tail.begin())
+        rows: list[tuple[Envelope, Event, str]] = []
+        while entries := self._link.run(tail.page()):
+            for entry in entries:
+                opened = self._open(entry.fields, entry.topic, entry.entry_id)
+                if opened is not None:
+                    rows.append((*opened, entry.entry_id))
+        by_id = {row[0].id: row for row in reversed(rows)}
+        made: dict[UUID, tuple[Published[Any], int]] = {}  # and how many ancestors it has
+
+        def make(row: tuple[Envelope, Event, str]) -> tuple[Published[Any], int]:
+            line = [row]  # from the event up to its first ancestor that is made, or to none
+            while (cause := line[-1][0].causation_id) in by_id and cause not in made and len(line) <= len(rows):
+                line.append(by_id[cause])
+            for envelope, event, entry_id in reversed(line):
+                parent, depth = made.get(envelope.causation_id, (None, -1)) if envelope.causation_id else (None, -1)
+                result = Published(event, envelope, entry_id, parent), depth + 1
+                made.setdefault(envelope.id, result)
+            return result
+
+        def order(one: tuple[Published[Any], int]) -> tuple[int, int, int, str]:
+            milliseconds, sequence = id_order(one[0].entry_id)
+            return milliseconds, one[1], sequence, one[0].envelope.type
+
+        return [one for one, _ in sorted(map(make, rows), key=order)]
+
+    def dead_letters(self, group: str | None) -> list[DeadLetter]:
+        """What the groups gave up, oldest first."""
+        wanted = deadletter.Filter(group=group)
+        found = self._link.run(deadletter.dead_letters(self._partitions, wanted, limit=1_000_000))
+        return [self._letter(letter.record) for letter in found.letters if letter.record is not None]
+
+    def _letter(self, record: DeadLetterRecord) -> DeadLetter:
+        envelope, event = self._open(record.fields, record.event_type, record.entry_id) or (None, None)
+        return DeadLetter(record.group, record.reason, record.error, record.attempts, event, envelope, record)
+
+    def _open(self, fields: Sequence[bytes], topic: str, entry_id: str) -> tuple[Envelope, Event] | None:
+        if len(fields) != 2 or fields[0] != b"e":
+            return None
+        try:
+            return self._codec.decode(fields[1], stream_type=topic, entry_id=entry_id)
+        except DecodeError:
+            return None
+
+    def unfinished(self, workers: Iterable[Worker]) -> list[Unfinished]:
+        """What the workers have not dealt with, by group and entry id: at most a thousand entries of each topic."""
+        found: list[Unfinished] = []
+        for key in self._link.run(topic_keys(self._partitions)):
+            for worker in workers:
+                if worker.handler_for(key.name) is not None:
+                    found += self._unfinished(worker.name, key.name, key.stream)
+        return sorted(found, key=lambda one: (one.group, id_order(one.entry_id)))
+
+    def _unfinished(self, group: str, topic: str, stream: bytes) -> list[Unfinished]:
+        rows = self._link.call("XINFO", "GROUPS", stream)
+        groups = [] if isinstance(rows, ReplyError) else [pairs(row) for row in rows]
+        mine = next((row for row in groups if row[b"name"] == group.encode()), None)
+        cursor = b"(" + mine[b"last-delivered-id"] if mine else b"-"  # no group yet: a glob finds the topic soon
+        unread = self._link.call("XRANGE", stream, cursor, "+", "COUNT", 1000)
+        found = [Unfinished(group, topic, entry_id.decode(), None) for entry_id, _ in unread]
+        if mine and mine[b"pending"]:
+            held = self._link.call("XPENDING", stream, group, "-", "+", 1000)
+            found += [Unfinished(group, topic, entry_id.decode(), owner.decode()) for entry_id, owner, *_ in held]
+        return found
+
+    def event(self, topic: str, entry_id: str) -> Event | None:
+        """The event of one entry; None when it cannot be read."""
+        for keys in self._partitions:
+            rows = self._link.call("XRANGE", keys.stream(topic), entry_id, entry_id)
+            if not isinstance(rows, ReplyError) and rows:
+                opened = self._open(rows[0][1], topic, entry_id)
+                return opened[1] if opened else None
+        return None
+
+    def close(self) -> None:
+        self._link.close()
