@@ -8,7 +8,7 @@ Leaving the block drains: queued events are sent, running handlers finish within
 """
 
 import re
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from types import TracebackType
@@ -23,6 +23,7 @@ from canvasbus.consume.leaving import GRACE_SECONDS
 from canvasbus.consume.liveness import MAX_BLOCK_SECONDS
 from canvasbus.consume.maintain import Maintainer
 from canvasbus.consume.parking import PATIENCE_SECONDS
+from canvasbus.consume.retention import check_policies, declare
 from canvasbus.consume.runner import Runner, WorkerStatistics
 from canvasbus.contract.event import Event, correlation
 from canvasbus.errors import BufferFull, ConfigError, ContractError, LifespanError
@@ -34,8 +35,9 @@ from canvasbus.transport.link import SharedLink
 from canvasbus.transport.server import Server
 from canvasbus.wire.codec import MAX_EVENT_BYTES, Codec
 from canvasbus.wire.keys import Keys, check_name
+from canvasbus.wire.retention import Retention
 
-__all__ = ["PER_INSTANCE", "EventBus"]
+__all__ = ["PER_INSTANCE", "EventBus", "Retention"]
 
 log = get_logger("canvasbus.worker")
 
@@ -51,6 +53,12 @@ class EventBus:
     `max_block`: seconds for which a handler may block the loop before this process counts as stuck: it is told, its
     heartbeat ends, others take over, and `on_stuck`, if given, is called from another thread (`canvasbus.worker.run`
     ends the process there). `server` stands in for what the URL leads to (for tests and simulations).
+    it takes). `grace`: seconds for which handlers may go on when the bus is left. `retention`: what is kept of which
+    types, for the whole namespace from now on (see Retention; None: what is on record, else its defaults). `park`:
+    seconds for which events of a newer version than this program knows wait for a newer worker of their group before
+    they go to the dead letters. `max_block`: seconds for which a handler may block the loop before this process counts
+    as stuck: it is told, its heartbeat ends, others take over, and `on_stuck`, if given, is called from another thread
+    (`canvasbus.worker.run` ends the process there).
 
     Raises ConfigError for a URL that cannot work; entering raises Refused when the server will not have us, and waits
     for a server that is only away for `connect_timeout` seconds, then raises Unavailable.
@@ -72,6 +80,7 @@ class EventBus:
         on_stuck: Callable[[], None] | None = None,
         connect_timeout: float = 10.0,
         server: Server | None = None,
+        retention: Retention | Mapping[str, Retention] | None = None,
     ) -> None:
         check_name("namespace", namespace)
         if partitions < 1:
@@ -86,6 +95,7 @@ class EventBus:
         self._max_block = max_block
         self._on_stuck = on_stuck
         self._connect_timeout = connect_timeout
+        self._retention = check_policies(retention) if retention is not None else {}
         self._workers: list[Worker] = []
         self._runners: list[Runner] = []
         self._subscribed: dict[str | PerInstance, Worker] = {}
@@ -122,7 +132,9 @@ class EventBus:
             self._publisher.open()
             nursery.start_soon(self._publish_until_closed)
             for partition in range(self._partitions):
-                nursery.start_soon(Maintainer(self._shared, Keys(self._namespace, partition)).run)
+                nursery.start_soon(
+                    Maintainer(self._shared, Keys(self._namespace, partition), announce=self._announce).run
+                )
             for worker in self._workers:
                 self._start(worker)
         except BaseException as error:
@@ -138,7 +150,9 @@ class EventBus:
         deadline = trio.current_time() + self._connect_timeout
         while True:
             try:
-                return await self._shared.run(declare_partitions(self._namespace, self._partitions))
+                await self._shared.run(declare_partitions(self._namespace, self._partitions))
+                everywhere = [Keys(self._namespace, partition) for partition in range(self._partitions)]
+                return await self._shared.run(declare(everywhere, self._retention))
             except Unavailable:
                 if trio.current_time() >= deadline:
                     raise

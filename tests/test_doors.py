@@ -63,7 +63,7 @@ def test_names_of_the_other_doors() -> None:
     import canvasbus.testing
     import canvasbus.worker
 
-    assert set(canvasbus.bus.__all__) == {"PER_INSTANCE", "EventBus"}
+    assert set(canvasbus.bus.__all__) == {"PER_INSTANCE", "EventBus", "Retention"}
     assert set(canvasbus.testing.__all__) == {
         "Attempt",
         "DeadLetter",

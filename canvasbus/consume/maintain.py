@@ -1,14 +1,19 @@
-"""What a namespace needs done by somebody: timers that are due are published, groups of killed instances removed.
+"""What a namespace needs done by somebody: timers that are due are published, streams are trimmed, groups of killed
+instances removed.
 
 Every bus offers itself; the one that holds the lease of a partition does it. The lease only spares the others the work:
 what is done is done by scripts that may run twice, anywhere, at any time.
 """
 
+from collections.abc import Callable
+
 import trio
 
 from canvasbus import ids
 from canvasbus.consume import instances
-from canvasbus.errors import Refused, TransportError
+from canvasbus.consume.retention import Trimmer
+from canvasbus.contract.event import Event
+from canvasbus.errors import ConfigError, TransportError, Unavailable
 from canvasbus.log import get_logger
 from canvasbus.transport.link import SharedLink
 from canvasbus.transport.resp import check, commands
@@ -30,9 +35,11 @@ log = get_logger("canvasbus.bus")
 class Maintainer:
     """Maintains one partition, while it holds the lease."""
 
-    def __init__(self, shared: SharedLink, keys: Keys) -> None:
+    def __init__(self, shared: SharedLink, keys: Keys, *, announce: Callable[[Event], None]) -> None:
         self.fired = 0
         """Timers published by this one."""
+        self.trimmer = Trimmer(keys)
+        self._announce = announce
         self._shared = shared
         self._keys = keys
         self._name = ids.uuid7().hex
@@ -41,25 +48,37 @@ class Maintainer:
 
     async def run(self) -> None:
         """Maintain until cancelled."""
-        leased = looked = 0.0
+        leased = looked = trim_at = 0.0
         while True:
             wait = LEASE_SECONDS
             try:
                 now = trio.current_time()
-                if now >= leased and not await self._hold_lease():
-                    leased = 0.0
-                else:
-                    if now >= leased:
-                        leased = now + LEASE_SECONDS
+                if now >= leased:
+                    leased = now + LEASE_SECONDS if await self._hold_lease() else 0.0
+                if leased:
                     wait = await self._fire()
                     if now >= looked:
                         looked = now + instances.LOOK_SECONDS
                         await self._instances.look()
-            except TransportError as error:
-                if isinstance(error, Refused) and str(error) not in self._told:
-                    self._told.add(str(error))
-                    log.error("maintaining the namespace is refused", error=str(error))
+                    if now >= trim_at:
+                        trim_at = now + await self._trim(now)
+            except (TransportError, ConfigError) as error:
+                if not isinstance(error, Unavailable):
+                    self._tell(str(error))
             await trio.sleep(wait)
+
+    def _tell(self, problem: str) -> None:
+        if problem not in self._told:
+            self._told.add(problem)
+            log.error("maintaining the namespace fails", error=problem)
+
+    async def _trim(self, now: float) -> float:
+        """Remove what retention lets go; returns after how many seconds to look again."""
+        wait, losses = await self._shared.run(self.trimmer.look(now))
+        for loss in losses:
+            log.warning("entries are not kept any more", topic=loss.topic, group=loss.group, why=loss.detail)
+            self._announce(loss)
+        return wait
 
     async def _hold_lease(self) -> bool:
         key = self._keys.maintainer

@@ -429,3 +429,106 @@ end
 return 1
 """,
 )
+
+TRIM: Final = Script(
+    "trim",
+    """
+-- Remove the oldest entries of a stream as far as its targets ask for it and no group that counts still needs them.
+-- KEYS[1] the stream; KEYS[2] marks: now and then an entry id, by how many entries had been added when it was the last
+-- ARGV[1] age in ms (0: any); [2] entries to keep at most (0: any); [3] bytes to keep at most (0: any); [4] cap: how many
+-- there may be, handled or not (0: any); [5] 1: above the cap remove what is not handled too; [6..] the groups that count
+-- Returns entries left, entries removed, entries removed that some group had not handled, the group that keeps older
+-- entries than the targets ask for ("": none does), 1 when the cap is reached
+local info = redis.pcall('XINFO', 'STREAM', KEYS[1])
+if info.err then return {0, 0, 0, '', 0} end
+local facts = {}
+for i = 1, #info, 2 do facts[info[i]] = info[i + 1] end
+local time = redis.call('TIME')
+local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+local length, added, last = facts['length'], facts['entries-added'] or facts['length'], facts['last-generated-id']
+local function before(a, b)
+  local a1, a2 = string.match(a, '^(%d+)-?(%d*)$')
+  local b1, b2 = string.match(b, '^(%d+)-?(%d*)$')
+  -- As text, by length first: a number of Lua cannot hold every part of an id.
+  if #a1 ~= #b1 then return #a1 < #b1 end
+  if a1 ~= b1 then return a1 < b1 end
+  a2, b2 = a2 == '' and '0' or a2, b2 == '' and '0' or b2
+  if #a2 ~= #b2 then return #a2 < #b2 end
+  return a2 < b2
+end
+local function after(id)  -- the smallest id behind it
+  local ms, sequence = string.match(id, '^(%d+)-(%d+)$')
+  return sequence == '18446744073709551615' and id or ms .. '-' .. string.format('%.0f', tonumber(sequence) + 1)
+end
+local keep, cap = tonumber(ARGV[2]), tonumber(ARGV[4])
+if cap > 0 and (keep == 0 or cap < keep) then keep = cap end
+local bytes = tonumber(ARGV[3])
+if bytes > 0 and length > 0 then
+  local used = redis.pcall('MEMORY', 'USAGE', KEYS[1], 'SAMPLES', 10)
+  if type(used) == 'number' and used > bytes then
+    local fit = math.floor(length * bytes / used)
+    if keep == 0 or fit < keep then keep = fit end
+  end
+end
+local cut = ''
+if keep > 0 then
+  local newest = redis.call('ZREVRANGE', KEYS[2], 0, 0, 'WITHSCORES')
+  if not newest[2] or tonumber(newest[2]) > added then
+    redis.call('DEL', KEYS[2])
+    newest = {}
+  end
+  if last ~= '0-0' and added - tonumber(newest[2] or 0) >= math.max(1, math.floor(keep / 100)) then
+    redis.call('ZADD', KEYS[2], added, last)
+  end
+  local mark = redis.call('ZREVRANGEBYSCORE', KEYS[2], added - keep, '-inf', 'WITHSCORES', 'LIMIT', 0, 1)
+  local rest = length - keep
+  if mark[1] then
+    cut = after(mark[1])
+    rest = added - keep - tonumber(mark[2])
+  end
+  if rest > 0 then  -- count on from there, a little at a time
+    local rows = redis.call('XRANGE', KEYS[1], cut == '' and '-' or cut, '+', 'COUNT', math.min(rest, 200))
+    if rows[1] then cut = after(rows[#rows][1]) end
+  end
+  redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', '(' .. string.format('%.0f', added - 2 * keep))
+end
+local old = tonumber(ARGV[1])
+if old > 0 and now > old then
+  local id = string.format('%.0f', now - old)
+  if cut == '' or before(cut, id) then cut = id end
+end
+local groups = redis.pcall('XINFO', 'GROUPS', KEYS[1])
+local read = {}
+for _, row in ipairs(groups.err and {} or groups) do
+  local one = {}
+  for i = 1, #row, 2 do one[row[i]] = row[i + 1] end
+  read[one['name']] = one
+end
+local floor, holder = '', ''
+for i = 6, #ARGV do
+  local one, id = read[ARGV[i]], '0-0'
+  if one then
+    id = after(one['last-delivered-id'])
+    if one['pending'] > 0 then id = redis.call('XPENDING', KEYS[1], ARGV[i])[2] end
+  end
+  if floor == '' or before(id, floor) then floor, holder = id, ARGV[i] end
+end
+local function trim(id)
+  if length > 5000 then return redis.call('XTRIM', KEYS[1], 'MINID', '~', id, 'LIMIT', 20000) end
+  return redis.call('XTRIM', KEYS[1], 'MINID', id)
+end
+local removed, lost = 0, 0
+local held = cut ~= '' and floor ~= '' and before(floor, cut)
+if cut ~= '' then removed = trim(held and floor or cut) end
+if cap > 0 and length - removed >= cap then  -- exactly what is handled, then what is not
+  if floor ~= '' then removed = removed + redis.call('XTRIM', KEYS[1], 'MINID', floor) end
+  if floor == '' or ARGV[5] == '1' then
+    local more = redis.call('XTRIM', KEYS[1], 'MAXLEN', cap - 1)
+    removed, lost = removed + more, floor ~= '' and more or 0
+  end
+  held = floor ~= ''
+end
+local left = length - removed
+return {left, removed, lost, held and holder or '', (cap > 0 and left >= cap) and 1 or 0}
+""",
+)

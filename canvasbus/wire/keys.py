@@ -104,6 +104,25 @@ class Keys:
         """The lease of the one bus that fires timers and trims."""
         return self._key("maintainer")
 
+    @property
+    def retention(self) -> bytes:
+        """Hash: type or glob → JSON of what is kept of it."""
+        return self._key("retention")
+
+    @property
+    def full(self) -> bytes:
+        """JSON of the types whose streams take no more for the moment, and why; while somebody maintains the namespace."""
+        return self._key("full")
+
+    @property
+    def group_seen(self) -> bytes:
+        """Hash: declared group → its heartbeats, all in all, and when they were last seen to grow."""
+        return self._key("group-seen")
+
+    def marks(self, event_type: str) -> bytes:
+        """Sorted set of the trimming of a stream: entry ids, by how many entries had been added by then."""
+        return self._key("marks", event_type)
+
     def state(self, group: str, name: str) -> bytes:
         """A group's state of that name: 16 bytes that change with each commit, then the value in msgpack."""
         return self._key("state", group, name)

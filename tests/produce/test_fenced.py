@@ -328,9 +328,9 @@ def script(answers: list[list[Any]], batch: Sequence[Outgoing]) -> tuple[FencedS
 def test_told_to_wait(word: str) -> None:
     """A transaction that the server cannot take now is discarded as a whole and sent again, watched anew."""
     batch = [Codec().encode(PaintingMade())]
-    refusal = [b"OK", ReplyError(f"{word} later"), ReplyError("EXECABORT discarded"), b"OK"]
+    refusal = [b"OK", ReplyError(f"{word} later"), ReplyError("EXECABORT discarded"), b"OK", None]
     sender, results, sent = script(
-        [AFTER_PREPARE, refusal, AFTER_PREPARE, [b"OK", b"QUEUED", [b"1-1"], b"OK"]], list(batch)
+        [AFTER_PREPARE, refusal, AFTER_PREPARE, [b"OK", b"QUEUED", [b"1-1"], b"OK", None]], list(batch)
     )
     assert results == [b"1-1"] and sent[0] == sent[2] and sent[1] == sent[3]
     assert (sender.statistics.failures, sender.statistics.lost) == (1, 0)
@@ -341,7 +341,7 @@ def test_told_to_wait(word: str) -> None:
 def test_a_transaction_that_is_refused(word: str) -> None:
     """A transaction that is refused for good raises Refused: nothing of it is stored, and it can be sent again."""
     batch = [Codec().encode(PaintingMade())]
-    refusal = [b"OK", ReplyError(f"{word} no"), ReplyError("EXECABORT discarded"), b"OK"]
+    refusal = [b"OK", ReplyError(f"{word} no"), ReplyError("EXECABORT discarded"), b"OK", None]
     sender, error, _ = script([AFTER_PREPARE, refusal], batch)
     assert isinstance(error, Refused) and f"{word} no" in str(error)
     assert not sender.unsure_of(batch) and sender.statistics.refused == 0
@@ -350,8 +350,8 @@ def test_a_transaction_that_is_refused(word: str) -> None:
 def test_a_stale_fence() -> None:
     """EXEC answers nil when the fence was touched: nothing is stored, and the batch goes out again at once."""
     batch = [Codec().encode(PaintingMade())]
-    done = [b"OK", b"QUEUED", [b"1-1"], b"OK"]
-    _, results, sent = script([AFTER_PREPARE, [b"OK", b"QUEUED", None, b"OK"], done], batch)
+    done = [b"OK", b"QUEUED", [b"1-1"], b"OK", None]
+    _, results, sent = script([AFTER_PREPARE, [b"OK", b"QUEUED", None, b"OK", None], done], batch)
     assert results == [b"1-1"] and sent[1] == sent[2]
 
 
@@ -361,7 +361,7 @@ def test_multi_is_forbidden() -> None:
     no = ReplyError("NOPERM no permissions to run the 'multi' command")
     _, error, sent = script([[no, ReplyError("ERR EXEC without MULTI"), b"OK", 1, []]], batch)
     assert isinstance(error, Refused) and len(sent) == 1
-    late = [no, b"1-1", ReplyError("WRONGTYPE x"), ReplyError("ERR EXEC without MULTI"), b"OK"]
+    late = [no, b"1-1", ReplyError("WRONGTYPE x"), ReplyError("ERR EXEC without MULTI"), b"OK", None]
     sender, results, _ = script([AFTER_PREPARE, late], batch)
     assert results[0] == b"1-1" and isinstance(results[1], Refused)
     assert (sender.statistics.events, sender.statistics.refused) == (1, 1)

@@ -1,0 +1,260 @@
+"""Retention: how much of the past a namespace keeps, and that nothing unread goes with it.
+
+Theory of operation. Each type has targets: age, entries, bytes. Once in a while the maintainer of a partition removes
+what is older than they ask for, but never past the floor: the oldest entry that a declared group has not handled. Floor
+and removal are one script, so nobody can fall behind in between. A group counts from its declaration until `canvasbus
+groups forget`, or until none of its workers has beaten for GROUP_LEASE_SECONDS, which `bus.loss` tells first.
+
+A target is no limit: behind a group that stands still a stream grows as far as the server's memory goes. A limit is the
+cap. At the cap, `when_full` decides: publishers wait (block), get StreamFull (reject), or the oldest entries go although
+somebody has not handled them, which is told as `bus.loss` (drop_with_loss_event). Publishers learn of it with the reply
+to their batch before, so the cap is soft by a second and a batch. What handlers return and what timers bring passes:
+held up, it would hold up those who could work the stream off.
+
+Policies lie on the server, by type or glob, so that all processes have the same: an exact type, else the longest glob.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+
+import msgspec
+from msgspec import Struct
+
+from canvasbus.consume.handlers import glob_matches
+from canvasbus.contract.bus_events import OWN_TYPES, BusLoss
+from canvasbus.errors import ConfigError
+from canvasbus.transport.resp import Operation, ReplyError, check, chunks, command, commands
+from canvasbus.transport.scripts import TRIM
+from canvasbus.wire.keys import Keys
+from canvasbus.wire.retention import Full, Retention
+
+GROUP_LEASE_SECONDS = 7 * 86400.0
+"""A group none of whose workers has beaten for so long keeps nothing any more."""
+
+INSTANCE_LEASE_SECONDS = 60.0
+"""The same for a group of one process."""
+
+LOOK_SECONDS = 5.0
+CAPPED_LOOK_SECONDS = 1.0
+"""Between two looks when some type has a cap."""
+
+WHOLE_LOOK_SECONDS = 60.0
+"""Between two looks at streams to which nothing was added."""
+
+FULL_MS = 15_000
+"""Publishers stop waiting when nobody has maintained the namespace for so long."""
+
+_decode = msgspec.json.Decoder(Retention).decode
+
+
+def check_policies(policies: Retention | Mapping[str, Retention]) -> dict[str, Retention]:
+    """By type or glob. Raises ConfigError."""
+    found = {"*": policies} if isinstance(policies, Retention) else dict(policies)
+    for pattern, policy in found.items():
+        try:
+            if not isinstance(policy, Retention):
+                raise TypeError("a Retention is wanted")
+            _decode(msgspec.json.encode(policy))
+        except (TypeError, msgspec.ValidationError) as error:
+            raise ConfigError(f"retention of {pattern!r}: {error}") from None
+    return found
+
+
+def declare(partitions: Iterable[Keys], policies: Mapping[str, Retention]) -> Operation[None]:
+    """Write policies down for everybody."""
+    for keys in partitions:
+        flat = [part for pattern, policy in policies.items() for part in (pattern, msgspec.json.encode(policy))]
+        if flat:
+            (reply,) = yield command("HSET", keys.retention, *flat)
+            check(reply, "write the retention down")
+
+
+def policy_for(event_type: str, policies: Mapping[str, Retention]) -> Retention:
+    """The policy of a type."""
+    if event_type in policies:
+        return policies[event_type]
+    globs = [pattern for pattern in policies if "*" in pattern and glob_matches(pattern, event_type)]
+    return policies[max(globs, key=len)] if globs else Retention()
+
+
+def read_policies(keys: Keys) -> Operation[dict[str, Retention]]:
+    """What is on record. Raises ConfigError when something there is no policy."""
+    (flat,) = yield command("HGETALL", keys.retention)
+    found: dict[str, Retention] = {}
+    for name, value in _pairs(check(flat, "look at the retention")):
+        try:
+            found[name] = _decode(value)
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            raise ConfigError(
+                f"the retention of {name!r} on record is none ({error}): `canvasbus retention set` or `clear` it"
+            ) from None
+    return found
+
+
+class Group(Struct, frozen=True):
+    """A declared group, as far as retention goes."""
+
+    name: str
+    types: frozenset[str]
+    globs: frozenset[str]
+    instance: bool
+
+    def listens_to(self, event_type: str) -> bool:
+        """True when it reads the type or will as soon as it finds it."""
+        return event_type in self.types or (
+            event_type not in OWN_TYPES and any(glob_matches(glob, event_type) for glob in self.globs)
+        )
+
+
+class Trimmer:
+    """Trims one partition, look by look. Holds what it saw, so that an idle namespace costs little."""
+
+    def __init__(self, keys: Keys, *, group_lease: float = GROUP_LEASE_SECONDS) -> None:
+        self.trimmed = 0
+        """Entries removed."""
+        self._keys = keys
+        self._lease = group_lease
+        self._lengths: dict[str, int] = {}
+        self._looked_at_all = float("-inf")
+        self._was_full = False
+
+    def look(self, now: float) -> Operation[tuple[float, list[BusLoss]]]:
+        """Trim what has grown. Returns seconds until the next look, and what must be told."""
+        keys = self._keys
+        policies = yield from read_policies(keys)
+        losses: list[BusLoss] = []
+        whole = now - self._looked_at_all >= WHOLE_LOOK_SECONDS
+        groups = yield from self._groups(losses)
+        (names,) = yield command("SMEMBERS", keys.topics)
+        types = sorted(name.decode("utf-8", "replace") for name in check(names, "look for topics"))
+        full: dict[str, Full] = {}
+        for asked in chunks(types):
+            lengths = yield commands(*(("XLEN", keys.stream(event_type)) for event_type in asked))
+            for event_type, length in zip(asked, lengths, strict=True):
+                if isinstance(length, ReplyError):
+                    continue  # no stream; whoever publishes there is told
+                policy = policy_for(event_type, policies)
+                if whole or policy.cap or self._lengths.get(event_type) != length:
+                    yield from self._trim(event_type, policy, groups, full, losses)
+        if whole:
+            self._looked_at_all = now
+        yield from self._tell_publishers(full)
+        return CAPPED_LOOK_SECONDS if any(policy.cap for policy in policies.values()) else LOOK_SECONDS, losses
+
+    def _trim(
+        self,
+        event_type: str,
+        policy: Retention,
+        groups: Sequence[Group],
+        full: dict[str, Full],
+        losses: list[BusLoss],
+    ) -> Operation[None]:
+        keys = self._keys
+        stream = keys.stream(event_type)
+        (rows,) = yield command("XINFO", "GROUPS", stream)
+        there = (
+            set() if isinstance(rows, ReplyError) else {dict(zip(r[::2], r[1::2], strict=True))[b"name"] for r in rows}
+        )
+        counting = [g.name for g in groups if g.listens_to(event_type) or g.name.encode() in there]
+        drops = policy.when_full == "drop_with_loss_event"
+        args: list[bytes | str | int] = [
+            round((policy.max_age or 0) * 1000),
+            policy.max_length or 0,
+            policy.max_bytes or 0,
+            policy.cap or 0,
+            1 if drops else 0,
+        ]
+        reply = yield from TRIM.call([stream, keys.marks(event_type)], [*args, *counting])
+        left, removed, lost, holder, is_full = check(reply, f"trim {event_type}")
+        self.trimmed += removed
+        self._lengths[event_type] = left
+        group = holder.decode("utf-8", "replace")
+        if is_full:
+            full[event_type] = Full(policy.when_full, group, left)
+        if lost:
+            losses.append(
+                BusLoss(
+                    topic=event_type,
+                    group=group or None,
+                    reason="stream_full",
+                    detail=f"the stream had reached its cap of {policy.cap:,} entries; its oldest were removed although "
+                    f"group {group} had not handled them",
+                    lost=lost,
+                )
+            )
+
+    def _tell_publishers(self, full: dict[str, Full]) -> Operation[None]:
+        if full:
+            packet = command("SET", self._keys.full, msgspec.json.encode(full), "PX", FULL_MS)
+        elif self._was_full:
+            packet = command("DEL", self._keys.full)
+        else:
+            return
+        (reply,) = yield packet
+        check(reply, "tell publishers what is full")
+        self._was_full = bool(full)
+
+    def _groups(self, losses: list[BusLoss]) -> Operation[list[Group]]:
+        """The groups that count now."""
+        keys = self._keys
+        flat, seen, now = yield commands(("HGETALL", keys.groups), ("HGETALL", keys.group_seen), ("TIME",))
+        declared = [_group(name, about) for name, about in _pairs(check(flat, "look at the groups"))]
+        known = dict(_pairs(check(seen, "look at the groups")))
+        seconds = int(check(now, "look at the clock")[0])
+        counting: list[Group] = []
+        news: list[bytes | str | int] = []
+        for asked in chunks(declared):
+            replies = yield commands(*(("HGETALL", keys.beats(group.name)) for group in asked))
+            for group, beats in zip(asked, replies, strict=True):
+                total = sum(int(count) for _, count in _pairs(check(beats, "look at heartbeats")) if count.isdigit())
+                last_total, last_seconds, told = _seen(known.get(group.name))
+                lease = INSTANCE_LEASE_SECONDS if group.instance else self._lease
+                if total != last_total:
+                    # In steps: written at each beat it would be a command a second for each group.
+                    if seconds - last_seconds >= min(lease / 4, 3600.0) or told:
+                        news += (group.name, f"{total} {seconds} 0")
+                elif seconds - last_seconds > lease:
+                    if not told:
+                        news += (group.name, f"{total} {last_seconds} 1")
+                        if not group.instance:
+                            losses.append(_expired(group.name, seconds - last_seconds))
+                    continue
+                counting.append(group)
+        if news:
+            (reply,) = yield command("HSET", keys.group_seen, *news)
+            check(reply, "note which groups live")
+        gone = known.keys() - {group.name for group in declared}
+        if gone:
+            yield command("HDEL", keys.group_seen, *gone)
+        return counting
+
+    def __repr__(self) -> str:
+        return f"<Trimmer of {self._keys!r}, {self.trimmed} entries removed>"
+
+
+def _expired(group: str, seconds: float) -> BusLoss:
+    return BusLoss(
+        topic="*",
+        group=group,
+        reason="group_expired",
+        detail=f"group {group} has had no worker for {seconds / 86400:.1f} days: what it has not handled is kept no longer",
+    )
+
+
+def _seen(value: bytes | None) -> tuple[int, int, bool]:
+    parts = (value or b"").split()
+    if len(parts) == 3 and all(part.isdigit() and len(part) < 20 for part in parts):
+        return int(parts[0]), int(parts[1]), parts[2] == b"1"
+    return -1, 0, False
+
+
+def _group(name: str, about: bytes) -> Group:
+    try:
+        said = json.loads(about)
+        return Group(name, frozenset(said["types"]), frozenset(said["globs"]), bool(said.get("instance")))
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return Group(name, frozenset(), frozenset(), instance=False)
+
+
+def _pairs(flat: Sequence[bytes]) -> list[tuple[str, bytes]]:
+    return [(flat[at].decode("utf-8", "replace"), flat[at + 1]) for at in range(0, len(flat), 2)]

@@ -1,0 +1,50 @@
+"""What a namespace keeps of a type, and what it tells publishers when that is too much: both lie on the server as JSON."""
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta, Struct
+
+WhenFull = Literal["block", "reject", "drop_with_loss_event"]
+
+
+class Retention(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is kept of one type. None: as much as there is."""
+
+    max_age: Annotated[float, Meta(gt=0)] | None = 7 * 86400.0
+    """Seconds; older entries go once every declared group has handled them."""
+    max_length: Annotated[int, Meta(ge=1)] | None = 1_000_000
+    """Entries of one partition; more than that go once every declared group has handled them, a hundredth at a time."""
+    max_bytes: Annotated[int, Meta(ge=1)] | None = None
+    """Memory of one partition's stream on the server; the same."""
+    cap: Annotated[int, Meta(ge=1)] | None = None
+    """Entries of one partition, handled or not, at which `when_full` decides."""
+    when_full: WhenFull = "block"
+    """At the cap publishers wait, or get StreamFull, or the oldest entries go and bus.loss tells."""
+
+
+class Full(Struct, frozen=True):
+    """Why a stream takes no more for the moment."""
+
+    when_full: WhenFull
+    group: str
+    """The group that keeps the oldest entries; empty: none does."""
+    length: int
+    """Entries."""
+
+    def __str__(self) -> str:
+        who = (
+            f"group {self.group!r} has not handled the oldest: start or scale its workers, or `canvasbus groups forget`"
+        )
+        return f"the stream holds {self.length:,} entries, which is its cap; {who if self.group else 'raise it'}"
+
+
+_decode_full = msgspec.json.Decoder(dict[str, Full]).decode
+
+
+def read_full(value: bytes | None) -> dict[str, Full]:
+    """The types that take no more, from what maintainers write down; what cannot be read stops nobody."""
+    try:
+        return _decode_full(value) if value else {}
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return {}

@@ -1,0 +1,330 @@
+"""Retention: what goes when, that nothing unread goes with it, and what happens when a stream is full."""
+
+import json
+from random import Random
+from typing import Any
+
+import pytest
+import trio
+from seeds import seeds
+from studio import Eyes, PaintingFramed, PaintingMade, SculptureMade, quiet, running
+from waiting import until
+
+from canvasbus import ConfigError, Producer, StreamFull, Unavailable
+from canvasbus.bus import EventBus, Retention
+from canvasbus.consume.retention import Trimmer, declare, policy_for
+from canvasbus.transport.memory import MemoryServer
+from canvasbus.worker import Worker
+
+
+class House:
+    """A stream and its trimmer, without a bus around them."""
+
+    def __init__(self, eyes: Eyes, policy: Retention, **options: Any) -> None:
+        self.eyes = eyes
+        self.trimmer = Trimmer(eyes.keys, **options)
+        self.stream = eyes.stream()
+        self.clock = 0.0
+        eyes._link.run(declare([eyes.keys], {"*": policy}))
+        eyes.call("SADD", eyes.keys.topics, "painting.made")
+
+    def add(self, *ids: str) -> None:
+        for entry_id in ids:
+            self.eyes.call("XADD", self.stream, entry_id, "e", "x")
+
+    def group(
+        self, name: str, *, declared: bool = True, types: tuple[str, ...] = ("painting.made",), **more: Any
+    ) -> None:
+        self.eyes.call("XGROUP", "CREATE", self.stream, name, "0", "MKSTREAM")
+        if declared:
+            about = json.dumps({"types": types, "globs": [], **more})
+            self.eyes.call("HSET", self.eyes.keys.groups, name, about)
+
+    def read(self, group: str, count: int) -> list[str]:
+        rows = self.eyes._link.call("XREADGROUP", "GROUP", group, "me", "COUNT", count, "STREAMS", self.stream, ">")
+        return [row[0].decode() for row in rows[0][1]] if rows else []
+
+    def ack(self, group: str, *ids: str) -> None:
+        self.eyes.call("XACK", self.stream, group, *ids)
+
+    def look(self) -> list[Any]:
+        self.clock += 100.0
+        _, losses = self.eyes._link.run(self.trimmer.look(self.clock))
+        return losses
+
+    def left(self) -> list[str]:
+        return [row[0].decode() for row in self.eyes.call("XRANGE", self.stream, "-", "+")]
+
+
+FOREVER = Retention(max_age=None, max_length=None)
+
+
+def test_the_handled_past_goes_and_the_rest_stays(any_url: str, namespace: str, eyes: Eyes) -> None:
+    """By length: nothing goes past what one of two groups has not acknowledged, delivered or not."""
+    house = House(eyes, Retention(max_age=None, max_length=3))
+    house.group("fast")
+    house.group("slow")
+    house.add(*[f"{n}-1" for n in range(1, 11)])
+    house.look()
+    assert len(house.left()) == 10
+    house.ack("fast", *house.read("fast", 10))
+    house.look()
+    assert len(house.left()) == 10
+    first = house.read("slow", 4)
+    house.look()
+    assert house.left()[0] == "1-1"
+    house.ack("slow", *first[1:])
+    house.look()
+    assert house.left()[0] == "1-1"
+    house.ack("slow", first[0])
+    house.look()
+    assert house.left()[0] == "5-1"
+    house.ack("slow", *house.read("slow", 10))
+    house.look()
+    assert house.left() == ["8-1", "9-1", "10-1"]
+
+
+def test_old_entries_go(any_url: str, namespace: str, eyes: Eyes) -> None:
+    """By age, on the server's clock; without groups age alone decides."""
+    house = House(eyes, Retention(max_age=3600, max_length=None))
+    now = int(eyes.call("TIME")[0]) * 1000
+    house.add(f"{now - 7_200_000}-0", f"{now - 3_700_000}-5", f"{now - 3_000_000}-0", f"{now}-0")
+    house.look()
+    assert house.left() == [f"{now - 3_000_000}-0", f"{now}-0"]
+
+
+def test_bytes_are_a_target(any_url: str, namespace: str, eyes: Eyes) -> None:
+    """A stream over its bytes is cut in proportion; memory servers, which do not tell theirs, keep to the others."""
+    house = House(eyes, Retention(max_age=None, max_length=None, max_bytes=100_000))
+    for n in range(1, 1001):
+        eyes.call("XADD", house.stream, f"{n}-0", "e", b"x" * 500)
+    for _ in range(20):
+        house.look()
+    used = eyes._link.call("MEMORY", "USAGE", house.stream)
+    if isinstance(used, int):
+        assert 50_000 <= used <= 120_000
+    assert house.left()[-1] == "1000-0"
+
+
+def test_undeclared_groups_keep_nothing(any_url: str, namespace: str, eyes: Eyes) -> None:
+    """Somebody's experiment with redis-cli holds nobody's memory; a declared group that has not joined yet does."""
+    house = House(eyes, Retention(max_age=None, max_length=2))
+    house.group("stranger", declared=False)
+    house.add(*[f"{n}-1" for n in range(1, 6)])
+    eyes.call("HSET", eyes.keys.groups, "coming", json.dumps({"types": [], "globs": ["painting.*"]}))
+    house.look()
+    assert len(house.left()) == 5
+    eyes.call("HDEL", eyes.keys.groups, "coming")
+    house.look()
+    assert house.left() == ["4-1", "5-1"]
+
+
+def test_a_group_that_has_long_been_gone_keeps_nothing(any_url: str, namespace: str, eyes: Eyes) -> None:
+    """After its lease, which starts anew with each heartbeat, and only once bus.loss has told."""
+    house = House(eyes, Retention(max_age=None, max_length=1), group_lease=1000)
+    house.group("gone")
+    house.add("1-1", "2-1", "3-1")
+
+    def pretend(seconds: int) -> None:  # that it was seen so long before
+        total = sum(int(n) for n in eyes.call("HVALS", eyes.keys.beats("gone")))
+        eyes.call("HSET", eyes.keys.group_seen, "gone", f"{total} {int(eyes.call('TIME')[0]) - seconds} 0")
+
+    assert house.look() == []
+    pretend(900)
+    assert house.look() == [] and len(house.left()) == 3
+    pretend(1100)
+    eyes.call("HINCRBY", eyes.keys.beats("gone"), "worker", 1)
+    assert house.look() == [] and len(house.left()) == 3
+    pretend(1100)
+    (loss,) = house.look()
+    assert (loss.reason, loss.group) == ("group_expired", "gone") and "no worker for" in loss.detail
+    assert house.look() == [] and house.left() == ["3-1"]
+    eyes.call("HINCRBY", eyes.keys.beats("gone"), "worker", 1)
+    house.add("4-1", "5-1")
+    assert house.look() == [] and len(house.left()) == 3
+
+
+def test_a_group_of_one_process_keeps_for_a_minute(any_url: str, namespace: str, eyes: Eyes) -> None:
+    """An instance that stopped beating is let go without a word: nobody takes its place."""
+    house = House(eyes, Retention(max_age=None, max_length=1))
+    house.group("dashboard", instance=True)
+    house.add("1-1", "2-1")
+    assert house.look() == [] and len(house.left()) == 2
+    eyes.call("HSET", eyes.keys.group_seen, "dashboard", f"0 {int(eyes.call('TIME')[0]) - 61} 0")
+    assert house.look() == []
+    assert house.look() == [] and house.left() == ["2-1"]
+
+
+def test_at_the_cap_the_oldest_go_and_are_told(any_url: str, namespace: str, eyes: Eyes) -> None:
+    """drop_with_loss_event counts exactly what a group had not handled."""
+    house = House(eyes, Retention(max_age=None, max_length=None, cap=10, when_full="drop_with_loss_event"))
+    house.group("slow")
+    house.add(*[f"{n}-1" for n in range(1, 9)])
+    assert house.look() == [] and len(house.left()) == 8
+    house.ack("slow", *house.read("slow", 3))
+    house.add(*[f"{n}-1" for n in range(9, 21)])
+    (loss,) = house.look()
+    assert (loss.reason, loss.topic, loss.group, loss.lost) == ("stream_full", "painting.made", "slow", 8)
+    assert house.left() == [f"{n}-1" for n in range(12, 21)]
+    assert eyes.call("GET", eyes.keys.full) is None
+
+
+def test_policies_by_type_and_glob(namespace: str) -> None:
+    """An exact type, else the longest glob, else the defaults."""
+    a, b, c = (Retention(max_length=n) for n in (1, 2, 3))
+    policies = {"drift.detected": a, "drift.*": b, "*": c}
+    assert [policy_for(t, policies) for t in ("drift.detected", "drift.resolved", "other")] == [a, b, c]
+    assert policy_for("other", {}) == Retention()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [Retention(max_age=0), Retention(cap=0), Retention(when_full="never"), {"x": 5}],
+    ids=repr,  # type: ignore[arg-type]
+)
+def test_a_policy_that_is_none_is_refused(wrong: Any) -> None:
+    """Before anything is connected."""
+    with pytest.raises(ConfigError, match="retention of"):
+        EventBus("memory://", retention=wrong)
+
+
+def test_a_spoilt_record_is_told_and_trims_nothing(any_url: str, namespace: str, eyes: Eyes) -> None:
+    """What somebody wrote by hand and what is no policy: an error that says what to do."""
+    house = House(eyes, Retention(max_age=None, max_length=1))
+    house.add("1-1", "2-1")
+    eyes.call("HSET", eyes.keys.retention, "painting.made", "{no json")
+    with pytest.raises(
+        ConfigError, match=r"retention of 'painting.made' on record is none .*`canvasbus retention set`"
+    ):
+        house.look()
+    assert len(house.left()) == 2
+
+
+@pytest.mark.parametrize("seed", seeds(8, "retention"))
+def test_nothing_unread_goes(any_url: str, namespace: str, eyes: Eyes, seed: int) -> None:
+    """Random additions, reads, acknowledgements, groups and looks against lists: the floor is never passed, and when all
+    is handled the target is met within a hundredth."""
+    draw = Random(seed)
+    print(f"seed {seed}")
+    keep = draw.choice([1, 5, 40])
+    house = House(eyes, Retention(max_age=None, max_length=keep))
+    names = [f"g{n}" for n in range(draw.randrange(1, 4))]
+    unread: dict[str, list[str]] = {name: [] for name in names}
+    pending: dict[str, list[str]] = {name: [] for name in names}
+    for name in names:
+        house.group(name)
+    serial = 0
+    for _ in range(80):
+        name = draw.choice(names)
+        match draw.randrange(4):
+            case 0:
+                fresh = [f"{serial + n + 1}-0" for n in range(draw.randrange(1, 12))]
+                serial += len(fresh)
+                house.add(*fresh)
+                for waiting in unread.values():
+                    waiting += fresh
+            case 1:
+                got = house.read(name, draw.randrange(1, 12))
+                assert got == unread[name][: len(got)]
+                pending[name] += got
+                unread[name] = unread[name][len(got) :]
+            case 2 if pending[name]:
+                done = draw.sample(pending[name], draw.randrange(1, len(pending[name]) + 1))
+                house.ack(name, *done)
+                pending[name] = [i for i in pending[name] if i not in done]
+            case _:
+                house.look()
+                left = set(house.left())
+                assert left >= {i for name in names for i in (*unread[name], *pending[name])}
+    for name in names:
+        pending[name] += house.read(name, 10_000)
+        if pending[name]:
+            house.ack(name, *pending[name])
+    for _ in range(5):
+        house.look()
+    assert len(house.left()) <= keep + max(1, keep // 100)
+
+
+# --- with a bus around it ---------------------------------------------------------------------------------------------
+
+
+async def test_a_bus_keeps_what_it_was_told(any_url: str, namespace: str, eyes: Eyes) -> None:
+    """The policy is on record for everybody; while a worker handles, the stream stays short and nothing is lost."""
+    worker, seen = Worker("framers"), []
+
+    @worker.on(PaintingMade)
+    async def handle(event: PaintingMade) -> None:
+        seen.append(event.number)
+
+    policy = {"painting.*": Retention(max_length=50, cap=100_000)}
+    async with running(any_url, worker, namespace=namespace, retention=policy) as bus:
+        for start in range(0, 1000, 100):
+            await bus.publish_many([PaintingMade(number=n) for n in range(start, start + 100)])
+            await until(lambda start=start: len(seen) >= start + 100)
+        await quiet(eyes)
+        await until(lambda: eyes.count("painting.made") <= 51)
+    assert sorted(seen) == list(range(1000))
+    assert json.loads(eyes.call("HGET", eyes.keys.retention, "painting.*"))["max_length"] == 50
+
+
+async def test_publishers_wait_at_the_cap(any_url: str, namespace: str, eyes: Eyes) -> None:
+    """block: events wait, the statistics say whom for, and go on when the group has caught up."""
+    eyes.call("XGROUP", "CREATE", eyes.stream(), "framers", "0", "MKSTREAM")
+    eyes.call("HSET", eyes.keys.groups, "framers", json.dumps({"types": ["painting.made"], "globs": []}))
+    policy = {"painting.made": Retention(max_length=10, cap=20)}
+    async with running(any_url, namespace=namespace, retention=policy, patience=0.2) as bus:
+        await bus.publish_many([PaintingMade(number=n) for n in range(25)])
+        await until(lambda: eyes.call("GET", eyes.keys.full))
+        with pytest.raises(Unavailable, match=r"its cap; group 'framers' has not handled"):
+            for _ in range(3):  # the first learns of it with its reply
+                await bus.publish(PaintingMade(number=99))
+        with Producer(any_url, namespace=namespace) as producer:
+            for n in range(5):
+                producer.publish(PaintingMade(number=100 + n))
+                producer.flush(0.3)
+            assert "cap" in str(producer.statistics().last_error)
+            worker = Worker("framers")
+            seen: list[int] = []
+
+            @worker.on(PaintingMade)
+            async def handle(event: PaintingMade) -> None:
+                seen.append(event.number)
+
+            async with running(any_url, worker, namespace=namespace):
+                flushed = await trio.to_thread.run_sync(producer.flush, 15)
+                await quiet(eyes)
+    assert flushed or producer.statistics().dropped == 0
+    assert set(seen) >= {*range(25), *range(100, 105)}
+
+
+async def test_publishers_are_refused_at_the_cap(any_url: str, namespace: str, eyes: Eyes) -> None:
+    """reject: StreamFull for events of that type, the others of the same batch are stored."""
+    eyes.call("XGROUP", "CREATE", eyes.stream(), "framers", "0", "MKSTREAM")
+    eyes.call("HSET", eyes.keys.groups, "framers", json.dumps({"types": ["painting.made"], "globs": []}))
+    policy = {"painting.made": Retention(cap=20, when_full="reject")}
+    async with running(any_url, namespace=namespace, retention=policy) as bus:
+        await bus.publish_many([PaintingMade(number=n) for n in range(25)])
+        await until(lambda: eyes.call("GET", eyes.keys.full))
+        await bus.publish(PaintingFramed())
+        with pytest.raises(ExceptionGroup) as failed:
+            await bus.publish_many([PaintingMade(), SculptureMade(), PaintingMade()])
+        assert [type(error) for error in failed.value.exceptions] == [StreamFull, StreamFull]
+        assert eyes.count("sculpture.made") == 1 and eyes.count("painting.made") == 25
+        eyes.call("XTRIM", eyes.stream(), "MAXLEN", 5)
+        await until(lambda: not eyes.call("GET", eyes.keys.full))
+        await bus.publish(PaintingFramed())
+        await bus.publish(PaintingMade())
+
+
+async def test_a_lost_lease_stops_nobody(virtual: Any, memory: MemoryServer, namespace: str) -> None:
+    """What is full is believed for a quarter of a minute after the last maintainer has gone, and no longer."""
+    eyes = Eyes(memory, namespace)
+    eyes.call(
+        "SET", eyes.keys.full, '{"painting.made": {"when_full": "block", "group": "x", "length": 9}}', "PX", 15000
+    )
+    async with running(memory, namespace=namespace) as bus:
+        begun = trio.current_time()
+        for _ in range(3):
+            await bus.publish(PaintingMade())
+        assert trio.current_time() - begun < 20
+    eyes.close()
