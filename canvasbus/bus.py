@@ -28,7 +28,7 @@ from canvasbus.consume.runner import Runner, WorkerStatistics
 from canvasbus.contract.event import Event, correlation
 from canvasbus.errors import BufferFull, ConfigError, ContractError, LifespanError
 from canvasbus.log import get_logger
-from canvasbus.produce.fenced import declare_partitions
+from canvasbus.produce.fenced import Durability, declare_partitions, wants_replicas
 from canvasbus.produce.publisher import BUFFER_BYTES, Publisher, PublisherStatistics
 from canvasbus.transport.connect import open_server
 from canvasbus.transport.link import SharedLink
@@ -48,7 +48,8 @@ class EventBus:
     `url`: redis://, rediss://, unix://, redis+sentinel://HOST,HOST/MASTER, memory:// (private to this bus),
     memory://name (shared in the process) or off:// (publish does nothing and returns None). `source` says who publishes.
     `patience`: seconds for which publish waits for a server that is away before it raises Unavailable (None: as long as
-    it takes). `grace`: seconds for which handlers may go on when the bus is left. `park`: seconds for which events of a
+    it takes). With `durability="replicated"` an event counts as published when a replica has it, too: then it outlives
+    a failover. (What handlers return is committed on the server, with its acknowledgement.) `grace`: seconds for which handlers may go on when the bus is left. `park`: seconds for which events of a
     newer version than this program knows wait for a newer worker of their group before they go to the dead letters.
     `max_block`: seconds for which a handler may block the loop before this process counts as stuck: it is told, its
     heartbeat ends, others take over, and `on_stuck`, if given, is called from another thread (`canvasbus.worker.run`
@@ -74,6 +75,7 @@ class EventBus:
         max_event_bytes: int = MAX_EVENT_BYTES,
         buffer_bytes: int = BUFFER_BYTES,
         patience: float | None = None,
+        durability: Durability = "server",
         grace: float = GRACE_SECONDS,
         park: float = PATIENCE_SECONDS,
         max_block: float = MAX_BLOCK_SECONDS,
@@ -115,6 +117,7 @@ class EventBus:
                 partitions=partitions,
                 buffer_bytes=buffer_bytes,
                 patience=patience,
+                replicated=wants_replicas(durability, self._server.shared),
             )
 
     # --- life ----------------------------------------------------------------------------------------------------

@@ -65,6 +65,13 @@ def _new_prefix(ns: int) -> None:
     _prefix_ends = (ms + 1) * 1_000_000
 
 
+def id_order(entry_id: str | bytes) -> tuple[int, int]:
+    """The id of a stream's entry as something that compares like the server compares it."""
+    text = entry_id.decode() if isinstance(entry_id, bytes) else entry_id
+    ms, _, sequence = text.partition("-")
+    return int(ms or 0), int(sequence or 0)
+
+
 def derived(parent: UUID, group: str, handler: str, index: int) -> UUID:
     """The id of the `index`-th event that `handler` of `group` returns for the event `parent`: uuid5 (RFC 9562, 5.5).
 

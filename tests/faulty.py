@@ -3,6 +3,7 @@
 server = FaultyServer(open_server(url))
 server.faults.append(Fault("lose_reply", b"EXEC"))     # the next packet with EXEC in it runs, its reply is lost
 server.cut()                                           # from now on nothing passes: the cable is pulled
+server.replace()                                       # what is behind it has restarted, or is another server now
 """
 
 from collections import deque
@@ -54,12 +55,18 @@ class FaultyServer:
         self.struck = 0
         """Faults that have happened."""
         self.is_cut = False
+        self.lives = 0
+        """How often it was replaced."""
         self.on_packet: Callable[[bytes], None] | None = None
         """Called with every packet that is about to leave."""
 
     def cut(self) -> None:
         """Pull the cable for good."""
         self.is_cut = True
+
+    def replace(self) -> None:
+        """End all connections; new ones say that they lead to another server."""
+        self.lives += 1
 
     def fault_for(self, data: bytes) -> Fault | None:
         if self.is_cut:
@@ -95,12 +102,15 @@ class _FaultyConnection:
         self._loses = False
         self._due: deque[Reply] = deque()  # what each reply is turned into; None: it stays as it is
         self.client_id = inner.client_id
-        self.history = inner.history
+        self._life = server.lives
+        self.history = f"{inner.history} {server.lives}"
 
     def trouble(self) -> str:
-        return self._inner.trouble()
+        return "the server closed the connection" if self._life != self._server.lives else self._inner.trouble()
 
     async def send(self, data: bytes) -> None:
+        if self._life != self._server.lives:
+            raise Unavailable("the connection broke", ambiguous=True)
         fault = self._server.fault_for(data)
         names = commands_in(data)
         if fault is not None and fault.kind == "answer":
@@ -113,7 +123,7 @@ class _FaultyConnection:
 
     async def receive(self) -> list[Reply]:
         replies = await self._inner.receive()
-        if self._loses or self._server.is_cut:
+        if self._loses or self._server.is_cut or self._life != self._server.lives:
             raise Unavailable("the reply was lost", ambiguous=True)
         return [self._due.popleft() or reply for reply in replies]
 

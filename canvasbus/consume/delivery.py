@@ -8,6 +8,7 @@ import msgspec
 
 from canvasbus.contract.event import Event
 from canvasbus.errors import DecodeError
+from canvasbus.ids import id_order
 from canvasbus.wire.codec import Codec, decode_envelope
 from canvasbus.wire.envelope import Envelope
 
@@ -17,10 +18,13 @@ if TYPE_CHECKING:
     from canvasbus.consume.state import Run
 
 
+NO_DOUBT = (0, 0)
+
+
 class Topic:
     """One stream that this worker reads: what it holds of it and what is to be acknowledged."""
 
-    __slots__ = ("acks", "cursor", "event_type", "held", "lane", "settler", "stream", "suspects")
+    __slots__ = ("acks", "cursor", "doubt", "event_type", "held", "lane", "settler", "stream", "suspects")
 
     def __init__(self, event_type: str, stream: bytes, lane: "Lane", settler: "Settler") -> None:
         self.event_type = event_type
@@ -29,12 +33,26 @@ class Topic:
         self.settler = settler
         self.cursor = b"0-0"
         """The last entry id known to be delivered to the group: where it is made anew when it is lost."""
+        self.doubt = NO_DOUBT
+        """Entries up to this one may have been read from a server whose last seconds are lost: the server of now may
+        give them to somebody else, or to us again. Settling looks up whether they are ours."""
         self.held: set[bytes] = set()
         """Entry ids that are pending under our name and in our hands."""
         self.suspects: dict[bytes, Delivery] = {}
         """Those of them whose last owner died, by entry id."""
         self.acks: list[bytes] = []
         """Entry ids that are done, emit nothing and wait for the next XACK."""
+
+    def doubt_held(self) -> None:
+        """What is in our hands was given to us by another server than the one of now."""
+        self.doubt = max(map(id_order, self.held), default=self.doubt)
+
+    def trust_again(self) -> bool:
+        """Forget a doubt that nothing in our hands falls under. True: there was one."""
+        if self.doubt == NO_DOUBT or any(id_order(entry_id) <= self.doubt for entry_id in self.held):
+            return False
+        self.doubt = NO_DOUBT
+        return True
 
     def __repr__(self) -> str:
         return f"<Topic {self.event_type} at {self.cursor.decode()}, {len(self.held)} held>"

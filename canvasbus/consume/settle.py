@@ -25,9 +25,10 @@ from typing import TYPE_CHECKING
 import trio
 
 from canvasbus.consume.changes import Changes
-from canvasbus.consume.delivery import Delivery, Topic
+from canvasbus.consume.delivery import NO_DOUBT, Delivery, Topic
 from canvasbus.consume.state import StateStore
 from canvasbus.errors import CanvasbusError, Refused, TransportError, Unavailable
+from canvasbus.ids import id_order
 from canvasbus.log import get_logger
 from canvasbus.transport.link import Link, SharedLink
 from canvasbus.transport.resp import Packet, Reply, ReplyError, command, commands, is_no_group, pack, translate
@@ -129,6 +130,8 @@ class Settler:
     ) -> None:
         self.consumer = consumer
         self.fence = 0
+        self.reads_from = ""
+        """The history of the server that the subscription reads from."""
         self.statistics = SettlerStatistics()
         self.keys = keys
         self._group = group
@@ -144,6 +147,7 @@ class Settler:
         self._fresh: set[str] = set()
         self._work = trio.Event()
         self._passing = False
+        self._compared = ""
 
     def watch(self, topic: Topic) -> None:
         """Take care of this topic's acknowledgements."""
@@ -320,7 +324,24 @@ class Settler:
                 await self._work.wait()
         self._passing = False
 
+    async def _doubts(self, chunk: list[_Commit]) -> bool:
+        """Whether the server may have given to others what we hold: it restarted or was replaced since it gave it to us."""
+        link = self._link
+        await link.connect()
+        if link.history != self.reads_from and self._compared != self.reads_from:
+            self._compared = self.reads_from
+            await link.aclose()  # one of the two leads to a server of the past: let it not be this one
+            await link.connect()
+        if link.history != self.reads_from or (not link.history and link.epoch > 1):
+            return True
+        return any(
+            commit.delivery.topic.doubt != NO_DOUBT
+            and id_order(commit.delivery.entry_id) <= commit.delivery.topic.doubt
+            for commit in chunk
+        )
+
     async def _send(self, chunk: list[_Commit], look: bool) -> Reply:
+        look = await self._doubts(chunk) or look
         if self._fresh:  # new topics are announced before their first entry, so that globs find them
             fresh = sorted(self._fresh)
             replies = await self._link.request(command("SADD", self.keys.topics, *fresh))

@@ -13,6 +13,8 @@ What can go wrong, and what happens then:
   pending under our name but not held is fetched and run.
 * The group or stream is gone (FLUSHALL, DEL, XGROUP DESTROY): the group of that stream is made anew, after the last
   entry that we saw if the stream still reaches that far, else from the start, and `bus.loss` says so.
+* The new connection leads to another server, or to one that restarted: it may lack the last seconds. What was read
+  before is looked up before it is committed (`Topic.doubt`); what it gives us again while we hold it is not run twice.
 * A pending entry has no body: it was trimmed. It is acknowledged, counted and told by `bus.loss`, in one step.
 * The server is away or refuses: backoff, a warning a minute, never a hot loop, never giving up.
 """
@@ -23,12 +25,13 @@ from dataclasses import dataclass
 
 import trio
 
-from canvasbus.consume.delivery import Delivery, Topic, deliver, deliver_many
+from canvasbus.consume.delivery import NO_DOUBT, Delivery, Topic, deliver, deliver_many
 from canvasbus.consume.dispatch import Lane
 from canvasbus.consume.handlers import start_id
 from canvasbus.consume.settle import Settler
 from canvasbus.contract.bus_events import BusLoss
 from canvasbus.errors import TransportError, Unavailable
+from canvasbus.ids import id_order
 from canvasbus.log import get_logger
 from canvasbus.transport.link import Link, SharedLink
 from canvasbus.transport.resp import (
@@ -153,12 +156,14 @@ class Subscription:
 
     async def save_cursors(self) -> None:
         """Remember how far the group has come, other workers included: there it goes on if it is lost."""
+        if [topic for topic in self.topics.values() if topic.trust_again()]:
+            self.audit_soon()  # given to us again while the outcome was on its way, an entry can be with nobody
         topics, name = list(self.topics.values()), self.group.encode()
         for asked in chunks(topics):  # one at a time, a thousand topics took longer than a sweep may
             answers = await self._shared.request(commands(*(("XINFO", "GROUPS", topic.stream) for topic in asked)))
             for topic, groups in zip(asked, answers, strict=True):
                 cursor = _cursor_of(groups, name)
-                if cursor is not None and _order(cursor) > _order(topic.cursor):
+                if cursor is not None and id_order(cursor) > id_order(topic.cursor):
                     topic.cursor = cursor
 
     async def _rejoin(self) -> None:
@@ -166,7 +171,7 @@ class Subscription:
         for stream, topic in list(self.topics.items()):
             info = await self._shared.call("XINFO", "STREAM", stream)
             last = pairs(info).get(b"last-generated-id", b"0-0") if not isinstance(info, ReplyError) else None
-            keeps = last is not None and _order(last) >= _order(topic.cursor)
+            keeps = last is not None and id_order(last) >= id_order(topic.cursor)
             start = topic.cursor.decode() if keeps else "0"
             if not await self._join(stream, topic.event_type, start):
                 continue
@@ -224,7 +229,7 @@ class Subscription:
                     try:
                         await self._link.connect()
                         if self._link.epoch != epoch:
-                            self._audit_due |= bool(epoch)
+                            self._connected(again=bool(epoch))
                             epoch = self._link.epoch
                         if self._audit_due:
                             await self.audit()
@@ -246,6 +251,23 @@ class Subscription:
                     await self._link.aclose()
             nursery.cancel_scope.cancel()
         self.stopped.set()
+
+    def _connected(self, *, again: bool) -> None:
+        history = self._link.history
+        if again:
+            self._audit_due = True
+            if not history or history != self.settler.reads_from:
+                for topic in self.topics.values():
+                    topic.doubt_held()
+                    topic.cursor = b"0-0"
+                held = sum(len(topic.held) for topic in self.topics.values())
+                log.warning(
+                    "the server has restarted, or another is master now",
+                    group=self.group,
+                    server=self._server.name,
+                    held=held,
+                )
+        self.settler.reads_from = history
 
     def _plan(self) -> tuple[int, list[Topic]]:
         """How many entries to ask of each stream, and which streams."""
@@ -331,6 +353,10 @@ class Subscription:
         codec = self._codec
         for stream, entries in reply:
             topic = self.topics[stream]
+            if topic.doubt != NO_DOUBT:  # it forgot that we have these, and has given them to us again
+                entries = [entry for entry in entries if entry[0] not in topic.held]
+                if not entries:
+                    continue
             topic.held.update([entry[0] for entry in entries])
             topic.cursor = entries[-1][0]
             self.statistics.entries += len(entries)
@@ -344,7 +370,8 @@ class Subscription:
         self.interrupt()
 
     async def audit(self) -> None:
-        """Fetch what is pending under our name but not in our hands: a reply was lost on its way.
+        """Fetch what is pending under our name but not in our hands: a reply was lost on its way. (Over the reader's own
+        link, which leads to the server that it reads from.)
 
         Listed twice: an entry that is being acknowledged on the other connection can still be in the first list
         although it is no longer held; in the second it is gone.
@@ -358,7 +385,8 @@ class Subscription:
                     continue
                 orphans = [(i, n) for i, n in await self._pending(topic) if i in unknown and i not in topic.held]
                 for entry_id, deliveries in orphans:
-                    rows = check(await self._shared.call("XRANGE", topic.stream, entry_id, entry_id), "audit")
+                    (rows,) = await self._link.request(command("XRANGE", topic.stream, entry_id, entry_id))
+                    check(rows, "audit")
                     if self._stopping:
                         return
                     self._adopt(
@@ -379,7 +407,8 @@ class Subscription:
         found: list[tuple[bytes, int]] = []
         start = b"-"
         while True:
-            rows = await self._shared.call("XPENDING", topic.stream, self.group, start, "+", AUDIT_PAGE, self.consumer)
+            page = command("XPENDING", topic.stream, self.group, start, "+", AUDIT_PAGE, self.consumer)
+            (rows,) = await self._link.request(page)
             if isinstance(rows, ReplyError):
                 if is_no_group(rows):
                     return []
@@ -470,11 +499,6 @@ def _cursor_of(groups: Reply, name: bytes) -> bytes | None:
         return None
     known = (pairs(group) for group in groups)
     return next((bytes(group[b"last-delivered-id"]) for group in known if group[b"name"] == name), None)
-
-
-def _order(entry_id: bytes) -> tuple[int, int]:
-    milliseconds, _, sequence = entry_id.partition(b"-")
-    return int(milliseconds), int(sequence or 0)
 
 
 def _as_transport(error: Exception) -> TransportError:

@@ -69,6 +69,7 @@ class Sweep:
         self._threads = threads
         self._on_reaped = on_reaped
         self._sweeps = 0
+        self._epoch = shared.epoch
         self._others: list[bytes] = []
         self._complaints = Complaints(self._group)
 
@@ -85,6 +86,9 @@ class Sweep:
 
     async def _sweep(self) -> None:
         subscription, keys = self._subscription, self._keys
+        if self._shared.epoch != self._epoch:  # beats on another server say nothing about those of before
+            self._epoch = self._shared.epoch
+            self._watcher.reset()
         if self._globs:
             await self._joining.discover(subscription, scan=self._sweeps % SCAN_EVERY == 0, from_start=True)
         await subscription.save_cursors()

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from canvasbus.errors import Refused
+from canvasbus.ids import id_order as id_order
 from canvasbus.transport.resp import Operation, ReplyError, check, code, command, commands, pairs
 from canvasbus.wire.keys import Keys
 
@@ -142,13 +143,6 @@ def _together(parts: list[Topic]) -> Topic:
         tuple(sorted({group for part in parts for group in part.groups})),
         next((part.problem for part in parts if part.problem), None),
     )
-
-
-def id_order(entry_id: str | bytes) -> tuple[int, int]:
-    """An entry id as something that compares like the server compares it."""
-    text = entry_id.decode() if isinstance(entry_id, bytes) else entry_id
-    ms, _, sequence = text.partition("-")
-    return int(ms or 0), int(sequence or 0)
 
 
 def time_of(entry_id: str | None) -> datetime | None:

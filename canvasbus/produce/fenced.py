@@ -14,7 +14,13 @@ When the reply of a batch is lost nobody knows whether it was executed, or still
 socket buffer somewhere. So, on a new connection: INCR the fence, which makes a late EXEC abort; then look for the
 batch's events after the last entry that was known before it. One found: the whole batch is there. None found: it is
 not, and can never come; send it again. Not knowable (none found, but the stream was trimmed past the place or has been
-replaced, or more than SCAN_LIMIT entries came since): every event of the batch is reported as unknown.
+replaced, or more than SCAN_LIMIT entries came since): every event of the batch is reported as unknown. A stream that
+ends before that place is one whose end was lost in a failover: what came after is not there either, and is sent again.
+
+With `replicated`, WAIT rides along behind the batch, which counts as stored when a replica has it, too. A short answer
+is like a lost one: the connection is given up, so that whoever is master now is found, and the batch looked for there;
+found, it must be confirmed there. (WAIT is no consensus: with several replicas the promoted one need not be the one
+that answered.)
 
 Where the streams end is asked anew on every connection, and their types are entered into the list of topics again: the
 server may have come back with less than it had.
@@ -28,9 +34,10 @@ Everything here is a generator that yields packets (transport.resp.Operation): t
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from canvasbus import ids
-from canvasbus.errors import CanvasbusError, Refused, StreamFull, Unavailable
+from canvasbus.errors import CanvasbusError, ConfigError, Refused, StreamFull, Unavailable
 from canvasbus.transport.resp import (
     Operation,
     Packet,
@@ -61,8 +68,23 @@ FENCE_SECONDS = 7 * 24 * 3600
 MAX_PARTITIONS = 4096
 """More on record than this is a mistake: every process has a connection for each."""
 
+WAIT_MS = 1000
+"""How long a batch waits for a replica to have it, when it must be replicated."""
+
 _MULTI = pack("MULTI").removesuffix(b"\r\n")  # each XADD begins with the CRLF of the command before it
 _END = b"\r\n" + pack("EXEC")
+
+Durability = Literal["server", "replicated"]
+"""When an event counts as stored: when the server has it, or a replica, too."""
+
+
+def wants_replicas(durability: str, shared: bool) -> bool:
+    """Whether a batch must wait for a replica. A memory server's data lives as long as its process and has none.
+    Raises ConfigError for a durability that there is not."""
+    if durability not in ("server", "replicated"):
+        raise ConfigError(f"durability={durability!r}: use 'server' or 'replicated'")
+    return durability == "replicated" and shared
+
 
 Result = bytes | CanvasbusError
 """What became of one event: its entry id, or why it is not (or not known to be) on the server."""
@@ -86,6 +108,8 @@ class SenderStatistics:
     """Batches sent again because they were proven absent."""
     unknown: int = 0
     """Events whose fate cannot be known."""
+    unconfirmed: int = 0
+    """How often no replica had a batch in time."""
     given_up: int = 0
     """Events given up when the patience was used up."""
     last_failure: Unavailable | None = None
@@ -101,11 +125,17 @@ class _NotAStream(Exception):
     """The key where a stream should be holds something else."""
 
 
-class FencedSender:
-    """Sends batches for one partition in order, one at a time."""
+class _Unconfirmed(Unavailable):
+    """The batch is on the server, and on no replica yet."""
 
-    def __init__(self, keys: Keys, *, incarnation: str | None = None) -> None:
+
+class FencedSender:
+    """Sends batches for one partition in order, one at a time. With `replicated` a replica must have them, too."""
+
+    def __init__(self, keys: Keys, *, incarnation: str | None = None, replicated: bool = False) -> None:
         self.keys = keys
+        self._replicated = replicated
+        self._wait = pack("WAIT", 1, WAIT_MS) if replicated else b""
         self.statistics = SenderStatistics()
         self._fence = keys.fence(incarnation or f"p-{ids.uuid7().hex}")
         self._watch = pack("WATCH", self._fence)
@@ -153,14 +183,15 @@ class FencedSender:
             except Unavailable as error:
                 self.statistics.failures += 1
                 self.statistics.last_failure = error
-                if in_flight:
+                unconfirmed = isinstance(error, _Unconfirmed)
+                if in_flight or unconfirmed:
                     in_flight, unsure = False, error.ambiguous
                     self._ambiguous = batch[0].raw_id if unsure else b""
                 self._watching = False  # the connection may be another; a WATCH too many costs nothing
                 if patience is not None and slept >= patience:
                     self.statistics.given_up += len(batch)
                     return [Unavailable(str(error), ambiguous=unsure)] * len(batch)
-            yield Pause(backoff)
+            yield Pause(backoff, reconnect=unconfirmed)
             slept += backoff
             backoff = min(backoff * 2, 2.0)
 
@@ -202,7 +233,8 @@ class FencedSender:
         steps: list[tuple[bytes | str | int, ...]] = []
         if not self._watching:
             # Where an ACL forbids MULTI, the XADDs behind it would be executed one by one, past the fence.
-            steps += [("MULTI",), ("EXEC",), ("WATCH", self._fence)]
+            steps += [("MULTI",), ("EXEC",), ("WATCH", self._fence), *([("WAIT", 0, 1)] if self._replicated else [])]
+        begun = len(steps)
         for event_type in fresh:
             known = self.keys.topics
             steps.append(("SCARD", known) if event_type == LATER_INBOX else ("SADD", known, event_type))
@@ -211,9 +243,9 @@ class FencedSender:
             return
         replies = yield commands(*steps)
         if not self._watching:
-            multi, _, watch, *replies = replies
-            check(multi, "publish")
-            check(watch, "publish")
+            for reply in (replies[0], *replies[2:begun]):
+                check(reply, "publish")
+            replies = replies[begun:]
             self._watching = True
         for event_type, sadd, last in zip(fresh, replies[::2], replies[1::2], strict=True):
             check(sadd, f"publish {event_type}")
@@ -230,11 +262,13 @@ class FencedSender:
             parts[::2] = [self._heads[item.type][len(item.data)] for item in batch]
         else:
             parts[::2] = map(self._heads[batch[0].type].__getitem__, map(len, datas))
-        return Packet(b"".join((_MULTI, *parts, _END, self._watch, self._get_full)), len(batch) + 4)
+        data = b"".join((_MULTI, *parts, _END, self._watch, self._get_full, self._wait))
+        return Packet(data, len(batch) + 4 + self._replicated)
 
     def _read(self, batch: Sequence[Outgoing], replies: list[Reply]) -> list[Result] | None:
         """The results of a batch, or None when it must be sent again. Raises Unavailable when it must wait, Refused when
         the whole transaction was refused."""
+        confirmed = replies.pop() if self._replicated else 1
         executed, watched, full = replies[-3:]
         self._full = {} if full is None or isinstance(full, ReplyError) else read_full(full)
         self._watching = not isinstance(watched, ReplyError)
@@ -246,6 +280,7 @@ class FencedSender:
         if isinstance(executed, ReplyError):
             refused = next((r for r in replies[1:-3] if isinstance(r, ReplyError)), executed)
             raise translate(refused, f"publish {batch[0].type}")
+        self._check_confirmed(confirmed, batch)
         cursors = self._cursors
         stored = len(batch)
         results: list[Result] = executed
@@ -267,6 +302,16 @@ class FencedSender:
         self.statistics.events += stored
         self.statistics.refused += len(batch) - stored
         return results
+
+    def _check_confirmed(self, replicas: Reply, batch: Sequence[Outgoing]) -> None:
+        if isinstance(replicas, int) and replicas >= 1:
+            return
+        self.statistics.unconfirmed += 1
+        why = f" ({replicas})" if isinstance(replicas, ReplyError) else ""
+        raise _Unconfirmed(
+            f"publish {batch[0].type}: the server has it, but no replica within {WAIT_MS / 1000:g} s{why}",
+            ambiguous=True,
+        )
 
     def _investigate(self, batch: Sequence[Outgoing]) -> Operation[list[Result] | None]:
         """After a lost reply: the results if the batch is on the server or cannot be known, None if it is not there."""
@@ -295,6 +340,9 @@ class FencedSender:
                 ambiguous=True,
             )
             return [gone] * len(batch)
+        if self._replicated:
+            (confirmed,) = yield Packet(self._wait, 1)
+            self._check_confirmed(confirmed, batch)
         results: list[Result] = []
         for item in batch:
             entry_id = found.get(item.raw_id)
@@ -334,14 +382,15 @@ class FencedSender:
         return None
 
     def _unbroken(self, stream: bytes, cursor: bytes) -> Operation[bool]:
-        """Whether everything that was added to a stream after the cursor is still there."""
-        if cursor != b"0-0":
-            (anchor,) = yield commands(("XRANGE", stream, cursor, cursor))
-            return bool(check(anchor, "publish"))
-        (info,) = yield commands(("XINFO", "STREAM", stream))
-        if isinstance(info, ReplyError) and "no such key" in str(info):
+        """Whether everything that was added to a stream after the cursor is still there, or never was on this server."""
+        anchor, info = yield commands(("XRANGE", stream, cursor, cursor), ("XINFO", "STREAM", stream))
+        if check(anchor, "publish"):
             return True
+        if isinstance(info, ReplyError) and "no such key" in str(info):
+            return cursor == b"0-0"
         facts = pairs(check(info, "publish"))
+        if cursor != b"0-0":
+            return ids.id_order(facts[b"last-generated-id"]) < ids.id_order(cursor)
         return bool(facts[b"length"] == facts[b"entries-added"])
 
     def _event_id(self, event_type: str, entry_id: bytes, fields: list[bytes]) -> bytes:

@@ -31,6 +31,7 @@ from canvasbus.wire.codec import MAX_EVENT_BYTES, Codec, Outgoing
 from canvasbus.wire.keys import check_name, partition_of
 
 if TYPE_CHECKING:
+    from canvasbus.produce.fenced import Durability
     from canvasbus.produce.sender import Sender
 
 FLUSH_TIMEOUT: Final = 5.0
@@ -79,6 +80,8 @@ class Producer:
         "block"        publish waits up to `max_block` seconds, then raises BufferFull
         "raise"        publish raises BufferFull
 
+    With `durability="replicated"` an event counts as stored when a replica has it, too: then it outlives a failover.
+
     `on_delivery(id, error)` is called in the sender's thread for every event, with None once the server has it. It must
     not flush or close; what it raises is counted and logged.
 
@@ -107,6 +110,7 @@ class Producer:
         max_event_bytes: int = MAX_EVENT_BYTES,
         on_delivery: OnDelivery | None = None,
         flush_timeout: float = FLUSH_TIMEOUT,
+        durability: "Durability" = "server",
     ) -> None:
         if url is None:
             url = _url()
@@ -137,7 +141,7 @@ class Producer:
                 "memory:// is private to whoever opens it, so nobody could read what a Producer publishes there: "
                 "use memory://NAME here and in the EventBus of the same process"
             )
-        self._sender = sender = _sender_to(url, namespace, partitions, flush_timeout, on_delivery)
+        self._sender = sender = _sender_to(url, namespace, partitions, flush_timeout, on_delivery, durability)
         self._buffer = Buffer(buffer_bytes, when_full, max_block, partitions, sender.rouse, sender.lament)
         self._buffer.keep_drops = on_delivery is not None
         sender.buffer = self._buffer
@@ -313,10 +317,16 @@ def _url() -> str:
 
 
 def _sender_to(
-    url: str, namespace: str, partitions: int, flush_timeout: float, on_delivery: OnDelivery | None
+    url: str,
+    namespace: str,
+    partitions: int,
+    flush_timeout: float,
+    on_delivery: OnDelivery | None,
+    durability: "Durability",
 ) -> "Sender":
     import encodings.idna  # noqa: F401  getaddrinfo imports it when first used
 
+    from canvasbus.produce.fenced import wants_replicas
     from canvasbus.produce.sender import Sender
     from canvasbus.transport.connect import open_server
 
@@ -324,4 +334,6 @@ def _sender_to(
         import redis
 
         redis.Connection()  # type: ignore[no-untyped-call]  # opens nothing, but looks its own version up, which imports a parser of e-mails
-    return Sender(open_server(url), namespace, partitions, flush_timeout, on_delivery)
+    server = open_server(url)
+    replicated = wants_replicas(durability, server.shared)
+    return Sender(server, namespace, partitions, flush_timeout, on_delivery, replicated)

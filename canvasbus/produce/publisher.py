@@ -88,9 +88,9 @@ class PublisherStatistics:
 class _Lane:
     """The queue of one partition."""
 
-    def __init__(self, server: Server, keys: Keys) -> None:
+    def __init__(self, server: Server, keys: Keys, replicated: bool) -> None:
         self.link = Link(server)
-        self.sender = FencedSender(keys)
+        self.sender = FencedSender(keys, replicated=replicated)
         self.sealed: deque[_Batch] = deque()
         self.gathering = _Batch()
         self.work = trio.Event()
@@ -138,10 +138,11 @@ class Publisher:
         partitions: int = 1,
         buffer_bytes: int = BUFFER_BYTES,
         patience: float | None = None,
+        replicated: bool = False,
     ) -> None:
         self.codec = codec
         self._partitions = partitions
-        self._lanes = [_Lane(server, Keys(namespace, p)) for p in range(partitions)]
+        self._lanes = [_Lane(server, Keys(namespace, p), replicated) for p in range(partitions)]
         self._limit = buffer_bytes
         self._patience = patience
         self._bytes = 0

@@ -37,16 +37,22 @@ class _Stop(Exception):
 class _Lane:
     """What sends the events of one partition."""
 
-    def __init__(self, server: Server, keys: Keys, pause: Callable[[float], None]) -> None:
+    def __init__(self, server: Server, keys: Keys, pause: Callable[[float], None], replicated: bool) -> None:
         self.link = BlockingLink(server, sleep=pause)
-        self.sender = FencedSender(keys)
+        self.sender = FencedSender(keys, replicated=replicated)
 
 
 class Sender:
     """Takes from a buffer and sends. Its thread starts with the first event and is started anew in a forked child."""
 
     def __init__(
-        self, server: Server, namespace: str, partitions: int, flush_timeout: float, on_delivery: OnDelivery | None
+        self,
+        server: Server,
+        namespace: str,
+        partitions: int,
+        flush_timeout: float,
+        on_delivery: OnDelivery | None,
+        replicated: bool = False,
     ) -> None:
         self.buffer: Buffer
         self.flush_timeout = flush_timeout
@@ -56,6 +62,7 @@ class Sender:
         self._namespace = namespace
         self._partitions = partitions
         self._on_delivery = on_delivery
+        self._replicated = replicated
         self._reset()
         process.watch(self)
 
@@ -186,7 +193,8 @@ class Sender:
     def _send(self, lane: int, items: list[Outgoing]) -> list[Result]:
         if not self._lanes:
             self._lanes = [
-                _Lane(self._server, Keys(self._namespace, number), self._pause) for number in range(self._partitions)
+                _Lane(self._server, Keys(self._namespace, number), self._pause, self._replicated)
+                for number in range(self._partitions)
             ]
         try:
             if not self._declared:

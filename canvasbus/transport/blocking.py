@@ -56,6 +56,8 @@ class BlockingLink:
             failure = None
             replies = []
             if isinstance(wish, Pause):
+                if wish.reconnect:
+                    self.close()
                 self._sleep(wish.seconds)
                 continue
             try:

@@ -279,6 +279,8 @@ async def _drive(link: Link | SharedLink, operation: Operation[T]) -> T:
         failure = None
         replies = []
         if isinstance(wish, Pause):
+            if wish.reconnect and isinstance(link, Link):  # one that others use, too, is not ours to give up
+                await link.aclose()
             await trio.sleep(wish.seconds)
             continue
         try:

@@ -28,9 +28,10 @@ class Packet(NamedTuple):
 
 
 class Pause(NamedTuple):
-    """A wish of an operation to be continued after `seconds`."""
+    """A wish of an operation to be continued after `seconds`, over a new connection if so wished."""
 
     seconds: float
+    reconnect: bool = False
 
 
 T = TypeVar("T")

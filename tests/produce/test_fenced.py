@@ -196,6 +196,35 @@ def test_what_cannot_be_known(driver: Driver, fault: Fault, disaster: str, befor
     assert b"painting.made" in eyes.call("SMEMBERS", driver.keys.topics)
 
 
+@pytest.mark.parametrize("fault", ["lost request", "lost reply"])
+def test_a_stream_whose_end_was_lost(driver: Driver, fault: Fault) -> None:
+    """After a failover the stream ends before the last entry that is known: what came after it is not there either, so
+    the batch is sent again."""
+    driver.send(*made(1))
+    eyes = driver.eyes
+
+    def lose_the_end() -> None:
+        eyes.call("DEL", eyes.stream())
+        eyes.call("XADD", eyes.stream(), "1-1", "e", driver.encoded(*made(0))[0].data)
+
+    driver.fault(BATCH, fault)
+    driver.fault(b"INCR", lose_the_end)
+    assert all(isinstance(result, bytes) for result in driver.send(*made(2, 3)))
+    now = driver.sender.statistics
+    assert driver.numbers() == [0, 2, 3] and (now.unknown, now.resent) == (0, 1)
+
+
+def test_a_batch_that_no_replica_confirms(server_url: str, namespace: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is on the server once, is asked for again and again over new connections, and is unknown in the end."""
+    monkeypatch.setattr(fenced, "WAIT_MS", 10)
+    driver = Driver(server_url, namespace)
+    driver.sender = FencedSender(driver.keys, replicated=True)
+    (result,) = driver.send(*made(1), patience=0.3)
+    assert isinstance(result, Unavailable) and result.ambiguous and "no replica within 0.01 s" in str(result)
+    now = driver.sender.statistics
+    assert driver.numbers() == [1] and (now.unconfirmed, now.given_up, now.resent) == (4, 1, 0)
+
+
 def test_a_batch_that_is_trimmed_in_part(driver: Driver) -> None:
     """What is left of a batch proves that all of it was stored: found, with its id; the trimmed rest is unknown, and
     nothing is sent again."""

@@ -1,0 +1,122 @@
+"""A server that comes back with less than it had, or another in its place: what was read before proves nothing."""
+
+from collections import Counter
+
+import pytest
+import trio
+from faulty import FaultyServer
+from studio import Eyes, PaintingFramed, PaintingMade, quiet, runner_of, running, subscription_of
+from waiting import until
+
+from canvasbus.consume.delivery import NO_DOUBT
+from canvasbus.transport.connect import open_server
+from canvasbus.worker import Worker
+
+EVENTS = 20
+
+
+class Gate:
+    """A worker whose handlers wait until the gate opens, and count."""
+
+    def __init__(self) -> None:
+        self.opened = trio.Event()
+        self.runs: Counter[int] = Counter()
+        self.worker = Worker("framers")
+
+        @self.worker.on(PaintingMade, concurrency=100)
+        async def frame(event: PaintingMade) -> PaintingFramed:
+            self.runs[event.number] += 1
+            await self.opened.wait()
+            return PaintingFramed(number=event.number)
+
+
+@pytest.fixture
+def faulty(any_url: str) -> FaultyServer:
+    return FaultyServer(open_server(any_url))
+
+
+def forget(eyes: Eyes, group: str = "framers") -> None:
+    """Roll the group back to its beginning, as a failover does that lost the last seconds."""
+    for entry_id, _, _ in eyes.pending(group):
+        eyes.call("XACK", eyes.stream(), group, entry_id)
+    eyes.call("XGROUP", "SETID", eyes.stream(), group, "0")
+
+
+GIVE_TO_ANOTHER = """
+for _, row in ipairs(redis.call('XPENDING', KEYS[1], ARGV[1], '-', '+', 1000)) do
+  redis.call('XACK', KEYS[1], ARGV[1], row[1])
+end
+redis.call('XGROUP', 'SETID', KEYS[1], ARGV[1], '0')
+return #redis.call('XREADGROUP', 'GROUP', ARGV[1], 'another', 'STREAMS', KEYS[1], '>')
+"""
+
+
+@pytest.mark.parametrize("opens", ["before it reads again", "after it read again"])
+async def test_what_is_given_again_has_its_effect_once(
+    faulty: FaultyServer, namespace: str, eyes: Eyes, opens: str
+) -> None:
+    """A worker holds twenty events when the server is replaced by one that never gave them out. It is given them
+    again, whether it has finished meanwhile or not, and each is framed once."""
+    gate = Gate()
+    async with running(faulty, gate.worker, namespace=namespace) as bus:
+        await bus.publish_many([PaintingMade(number=n) for n in range(EVENTS)])
+        await until(lambda: len(gate.runs) == EVENTS)
+        forget(eyes)
+        if opens == "before it reads again":
+            gate.opened.set()
+        faulty.replace()
+        if opens == "after it read again":
+            await until(lambda: len(eyes.pending("framers")) == EVENTS)
+            gate.opened.set()
+        await until(lambda: eyes.count("painting.framed") >= EVENTS, 15)
+        await quiet(eyes)
+    assert Counter(e.number for e in eyes.events("painting.framed")) == dict.fromkeys(range(EVENTS), 1)
+    if opens == "after it read again":
+        assert set(gate.runs.values()) == {1}
+
+
+async def test_what_another_was_given_meanwhile_is_not_committed(
+    faulty: FaultyServer, namespace: str, eyes: Eyes
+) -> None:
+    """The rolled back group gave the events to somebody else: the outcomes of the first are dropped."""
+    gate = Gate()
+    async with running(faulty, gate.worker, namespace=namespace) as bus:
+        await bus.publish_many([PaintingMade(number=n) for n in range(EVENTS)])
+        await until(lambda: len(gate.runs) == EVENTS)
+        eyes.call("EVAL", GIVE_TO_ANOTHER, 1, eyes.stream(), "framers")
+        faulty.replace()
+        await until(lambda: subscription_of(bus).topics[eyes.stream()].doubt != NO_DOUBT)
+        gate.opened.set()
+        await until(lambda: runner_of(bus).statistics().not_ours == EVENTS)
+    assert eyes.count("painting.framed") == 0
+    assert {owner for _, owner, _ in eyes.pending("framers")} == {"another"}
+
+
+async def test_a_restart_that_forgot_nothing_costs_nothing(faulty: FaultyServer, namespace: str, eyes: Eyes) -> None:
+    """What is held across it is committed as ours, and the doubt ends with the last of it."""
+    gate = Gate()
+    async with running(faulty, gate.worker, namespace=namespace) as bus:
+        await bus.publish_many([PaintingMade(number=n) for n in range(EVENTS)])
+        await until(lambda: len(gate.runs) == EVENTS)
+        faulty.replace()
+        topic = subscription_of(bus).topics[eyes.stream()]
+        await until(lambda: topic.doubt != NO_DOUBT)
+        gate.opened.set()
+        await until(lambda: topic.doubt == NO_DOUBT)
+        await quiet(eyes)
+        assert runner_of(bus).statistics().not_ours == 0
+    assert set(gate.runs.values()) == {1} and len(gate.runs) == eyes.count("painting.framed") == EVENTS
+
+
+async def test_settling_follows_reading_to_the_server_of_now(faulty: FaultyServer, namespace: str, eyes: Eyes) -> None:
+    """The reader has left a server of the past while the settler's connection to it still answers: it is left, too."""
+    gate = Gate()
+    gate.opened.set()
+    async with running(faulty, gate.worker, namespace=namespace) as bus:
+        await bus.publish(PaintingMade(number=1))
+        await until(lambda: eyes.count("painting.framed") == 1)
+        settler = subscription_of(bus).settler
+        settler.reads_from = "another server"
+        await bus.publish(PaintingMade(number=2))
+        await until(lambda: eyes.count("painting.framed") == 2)
+        assert settler._link.epoch == 2
