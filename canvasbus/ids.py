@@ -92,6 +92,12 @@ def foreign(stream: str, entry_id: str) -> UUID:
 _FOREIGN = UUID("6ba7b811-9dad-11d1-80b4-00c04fd430c8")  # RFC 9562 namespace for URLs
 
 
+def generator() -> Random:
+    """Randomness for something else than ids (jitter, for example), drawn from the same source: after `reseed(seed)` it
+    repeats too."""
+    return Random(_bits(64))
+
+
 def reseed(seed: int | None = None) -> None:
     """Draw the random bits from `seed`, or from the operating system when None."""
     global _prefix_ends

@@ -30,6 +30,7 @@ from canvasbus import clock
 from canvasbus.errors import TransportError
 from canvasbus.log import get_logger
 from canvasbus.transport.blocking import BlockingLink
+from canvasbus.transport.link import Link
 from canvasbus.transport.resp import Packet, ReplyError, pack
 from canvasbus.transport.server import Server
 from canvasbus.wire.keys import Keys
@@ -200,15 +201,20 @@ class Heart:
         if self._on_stuck:
             self._on_stuck()
 
-    async def run_task(self, request: Callable[[Packet], object]) -> None:
-        """Beat from a trio task."""
-        while True:
-            try:
-                await request(self._packet)  # type: ignore[misc]
-                self.beats += 1
-            except TransportError:
-                pass
-            await trio.sleep(self._every)
+    async def run_task(self) -> None:
+        """Beat from a trio task, over a connection of its own as the thread does."""
+        link = Link(self._server, timeout=2.0)
+        try:
+            while True:
+                try:
+                    await link.request(self._packet)
+                    self.beats += 1
+                except TransportError:
+                    pass
+                await trio.sleep(self._every)
+        finally:
+            with trio.CancelScope(shield=True):
+                await link.aclose()
 
     def stop(self) -> None:
         self._stop.set()

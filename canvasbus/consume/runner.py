@@ -115,7 +115,7 @@ class Runner:
         self._max_block = max_block
         self._allowed = allowed or (lambda: self.extended)
         self._on_stuck = on_stuck
-        self._random = random or Random()
+        self._random = random or ids.generator()
         self._stop = trio.Event()
         self._stop_by = -math.inf
         self._lifespan = Lifespan(worker.name, worker.open) if worker.open else None
@@ -310,7 +310,7 @@ class _Incarnation:
             if runner._server.shared:
                 self._heart.start_thread()
             else:
-                nursery.start_soon(self._heart.run_task, self._shared.request)
+                nursery.start_soon(self._heart.run_task)
             nursery.start_soon(self._run_pulse)
             for sweep in self._sweeps:
                 nursery.start_soon(sweep.run)

@@ -134,7 +134,7 @@ for i = 1, tonumber(ARGV[6]) do
     ours = not rows.err and #rows == 1
   end
   if verb == 'try' then
-    if ours then
+    if ours and #redis.call('XRANGE', stream, id, id) > 0 then  -- of a trimmed one XCLAIM would drop the record
       redis.pcall('XCLAIM', stream, group, consumer, 0, id, 'RETRYCOUNT', ARGV[at], 'JUSTID')
     end
     at = at + 1

@@ -9,16 +9,14 @@ import pytest
 import structlog.testing
 import trio
 import trio.testing
+from faulty import Fault, FaultyServer
 from waiting import until
 
 from canvasbus import clock
 from canvasbus.consume import liveness
 from canvasbus.consume.liveness import Heart, Progress, Watcher
-from canvasbus.errors import Unavailable
 from canvasbus.transport.blocking import BlockingLink
-from canvasbus.transport.link import SharedLink
 from canvasbus.transport.memory import MemoryServer
-from canvasbus.transport.resp import Packet
 from canvasbus.wire.keys import Keys
 
 Look = tuple[float, dict[str, int], set[str]] | None
@@ -254,22 +252,12 @@ async def test_a_heart_in_a_task_beats_on_trios_clock(
     autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
 ) -> None:
     """In one process with a memory server: one beat a second of simulated time, outages forgiven."""
-    server, keys = MemoryServer(), Keys()
-    shared = SharedLink(server)
-    await nursery.start(shared.run_tasks)
-    failures = 2
-
-    async def request(packet: Packet) -> list[Any]:
-        nonlocal failures
-        if failures:
-            failures -= 1
-            raise Unavailable("not now")
-        return await shared.request(packet)
-
+    server, keys = FaultyServer(MemoryServer()), Keys()
+    server.faults.append(Fault("lose_request", b"HINCRBY", times=2))
     heart = Heart(server, [keys], "g", "me", Progress())
-    nursery.start_soon(heart.run_task, request)
+    nursery.start_soon(heart.run_task)
     await trio.sleep(10.5)
-    assert heart.beats == 9 == beats_of(server, keys)
+    assert heart.beats == 9 == beats_of(server.inner, keys)
     nursery.cancel_scope.cancel()
 
 

@@ -112,6 +112,14 @@ def test_settle_writes_attempts_without_acknowledging(bench: Bench) -> None:
     assert bench.owners() == {a: ("me", 4)}
 
 
+def test_an_attempt_at_a_trimmed_entry_forgets_nothing(bench: Bench) -> None:
+    """XCLAIM would drop the record of an entry that is gone from its stream: it stays pending, to be told as lost."""
+    (a,) = bench.give("me")
+    bench.call("XTRIM", bench.stream, "MAXLEN", 0)
+    assert bench.settle("me", (2, a, "try", 0, 4)) == [1]
+    assert bench.owners() == {a: ("me", 1)}
+
+
 @pytest.mark.parametrize("fence", ["dead", "1"])
 def test_a_fenced_worker_settles_nothing(bench: Bench, fence: str) -> None:
     """Declared dead, or behind its own fence number: the script answers FENCED and has changed nothing."""

@@ -1,0 +1,399 @@
+"""The road between simulated processes and their server, and everything that can happen on it.
+
+Every process has a `Site`: its cable and its switch. A `SimServer` is what its EventBus gets for a server; behind all
+of them lies one memory server. A packet that is sent meets, in this order: the death of its process, a pause of it, a
+network that is away, the fate drawn for it, the mood of the server, and only then the server.
+
+Death is final and comes first: from then on everything that the process tries raises `Killed`, a BaseException, before
+it reaches the server, so that no `finally` and no shielded clean-up does what a killed process cannot do.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from random import Random
+
+import hiredis
+import trio
+
+from canvasbus.errors import Unavailable
+from canvasbus.transport.memory import MemoryServer
+from canvasbus.transport.resp import Reply, ReplyError, pack
+from canvasbus.transport.scripts import REAP, RELEASE, TAKE
+from canvasbus.wire.keys import Keys
+
+HOT = 3000
+"""Packets without a step of time in between that count as a loop without end."""
+
+
+class Killed(BaseException):
+    """What a killed process meets wherever it turns to the server."""
+
+
+class HotLoop(Exception):
+    """Packets without end at one moment."""
+
+
+@dataclass(frozen=True)
+class Weather:
+    """Chances of one packet. Each breaks or stalls its connection, as it would a socket."""
+
+    drop: float = 0.0
+    """It never gets there; the sender hears of it at once."""
+    swallow: float = 0.0
+    """It never gets there and nothing is heard of it."""
+    part: float = 0.0
+    """Some of its commands are executed, then the connection breaks."""
+    lose: float = 0.0
+    """It is executed; its reply is lost and the connection breaks."""
+    mute: float = 0.0
+    """It is executed; nothing is heard of it."""
+    late: float = 0.0
+    """The connection breaks, and seconds later it is executed after all."""
+    delay: float = 0.0
+    """It takes up to a second."""
+    busy: float = 0.0
+    """Its writing commands are answered OOM, READONLY or LOADING."""
+
+
+CALM = Weather()
+_FATES = tuple(field.name for field in fields(Weather))
+
+MOODS = {
+    "OOM": "OOM command not allowed when used memory > 'maxmemory'.",
+    "READONLY": "READONLY You can't write against a read only replica.",
+    "LOADING": "LOADING Redis is loading the dataset in memory",
+}
+_NEEDS_MEMORY = {b"XADD", b"SET", b"HSET", b"HSETNX", b"HINCRBY", b"SADD", b"INCR"}
+_READS = {
+    *(b"GET", b"HGET", b"HGETALL", b"HEXISTS", b"SMEMBERS", b"SCAN", b"ECHO", b"XINFO", b"XRANGE", b"XREVRANGE"),
+    *(b"XPENDING", b"XLEN", b"WATCH", b"UNWATCH", b"MULTI", b"EXEC"),
+}
+_FRAME = {b"MULTI", b"EXEC", b"WATCH", b"UNWATCH"}
+_SCRIPTS = {b"EVAL", b"EVALSHA"}
+
+
+def refuses(mood: str, command: list[bytes]) -> bool:
+    """Whether a server in this mood answers the command with its error."""
+    name = command[0]
+    if not mood or name in _FRAME:
+        return False
+    if mood == "LOADING":
+        return True
+    if mood == "READONLY":
+        return name not in _READS
+    if name in _SCRIPTS:  # the first write of each: XADD of "ack", XACK of the others, XCLAIM, SET of a reap
+        settles = b"ack" in command and b"bury" not in command and b"lose" not in command
+        return settles or command[1] == REAP.sha.encode()
+    return name in _NEEDS_MEMORY or command[:2] == [b"XGROUP", b"CREATE"]
+
+
+class Site:
+    """One life of one process."""
+
+    def __init__(self, name: str, kind: str, number: int) -> None:
+        self.name = name
+        self.kind = kind
+        self.number = number
+        self.dead = False
+        self.unreachable = ""
+        """How the network keeps it from the server: "" (not), "refuse" or "hole"."""
+        self.scope = trio.CancelScope()
+        self.leave = trio.Event()
+        self.awake = trio.Event()
+        self.awake.set()
+        self.packets = 0
+        self.falls_at: tuple[int, str] | None = None
+        """It dies with this packet of its own: "before" or "after" the server has executed it."""
+        self.connections: list[SimConnection] = []
+        self.incarnations: dict[bytes, list[bytes]] = {}
+        """The names under which it has beaten, by group."""
+
+    def kill(self) -> None:
+        """Cut the cable for good, then stop what runs."""
+        self.dead = True
+        self.awake.set()
+        self.scope.cancel()
+
+    def check(self) -> None:
+        if self.dead:
+            raise Killed(self.name)
+
+    async def come_through(self) -> None:
+        """Wait out a pause."""
+        if not self.awake.is_set():
+            await self.awake.wait()
+        self.check()
+
+    def __repr__(self) -> str:
+        return f"<Site {self.name}{' dead' if self.dead else ''}>"
+
+
+class Network:
+    """One server and the roads to it."""
+
+    def __init__(self, dice: Random, nursery: trio.Nursery, note: Callable[[str, str], None]) -> None:
+        self.memory = MemoryServer()
+        self.dice = dice
+        self.nursery = nursery
+        self.note = note
+        self.weather = CALM
+        self.mood = ""
+        self.away = ""
+        """As Site.unreachable, for all."""
+        self.seen: Counter[str] = Counter()
+        """What the server was asked and the faults that happened."""
+        self.commands: Counter[str] = Counter()
+        """Attempts of each site: packets and connections."""
+        self.changed = trio.Event()
+        self.version = 0
+        self.derived = Keys("sim").stream("sim.framed")
+        """The one topic that scripts write and workers read: who waits for changes is woken for it."""
+        self._moment = (-1.0, 0)
+
+    def attempt(self, site: Site) -> None:
+        """Count what a site tries. Raises HotLoop when that never ends."""
+        self.commands[site.name] += 1
+        now, count = trio.current_time(), 1
+        if self._moment[0] == now:
+            count += self._moment[1]
+        self._moment = now, count
+        if count > HOT:
+            raise HotLoop(f"{site.name}: {count} packets at one moment")
+
+    def draw(self, site: Site) -> str:
+        """The fate of one packet. A publisher sends few, so more happens to each."""
+        chance = self.dice.random() / (4 if site.kind == "publisher" else 1)
+        for fate in _FATES:
+            chance -= getattr(self.weather, fate)
+            if chance < 0:
+                return fate
+        return ""
+
+    def execute(self, link: SimConnection, commands: list[list[bytes]], mood: str) -> list[Reply]:
+        """Let the server execute commands, as far as its mood lets it."""
+        refused = [refuses(mood, command) for command in commands]
+        asked = commands
+        if any(refused):
+            instead = {b"MULTI": b"PING", b"EXEC": b"UNWATCH"}  # a transaction with a refused command does not happen
+            asked = [[b"PING"] if no else [instead.get(c[0], c[0]), *c[1:]] for no, c in zip(refused, commands)]
+        replies = link.inner.request(b"".join([pack(*command) for command in asked]), len(asked), 1.0)
+        if any(refused):
+            frame = {
+                b"MULTI": b"OK",
+                b"EXEC": ReplyError("EXECABORT Transaction discarded because of previous errors."),
+            }
+            said = ReplyError(MOODS[mood])
+            replies = [
+                said if no else frame.get(command[0], reply)
+                for no, command, reply in zip(refused, commands, replies, strict=True)
+            ]
+        for command, reply in zip(commands, replies, strict=True):
+            self._watch(link.site, command, reply)
+        return replies
+
+    def _watch(self, site: Site, command: list[bytes], reply: Reply) -> None:
+        name = command[0]
+        if isinstance(reply, ReplyError):
+            if str(reply).startswith("NOSCRIPT"):
+                self.seen["script loaded again"] += 1
+            return
+        if name == b"XADD" or name == b"EXEC" or (name in _SCRIPTS and self.derived in command):
+            self.version += 1
+            self.changed.set()
+            self.changed = trio.Event()
+        if name == b"EXEC" and reply is None:
+            self.seen["late transaction aborted"] += 1
+        elif name == b"HINCRBY":
+            names = site.incarnations.setdefault(command[1], [])
+            if command[2] not in names:
+                names.append(command[2])
+                if len(names) > 1:
+                    self.seen["rejoin"] += 1
+        elif name == b"INCR":
+            self.seen["publish verified" if b":fence:p-" in command[1] else "fence raised"] += 1
+        elif name == b"XRANGE" and site.kind == "worker" and command[2] == command[3]:
+            self.seen["audit"] += 1
+        elif name in _SCRIPTS and reply == b"FENCED":
+            self.seen["fenced"] += 1
+        elif name == b"EVALSHA" and command[1] == REAP.sha.encode() and reply[0] > 0:
+            self.seen["reap"] += 1
+        elif name == b"EVALSHA" and command[1] == TAKE.sha.encode() and reply:
+            self.seen["take"] += 1
+        elif name == b"EVALSHA" and command[1] == RELEASE.sha.encode() and reply > 0:
+            self.seen["hand back"] += 1
+
+
+class SimServer:
+    """The server as one process sees it."""
+
+    blocks = False
+    shared = False
+
+    def __init__(self, network: Network, site: Site) -> None:
+        self.name = f"memory://{site.name}"
+        self._network = network
+        self._site = site
+
+    async def connect(self) -> SimConnection:
+        network, site = self._network, self._site
+        await trio.lowlevel.checkpoint()
+        await site.come_through()
+        network.attempt(site)
+        away = network.away or site.unreachable
+        if away == "hole":
+            await trio.sleep(3)
+            site.check()
+        if away:
+            raise Unavailable(f"{self.name}: no way to the server")
+        return SimConnection(network, site)
+
+    def connect_blocking(self) -> None:
+        raise NotImplementedError("nothing in a simulation runs in a thread")
+
+
+class SimConnection:
+    """One socket."""
+
+    client_id: int | None = None
+    history = "memory"
+
+    def __init__(self, network: Network, site: Site) -> None:
+        self.site = site
+        self.inner = network.memory.connect_blocking()
+        self._network = network
+        self._replies: list[Reply] = []
+        self._arrived = trio.Event()
+        self._broken = ""
+        self._stalled = False
+        self._late = False
+        self._version = -1
+        site.connections.append(self)
+
+    def break_off(self, why: str) -> None:
+        self._broken = self._broken or why
+        self._arrived.set()
+
+    async def send(self, data: bytes) -> None:
+        network, site = self._network, self.site
+        await trio.lowlevel.checkpoint()
+        await site.come_through()
+        network.attempt(site)
+        commands = parse(data)
+        site.packets += 1
+        falls = site.falls_at[1] if site.falls_at and site.packets >= site.falls_at[0] else ""
+        if falls == "before":
+            self._fall(commands, falls)
+        self._check()
+        away = network.away or site.unreachable
+        if away == "refuse":
+            self.break_off("reset")
+            self._check()
+        if away or self._stalled:
+            self._stalled = True
+            return
+        fate = network.draw(site)
+        mood = network.mood
+        if fate:
+            network.seen[f"fault: {fate}"] += 1
+            network.note(site.name, f"{fate}: {show(commands)}")
+        if fate == "drop":
+            self.break_off("the request was lost")
+            self._check()
+        if fate == "swallow":
+            self._stalled = True
+            return
+        if fate == "late":
+            self.break_off("reset")
+            self._late = True
+            network.nursery.start_soon(self._execute_late, commands, network.dice.uniform(0.01, 7.0))
+            self._check()
+        if fate == "delay":
+            await trio.sleep(network.dice.uniform(0.001, 1.0))
+            site.check()
+            self._check()
+        if fate == "busy":
+            mood = network.dice.choice(list(MOODS))
+        if fate == "part":
+            network.execute(self, commands[: network.dice.randrange(len(commands) + 1)], mood)
+            self.break_off("the connection broke in the middle")
+            self._close()
+            return
+        replies = network.execute(self, commands, mood)
+        if falls == "after":
+            self._fall(commands, falls)
+        if fate == "lose":
+            self.break_off("the reply was lost")
+        elif fate == "mute":
+            self._stalled = True
+        else:
+            self._replies += replies
+        self._version = network.version
+        self._arrived.set()
+
+    def _fall(self, commands: list[list[bytes]], when: str) -> None:
+        self._network.note(self.site.name, f"killed {when} {show(commands)}")
+        self.site.kill()
+        raise Killed(self.site.name)
+
+    def _check(self) -> None:
+        if self._broken:
+            raise Unavailable(self._broken, ambiguous=True)
+
+    async def _execute_late(self, commands: list[list[bytes]], seconds: float) -> None:
+        await trio.sleep(seconds)
+        self._network.note(self.site.name, f"executed late: {show(commands)}")
+        self._network.execute(self, commands, self._network.mood)
+        self.inner.close()
+
+    async def receive(self) -> list[Reply]:
+        await trio.lowlevel.checkpoint_if_cancelled()
+        while True:
+            await self.site.come_through()
+            if self._replies:
+                replies, self._replies = self._replies, []
+                await trio.lowlevel.cancel_shielded_checkpoint()
+                return replies
+            self._check()
+            self._arrived = trio.Event()
+            await self._arrived.wait()
+            self.site.check()
+
+    def trouble(self) -> str:
+        """What a socket tells before it is used: that the other side closed it, if that is known here by now."""
+        return self._broken if self._broken and self._network.dice.random() < 0.5 else ""
+
+    async def wait_change(self, seconds: float) -> None:
+        await trio.lowlevel.checkpoint()
+        if self._version == self._network.version:
+            with trio.move_on_after(seconds):
+                await self._network.changed.wait()
+
+    async def aclose(self) -> None:
+        self.break_off("closed")
+        self._close()
+        await trio.lowlevel.checkpoint()
+
+    def _close(self) -> None:
+        if self in self.site.connections:
+            self.site.connections.remove(self)
+            if not self._late:
+                self.inner.close()
+
+
+def parse(data: bytes) -> list[list[bytes]]:
+    """The commands of a packet."""
+    reader = hiredis.Reader()
+    reader.feed(data)
+    return list(iter(reader.gets, False))
+
+
+_NAMES = {REAP.sha.encode(): "REAP", TAKE.sha.encode(): "TAKE", RELEASE.sha.encode(): "RELEASE"}
+
+
+def show(commands: list[list[bytes]]) -> str:
+    """The commands' names."""
+    names = [f"{c[0].decode()} {_NAMES.get(c[1], 'SETTLE')}" if c[0] == b"EVALSHA" else c[0].decode() for c in commands]
+    return " ".join(names[:8]) + (f" … {len(names)}" if len(names) > 8 else "")
