@@ -45,21 +45,22 @@ log = get_logger("canvasbus.worker")
 class EventBus:
     """One connection of a trio program to the bus. Use it as an async context manager, in one trio run.
 
-    `url`: redis://, rediss://, unix://, redis+sentinel://HOST,HOST/MASTER, memory:// (private to this bus),
-    memory://name (shared in the process) or off:// (publish does nothing and returns None). `source` says who publishes.
-    `patience`: seconds for which publish waits for a server that is away before it raises Unavailable (None: as long as
-    it takes). With `durability="replicated"` an event counts as published when a replica has it, too: then it outlives
-    a failover. (What handlers return is committed on the server, with its acknowledgement.) `grace`: seconds for which handlers may go on when the bus is left. `park`: seconds for which events of a
-    newer version than this program knows wait for a newer worker of their group before they go to the dead letters.
-    `max_block`: seconds for which a handler may block the loop before this process counts as stuck: it is told, its
-    heartbeat ends, others take over, and `on_stuck`, if given, is called from another thread (`canvasbus.worker.run`
-    ends the process there). `server` stands in for what the URL leads to (for tests and simulations).
-    it takes). `grace`: seconds for which handlers may go on when the bus is left. `retention`: what is kept of which
-    types, for the whole namespace from now on (see Retention; None: what is on record, else its defaults). `park`:
-    seconds for which events of a newer version than this program knows wait for a newer worker of their group before
-    they go to the dead letters. `max_block`: seconds for which a handler may block the loop before this process counts
-    as stuck: it is told, its heartbeat ends, others take over, and `on_stuck`, if given, is called from another thread
-    (`canvasbus.worker.run` ends the process there).
+    * `url`: redis://, rediss://, unix://, redis+sentinel://HOST,HOST/MASTER, memory:// (private to this bus),
+      memory://name (shared in the process) or off:// (publish does nothing and returns None).
+    * `source`: who publishes.
+    * `patience`: seconds for which publish waits for a server that is away before it raises Unavailable (None: as long
+      as it takes).
+    * `durability`: with "replicated" an event counts as published when a replica has it, too: then it outlives a
+      failover. (What handlers return is committed on the server, with its acknowledgement.)
+    * `grace`: seconds for which handlers may go on when the bus is left.
+    * `retention`: what is kept of which types, for the whole namespace from now on (see Retention; None: what is on
+      record, else its defaults).
+    * `park`: seconds for which events of a newer version than this program knows wait for a newer worker of their group
+      before they go to the dead letters.
+    * `max_block`: seconds for which a handler may block the loop before this process counts as stuck: it is told, its
+      heartbeat ends, others take over, and `on_stuck`, if given, is called from another thread
+      (`canvasbus.worker.run` ends the process there).
+    * `server` stands in for what the URL leads to (for tests and simulations).
 
     Raises ConfigError for a URL that cannot work; entering raises Refused when the server will not have us, and waits
     for a server that is only away for `connect_timeout` seconds, then raises Unavailable.
