@@ -93,6 +93,21 @@ def parser() -> Parser:
     sub = add(commands, "groups", "groups:run", "Consumer groups: lag, pending, living workers, dead letters.")
     sub.add_argument("group", nargs="?", metavar="GROUP", help="only this group")
 
+    retention = commands.add_parser("retention", help="How much of the past is kept.").add_subparsers(
+        title="commands", metavar="COMMAND", required=True
+    )
+    add(retention, "list", "retention:run_list", "What is kept of which types, and what is full now.")
+    sub = add(retention, "set", "retention:run_set", "Change what is kept of a type, for the whole namespace.")
+    sub.add_argument("type", metavar="TYPE|GLOB", help="a type or a glob like 'drift.*'")
+    sub.add_argument("--max-age", metavar="TIME", help="like 36h or 7d; or any")
+    sub.add_argument("--max-length", metavar="N", help="entries; or any")
+    sub.add_argument("--max-bytes", metavar="SIZE", help="memory on the server, like 512Mi; or any")
+    sub.add_argument("--cap", metavar="N", help="entries, handled or not, that there may be; or none")
+    sub.add_argument("--when-full", choices=("block", "reject", "drop_with_loss_event"), help="what happens at the cap")
+    sub = add(retention, "clear", "retention:run_clear", "Forget what was set for a type or glob.")
+    sub.add_argument("type", metavar="TYPE|GLOB")
+    add(retention, "trim", "retention:run_trim", "Trim once, where no bus runs that does it.")
+
     dlq = commands.add_parser("dlq", help="Dead letters: what was given up, and why.").add_subparsers(
         title="commands", metavar="COMMAND", required=True
     )

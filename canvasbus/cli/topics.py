@@ -19,7 +19,7 @@ COLUMNS = (
 
 
 def run(context: Context, args: argparse.Namespace) -> int:
-    """1 when a topic's key holds something that is not a stream."""
+    """1 when a topic's key holds something that is not a stream, or a topic is at its cap."""
     out = context.out
     found = context.link.run(topics(context.partitions))
     if args.glob:
@@ -49,4 +49,6 @@ def run(context: Context, args: argparse.Namespace) -> int:
     for topic in found:
         if topic.problem:
             out.note(f"canvasbus: topic {topic.name}: {topic.problem}")
-    return 1 if any(topic.problem for topic in found) else 0
+        if topic.full:
+            out.note(f"canvasbus: topic {topic.name}: {topic.full}")
+    return 1 if any(topic.problem or topic.full for topic in found) else 0

@@ -5,13 +5,14 @@ from a SCAN, because a foreign writer (`redis-cli XADD`) adds to a stream and no
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from canvasbus.errors import Refused
 from canvasbus.ids import id_order as id_order
 from canvasbus.transport.resp import Operation, ReplyError, check, code, command, commands, pairs
 from canvasbus.wire.keys import Keys
+from canvasbus.wire.retention import Full, read_full
 
 SCAN_COUNT = 1000
 
@@ -31,6 +32,8 @@ class Topic:
     """Memory on the server; None: it does not tell."""
     groups: tuple[str, ...]
     """The consumer groups that read it."""
+    full: str | None = None
+    """Why it takes no more for the moment; None: it does."""
     problem: str | None = None
     """Why it cannot be read, for example because the key holds something else; None: it can."""
 
@@ -93,9 +96,17 @@ def topic_keys(partitions: Sequence[Keys], *, foreign: bool = True) -> Operation
 def topics(partitions: Sequence[Keys]) -> Operation[list[Topic]]:
     """All topics, sorted by name."""
     keys = yield from topic_keys(partitions)
+    full: dict[str, Full] = {}
+    for one in partitions:
+        (value,) = yield command("GET", one.full)
+        if not isinstance(value, ReplyError):
+            full |= read_full(value)
     by_name: dict[str, list[Topic]] = {}
     for key in keys:
-        by_name.setdefault(key.name, []).append((yield from _topic(key)))
+        topic = yield from _topic(key)
+        if key.name in full:
+            topic = replace(topic, full=str(full[key.name]))
+        by_name.setdefault(key.name, []).append(topic)
     return [_together(parts) for parts in by_name.values()]
 
 
@@ -107,7 +118,7 @@ def _topic(key: TopicKey) -> Operation[Topic]:
     if isinstance(info, ReplyError):
         gone = "no such key" in str(info)
         problem = None if gone else _problem(info)
-        return Topic(key.name, 0, None, None, None, None, used, (), problem)
+        return Topic(key.name, 0, None, None, None, None, used, (), problem=problem)
     facts = pairs(info)
     first, last = facts[b"first-entry"], facts[b"last-entry"]
     first_id = first[0].decode() if first else None
@@ -141,6 +152,7 @@ def _together(parts: list[Topic]) -> Topic:
         last.last_time if last else None,
         None if any(part.bytes is None for part in filled) else sum(part.bytes or 0 for part in parts),
         tuple(sorted({group for part in parts for group in part.groups})),
+        next((part.full for part in parts if part.full), None),
         next((part.problem for part in parts if part.problem), None),
     )
 

@@ -1,0 +1,134 @@
+"""canvasbus retention list | set | clear | trim"""
+
+import argparse
+import re
+from typing import Any
+
+import msgspec
+
+from canvasbus.cli.context import Context
+from canvasbus.cli.output import Cell, Column, size
+from canvasbus.consume.retention import Trimmer, check_policies, declare, policy_for, read_policies
+from canvasbus.errors import CanvasbusError, ConfigError
+from canvasbus.operate.topics import topic_keys
+from canvasbus.transport.resp import check, command
+from canvasbus.wire.retention import Retention, read_full
+
+COLUMNS = (
+    Column("TYPE"),
+    Column("AGE", right=True),
+    Column("ENTRIES", right=True),
+    Column("BYTES", right=True),
+    Column("CAP", right=True),
+    Column("WHEN FULL"),
+    Column("NOW", flexible=True),
+)
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+_SIZES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
+
+
+def run_list(context: Context, _: argparse.Namespace) -> int:
+    """What is on record, and what is full now: then 1."""
+    out, first = context.out, context.partitions[0]
+    policies = {"*": Retention()} | context.link.run(read_policies(first))
+    full: dict[str, Any] = {}
+    for keys in context.partitions:
+        (value,) = context.link.request(command("GET", keys.full))
+        full |= read_full(check(value, "look at the retention"))
+    rows: list[list[Cell | str]] = []
+    for pattern in sorted(policies):
+        policy = policies[pattern]
+        held = [name for name in sorted(full) if policy_for(name, policies) is policy]
+        if out.json:
+            record = {"type": pattern, **msgspec.to_builtins(policy)}
+            out.record(record | {"full": {name: msgspec.to_builtins(full[name]) for name in held}})
+        else:
+            now = "; ".join(f"{name}: {full[name]}" for name in held)
+            rows.append([pattern, *_cells(policy), Cell(now, "red")])
+    if rows:
+        out.table(COLUMNS, rows)
+    return 1 if full else 0
+
+
+def _cells(policy: Retention) -> tuple[str, ...]:
+    return (
+        "any" if policy.max_age is None else _age(policy.max_age),
+        "any" if policy.max_length is None else f"{policy.max_length:,}",
+        "any" if policy.max_bytes is None else size(policy.max_bytes),
+        "none" if policy.cap is None else f"{policy.cap:,}",
+        policy.when_full,
+    )
+
+
+def run_set(context: Context, args: argparse.Namespace) -> int:
+    """Change what is given, keep the rest of what is on record for this type or glob."""
+    if not re.fullmatch(r"[a-z0-9_.*]+", args.type):
+        raise ConfigError(f"{args.type!r} is neither a type nor a glob")
+    known = context.link.run(read_policies(context.partitions[0]))
+    changes: dict[str, Any] = {}
+    for name, parse in (("max_age", seconds), ("max_length", count), ("max_bytes", count), ("cap", count)):
+        value = getattr(args, name)
+        if value is not None:
+            changes[name] = None if value in ("any", "none") else parse(value)
+    if args.when_full:
+        changes["when_full"] = args.when_full
+    if not changes:
+        raise ConfigError(
+            f"say what to change for {args.type!r}: --max-age, --max-length, --max-bytes, --cap, --when-full"
+        )
+    policy = msgspec.structs.replace(known.get(args.type, Retention()), **changes)
+    policies = check_policies({args.type: policy})
+    context.link.run(declare(context.partitions, policies))
+    context.out.note(
+        f"on record for {args.type}: {', '.join(f'{k}={v}' for k, v in msgspec.to_builtins(policy).items())}"
+    )
+    return 0
+
+
+def run_clear(context: Context, args: argparse.Namespace) -> int:
+    """1 when there was nothing."""
+    removed = 0
+    for keys in context.partitions:
+        (reply,) = context.link.request(command("HDEL", keys.retention, args.type))
+        removed += check(reply, "clear the retention")
+    if not removed:
+        raise CanvasbusError(f"no retention of {args.type!r} on record in {context.where}")
+    return 0
+
+
+def run_trim(context: Context, _: argparse.Namespace) -> int:
+    """Once, as a bus of the namespace does all the time: for namespaces in which nothing but Producers run."""
+    out, total = context.out, 0
+    for keys in context.partitions:
+        trimmer = Trimmer(keys)
+        losses = context.link.run(trimmer.look(0.0))[1]
+        total += trimmer.trimmed
+        for loss in losses:
+            out.note(f"canvasbus: {loss.topic}: {loss.detail}")
+    streams = context.link.run(topic_keys(context.partitions, foreign=False))
+    out.note(f"{total:,} entries removed from {len(streams)} streams")
+    return 0
+
+
+def seconds(text: str) -> float:
+    """A length of time like 90s, 15m, 12h, 7d or 2w. Raises ConfigError."""
+    found = re.fullmatch(r"(\d{1,9}(?:\.\d{1,6})?)\s*([smhdw])", text.strip().lower())
+    if not found or float(found[1]) == 0:
+        raise ConfigError(f"{text!r} is no length of time: use a number with s, m, h, d or w, like 7d, or any")
+    return float(found[1]) * _UNITS[found[2]]
+
+
+def count(text: str) -> int:
+    """A number like 1000000, 5M, 2G or 512Mi. Raises ConfigError."""
+    found = re.fullmatch(r"([\d_,]{1,15})\s*(k|m|g|ki|mi|gi)?b?", text.strip().lower())
+    digits = found[1].replace("_", "").replace(",", "") if found else ""
+    if not found or not digits or int(digits) == 0:
+        raise ConfigError(f"{text!r} is no number: use one like 1000000, 5M or 512Mi, or any")
+    return int(digits) * _SIZES[found[2] or ""]
+
+
+def _age(value: float) -> str:
+    for unit in ("w", "d", "h", "m"):
+        if value >= _UNITS[unit] and value % _UNITS[unit] == 0:
+            return f"{value / _UNITS[unit]:g}{unit}"
+    return f"{value:g}s"
