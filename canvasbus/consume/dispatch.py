@@ -12,6 +12,7 @@ own deaths, and its 499 neighbours none.
 
 import heapq
 import itertools
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from random import Random
@@ -107,6 +108,11 @@ class Lane:
     def waiting(self) -> int:
         """Deliveries that wait for a retry."""
         return len(self._waiting)
+
+    @property
+    def next_retry(self) -> float:
+        """When the first of them runs again, on trio's clock; inf: none waits."""
+        return self._waiting[0][0] if self._waiting else math.inf
 
     @property
     def suspects(self) -> int:

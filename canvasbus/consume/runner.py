@@ -71,6 +71,8 @@ class WorkerStatistics:
     """Events of a newer version, left to workers that know it."""
     waiting: int
     """Deliveries that wait for a retry."""
+    next_retry: float
+    """When the first of them runs again, on trio's clock; inf: none waits."""
     derived: int
     """Events committed with acknowledgements."""
     not_ours: int
@@ -184,6 +186,7 @@ class Runner:
             held=sum(lane.held for lane in lanes),
             parked=sum(lane.statistics.parked for lane in lanes),
             waiting=sum(lane.waiting for lane in lanes),
+            next_retry=min((lane.next_retry for lane in lanes), default=math.inf),
             derived=sum(settler.statistics.derived for settler in settlers),
             not_ours=sum(settler.statistics.not_ours for settler in settlers),
         )

@@ -15,13 +15,13 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import AsyncExitStack, contextmanager
 from datetime import datetime
-from functools import partial
 from types import TracebackType
 from typing import Any, ClassVar, Self, TypeVar, get_args, overload
 from uuid import UUID
 
 import trio
 
+from canvasbus import clock
 from canvasbus.bus import EventBus
 from canvasbus.consume.handlers import Worker
 from canvasbus.consume.runner import WorkerStatistics
@@ -30,34 +30,23 @@ from canvasbus.contract.event import Event
 from canvasbus.contract.registry import registry
 from canvasbus.errors import ConfigError, ContractError
 from canvasbus.testing import unsettled
-from canvasbus.testing.faults import Fault, FaultyServer, How, What
+from canvasbus.testing.faults import Fault, How, What
 from canvasbus.testing.observed import Attempt, Notebook
+from canvasbus.testing.process import Process
 from canvasbus.testing.seen import DeadLetter, Eyes, Published
 from canvasbus.testing.unsettled import NotSettled
 from canvasbus.testing.virtual import VirtualTime, real_limit
 from canvasbus.wire.keys import Keys
+from canvasbus.wire.retention import Retention
 
 E = TypeVar("E", bound=Event)
 
+_KEEP_ALL = Retention(max_age=None, max_length=None)
+
+_WAKE = 1.0
+"""Seconds before something is due in which everybody may notice that time has passed."""
+
 _numbers = itertools.count(1)
-
-
-class _Life:
-    """What would be a process: one worker, or (None) the one that publishes."""
-
-    def __init__(self, worker: Worker | None) -> None:
-        self.worker = worker
-        self.name = None if worker is None else worker.name
-        self.begin()
-
-    def begin(self) -> None:
-        """Before the first start, and after a crash."""
-        self.server: FaultyServer
-        self.bus: EventBus | None = None
-        self.scope = trio.CancelScope()
-        self.stop = trio.Event()
-        self.ended = trio.Event()
-        self.ready = False
 
 
 class TestBus:
@@ -77,7 +66,8 @@ class TestBus:
 
     `workers` are run as copies and stay untouched; each has a name of its own. `url` names the server in memory, for
     code under test that makes its own `Producer` or `EventBus` (default: a new one, see the attribute `url`).
-    `start` is the wall time at the beginning (default: now). `options` are those of EventBus.
+    `start` is the wall time at the beginning (default: now). `options` are those of EventBus; without a
+    `retention` everything is kept.
 
     Raises ContractError outside of virtual time, and AssertionError at the end of a block in which an ordered fault
     (`fail_next`) has never happened.
@@ -108,13 +98,15 @@ class TestBus:
         self._server = memory.named(self._name)
         self._forget = memory.forget
         self._start = start
-        self._options = {"grace": 0.001, "connect_timeout": math.inf, **options}
-        self._options |= {"namespace": namespace, "partitions": partitions}
+        bus_options = {"grace": 0.001, "connect_timeout": math.inf, "retention": _KEEP_ALL, **options}
+        bus_options |= {"namespace": namespace, "partitions": partitions}
         self._eyes = Eyes(self._server, [Keys(namespace, partition) for partition in range(partitions)])
         self._notebook = Notebook()
-        self._workers = [self._notebook.observe(worker) for worker in workers]
-        self._everybody = [_Life(None), *map(_Life, self._workers)]
         self._faults: list[Fault] = []
+        self._everybody = [
+            Process(worker, self.url, self._server, self._faults, bus_options)
+            for worker in (None, *map(self._notebook.observe, workers))
+        ]
         self._publishing = 0
         self._away = 0
         self._nursery: trio.Nursery | None = None
@@ -126,15 +118,15 @@ class TestBus:
             raise ContractError("a TestBus lives once: make a new one for another `async with`")
         self._time = VirtualTime.of_this_run()
         async with AsyncExitStack() as stack:
-            stack.enter_context(self._time.in_force(self._start))
+            stack.enter_context(self._time.in_force(self._start, self._idle_for))
             self._manager = trio.open_nursery()
             self._nursery = nursery = await self._manager.__aenter__()
             stack.push_async_exit(self._close_nursery)
             nursery.start_soon(self._time.run)
             with self._time.moving():
-                for life in self._everybody:
+                for process in self._everybody:
                     try:
-                        await nursery.start(self._live, life)
+                        await nursery.start(process.run, nursery)
                     except BaseExceptionGroup as group:  # each EventBus has a nursery
                         raise _alone(group) from None
             self._stack = stack.pop_all()
@@ -149,9 +141,9 @@ class TestBus:
         try:
             if error is None:
                 with self._time.moving(despite_threads=True):
-                    for life in reversed(self._everybody):
-                        life.stop.set()
-                        await life.ended.wait()
+                    for process in reversed(self._everybody):
+                        process.stop.set()
+                        await process.ended.wait()
         except BaseException as failure:
             kind, error, trace = type(failure), failure, failure.__traceback__
             raise
@@ -177,45 +169,20 @@ class TestBus:
             raise _alone(group) from None
         return None
 
-    async def _live(self, life: _Life, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        assert self._nursery is not None
-        life.server = FaultyServer(
-            self._server, life.name, self._faults, partial(self._nursery.start_soon, self._restart, life)
-        )
-        try:
-            with life.scope:
-                async with EventBus(self.url, server=life.server, **self._options) as life.bus:
-                    if life.worker is not None:
-                        life.bus.add(life.worker)
-                    await life.bus.wait_ready()
-                    life.ready = True
-                    task_status.started()
-                    await life.stop.wait()
-        finally:
-            life.ended.set()
-
-    async def _restart(self, life: _Life) -> None:
-        """The process dies as it is, and a new one starts. That it is dead the others find out by themselves."""
-        assert self._nursery is not None
-        life.server.cut()
-        life.scope.cancel()
-        await life.ended.wait()
-        life.begin()
-        self._nursery.start_soon(self._live, life)
-
-    def _life(self, worker: Worker | str) -> _Life:
+    def _process(self, worker: Worker | str) -> Process:
         name = worker.name if isinstance(worker, Worker) else worker
-        for life in self._everybody:
-            if life.worker is not None and life.name == name:
-                return life
+        for process in self._everybody:
+            if process.worker is not None and process.name == name:
+                return process
         raise ContractError(f"no worker {name!r} on {self!r}")
 
     # --- publishing ----------------------------------------------------------------------------------------------
 
-    async def publish(self, event: Event, *, expires_in: float | None = None) -> str:
-        """Publish and return the entry id, as `EventBus.publish` does. While trouble is simulated, time passes."""
+    async def publish(self, event: Event, **options: Any) -> str:
+        """Publish and return the entry id, as `EventBus.publish` does, with its options. While trouble is simulated, time
+        passes."""
         with self._outside() as bus:
-            return await bus.publish(event, expires_in=expires_in) or ""
+            return await bus.publish(event, **options) or ""
 
     async def publish_many(self, events: Iterable[Event]) -> list[str]:
         """Publish in order and return the entry ids, as `EventBus.publish_many` does."""
@@ -236,30 +203,30 @@ class TestBus:
 
     # --- time ----------------------------------------------------------------------------------------------------
 
-    async def settle(self, *, horizon: float = 3600.0, real_seconds: float = 30.0) -> None:
+    async def settle(self, *, horizon: float = 60.0, limit: float = 3600.0, real_seconds: float = 30.0) -> None:
         """Return when everything that was published has been handled to its end: retries and backoffs, the events that
-        handlers return, and those that follow from them. Virtual time jumps to wherever something is due.
+        handlers return, those that follow from them, and timers that are due within `horizon` seconds of virtual time
+        from now. Time jumps to wherever something is due.
 
-        Raises NotSettled, with a list of what is left, when that takes more than `horizon` seconds of virtual time (a
+        Raises NotSettled, with a list of what is left, when that takes more than `limit` seconds of virtual time (a
         handler that raises RetryLater for ever, say), or more than `real_seconds` of real time (events that cause each
         other without end, or a plain function that does not return; `math.inf` while you debug).
         """
-        begun = trio.current_time()
+        begun, until = trio.current_time(), clock.time() + horizon
         before = unsettled.counts(self._eyes)
-        with self._time.by_hand(), real_limit(real_seconds) as limit:
+        with self._time.by_hand(), real_limit(real_seconds) as scope:
             while True:
                 await self._time.rest()
-                if not self._busy():
+                if not self._busy() and not self._eyes.timers(until):
                     return
-                left = begun + horizon - trio.current_time()
+                left = begun + max(limit, horizon) - trio.current_time()
                 if left <= 0:
                     break
                 self._time.move(left)
         passed = trio.current_time() - begun
-        took = f"{real_seconds:g} s of real time" if limit.cancelled_caught else f"{passed:g} s of virtual time"
-        raise NotSettled(
-            "\n".join([f"after {took} this is left to do:", *self._left(), *unsettled.circle(before, self._eyes)])
-        )
+        took = f"{real_seconds:g} s of real time" if scope.cancelled_caught else f"{passed:g} s of virtual time"
+        lines = [*self._left(), *unsettled.timers(self._eyes.timers(until)), *unsettled.circle(before, self._eyes)]
+        raise NotSettled("\n".join([f"after {took} this is left to do:", *lines]))
 
     async def advance(self, seconds: float) -> None:
         """Let `seconds` of virtual time pass, and all that is due in them happen; return when nothing more is."""
@@ -273,22 +240,49 @@ class TestBus:
                 self._time.move(left)
 
     def _busy(self) -> bool:
-        """Something is to be done, as far as can be seen without its details."""
-        if self._publishing or self._away or not all(life.ready for life in self._everybody):
+        """Something is to be done, now or after a wait."""
+        if self._engaged() or any(s.waiting for s in self._statistics()):
             return True
-        buses = [life.bus for life in self._everybody if life.bus is not None]
-        if any(bus.publisher_statistics().waiting_bytes for bus in buses):
+        return bool(self._eyes.unfinished(self._groups()))
+
+    def _engaged(self) -> bool:
+        """Something moves now, as far as this process knows."""
+        if self._publishing or self._away or not all(process.ready for process in self._everybody):
             return True
-        if any(s.running or s.held or s.waiting for bus in buses for s in bus.statistics()):
+        if any(process.bus.publisher_statistics().waiting_bytes for process in self._everybody if process.bus):
             return True
-        return bool(self._eyes.unfinished(self._workers))
+        return any(s.running or s.held for s in self._statistics())
+
+    def _idle_for(self) -> float:
+        """For how many seconds there is nothing to do but to wait."""
+        if self._engaged():
+            return 0.0
+        statistics = self._statistics()
+        consumers = {s.consumer for s in statistics}
+        left = self._eyes.unfinished(self._groups())
+        if len(left) != sum(s.waiting for s in statistics) or any(one.owner not in consumers for one in left):
+            return 0.0
+        first_retry = min((s.next_retry for s in statistics), default=math.inf) - trio.current_time()
+        timers = self._eyes.timers()
+        return min(first_retry, timers[0][0] - clock.time() if timers else math.inf) - _WAKE
+
+    def _statistics(self) -> list[WorkerStatistics]:
+        return [process.statistics for process in self._everybody if process.statistics is not None]
+
+    def _groups(self) -> dict[str, Worker]:
+        """The workers that are there, by the names that their groups have now."""
+        return {
+            process.statistics.group: process.worker
+            for process in self._everybody
+            if process.worker is not None and process.statistics is not None
+        }
 
     def _left(self) -> list[str]:
         """What is to be done, line by line."""
         lines = ["  the server is away (outage)"] if self._away else []
-        lines += [f"  {life.name}: is starting" for life in self._everybody if not life.ready]
+        lines += [f"  {process.name}: is starting" for process in self._everybody if not process.ready]
         lines += [f"  {self._publishing} calls of publish wait"] if self._publishing else []
-        return lines + unsettled.entries(self._eyes.unfinished(self._workers), self._eyes, self._notebook)
+        return lines + unsettled.entries(self._eyes.unfinished(self._groups()), self._eyes, self._notebook)
 
     # --- trouble -------------------------------------------------------------------------------------------------
 
@@ -309,13 +303,13 @@ class TestBus:
         if what == "publish" and (how == "crash" or group is not None):
             raise ContractError("publishing is the test's own: only its requests and replies can be lost")
         if group is not None:
-            self._life(group)
+            self._process(group)
         self._faults.append(Fault(what, how, group, times))
 
     async def crash(self, worker: Worker | str) -> None:
         """The worker's process dies now, with whatever it has in hand, and a new one starts."""
         with self._time.moving():
-            await self._restart(self._life(worker))
+            await self._process(worker).crash()
 
     def outage(self, seconds: float) -> None:
         """The server is away for the next `seconds` of virtual time, for everybody; its data stays."""
@@ -346,7 +340,7 @@ class TestBus:
         return [one for one in self._eyes.published() if name in (None, one.envelope.type)]
 
     def dead_letters(self, group: str | None = None) -> list[DeadLetter]:
-        """What a group (None: any) gave up, oldest first."""
+        """What a worker (None: any) gave up, oldest first."""
         return self._eyes.dead_letters(group)
 
     def attempts(
@@ -370,10 +364,10 @@ class TestBus:
 
     def statistics(self) -> dict[str, WorkerStatistics]:
         """One record for each worker, by name. A worker that crashed counts from 0 again."""
-        return {s.group: s for life in self._everybody if life.bus is not None for s in life.bus.statistics()}
+        return {s.group.partition("@")[0]: s for s in self._statistics()}
 
     def __repr__(self) -> str:
-        return f"<TestBus {self.url} {[worker.name for worker in self._workers]}>"
+        return f"<TestBus {self.url} {[process.name for process in self._everybody[1:]]}>"
 
 
 def _alone(error: BaseException) -> BaseException:

@@ -1,16 +1,16 @@
-"""Which handler ran with which event, how often, and how that ended: a worker's handlers with a notebook around them."""
+"""Which handler ran with which event, how often, and how that ended."""
 
 import copy
-import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import trio
 
-from canvasbus import clock
 from canvasbus.consume.context import Context
-from canvasbus.consume.handlers import Handler, Worker
+from canvasbus.consume.handlers import Worker
+from canvasbus.consume.middleware import Handle, Middleware
 from canvasbus.consume.policy import HandlerTimeout
 from canvasbus.contract.event import Event
 from canvasbus.wire.envelope import Envelope
@@ -60,64 +60,45 @@ class Notebook:
     def observe(self, worker: Worker) -> Worker:
         """A copy of the worker whose handlers are written down. The worker itself stays as it is."""
         observed = copy.copy(worker)
-        observed.handlers = [
-            dataclasses.replace(handler, function=self._around(handler, worker.name), wants_context=True)
-            for handler in worker.handlers
-        ]
+        observed.handlers = list(worker.handlers)
+        observed.middleware = [*worker.middleware, self._middleware(worker)]
         return observed
 
-    def _around(self, handler: Handler, group: str) -> Callable[..., Any]:
-        function = handler.function
-        wants_context = handler.wants_context
+    def _middleware(self, worker: Worker) -> Middleware:
+        """The innermost of all: what it sees is the handler itself."""
+        timeouts = {handler.name: handler.timeout for handler in worker.handlers}
 
-        if handler.is_async:
+        def middleware(handle: Handle) -> Handle:
+            async def run(event: Any, ctx: Any) -> Any:
+                events, contexts = (event, ctx) if isinstance(ctx, list) else ([event], [ctx])
+                name = contexts[0].handler
+                with self._written_down(worker.name, name, timeouts[name], events, contexts):
+                    result = await handle(event, ctx)
+                    return list(result) if isinstance(result, Iterator) else result  # its body is part of the run
 
-            async def observed(events: Any, contexts: Any) -> Any:
-                with self._run(handler, group, events, contexts):
-                    return _listed(await (function(events, contexts) if wants_context else function(events)))
+            return run
 
-            return observed
+        return middleware
 
-        def observed_plain(events: Any, contexts: Any) -> Any:
-            with self._run(handler, group, events, contexts):
-                return _listed(function(events, contexts) if wants_context else function(events))
-
-        return observed_plain
-
-    def _run(self, handler: Handler, group: str, events: Any, contexts: Any) -> "_Run":
-        if handler.batch is None:
-            events, contexts = [events], [contexts]
-        return _Run(self, handler, group, events, contexts)
-
-
-class _Run:
-    """Writes one run down. Plain handlers use it in their threads; list and set appends are safe there."""
-
-    def __init__(
-        self, notebook: Notebook, handler: Handler, group: str, events: list[Event], contexts: list[Context]
-    ) -> None:
-        self._notebook = notebook
-        self._handler = handler
-        self._events = events
-        self._contexts = contexts
-        entries = tuple((context.envelope.type, context.entry_id) for context in contexts)
-        self._run = Run(group, handler.name, entries, clock.monotonic())
-
-    def __enter__(self) -> None:
-        self._notebook.running.add(self._run)
-
-    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        run = self._run
-        self._notebook.running.discard(run)
-        seconds = clock.monotonic() - run.started
-        if isinstance(error, trio.Cancelled) and seconds >= self._handler.timeout:
-            error = HandlerTimeout(f"{run.handler} ran longer than its timeout of {self._handler.timeout:g} s")
-        self._notebook.attempts += [
-            Attempt(run.group, run.handler, event, c.envelope, c.entry_id, c.attempt, run.started, seconds, error)
-            for event, c in zip(self._events, self._contexts, strict=True)
-        ]
-
-
-def _listed(result: Any) -> Any:
-    """The body of a generator is part of the run."""
-    return list(result) if isinstance(result, Iterator) else result
+    @contextmanager
+    def _written_down(
+        self, group: str, handler: str, timeout: float, events: Sequence[Event], contexts: Sequence[Context]
+    ) -> Iterator[None]:
+        started = trio.current_time()
+        run = Run(group, handler, tuple((c.envelope.type, c.entry_id) for c in contexts), started)
+        self.running.add(run)
+        error: BaseException | None = None
+        try:
+            yield
+        except BaseException as raised:
+            error = raised
+            raise
+        finally:
+            self.running.discard(run)
+            seconds = trio.current_time() - started
+            if isinstance(error, trio.Cancelled) and seconds >= timeout:
+                error = HandlerTimeout(f"{handler} ran longer than its timeout of {timeout:g} s")
+            self.attempts += [
+                Attempt(group, handler, event, c.envelope, c.entry_id, c.attempt, started, seconds, error)
+                for event, c in zip(events, contexts, strict=True)
+            ]

@@ -1,6 +1,7 @@
 """What lies on a test bus's server, read past all simulated trouble and without waiting."""
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from uuid import UUID
@@ -13,10 +14,11 @@ from canvasbus.operate.tail import Tail
 from canvasbus.operate.topics import id_order, topic_keys
 from canvasbus.transport.blocking import BlockingLink
 from canvasbus.transport.resp import ReplyError, pairs
+from canvasbus.wire import later
 from canvasbus.wire.codec import Codec
 from canvasbus.wire.deadletter import DeadLetterRecord
 from canvasbus.wire.envelope import Envelope
-from canvasbus.wire.keys import Keys
+from canvasbus.wire.keys import LATER_INBOX, Keys, version_in
 
 if TYPE_CHECKING:
     from canvasbus.transport.memory import MemoryServer
@@ -121,9 +123,9 @@ class Eyes:
 
     def dead_letters(self, group: str | None) -> list[DeadLetter]:
         """What the groups gave up, oldest first."""
-        wanted = deadletter.Filter(group=group)
-        found = self._link.run(deadletter.dead_letters(self._partitions, wanted, limit=1_000_000))
-        return [self._letter(letter.record) for letter in found.letters if letter.record is not None]
+        found = self._link.run(deadletter.dead_letters(self._partitions, deadletter.Filter(), limit=1_000_000))
+        records = [letter.record for letter in found.letters if letter.record is not None]
+        return [self._letter(record) for record in records if group in (None, record.group.partition("@")[0])]
 
     def _letter(self, record: DeadLetterRecord) -> DeadLetter:
         envelope, event = self._open(record.fields, record.event_type, record.entry_id) or (None, None)
@@ -137,26 +139,45 @@ class Eyes:
         except DecodeError:
             return None
 
-    def unfinished(self, workers: Iterable[Worker]) -> list[Unfinished]:
-        """What the workers have not dealt with, by group and entry id: at most a thousand entries of each topic."""
+    def unfinished(self, groups: Mapping[str, Worker]) -> list[Unfinished]:
+        """What groups have not dealt with, by group and entry id: at most a thousand entries of each topic. What waits
+        for a worker of a newer version is not among it: nobody here could do it."""
         found: list[Unfinished] = []
         for key in self._link.run(topic_keys(self._partitions)):
-            for worker in workers:
+            for group, worker in groups.items():
                 if worker.handler_for(key.name) is not None:
-                    found += self._unfinished(worker.name, key.name, key.stream)
+                    found += self._unfinished(group, key.name, key.stream)
         return sorted(found, key=lambda one: (one.group, id_order(one.entry_id)))
 
     def _unfinished(self, group: str, topic: str, stream: bytes) -> list[Unfinished]:
         rows = self._link.call("XINFO", "GROUPS", stream)
-        groups = [] if isinstance(rows, ReplyError) else [pairs(row) for row in rows]
-        mine = next((row for row in groups if row[b"name"] == group.encode()), None)
+        known = [] if isinstance(rows, ReplyError) else [pairs(row) for row in rows]
+        mine = next((row for row in known if row[b"name"] == group.encode()), None)
         cursor = b"(" + mine[b"last-delivered-id"] if mine else b"-"  # no group yet: a glob finds the topic soon
         unread = self._link.call("XRANGE", stream, cursor, "+", "COUNT", 1000)
         found = [Unfinished(group, topic, entry_id.decode(), None) for entry_id, _ in unread]
         if mine and mine[b"pending"]:
             held = self._link.call("XPENDING", stream, group, "-", "+", 1000)
-            found += [Unfinished(group, topic, entry_id.decode(), owner.decode()) for entry_id, owner, *_ in held]
+            found += [
+                Unfinished(group, topic, entry_id.decode(), owner.decode())
+                for entry_id, owner, *_ in held
+                if version_in(owner.decode()) is None
+            ]
         return found
+
+    def timers(self, until: float = math.inf) -> list[tuple[float, str]]:
+        """Events that are put off to a wall time up to `until` (seconds since 1970), the earliest first: when they are
+        due, and their types. One that was only just published, and that nobody has looked at, is due now."""
+        found: list[tuple[float, str]] = []
+        for keys in self._partitions:
+            read = self._link.call("GET", keys.inbox_cursor)
+            rows = self._link.call("XRANGE", keys.stream(LATER_INBOX), b"(" + read if read else "-", "+")
+            found += [(0.0, later.unwrap(fields[1])[0]) for _, fields in rows]
+            due = self._link.call("ZRANGEBYSCORE", keys.timers, "-inf", until * 1000, "WITHSCORES")
+            for timer, score in zip(due[::2], due[1::2], strict=True):
+                body = self._link.call("HGET", keys.timer_bodies, timer) or b""
+                found.append((float(score) / 1000, body.partition(b"\n")[0].decode()))
+        return sorted(found)
 
     def event(self, topic: str, entry_id: str) -> Event | None:
         """The event of one entry; None when it cannot be read."""

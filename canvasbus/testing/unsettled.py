@@ -4,6 +4,7 @@ from collections import Counter
 
 import trio
 
+from canvasbus import clock
 from canvasbus.contract.event import Event
 from canvasbus.testing.observed import Notebook, Run
 from canvasbus.testing.seen import Eyes, Unfinished
@@ -24,17 +25,24 @@ def entries(unfinished: list[Unfinished], eyes: Eyes, notebook: Notebook) -> lis
     running = {(run.group, *entry): run for run in notebook.running for entry in run.entries}
     lines = []
     for one in unfinished[:SHOWN]:
-        state = _state(one, running.get((one.group, one.event_type, one.entry_id)), notebook)
+        state = _state(one, running.get((one.group.partition("@")[0], one.event_type, one.entry_id)), notebook)
         lines.append(f"  {one.group}: {_short(eyes.event(one.event_type, one.entry_id), one)} {state}")
     if len(unfinished) > SHOWN:
         lines.append(f"  and {len(unfinished) - SHOWN} more")
     return lines
 
 
+def timers(due: list[tuple[float, str]]) -> list[str]:
+    """One line for each of the first timers."""
+    lines = [f"  a timer with {name} is due in {max(0.0, at - clock.time()):g} s" for at, name in due[:SHOWN]]
+    return lines + ([f"  and {len(due) - SHOWN} more"] if len(due) > SHOWN else [])
+
+
 def _state(one: Unfinished, run: Run | None, notebook: Notebook) -> str:
     if run is not None:
         return f"runs in {run.handler} for {trio.current_time() - run.started:g} s"
-    attempts = [a for a in notebook.attempts if a.group == one.group and a.entry_id == one.entry_id]
+    worker = one.group.partition("@")[0]  # an instance's group is its worker's name, @, and more
+    attempts = [a for a in notebook.attempts if a.group == worker and a.entry_id == one.entry_id]
     if not attempts:
         return "has not been read" if one.owner is None else f"is in the hands of {one.owner}, not begun"
     last = attempts[-1].error

@@ -6,7 +6,9 @@ bus lives it moves the clock itself, by the same rule with one more condition: t
 by `trio.to_thread` runs. A clock that was set to autojump goes on doing so, by that rule.
 
 Every move goes to the next deadline of any task and not past it, so that heartbeats, timeouts and backoffs happen in
-their order.
+their order. That is a dozen moves for each second and worker: a day would take minutes. So when no bus has anything to
+do, time leaps to shortly before the next timer, or before the first deadline of a task that is not of the bus itself.
+To the workers it is as if the machine had been asleep.
 """
 
 import functools
@@ -27,6 +29,9 @@ from canvasbus.errors import ContractError
 
 _NOTHING_DUE = 0.005
 """Seconds of real time between two looks while no task has a deadline: something from outside must come."""
+
+_LEAP = 10.0
+"""Seconds that are worth a leap."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -70,7 +75,7 @@ class VirtualTime:
     def __init__(self, mock: MockClock) -> None:
         self._mock = mock
         self._threshold = math.inf
-        self._users = 0
+        self._sleepers: list[Callable[[], float]] = []
         self._movers = 0
         self._by_hand = False
         self._despite_threads = 0
@@ -92,18 +97,19 @@ class VirtualTime:
         return cls._all[mock]
 
     @contextmanager
-    def in_force(self, start: datetime | None) -> Iterator[None]:
-        """Inside the block all of canvasbus has this time. Other buses of the same run join in, in whatever order."""
-        if not self._users:
+    def in_force(self, start: datetime | None, idle_for: Callable[[], float]) -> Iterator[None]:
+        """Inside the block all of canvasbus has this time. Other buses of the same run join in. `idle_for` tells for how
+        many seconds from now the bus has nothing to do."""
+        if not self._sleepers:
             self._threshold, self._mock.autojump_threshold = self._mock.autojump_threshold, math.inf
             self._using = clock.using(VirtualClock(self._mock, start or datetime.now(UTC)))
             self._using.__enter__()
-        self._users += 1
+        self._sleepers.append(idle_for)
         try:
             yield
         finally:
-            self._users -= 1
-            if not self._users:
+            self._sleepers.remove(idle_for)
+            if not self._sleepers:
                 self._using.__exit__(None, None, None)
                 self._mock.autojump_threshold = self._threshold
 
@@ -124,8 +130,15 @@ class VirtualTime:
                     self._waits_for_threads.discard(scope)
 
     def move(self, most: float) -> float:
-        """Go to the next deadline of any task, at most `most` seconds from now. Call it at rest. Returns the seconds."""
+        """Go to the next deadline of any task, or leap, at most `most` seconds from now. Call it at rest. Returns the
+        seconds."""
         seconds = max(0.0, min(trio.lowlevel.current_statistics().seconds_to_next_deadline, most))
+        if seconds < most and most > _LEAP:
+            leap = min(most, _first_deadline_of_others() - trio.current_time())
+            for idle_for in self._sleepers:
+                leap = leap if leap <= _LEAP else min(leap, idle_for())
+            if _LEAP < leap < math.inf:
+                seconds = leap
         if seconds < math.inf:
             self._mock.jump(seconds)
         return seconds
@@ -175,6 +188,21 @@ class VirtualTime:
     @property
     def _moves_by_itself(self) -> bool:
         return not self._by_hand and (self._movers > 0 or self._threshold < math.inf)
+
+
+def _first_deadline_of_others() -> float:
+    """The earliest deadline of a task that is not one of canvasbus' own. (trio tells a task's own deadline to that task
+    only; where this private part of it is gone, every deadline counts, and there are no leaps.)"""
+    first = math.inf
+    root = trio.lowlevel.current_root_task()
+    tasks = [] if root is None else [root]
+    while tasks:
+        task = tasks.pop()
+        tasks += [child for nursery in task.child_nurseries for child in nursery.child_tasks]
+        if not task.name.startswith("canvasbus."):
+            status = getattr(task, "_cancel_status", None)
+            first = min(first, status.effective_deadline() if status is not None else -math.inf)
+    return first
 
 
 @contextmanager

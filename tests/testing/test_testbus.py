@@ -214,7 +214,7 @@ async def test_a_handler_that_is_never_done_is_told(any_clock: Clock) -> None:
         await bus.publish(SketchDrawn(title="cat"))
         await bus.publish(SketchInked(title="dog"))
         with pytest.raises(NotSettled) as told:
-            await bus.settle(horizon=100)
+            await bus.settle(limit=100)
     said = str(told.value)
     assert said.startswith("after 100 s of virtual time this is left to do:")
     assert "title='cat'" in said
@@ -270,7 +270,7 @@ async def test_only_twenty_are_listed(any_clock: Clock) -> None:
     async with TestBus(worker) as bus:
         await bus.publish_many([SketchDrawn() for _ in range(23)])
         with pytest.raises(NotSettled) as told:
-            await bus.settle(horizon=1)
+            await bus.settle(limit=1)
     assert len(str(told.value).splitlines()) == 22
     assert str(told.value).endswith("and 3 more")
 

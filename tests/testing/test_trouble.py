@@ -117,7 +117,7 @@ async def test_an_outage_is_waited_for(any_clock: Clock) -> None:
     async with TestBus(gallery.worker) as bus:
         bus.outage(40)
         with pytest.raises(NotSettled, match="the server is away"):
-            await bus.settle(horizon=10)
+            await bus.settle(horizon=0, limit=10)
         assert bus.published() == []
         await bus.publish(SketchDrawn())
         assert 40 <= trio.current_time() < 45
@@ -136,7 +136,7 @@ async def test_a_crash_during_an_outage(any_clock: Clock) -> None:
         bus.outage(30)
         await bus.crash("seller")
         with pytest.raises(NotSettled, match="seller: is starting"):
-            await bus.settle(horizon=5)
+            await bus.settle(horizon=0, limit=5)
         await bus.settle()
     assert len(bus.published(SketchSold)) == 1
 
