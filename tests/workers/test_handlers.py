@@ -1,48 +1,37 @@
-"""The workers on a bus in memory: what they listen to, what follows, and what they refuse."""
+"""The workers on a test bus: what they listen to, what follows, and what they refuse."""
 
 import hashlib
 from typing import Any
 
 import numpy as np
 import pytest
-from studio import Eyes, running
-from waiting import until
+from trio.testing import MockClock
 
+from canvasbus import Event
 from canvasbus.events import (
     ArtifactRef,
     DriftDetected,
     DriftResolved,
     FloatArray,
+    IncidentOpened,
+    IncidentResolved,
     LabelsRecorded,
     MetricThresholdBreached,
     ModelPromoted,
     ObservationsRecorded,
     ReferenceRegistered,
+    RetrainFailed,
     RetrainRequested,
     RetrainStarted,
+    RetrainSucceeded,
 )
+from canvasbus.testing import TestBus
 from canvasbus_workers import alerts, drift, retrain, tagger
 from canvasbus_workers.artifacts import ArtifactStore, pack
 from canvasbus_workers.tagger import ImagesSubmitted
 from canvasbus_workers.tagging import Network, observe
 
 MISSING = ArtifactRef(uri="file:///nowhere/x.npz", sha256="0" * 64)
-
-
-@pytest.fixture
-def url() -> str:
-    """A server in memory for one test."""
-    import uuid
-
-    return f"memory://workers-{uuid.uuid4().hex}"
-
-
-@pytest.fixture
-def eyes(url: str, namespace: str) -> Any:
-    """What lies on it."""
-    eyes = Eyes(url, namespace)
-    yield eyes
-    eyes.close()
 
 
 def weights(seed: int = 0) -> dict[str, np.ndarray]:
@@ -67,22 +56,26 @@ def labels(model: str, batch: str, split: str, n: int, seed: int, **fields: Any)
     )
 
 
+def events(bus: TestBus, what: type[Event]) -> list[Any]:
+    return [one.event for one in bus.published(what)]
+
+
 # --- tagger ----------------------------------------------------------------------------------------------------------
 
 
-async def test_the_tagger_waits_for_a_model_and_answers_with_it(
-    url: str, eyes: Eyes, namespace: str, model: str
-) -> None:
+async def test_the_tagger_waits_for_a_model_and_answers_with_it(autojump_clock: MockClock, model: str) -> None:
     """Images that come before any model are kept; once one is promoted the answer is what its weights say, with the
     batch and the order of the items."""
     store = ArtifactStore()
     ref = store.put({"images": images(4)})
     asked = ImagesSubmitted(model_name=model, batch_id="b", item_ids=("p", "q", "r", "s"), images=ref)
-    async with running(url, tagger.worker, namespace=namespace) as bus:
+    async with TestBus(tagger.worker) as bus:
         await bus.publish(asked)
-        await until(lambda: bus.statistics()[0].waiting)
+        await bus.advance(3)
         await bus.publish(ModelPromoted(model_name=model, model_version="v1", model=store.put(weights())))
-        (answer,) = await until(lambda: eyes.events("observations.recorded"))
+        await bus.settle()
+    (answer,) = events(bus, ObservationsRecorded)
+    assert len(bus.attempts(asked)) > 3
     seen = observe(Network.from_arrays(weights()), images(4))
     assert (answer.model_version, answer.batch_id, answer.item_ids) == ("v1", "b", asked.item_ids)
     assert answer.predictions == tuple(seen["probabilities"].argmax(axis=1))
@@ -90,15 +83,13 @@ async def test_the_tagger_waits_for_a_model_and_answers_with_it(
     assert answer.correlation_id == asked.correlation_id
 
 
-async def test_a_promotion_that_cannot_be_loaded_changes_nothing(
-    url: str, eyes: Eyes, namespace: str, model: str
-) -> None:
+async def test_a_promotion_that_cannot_be_loaded_changes_nothing(autojump_clock: MockClock, model: str) -> None:
     """Weights that are damaged or no network are refused; the model in service goes on answering."""
     store = ArtifactStore()
     good, bad = store.put(weights(1)), store.put({"w1": np.ones(3)})
-    async with running(url, tagger.worker, namespace=namespace) as bus:
+    async with TestBus(tagger.worker) as bus:
         await bus.publish(ModelPromoted(model_name=model, model_version="v1", model=good))
-        await until(lambda: tagger.handlers.shelf.current(model))
+        await bus.settle()
         with pytest.raises(Exception, match="not the weights"):
             tagger.handlers.shelf.adopt(ModelPromoted(model_name=model, model_version="v2", model=bad))
         with pytest.raises(Exception, match="names no weights"):
@@ -106,21 +97,24 @@ async def test_a_promotion_that_cannot_be_loaded_changes_nothing(
         await bus.publish(
             ImagesSubmitted(model_name=model, batch_id="b", item_ids=("p",), images=store.put({"images": images(1)}))
         )
-        (answer,) = await until(lambda: eyes.events("observations.recorded"))
-    assert answer.model_version == "v1"
+        await bus.settle()
+    (answer,) = bus.published(ObservationsRecorded)
+    assert answer.event.model_version == "v1"
 
 
-async def test_images_that_make_no_sense_are_refused_at_once(url: str, eyes: Eyes, namespace: str, model: str) -> None:
+async def test_images_that_make_no_sense_are_refused_at_once(autojump_clock: MockClock, model: str) -> None:
     """Missing images, too few of them, or images of another size become dead letters that say so."""
     store = ArtifactStore()
     three = store.put({"images": images(3)})
     wide = store.put({"images": np.zeros((1, 9, 9), np.float32)})
-    async with running(url, tagger.worker, namespace=namespace) as bus:
+    async with TestBus(tagger.worker) as bus:
         await bus.publish(ModelPromoted(model_name=model, model_version="v1", model=store.put(weights())))
-        await until(lambda: tagger.handlers.shelf.current(model))
+        await bus.settle()
         for ref in (None, MISSING, three, wide):
             await bus.publish(ImagesSubmitted(model_name=model, batch_id="b", item_ids=("p",), images=ref))
-        dead = await until(lambda: len(eyes.dead("tagger")) == 4 and eyes.dead("tagger"))
+        await bus.settle()
+    dead = bus.dead_letters("tagger")
+    assert len(dead) == 4
     said = " ".join(letter.error for letter in dead)
     for words in ("no images", "cannot be read", "1 ids, images of shape (3, 8, 8)", "do not fit a network for 64"):
         assert words in said
@@ -130,7 +124,7 @@ async def test_images_that_make_no_sense_are_refused_at_once(url: str, eyes: Eye
 # --- drift -----------------------------------------------------------------------------------------------------------
 
 
-async def test_drift_refuses_what_does_not_fit(url: str, eyes: Eyes, namespace: str, model: str) -> None:
+async def test_drift_refuses_what_does_not_fit(autojump_clock: MockClock, model: str) -> None:
     """References without a sample, arrays without a row for each item, predictions or labels of another length."""
     packed = pack(np.zeros(3, np.float32))
     broken = FloatArray(shape=(2,), data=b"123")
@@ -142,22 +136,22 @@ async def test_drift_refuses_what_does_not_fit(url: str, eyes: Eyes, namespace: 
         ObservationsRecorded(model_name=model, item_ids=("a",), predictions=(1, 2)),
         LabelsRecorded(model_name=model, split="test", item_ids=("a",), labels=(1, 2)),
     ]
-    async with running(url, drift.worker, namespace=namespace) as bus:
+    async with TestBus(drift.worker) as bus:
         await bus.publish_many(bad)
-        dead = await until(lambda: len(eyes.dead("drift")) == len(bad) and eyes.dead("drift"))
-    assert {letter.reason for letter in dead} == {"rejected"}
-    assert eyes.events("window.evaluated") == []
+        await bus.settle()
+    assert [letter.reason for letter in bus.dead_letters("drift")] == ["rejected"] * len(bad)
+    assert bus.published("window.evaluated") == []
 
 
-async def test_a_window_goes_from_observations_to_drift(url: str, eyes: Eyes, namespace: str, model: str) -> None:
+async def test_a_window_goes_from_observations_to_drift(autojump_clock: MockClock, model: str) -> None:
     """A reference by artifact, two windows far from it: drift.detected, caused by the observations."""
     random = np.random.default_rng(1)
     sample = ArtifactStore().put({"sharpness": random.standard_normal(200).astype(np.float32)})
-    async with running(url, drift.worker, namespace=namespace) as bus:
+    async with TestBus(drift.worker) as bus:
         await bus.publish(
             ReferenceRegistered(model_name=model, model_version="v1", reference_id="r", sample=sample, items=200)
         )
-        await until(lambda: drift.handlers.monitor_of(model)._references)
+        await bus.settle()
         for batch in ("a", "b"):
             far = (random.standard_normal(50) + 3).astype(np.float32)
             observed = ObservationsRecorded(
@@ -168,29 +162,30 @@ async def test_a_window_goes_from_observations_to_drift(url: str, eyes: Eyes, na
                 arrays={"sharpness": pack(far)},
             )
             await bus.publish(observed)
-        ((envelope, found),) = await until(lambda: eyes.entries("drift.detected"))
-    assert (found.drift_type, found.window_id, found.model_version) == ("ks:sharpness", "b", "v1")
-    observations = {event.batch_id: known.id for known, event in eyes.entries("observations.recorded")}
-    assert envelope.causation_id == observations["b"]
-    assert found.correlation_id == observed.correlation_id
+        await bus.settle()
+    (found,) = bus.published(DriftDetected)
+    assert (found.event.drift_type, found.event.window_id, found.event.model_version) == ("ks:sharpness", "b", "v1")
+    assert found.cause.event == observed
+    assert found.event.correlation_id == observed.correlation_id
 
 
 # --- retrain ---------------------------------------------------------------------------------------------------------
 
 
-async def test_from_labels_to_a_promoted_model(url: str, eyes: Eyes, namespace: str, model: str) -> None:
+async def test_from_labels_to_a_promoted_model(autojump_clock: MockClock, model: str) -> None:
     """A request that came before any labels waits for them; then: started, references, succeeded, promoted. The weights
     that the event names are those that were trained, and the manifest names their images and none of the others."""
-    async with running(url, retrain.worker, namespace=namespace) as bus:
+    async with TestBus(retrain.worker) as bus:
         await bus.publish(RetrainRequested(model_name=model, reason="first"))
         await bus.publish(labels(model, "held", "validation", 30, 2))
-        await until(lambda: retrain.handlers.curriculum_of(model)._base)
+        await bus.advance(3)
         await bus.publish(labels(model, "base", "train", 90, 1))
         await bus.publish(labels(model, "judged", "test", 30, 3))
-        (promoted,) = await until(lambda: eyes.events("model.promoted"), 20)
-        (succeeded,) = eyes.events("retrain.succeeded")
-        (reference,) = eyes.events("reference.registered")
-    (started,) = eyes.events("retrain.started")
+        await bus.settle()
+    (promoted,) = events(bus, ModelPromoted)
+    (succeeded,) = events(bus, RetrainSucceeded)
+    (reference,) = events(bus, ReferenceRegistered)
+    (started,) = events(bus, RetrainStarted)
     assert (started.run_id, started.reason) == (promoted.run_id, "first")
     network = Network.from_arrays(ArtifactStore().load(promoted.model))
     assert (observe(network, images(30, 3))["probabilities"].argmax(axis=1) == np.arange(30) % 3).mean() > 0.9
@@ -208,46 +203,48 @@ def _bytes_of(ref: ArtifactRef) -> bytes:
     return Path(urlsplit(ref.uri).path).read_bytes()
 
 
-async def test_only_a_loss_of_quality_starts_a_training(url: str, eyes: Eyes, namespace: str, model: str) -> None:
+async def test_only_a_loss_of_quality_starts_a_training(autojump_clock: MockClock, model: str) -> None:
     """A warning does not, a critical breach does; a run that this process knows nothing of fails in plain words."""
-    async with running(url, retrain.worker, namespace=namespace) as bus:
+    async with TestBus(retrain.worker) as bus:
         await bus.publish(labels(model, "base", "train", 60, 1))
-        await until(lambda: retrain.handlers.curriculum_of(model).ready)
+        await bus.settle()
         await bus.publish(DriftDetected(model_name=model, drift_score=0.5, drift_type="ks", severity="warning"))
         await bus.publish(RetrainStarted(model_name=model, run_id="of another process", model_version="v9"))
-        (failed,) = await until(lambda: eyes.events("retrain.failed"))
+        await bus.settle()
+        (failed,) = events(bus, RetrainFailed)
         assert "lost when the worker restarted" in failed.error
-        assert len(eyes.events("retrain.started")) == 1
+        assert len(events(bus, RetrainStarted)) == 1
         await bus.publish(MetricThresholdBreached(model_name=model, metric="accuracy", value=0.5, bound=0.9))
-        await until(lambda: eyes.events("model.promoted"), 20)
-    assert [e.run_id for e in eyes.events("retrain.started")] == ["of another process", f"{model}/v1"]
+        await bus.settle()
+    assert len(events(bus, ModelPromoted)) == 1
+    assert [event.run_id for event in events(bus, RetrainStarted)] == ["of another process", f"{model}/v1"]
 
 
-async def test_labels_whose_images_do_not_fit_are_refused(url: str, eyes: Eyes, namespace: str, model: str) -> None:
+async def test_labels_whose_images_do_not_fit_are_refused(autojump_clock: MockClock, model: str) -> None:
     """Missing images, or another number of them: a dead letter, and nothing is learnt."""
     few = ArtifactStore().put({"images": images(3)})
-    async with running(url, retrain.worker, namespace=namespace) as bus:
+    async with TestBus(retrain.worker) as bus:
         await bus.publish(labels(model, "a", "train", 5, 1, images=MISSING))
         await bus.publish(labels(model, "b", "train", 5, 1, images=few))
-        dead = await until(lambda: len(eyes.dead("retrain")) == 2 and eyes.dead("retrain"))
-    assert {letter.reason for letter in dead} == {"rejected"}
+        await bus.settle()
+    assert [letter.reason for letter in bus.dead_letters("retrain")] == ["rejected", "rejected"]
     assert not retrain.handlers.curriculum_of(model).ready
 
 
 # --- alerts ----------------------------------------------------------------------------------------------------------
 
 
-async def test_a_drift_opens_an_incident_and_its_end_resolves_it(
-    url: str, eyes: Eyes, namespace: str, model: str
-) -> None:
+async def test_a_drift_opens_an_incident_and_its_end_resolves_it(autojump_clock: MockClock, model: str) -> None:
     """incident.opened is caused by the drift, carries its correlation, and is told once to people."""
     drifted = DriftDetected(model_name=model, drift_score=0.5, drift_type="ks:sharpness", episode_id="e1")
-    async with running(url, alerts.worker, namespace=namespace) as bus:
+    async with TestBus(alerts.worker) as bus:
         await bus.publish(drifted)
-        ((envelope, opened),) = await until(lambda: eyes.entries("incident.opened"))
+        await bus.settle()
         await bus.publish(DriftResolved(model_name=model, episode_id="e1", regime="baseline"))
-        (resolved,) = await until(lambda: eyes.events("incident.resolved"))
-    assert (opened.severity, opened.signals) == ("warning", ("drift:e1",))
-    assert opened.correlation_id == drifted.correlation_id
-    assert envelope.causation_id == eyes.entries("drift.detected")[0][0].id
-    assert resolved.incident_id == opened.incident_id
+        await bus.settle()
+    (opened,), (resolved,) = bus.published(IncidentOpened), bus.published(IncidentResolved)
+    assert (opened.event.severity, opened.event.signals) == ("warning", ("drift:e1",))
+    assert opened.event.correlation_id == drifted.correlation_id
+    assert opened.cause.event == drifted
+    assert resolved.event.incident_id == opened.event.incident_id
+    assert [len(bus.attempts(told)) for told in (opened, resolved)] == [1, 1]
