@@ -148,6 +148,34 @@ trio.run(main)
 """
 
 
+def test_counts_are_exact_and_told_once(folder: Path) -> None:
+    """The example of state and timers counts every picture and says so once, a second after the last."""
+    (folder / "drive.py").write_text(DRIVE_COUNTS)
+    run(folder, sys.executable, "drive.py", url="memory://")
+
+
+DRIVE_COUNTS = """
+import trio
+from canvasbus.bus import EventBus
+from my_counts import PicturesCounted, worker
+from my_events import PictureScored
+
+told = []
+
+async def main():
+    async with EventBus("memory://") as bus:
+        bus.add(worker)
+        bus.subscribe(PicturesCounted, told.append, group="told")
+        await bus.publish_many([PictureScored(model_name="m", aesthetic=0.5) for _ in range(100)])
+        while not told:
+            await trio.sleep(0.01)
+        await trio.sleep(1.5)
+
+trio.run(main)
+assert [event.pictures for event in told] == [100], told
+"""
+
+
 def test_the_middleware_lets_events_through(folder: Path) -> None:
     """The one-process example runs the same with the README's middleware around its worker."""
     (folder / "drive.py").write_text("import my_middleware, one_process\nassert one_process.worker.middleware")
