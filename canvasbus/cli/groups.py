@@ -5,6 +5,7 @@ import difflib
 
 from canvasbus.cli.context import Context
 from canvasbus.cli.output import Cell, Column, ago
+from canvasbus.consume.pausing import Pause
 from canvasbus.errors import CanvasbusError
 from canvasbus.operate.groups import Count, Group, GroupTopic, groups
 
@@ -50,8 +51,10 @@ def _rows(group: Group) -> list[list[Cell]]:
         Cell(workers, "red" if not group.alive else "yellow" if group.alive < group.consumers else "green"),
         Cell(letters, "red" if group.dead_letters != 0 else "dim"),
     ]
-    notes = [word for word, true in (("one process's own", group.instance), ("no topic yet", not group.topics)) if true]
-    rows = [[*head, *[empty := Cell("")] * 3, Cell(", ".join(notes), "dim")]]
+    notes = ["one process's own"] if group.instance else []
+    notes += [_paused(group.paused)] if group.paused else []
+    notes += [] if group.topics else ["no topic yet"]
+    rows = [[*head, *[empty := Cell("")] * 3, Cell(", ".join(notes), "yellow" if group.paused else "dim")]]
     for topic in group.topics:
         name, *numbers = _cells(topic)
         rows.append([name, empty, empty, *numbers])
@@ -75,10 +78,16 @@ def _cells(topic: GroupTopic) -> list[Cell]:
     ]
 
 
+def _paused(pause: Pause) -> str:
+    left = f" for another {ago(pause.seconds_left)}" if pause.seconds_left is not None else ""
+    return f"paused{left}{' by ' + pause.by if pause.by else ''}"
+
+
 def _for_machines(group: Group) -> dict[str, object]:
     return {
         "group": group.name,
         "instance": group.instance,
+        "paused": group.paused and {"by": group.paused.by, "seconds_left": group.paused.seconds_left},
         "consumers_alive": group.alive,
         "consumers": group.consumers,
         "dead_letters": group.dead_letters,

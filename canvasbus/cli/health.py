@@ -2,6 +2,7 @@
 
 `/livez` fails only when a worker's loop makes no progress, so that a long handler or a server that is away never gets
 the process killed. `/readyz` fails while a group is not joined, while the server does not answer, and during a drain.
+It names paused groups, which is no failure: what was paused to be put right must be able to roll out.
 """
 
 import json
@@ -54,7 +55,8 @@ async def _answer(bus: EventBus, head: bytes) -> bytes:
         alive = bus.progressing
         return _response(200 if alive else 503, {"alive": alive})
     states = bus.statistics()
-    problems = [f"worker {s.group} is {s.state}" for s in states if s.state != "running"]
+    problems = [f"worker {s.group} is {s.state}" for s in states if s.state not in ("running", "paused")]
+    paused = [s.group for s in states if s.state == "paused"]
     if not states:
         problems.append("no worker has started")  # the probes are served before the bus is open
     try:
@@ -62,7 +64,8 @@ async def _answer(bus: EventBus, head: bytes) -> bytes:
             await bus.link.call("PING")
     except (TransportError, trio.TooSlowError) as error:
         problems.append(f"server: {error or 'no answer for 2 s'}")
-    return _response(200 if not problems else 503, {"ready": not problems, "problems": problems})
+    body = {"ready": not problems, "problems": problems} | ({"paused": paused} if paused else {})
+    return _response(200 if not problems else 503, body)
 
 
 def _response(status: int, body: dict[str, object]) -> bytes:

@@ -19,6 +19,7 @@ from canvasbus import __version__
 from canvasbus.errors import CanvasbusError, ConfigError, ContractError
 
 _SETTINGS = ("url", "namespace", "partitions")
+GROUP_VERBS = ["list", "pause", "resume", "reset", "forget"]
 
 
 class Parser(argparse.ArgumentParser):
@@ -60,8 +61,8 @@ def parser() -> Parser:
     )
     commands = result.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
-    def add(to: Any, name: str, run: str, text: str, *parents: Parser) -> Parser:
-        made: Parser = to.add_parser(name, help=text, description=text, parents=[shared, *parents])
+    def add(to: Any, name: str, run: str, text: str, *parents: Parser, more: str = "") -> Parser:
+        made: Parser = to.add_parser(name, help=text, description=f"{text} {more}", parents=[shared, *parents])
         made.set_defaults(run=f"canvasbus.cli.{run}", parser=made)
         return made
 
@@ -90,8 +91,7 @@ def parser() -> Parser:
     sub = add(commands, "topics", "topics:run", "What lies on the bus: entries, age, size, readers.")
     sub.add_argument("glob", nargs="?", metavar="GLOB", help="only these topics, like 'drift.*'")
 
-    sub = add(commands, "groups", "groups:run", "Consumer groups: lag, pending, living workers, dead letters.")
-    sub.add_argument("group", nargs="?", metavar="GROUP", help="only this group")
+    _groups(commands, add)
 
     retention = commands.add_parser("retention", help="How much of the past is kept.").add_subparsers(
         title="commands", metavar="COMMAND", required=True
@@ -137,6 +137,78 @@ def parser() -> Parser:
     return result
 
 
+def _groups(commands: Any, add: Callable[..., Parser]) -> None:
+    text = "Consumer groups: lag, pending, living workers, dead letters; and how to steer them."
+    groups = commands.add_parser("groups", help=text, description=f"{text} Without a command: list.").add_subparsers(
+        title="commands", metavar="COMMAND", required=True
+    )
+    sub = add(groups, "list", "groups:run", "Lag, pending, living workers and dead letters of each group.")
+    sub.add_argument("group", nargs="?", metavar="GROUP", help="only this group")
+
+    sub = add(
+        groups,
+        "pause",
+        "steering:run_pause",
+        "Let the workers of a group stop reading.",
+        more="That takes a second or two. They finish what they hold, stay alive, and go on when the group is resumed; "
+        "workers that start meanwhile are paused too.",
+    )
+    sub.add_argument("group", metavar="GROUP")
+    sub.add_argument("--for", dest="seconds", metavar="TIME", help="resume by itself after 90s, 30m, 2h, ...")
+
+    sub = add(groups, "resume", "steering:run_resume", "Let a paused group go on.")
+    sub.add_argument("group", metavar="GROUP")
+
+    sub = add(
+        groups,
+        "reset",
+        "steering:run_reset",
+        "Set a group back or forward.",
+        more="Moved back, it handles events again, on purpose: what its handlers call outside is called again, with the "
+        "same event ids; events that they return are published again, under the same ids as the first time. Pause the "
+        "group first, or stop its workers and let nothing be pending.",
+    )
+    sub.add_argument("group", metavar="GROUP")
+    sub.add_argument(
+        "--to",
+        required=True,
+        metavar="WHERE",
+        help="earliest, latest, or the first event to handle: a time, 10m (ago) or an entry id",
+    )
+    sub.add_argument("--type", dest="types", action="append", default=[], metavar="GLOB", help="only on these topics")
+    _risky(sub)
+
+    sub = add(
+        groups,
+        "forget",
+        "steering:run_forget",
+        "Remove a group that nobody runs any more.",
+        more="Its place in the streams, its dead letters and its handlers' state are lost; the events themselves stay.",
+    )
+    sub.add_argument("group", metavar="GROUP")
+    _risky(sub)
+
+
+def _risky(to: Parser) -> None:
+    to.add_argument("--dry-run", action="store_true", help="say what would be done, change nothing")
+    to.add_argument("--yes", action="store_true", help="do not ask")
+
+
+def _with_verb(argv: list[str]) -> list[str]:
+    """`groups` and `groups GROUP` mean `groups list`: argparse knows no command with and without a further one."""
+    at = 0
+    while at < len(argv) and argv[at].startswith("-"):
+        at += 1 if "=" in argv[at] or argv[at] == "--json" else 2
+    rest = argv[at + 1 :]
+    if argv[at : at + 1] != ["groups"] or rest[:1] in [["-h"], ["--help"]]:
+        return argv
+    if rest[:1] and rest[0] in GROUP_VERBS:
+        return argv
+    if len(rest) > 1 and not rest[0].startswith("-") and not rest[1].startswith("-") and _near(rest[0], GROUP_VERBS):
+        return argv  # a mistyped verb; argparse says what was meant
+    return [*argv[: at + 1], "list", *rest]
+
+
 def _common(to: Parser, *, default: Any) -> None:
     """Options that may stand before the command or after it; there, SUPPRESS keeps the default from undoing the first."""
     to.add_argument("--url", default=default, help="the bus (else CANVASBUS_URL, else url in canvasbus.toml)")
@@ -168,7 +240,7 @@ def main(argv: list[str] | None = None) -> int:
 def _run(argv: list[str] | None) -> int:
     if hasattr(sys.stdout, "reconfigure"):  # an event in Japanese must not end `tail` in a terminal that knows ASCII
         sys.stdout.reconfigure(errors="backslashreplace")
-    args, rest = parser().parse_known_args(argv)
+    args, rest = parser().parse_known_args(_with_verb(sys.argv[1:] if argv is None else argv))
     if getattr(args, "data", "") is None and len(rest) == 1 and (rest[0] == "-" or rest[0][0] != "-"):
         args.data = rest.pop()  # argparse gives up on `TYPE --json JSON`, where an option parts two optional arguments
     if rest:

@@ -3,14 +3,12 @@
 import argparse
 import difflib
 import json
-import re
 from collections.abc import Callable, Mapping
-from datetime import datetime
 from typing import Any
 
-from canvasbus import clock
 from canvasbus.cli.context import Context
 from canvasbus.cli.output import Output, moment, safe, short
+from canvasbus.cli.times import start_of
 from canvasbus.consume.handlers import glob_matches
 from canvasbus.contract.registry import registry
 from canvasbus.errors import ConfigError, Unavailable
@@ -25,9 +23,6 @@ NOT_KNOWN_HERE = {"unknown_type": "type not imported", "newer_version": "newer v
 """Reasons that are no fault of the event, which is shown as plain data: `--module` makes its type known."""
 
 RETRY_SECONDS = 0.5
-_ENTRY_ID = re.compile("[0-9]+(-[0-9]+)?")
-_AGO = re.compile(r"([0-9]+(?:\.[0-9]+)?)([smhd])")
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _ATTRIBUTES = ("id", "source", "type", "time", "subject", "dataschema", "correlationid", "causationid", "traceparent")
 
 Wanted = Callable[[Mapping[str, Any]], bool]
@@ -122,27 +117,6 @@ def _names(context: Context) -> Operation[list[str]]:
     from canvasbus.operate.topics import topic_keys
 
     return [key.name for key in (yield from topic_keys(context.partitions))]
-
-
-def start_of(text: str) -> str:
-    """`--from` as the entry id to begin with. Raises ConfigError."""
-    if _ENTRY_ID.fullmatch(text):
-        if any(part.lstrip("0")[20:] or int(part[-20:]) >= 2**64 for part in text.split("-")):
-            raise ConfigError(f"--from {short(text, 50)}: the parts of an entry id are numbers below 2^64")
-        return text
-    ago = _AGO.fullmatch(text)
-    if ago:
-        since = clock.time() - float(ago[1]) * _UNITS[ago[2]]
-        return str(int(since * 1000)) if since > 0 else "0"
-    try:
-        when = datetime.fromisoformat(text)
-    except ValueError:
-        raise ConfigError(
-            f"--from {text}: give 0, an entry id (1700000000000-0), a time (2026-01-31T23:59:00Z) or how long ago (10m)"
-        ) from None
-    if when.tzinfo is None:
-        raise ConfigError(f"--from {text}: a time needs its zone, like {when.isoformat()}Z or {when.isoformat()}+01:00")
-    return str(max(0, int(when.timestamp() * 1000)))
 
 
 def condition(pairs: list[str]) -> Wanted:

@@ -16,7 +16,7 @@ The declaration goes last and comes first, so that what was begun and not finish
 
 import enum
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 import msgspec
@@ -62,12 +62,15 @@ def is_instance(declaration: bytes) -> bool:
     return isinstance(about, dict) and about.get("instance") is True
 
 
-def forget(keys: Keys, group: str, beats: dict[bytes, bytes] | None = None) -> Operation[bool]:
+def forget(
+    keys: Keys, group: str, beats: dict[bytes, bytes] | None = None, foreign: Iterable[bytes] = ()
+) -> Operation[bool]:
     """Remove a group of one partition with all that belongs to it: cursors, pending entries, heartbeats, dead letters,
-    state, declaration. `beats`: only if the heartbeats are still these; False: they were not. Events for later that
-    its handlers have set still come."""
+    state, declaration. `beats`: only if the heartbeats are still these; False: they were not. `foreign`: streams that
+    may have the group without being known as topics. Events for later that its handlers have set still come."""
     (names,) = yield command("SMEMBERS", keys.topics)
-    streams = sorted(keys.stream(name.decode("utf-8", "replace")) for name in check(names, "look for topics"))
+    topics = {keys.stream(name.decode("utf-8", "replace")) for name in check(names, "look for topics")}
+    streams = sorted(topics | set(foreign))
     seen: list[bytes | str | int] = [word for pair in sorted((beats or {}).items()) for word in pair]
     args: list[bytes | str | int] = [group, -1 if beats is None else len(seen), *seen]
     hashes = [keys.beats(group), keys.groups]
@@ -84,7 +87,7 @@ def forget(keys: Keys, group: str, beats: dict[bytes, bytes] | None = None) -> O
                 check((yield command("DEL", *found))[0], "remove state")
             if int(cursor) == 0:
                 break
-    own = [keys.reaper(group), keys.dead(group)]
+    own = [keys.reaper(group), keys.dead(group), keys.paused(group)]
     return bool(check((yield from FORGET.call([*hashes, *own], [len(own), *args])), "remove a group"))
 
 

@@ -76,6 +76,7 @@ class Joining:
             ("SET", none, "dead", "XX"),
             ("EXPIRE", none, 1),
             ("PEXPIRE", none, 1),
+            ("PTTL", none),
             ("HINCRBY", beats, me, 0),
             ("HGETALL", beats),
             ("HDEL", beats, me),

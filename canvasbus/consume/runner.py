@@ -31,6 +31,7 @@ from canvasbus.consume.leaving import GRACE_SECONDS, Leaving
 from canvasbus.consume.lifespan import Lifespan
 from canvasbus.consume.liveness import MAX_BLOCK_SECONDS, Heart, Progress
 from canvasbus.consume.parking import PATIENCE_SECONDS, Parking
+from canvasbus.consume.pausing import Pause, Pausing
 from canvasbus.consume.settle import Settler
 from canvasbus.consume.subscription import Subscription
 from canvasbus.consume.sweep import Sweep
@@ -56,7 +57,7 @@ class WorkerStatistics:
     consumer: str
     """The name of the present incarnation."""
     state: str
-    """starting (its lifespan opens), joining, running, draining or left."""
+    """starting (its lifespan opens), joining, running, paused, draining or left."""
     topics: tuple[str, ...]
     handled: int
     failed: int
@@ -277,12 +278,17 @@ class _Incarnation:
             )
             for subscription in self.subscriptions
         ]
+        self._pausing = Pausing(self.group, self.subscriptions, self._shared, self._on_pause)
         self._leaving = Leaving(self.group, self.subscriptions, self.lanes)
 
     def _on_room(self) -> None:
         self._taking.again()
         for subscription in self.subscriptions:
             subscription.room()
+
+    def _on_pause(self, pause: Pause | None) -> None:
+        if self.runner.state in ("running", "paused"):
+            self.runner.state = "running" if pause is None else "paused"
 
     async def run(self) -> bool:
         """Live. True: fenced, a new incarnation must follow. False: left on purpose."""
@@ -319,7 +325,8 @@ class _Incarnation:
                 nursery.start_soon(sweep.run)
             nursery.start_soon(self._taking.run)
             nursery.start_soon(self._parking.run)
-            runner.state = "running"
+            nursery.start_soon(self._pausing.run)
+            runner.state = "running" if self._pausing.pause is None else "paused"
             runner.ready.set()
             log.info("worker joined", group=self.group, consumer=self.consumer, topics=self._topics())
             await _first(self._fenced, runner._stop)
@@ -350,6 +357,7 @@ class _Incarnation:
             try:
                 for subscription in self.subscriptions:
                     await self._joining.join(subscription)
+                await self._pausing.look()
                 return True
             except TransportError as error:
                 if isinstance(error, Refused):

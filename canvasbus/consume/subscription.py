@@ -116,6 +116,7 @@ class Subscription:
         self._audit_due = False
         self._audit_suspects = False
         self._stopping = False
+        self._paused = False
         self.away = False
         """The last thing that the server did was not to answer."""
         self.stopped = trio.Event()
@@ -210,6 +211,16 @@ class Subscription:
             self._pause.cancel()
         self._interrupts.set()
 
+    def pause(self, paused: bool) -> None:
+        """Read and take nothing, or go on, from wherever the group's cursors are by then."""
+        self._paused = paused
+        if paused:
+            self.interrupt()
+        else:
+            for topic in self.topics.values():  # somebody may have moved them back; the sweep remembers them anew
+                topic.cursor = b"0-0"
+            self.room()
+
     def stop(self) -> None:
         """Read nothing more; `run` returns soon."""
         self._stopping = True
@@ -271,6 +282,8 @@ class Subscription:
 
     def _plan(self) -> tuple[int, list[Topic]]:
         """How many entries to ask of each stream, and which streams."""
+        if self._paused:
+            return 0, []
         lanes: dict[Lane, list[Topic]] = {}
         for topic in self.topics.values():
             lanes.setdefault(topic.lane, []).append(topic)
@@ -422,7 +435,7 @@ class Subscription:
         """Take up to `limit` entries out of a pool. False: we are fenced. With `topic` only its entries, after which an
         empty pool is forgotten; with `lain` only those that have lain there for so many seconds, to be given up."""
         topics = [t for t in self.topics.values() if t.lane.free > 0 and topic in (None, t)]
-        if not topics or limit <= 0:
+        if not topics or limit <= 0 or self._paused:
             return True
         streams = [topic.stream for topic in topics]
         try:

@@ -24,8 +24,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from canvasbus.consume.instances import is_instance
+from canvasbus.consume.pausing import Pause, answer, question
 from canvasbus.operate.topics import TopicKey, id_order, topic_keys
-from canvasbus.transport.resp import Operation, Pause, Reply, ReplyError, check, command, commands, pairs
+from canvasbus.transport import resp
+from canvasbus.transport.resp import Operation, Reply, ReplyError, check, command, commands, pairs
 from canvasbus.wire.keys import FREE_POOL, SUSPECT_POOL, Keys
 
 COUNT_LIMIT = 100_000
@@ -96,6 +98,8 @@ class Group:
     topics: tuple[GroupTopic, ...] = ()
     instance: bool = False
     """One process's own group (PER_INSTANCE); it goes when the process does."""
+    paused: Pause | None = None
+    """Its workers read nothing new; None: they do."""
 
 
 @dataclass(slots=True)
@@ -143,7 +147,8 @@ def groups(partitions: Sequence[Keys], *, trust_lag: bool = True, only: str | No
         living, all_of_them = alive[name]
         dead_letters = sum(counts) if len(counts) == len(letters) else None
         topics = tuple(topic for _, topic in sorted(entry.topics.items()))
-        result.append(Group(name, living, all_of_them, dead_letters, topics, entry.instance))
+        paused = answer((yield question(partitions[0], name)))
+        result.append(Group(name, living, all_of_them, dead_letters, topics, entry.instance, paused))
     return result
 
 
@@ -235,7 +240,7 @@ def _alive(partitions: Sequence[Keys], found: dict[str, _Found]) -> Operation[di
     totals = {name: len(found[name].idle.keys() | first[name].keys()) for name in names}
     looked = 0.0
     while looked < LOOK_SECONDS and any(consumer in first[n] for n in names for consumer in doubtful[n]):
-        yield Pause(0.25)
+        yield resp.Pause(0.25)
         looked += 0.25
         again = yield from _beats(partitions, names)
         for name in names:

@@ -84,6 +84,10 @@ class Keys:
         """The lease of the one worker that may declare others of the group dead."""
         return self._key("reaper", group)
 
+    def paused(self, group: str) -> bytes:
+        """JSON of who paused the group; absent: it is not paused. In partition 0."""
+        return self._key("paused", group)
+
     @property
     def timers(self) -> bytes:
         """Sorted set: timer → when it is due, in ms of the server's clock."""

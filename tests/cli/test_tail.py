@@ -17,7 +17,8 @@ from servers import ServerProcess
 from studio import Eyes, PaintingMade, SculptureMade
 
 from canvasbus.cli.output import Output
-from canvasbus.cli.tail import condition, show, start_of
+from canvasbus.cli.tail import condition, show
+from canvasbus.cli.times import start_of
 from canvasbus.errors import ConfigError
 from canvasbus.operate.entry import Entry, view
 from canvasbus.transport.blocking import BlockingLink

@@ -19,6 +19,7 @@ import pytest
 from servers import ServerProcess, free_port, python_path
 
 from canvasbus.cli.worker import main
+from canvasbus.operate import steering
 from canvasbus.transport.blocking import BlockingLink
 from canvasbus.transport.connect import open_server
 from canvasbus.wire.codec import decode_envelope
@@ -173,6 +174,22 @@ def test_it_runs_answers_probes_and_drains(start: Callable[..., Any], server_url
     process.send_signal(signal.SIGTERM)
     logged(process, "worker leaves")
     assert process.wait(20) == 0
+
+
+def test_a_paused_group_is_ready_and_says_so(start: Callable[..., Any], server_url: str, namespace: str) -> None:
+    """What is paused to be put right must be able to roll out: /readyz names the group and does not fail."""
+    link = BlockingLink(open_server(server_url))
+    link.run(steering.pause([Keys(namespace)], "unit", by="me"))
+    port = free_port()
+    process = start("unit_workers:worker", "--url", server_url, "--namespace", namespace, "--health-port", str(port))
+
+    assert logged(process, "the group is paused: nothing new is read until `canvasbus groups resume`")["by"] == "me"
+    logged(process, "worker joined")
+    assert get(port, "/readyz") == (200, {"ready": True, "problems": [], "paused": ["unit"]})
+    link.run(steering.resume([Keys(namespace)], "unit"))
+    link.close()
+    logged(process, "the group is paused no more")
+    assert get(port, "/readyz") == (200, {"ready": True, "problems": []})
 
 
 def test_a_lost_server_is_not_ready_but_alive(start: Callable[..., Any], make_server: Callable[..., Any]) -> None:

@@ -1,0 +1,157 @@
+"""canvasbus groups pause | resume | reset | forget"""
+
+import argparse
+import difflib
+import getpass
+import socket
+
+from canvasbus.cli.confirm import confirm
+from canvasbus.cli.context import Context
+from canvasbus.cli.output import Cell, Column, ago
+from canvasbus.cli.times import seconds_of, start_of
+from canvasbus.consume.handlers import glob_matches
+from canvasbus.errors import CanvasbusError
+from canvasbus.operate import steering
+from canvasbus.operate.groups import Count, Group, groups
+
+MOVES = (
+    Column("TOPIC"),
+    Column("FROM", right=True),
+    Column("TO", right=True),
+    Column("HANDLED AGAIN", right=True),
+    Column("SKIPPED", right=True),
+)
+
+
+def run_pause(context: Context, args: argparse.Namespace) -> int:
+    """1 when there is no such group."""
+    seconds = None if args.seconds is None else seconds_of(args.seconds, "--for")
+    group = _group(context, args.group)
+    context.link.run(steering.pause(context.partitions, group.name, by=_me(), seconds=seconds))
+    if context.out.json:
+        context.out.record({"group": group.name, "paused": True, "seconds": seconds})
+        return 0
+    until = f"for {ago(seconds)}" if seconds else f"until `canvasbus groups resume {group.name}`"
+    context.out.line(f"{group.name} is paused {until}; {_workers(group)}")
+    return 0
+
+
+def run_resume(context: Context, args: argparse.Namespace) -> int:
+    """0 also when the group was not paused."""
+    was = context.link.run(steering.resume(context.partitions, args.group))
+    if not was:
+        _group(context, args.group)  # a mistyped name is an error
+    if context.out.json:
+        context.out.record({"group": args.group, "paused": False, "was_paused": was})
+    else:
+        context.out.line(f"{args.group} goes on" if was else f"{args.group} was not paused")
+    return 0
+
+
+def run_reset(context: Context, args: argparse.Namespace) -> int:
+    """1 when the group is in use, or has none of the topics."""
+    out, link = context.out, context.link
+    to = args.to if args.to in ("earliest", "latest") else start_of(args.to, "--to")
+
+    def wanted(topic: str) -> bool:
+        return not args.types or any(glob_matches(glob, topic) for glob in args.types)
+
+    group = _group(context, args.group)
+    if not args.dry_run and (why := steering.hindrance(group)):
+        raise CanvasbusError(
+            f"group {group.name!r} cannot be moved while {why}: `canvasbus groups pause {group.name}` first, and resume "
+            "it afterwards"
+        )
+    moves = link.run(steering.plan(context.partitions, group.name, to, wanted))
+    if not moves:
+        raise CanvasbusError(f"group {group.name!r} reads no such topic; it reads {_topics(group)}")
+    if out.json:
+        for move in moves:
+            out.record(_for_machines(move, done=not args.dry_run))
+    else:
+        out.table(MOVES, [_row(move, len(context.partitions) > 1) for move in moves])
+    if args.dry_run:
+        out.note("canvasbus: nothing was changed (--dry-run)")
+        return 0
+    again, skipped = (sum((getattr(move, name) for move in moves), Count(0)) for name in ("again", "skipped"))
+    confirm(context, args, f"{group.name} will handle {again} entries again and skip {skipped}.")
+    link.run(steering.reset(group.name, moves))
+    out.note(f"canvasbus: {group.name} has been moved{'; it is still paused' if group.paused else ''}")
+    return 0
+
+
+def run_forget(context: Context, args: argparse.Namespace) -> int:
+    """1 when the group is in use."""
+    out, link = context.out, context.link
+    group = _group(context, args.group)
+    if group.alive:
+        raise CanvasbusError(f"group {group.name!r} is in use: {_workers(group)}; stop them first")
+    lost = {
+        "pending": sum(t.pending + t.handed_back + t.quarantine + t.parked for t in group.topics),
+        "dead_letters": group.dead_letters,
+    }
+    unread = sum((topic.lag for topic in group.topics), Count(0))
+    if out.json:
+        out.record({"group": group.name, "topics": len(group.topics), "unread": unread.value, **lost})
+    else:
+        letters = "an unknown number of" if group.dead_letters is None else f"{group.dead_letters:,}"
+        out.line(
+            f"{group.name} on {_topics(group)}: {unread} entries not read, {lost['pending']:,} pending, {letters} dead "
+            "letters, and what its handlers keep in ctx.state"
+        )
+    if args.dry_run:
+        out.note("canvasbus: nothing was changed (--dry-run)")
+        return 0
+    confirm(context, args, f"All of that is lost when {group.name} is forgotten; the events themselves stay.")
+    if not link.run(steering.forget(context.partitions, group.name)):
+        raise CanvasbusError(f"a worker of {group.name!r} has just started; it is not forgotten")
+    out.note(f"canvasbus: {group.name} is forgotten")
+    return 0
+
+
+def _group(context: Context, name: str) -> Group:
+    found = context.link.run(groups(context.partitions, trust_lag=context.link.server.shared))
+    for group in found:
+        if group.name == name:
+            return group
+    known = [group.name for group in found]
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}" if known else "there is none"
+    raise CanvasbusError(f"no group {name!r} in {context.where}; {hint}")
+
+
+def _workers(group: Group) -> str:
+    if not group.alive:
+        return "no worker of it runs"
+    return f"{group.alive} worker{'s' if group.alive > 1 else ''} of it run{'s' if group.alive == 1 else ''}"
+
+
+def _topics(group: Group) -> str:
+    return ", ".join(topic.topic for topic in group.topics) or "no topic"
+
+
+def _me() -> str:
+    try:
+        return f"{getpass.getuser()}@{socket.gethostname()}"
+    except (OSError, KeyError, ImportError):  # a container without a name for its user
+        return socket.gethostname()
+
+
+def _row(move: steering.Move, partitioned: bool) -> list[Cell]:
+    name = f"{move.topic} [{move.partition}]" if partitioned else move.topic
+    again = Cell(str(move.again), "yellow" if move.again.value else "dim")
+    skipped = Cell(str(move.skipped), "yellow" if move.skipped.value else "dim")
+    return [Cell(name), Cell(move.at), Cell(move.to), again, skipped]
+
+
+def _for_machines(move: steering.Move, *, done: bool) -> dict[str, object]:
+    return {
+        "topic": move.topic,
+        "partition": move.partition,
+        "from": move.at,
+        "to": move.to,
+        "again": move.again.value,
+        "skipped": move.skipped.value,
+        "exact": move.again.exact and move.skipped.exact,
+        "done": done,
+    }

@@ -1,0 +1,158 @@
+"""A paused group: its workers stop reading, finish what they hold, stay, and go on."""
+
+from typing import Any
+
+import pytest
+import structlog
+import trio
+import trio.testing
+from studio import Eyes, PaintingMade, quiet, runner_of, running, subscription_of
+from trio.abc import Clock
+from waiting import until
+
+from canvasbus.operate import steering
+from canvasbus.transport.memory import MemoryServer
+from canvasbus.worker import RetryLater, Worker
+
+
+def pause(eyes: Eyes, seconds: float | None = None) -> None:
+    eyes._link.run(steering.pause([eyes.keys], "framers", by="me@here", seconds=seconds))
+
+
+def resume(eyes: Eyes) -> bool:
+    return eyes._link.run(steering.resume([eyes.keys], "framers"))
+
+
+def state(bus: Any) -> str:
+    return str(runner_of(bus).statistics().state)
+
+
+@pytest.fixture
+def seen() -> list[int]:
+    return []
+
+
+@pytest.fixture
+def worker(seen: list[int]) -> Worker:
+    worker = Worker("framers")
+    worker.on(PaintingMade)(lambda event: seen.append(event.number))
+    return worker
+
+
+async def test_a_paused_group_reads_nothing(
+    any_url: str, namespace: str, eyes: Eyes, worker: Worker, seen: list[int]
+) -> None:
+    """What comes meanwhile waits on its stream, not in anybody's hands, and is handled when the group is resumed."""
+    with structlog.testing.capture_logs() as lines:
+        other = Worker("others")
+        others: list[int] = []
+        other.on(PaintingMade)(lambda event: others.append(event.number))
+        async with running(any_url, worker, other, namespace=namespace) as bus:
+            await bus.publish(PaintingMade(number=1))
+            await quiet(eyes)
+            pause(eyes)
+            await until(lambda: state(bus) == "paused" and not subscription_of(bus)._blocked)
+            await bus.publish_many([PaintingMade(number=i) for i in range(2, 30)])
+            await until(lambda: len(others) == 29)
+            assert (seen, eyes.pending("framers")) == ([1], [])
+            assert resume(eyes)
+            await until(lambda: sorted(seen) == list(range(1, 30)))
+            await until(lambda: state(bus) == "running")
+    told = [(line["event"], line.get("by")) for line in lines if "paused" in line["event"]]
+    assert told == [
+        ("the group is paused: nothing new is read until `canvasbus groups resume`", "me@here"),
+        ("the group is paused no more", None),
+    ]
+
+
+async def test_what_is_held_is_finished(memory: MemoryServer, virtual: Clock) -> None:
+    """Running handlers, queued events and waiting retries: none of them is thrown away or kept back."""
+    done: list[int] = []
+    eyes = Eyes(memory, "studio")
+    worker = Worker("framers")
+
+    @worker.on(PaintingMade, concurrency=2)
+    async def handle(event: PaintingMade) -> None:
+        if event.number == 0 and trio.current_time() < 20:
+            raise RetryLater(30)
+        await trio.sleep(5)
+        done.append(event.number)
+
+    async with running(memory, worker, namespace="studio") as bus:
+        await bus.publish_many([PaintingMade(number=i) for i in range(6)])
+        await until(lambda: runner_of(bus).statistics().running == 2)
+        held = {number for number, _, _ in eyes.pending("framers")}
+        pause(eyes)
+        await until(lambda: state(bus) == "paused")
+        await trio.sleep(60)
+        left = {number for number, _, _ in eyes.pending("framers")}
+        assert not left & held and len(done) == len(held)
+        resume(eyes)
+        await until(lambda: sorted(done) == list(range(6)), 60)
+
+
+async def test_the_pools_wait_too(memory: MemoryServer, virtual: Clock, worker: Worker, seen: list[int]) -> None:
+    """What another worker handed back is not taken while the group is paused."""
+    eyes = Eyes(memory, "studio")
+    async with running(memory, worker, namespace="studio") as bus:
+        pause(eyes)
+        await until(lambda: state(bus) == "paused")
+        await bus.publish(PaintingMade(number=1))
+        eyes.call("XREADGROUP", "GROUP", "framers", "~free", "STREAMS", eyes.stream(), ">")
+        await trio.sleep(30)
+        assert [owner for _, owner, _ in eyes.pending("framers")] == ["~free"]
+        resume(eyes)
+        await until(lambda: seen == [1])
+
+
+async def test_a_worker_that_starts_is_paused_from_the_first_moment(
+    any_url: str, namespace: str, eyes: Eyes, worker: Worker, seen: list[int]
+) -> None:
+    """Also one that makes the group: the pause lies on the server. It drains and leaves like any other."""
+    pause(eyes)
+    async with running(any_url, worker, namespace=namespace) as bus:
+        assert state(bus) == "paused"
+        await bus.publish(PaintingMade(number=1))
+        assert len(eyes.consumers("framers")) == 0
+    assert seen == []
+    assert resume(eyes)
+    async with running(any_url, worker, namespace=namespace):
+        await until(lambda: seen == [1])
+
+
+async def test_a_pause_for_a_while_ends_by_itself(
+    memory: MemoryServer, virtual: Clock, worker: Worker, seen: list[int]
+) -> None:
+    """After its time and a second."""
+    eyes = Eyes(memory, "studio")
+    async with running(memory, worker, namespace="studio") as bus:
+        pause(eyes, 1800)
+        await until(lambda: state(bus) == "paused")
+        await bus.publish(PaintingMade(number=1))
+        await trio.sleep(1790)
+        assert seen == []
+        await trio.sleep(15)
+        assert (seen, state(bus)) == ([1], "running")
+
+
+async def test_a_worker_that_joins_again_stays_paused(memory: MemoryServer, virtual: Clock, worker: Worker) -> None:
+    """Taken for dead, it comes back under another name and does not begin to read."""
+    eyes = Eyes(memory, "studio")
+    pause(eyes)
+    async with running(memory, worker, namespace="studio") as bus:
+        await bus.publish(PaintingMade(number=1))
+        runner = runner_of(bus)
+        first = runner.statistics().consumer
+        assert runner._current is not None
+        runner._current._fenced.set()
+        await until(lambda: runner.statistics().consumer != first and state(bus) == "paused")
+        await trio.sleep(10)
+        assert eyes.pending("framers") == []
+
+
+async def test_a_value_of_somebody_elses_pauses_too(memory: MemoryServer, virtual: Clock, worker: Worker) -> None:
+    """A SET by hand with any value: better paused without a name than not paused."""
+    eyes = Eyes(memory, "studio")
+    eyes.call("SET", eyes.keys.paused("framers"), "please")
+    async with running(memory, worker, namespace="studio") as bus:
+        assert state(bus) == "paused"
