@@ -1,4 +1,4 @@
-"""canvasbus dlq list | show"""
+"""canvasbus dlq list | show (redrive and purge: see redrive.py)"""
 
 import argparse
 from datetime import datetime
@@ -33,11 +33,11 @@ def run_list(context: Context, args: argparse.Namespace) -> int:
     found = context.link.run(dead_letters(context.partitions, wanted, limit=args.count))
     if out.json:
         for letter in found.letters:
-            out.record(_for_machines(letter))
+            out.record(for_machines(letter))
     elif not found.letters:
         out.note(f"no dead letters{' match' if wanted != Filter() else ''} in {context.where}")
     else:
-        out.table(COLUMNS, [_row(letter) for letter in found.letters])
+        out.table(COLUMNS, [row(letter) for letter in found.letters])
         out.flush()
         if found.more:
             out.note(f"there are older ones: -n {args.count * 10} shows more")
@@ -61,7 +61,7 @@ def run_show(context: Context, args: argparse.Namespace) -> int:
     return 0
 
 
-def _row(letter: DeadLetter) -> list[Cell | str]:
+def row(letter: DeadLetter) -> list[Cell | str]:
     record = letter.record
     if record is None:
         return [letter.id, _age(letter.time), letter.group, "–", Cell("foreign", "red"), "–", letter.problem or ""]
@@ -87,7 +87,7 @@ def _show(context: Context, letter: DeadLetter) -> None:
     record = letter.record
     if out.json:
         more = {"traceback": record.traceback, "event": event} if record else {}
-        out.record(_for_machines(letter) | more)
+        out.record(for_machines(letter) | more)
         return
     if record is None:
         out.line(f"{letter.id} of group {safe(letter.group)}: {safe(letter.problem or '')}")
@@ -110,7 +110,7 @@ def _show(context: Context, letter: DeadLetter) -> None:
     out.line(safe_block(msgspec.json.format(msgspec.json.encode(event, enc_hook=str), indent=2).decode()))
 
 
-def _for_machines(letter: DeadLetter) -> dict[str, Any]:
+def for_machines(letter: DeadLetter) -> dict[str, Any]:
     record = letter.record
     about: dict[str, Any] = {"id": letter.id, "group": letter.group, "partition": letter.partition}
     if record is None:

@@ -119,6 +119,22 @@ def parser() -> Parser:
     sub = add(dlq, "show", "dlq:run_show", "One dead letter: error, traceback, and the event.", typed)
     sub.add_argument("id", metavar="ID", help="its id in `dlq list`, or the id of the event")
     sub.add_argument("--group", metavar="GROUP", help="when several groups gave the event up")
+    for name, run, text in (
+        ("redrive", "redrive:run_redrive", "Put dead letters back to work, for the group that gave them up."),
+        ("purge", "redrive:run_purge", "Remove dead letters for good."),
+    ):
+        sub = add(dlq, name, run, text, typed)
+        sub.add_argument("--id", metavar="ID", help="one letter: its id in `dlq list`, or the id of the event")
+        sub.add_argument("--group", metavar="GROUP", help="only this group's")
+        sub.add_argument("--type", metavar="GLOB", help="only events of these types")
+        sub.add_argument("--reason", metavar="WORD", help="only these: exhausted, rejected, undecodable, …")
+        sub.add_argument("--since", metavar="WHEN", help="given up since: a time, 10m (ago) or an id")
+        sub.add_argument("--until", metavar="WHEN", help="given up before")
+        sub.add_argument("-n", dest="count", type=int, metavar="N", help="the oldest N at most")
+        sub.add_argument("--dry-run", action="store_true", help="show what is meant, change nothing")
+        sub.add_argument("--yes", action="store_true", help="do not ask")
+        if name == "redrive":
+            sub.add_argument("--rate", type=float, metavar="N", help="at most N letters a second")
 
     config = commands.add_parser("config", help="The settings in force.").add_subparsers(
         title="commands", metavar="COMMAND", required=True

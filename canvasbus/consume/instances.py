@@ -87,7 +87,15 @@ def forget(
                 check((yield command("DEL", *found))[0], "remove state")
             if int(cursor) == 0:
                 break
-    own = [keys.reaper(group), keys.dead(group), keys.paused(group)]
+    (retried,) = yield command("SMEMBERS", keys.retries(group))
+    types = [name.decode("utf-8", "replace") for name in check(retried, "look for retries")]
+    own = [
+        keys.reaper(group),
+        keys.dead(group),
+        keys.paused(group),
+        keys.retries(group),
+        *(keys.retry(group, name) for name in types),
+    ]
     return bool(check((yield from FORGET.call([*hashes, *own], [len(own), *args])), "remove a group"))
 
 

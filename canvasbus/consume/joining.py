@@ -41,9 +41,18 @@ class Joining:
                 await subscription.add(event_type, lane)
         if self._worker.has_globs:
             await self.discover(subscription, scan=True, from_start=bool(known))
+        await self.find_retries(subscription)
         await self.declare(keys)
         if self._check and subscription.topics:
             await self._check_rights(subscription, next(iter(subscription.topics)))
+
+    async def find_retries(self, subscription: Subscription) -> None:
+        """Read what was put back to work out of the group's dead letters."""
+        names = check(await self._shared.call("SMEMBERS", subscription.keys.retries(self._group)), "look for retries")
+        for event_type in sorted(name.decode("utf-8", "replace") for name in names):
+            handler = self._worker.handler_for(event_type)
+            if handler is not None:
+                await subscription.add_retries(event_type, self._lane_of[handler])
 
     async def declare(self, keys: Keys, *, anew: bool = True) -> None:
         """Say that this group exists and what it reads. Not `anew`: only if that is gone from the server."""

@@ -130,6 +130,28 @@ class Subscription:
         is read from its first entry, whatever `start` says: nothing was there before it to be skipped."""
         stream = self.keys.stream(event_type)
         start = "0" if from_start else start_id(lane.handler.start)
+        await self._add(stream, event_type, lane, start)
+
+    async def add_retries(self, event_type: str, lane: Lane) -> None:
+        """Read what was redriven of a type out of the group's dead letters, if that is not read already."""
+        stream = self.keys.retry(self.group, event_type)
+        if stream not in self.topics:
+            await self._add(stream, event_type, lane, "0")
+
+    async def trim_retries(self) -> None:
+        """Remove what is done from the streams of redriven events, which nobody else reads. The floor only ever rises,
+        so asking and removing need not be one step."""
+        for stream, topic in list(self.topics.items()):
+            if stream != self.keys.retry(self.group, topic.event_type):
+                continue
+            groups, pending = await self._shared.request(
+                commands(("XINFO", "GROUPS", stream), ("XPENDING", stream, self.group))
+            )
+            if not isinstance(pending, ReplyError):
+                floor = pending[1] or _cursor_of(groups, self.group.encode()) or b"0"
+                await self._shared.call("XTRIM", stream, "MINID", floor)
+
+    async def _add(self, stream: bytes, event_type: str, lane: Lane, start: str) -> None:
         await self._join(stream, event_type, start)
         topic = Topic(event_type, stream, lane, self.settler)
         topic.cursor = await self._group_cursor(stream) or topic.cursor
@@ -140,9 +162,10 @@ class Subscription:
     async def _join(self, stream: bytes, event_type: str, start: str) -> bool:
         """Make the group; False when it was there already."""
         entries_read = ("ENTRIESREAD", 0) if start == "0" else ()
+        ours = stream == self.keys.retry(self.group, event_type)
         replies = await self._shared.request(
             commands(
-                ("SADD", self.keys.topics, event_type),
+                ("SADD", self.keys.retries(self.group) if ours else self.keys.topics, event_type),
                 ("XGROUP", "CREATE", stream, self.group, start, "MKSTREAM", *entries_read),
             )
         )

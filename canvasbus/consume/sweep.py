@@ -91,9 +91,11 @@ class Sweep:
             self._watcher.reset()
         if self._globs:
             await self._joining.discover(subscription, scan=self._sweeps % SCAN_EVERY == 0, from_start=True)
+        await self._joining.find_retries(subscription)
         await subscription.save_cursors()
         if self._sweeps % AUDIT_EVERY == AUDIT_EVERY - 1:
             subscription.audit_soon()
+            await subscription.trim_retries()
             await self._joining.declare(keys, anew=False)
             if subscription.settler.fence:  # it must not be forgotten while we live: nothing of ours would be taken
                 await self._shared.call("EXPIRE", keys.fence(self._consumer), FENCE_SECONDS)

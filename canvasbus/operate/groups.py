@@ -123,6 +123,7 @@ def groups(partitions: Sequence[Keys], *, trust_lag: bool = True, only: str | No
         for raw, declaration in pairs(check(declared, "look for groups")).items():
             found.setdefault(_text(raw), _Found()).instance |= is_instance(declaration)
     where = yield from topic_keys(partitions)
+    where += yield from _retries(partitions, sorted(found))
     seconds, micros = check((yield command("TIME"))[0], "ask the time")
     now_ms = int(seconds) * 1000 + int(micros) // 1000
     for key in where:
@@ -149,6 +150,17 @@ def groups(partitions: Sequence[Keys], *, trust_lag: bool = True, only: str | No
         topics = tuple(topic for _, topic in sorted(entry.topics.items()))
         paused = answer((yield question(partitions[0], name)))
         result.append(Group(name, living, all_of_them, dead_letters, topics, entry.instance, paused))
+    return result
+
+
+def _retries(partitions: Sequence[Keys], names: list[str]) -> Operation[list[TopicKey]]:
+    """Streams of what was redriven."""
+    result: list[TopicKey] = []
+    for keys in partitions if names else ():
+        replies = yield commands(*(("SMEMBERS", keys.retries(name)) for name in names))
+        for name, types in zip(names, replies, strict=True):
+            for event_type in sorted(map(_text, check(types, "look for retries"))):
+                result.append(TopicKey(f"{event_type} (redriven)", keys.retry(name, event_type), keys.partition))
     return result
 
 

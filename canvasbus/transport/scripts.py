@@ -532,3 +532,35 @@ local left = length - removed
 return {left, removed, lost, held and holder or '', (cap > 0 and left >= cap) and 1 or 0}
 """,
 )
+
+REDRIVE: Final = Script(
+    "redrive",
+    """
+-- Put dead letters of one group back to work: each goes to its group's retry stream and out of the dead letters in one
+-- step, so that doing it twice does it once. Nothing else is removed.
+-- KEYS[1] the dead letters; KEYS[2] set of the types that have retry streams; KEYS[3..] retry streams
+-- ARGV[1] group; then for each letter: its id, index of its stream in KEYS, type, how many words follow, fields and values
+-- Returns how many were moved; the others had gone
+for i = 3, #KEYS do
+  local kind = redis.call('TYPE', KEYS[i])
+  kind = kind.ok or kind
+  if kind ~= 'stream' and kind ~= 'none' then
+    return redis.error_reply('WRONGTYPE ' .. KEYS[i] .. ' holds a ' .. kind .. ', not a stream')
+  end
+end
+local moved, at = 0, 2
+while at <= #ARGV do
+  local id, stream, kind, words = ARGV[at], KEYS[tonumber(ARGV[at + 1])], ARGV[at + 2], tonumber(ARGV[at + 3])
+  if #redis.call('XRANGE', KEYS[1], id, id) > 0 then
+    local call = {'XADD', stream, '*'}
+    for i = 1, words do call[#call + 1] = ARGV[at + 3 + i] end
+    redis.call(unpack(call))
+    redis.call('XDEL', KEYS[1], id)
+    redis.call('SADD', KEYS[2], kind)
+    moved = moved + 1
+  end
+  at = at + 4 + words
+end
+return moved
+""",
+)

@@ -88,6 +88,14 @@ class Keys:
         """JSON of who paused the group; absent: it is not paused. In partition 0."""
         return self._key("paused", group)
 
+    def retry(self, group: str, event_type: str) -> bytes:
+        """The stream of what was redriven out of a group's dead letters: that group alone reads it."""
+        return self._key("retry", group, event_type)
+
+    def retries(self, group: str) -> bytes:
+        """Set of the types that have such a stream."""
+        return self._key("retries", group)
+
     @property
     def timers(self) -> bytes:
         """Sorted set: timer → when it is due, in ms of the server's clock."""

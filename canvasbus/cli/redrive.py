@@ -1,0 +1,112 @@
+"""canvasbus dlq redrive | purge"""
+
+import argparse
+import time
+from collections.abc import Callable, Sequence
+
+from canvasbus.cli.confirm import confirm
+from canvasbus.cli.context import Context
+from canvasbus.cli.dlq import COLUMNS, for_machines, row
+from canvasbus.cli.times import start_of
+from canvasbus.errors import ConfigError
+from canvasbus.operate.deadletter import DeadLetter, Filter, dead_letters
+from canvasbus.operate.redrive import portions, purge, redrive
+from canvasbus.operate.topics import id_order
+from canvasbus.transport.resp import Operation
+from canvasbus.wire.keys import Keys
+
+SHOWN = 10
+"""Letters of many that are shown before something is done to them."""
+
+
+def run_redrive(context: Context, args: argparse.Namespace) -> int:
+    """0 also when nothing matched."""
+    if args.rate is not None and not 0 < args.rate <= 1e6:
+        raise ConfigError(f"--rate {args.rate:g}: letters a second, above 0")
+    letters = _chosen(context, args)
+    able = [letter for portion in portions(letters) for letter in portion]
+    if not _agreed(context, args, able, "go back to the groups that gave them up"):
+        return 0
+    pause = 1 / args.rate if args.rate else 0.0
+    moved = _each(context, [[letter] for letter in able] if pause else portions(able), redrive, pause)
+    _report(context, "redriven", moved, letters)
+    return 0
+
+
+def run_purge(context: Context, args: argparse.Namespace) -> int:
+    """0 also when nothing matched."""
+    letters = _chosen(context, args)
+    if not _agreed(context, args, letters, "are removed for good"):
+        return 0
+    removed = _each(context, [letters], purge, 0.0)
+    _report(context, "purged", removed, letters)
+    return 0
+
+
+def _chosen(context: Context, args: argparse.Namespace) -> list[DeadLetter]:
+    """The letters that match, the oldest first."""
+    if args.count is not None and args.count < 1:
+        raise ConfigError(f"-n {args.count}: at least 1")
+    since = start_of(args.since, "--since") if args.since else None
+    until = start_of(args.until, "--until") if args.until else None
+    wanted = Filter(group=args.group, event_type=args.type, reason=args.reason, id=args.id)
+    found = context.link.run(dead_letters(context.partitions, wanted, limit=10**9)).letters
+    if args.id and not args.group and len({letter.group for letter in found}) > 1:
+        groups = ", ".join(sorted({letter.group for letter in found}))
+        raise ConfigError(f"{args.id} was given up by {groups}: name one with --group")
+    inside = [
+        letter
+        for letter in found
+        if (since is None or id_order(letter.id) >= id_order(since))
+        and (until is None or id_order(letter.id) < id_order(until))
+    ]
+    return inside[: args.count]
+
+
+def _agreed(context: Context, args: argparse.Namespace, letters: Sequence[DeadLetter], fate: str) -> bool:
+    """Show what is meant; False: nothing is to be done."""
+    out = context.out
+    if out.json:
+        if args.dry_run:
+            for letter in letters:
+                out.record(for_machines(letter))
+    elif letters:
+        out.table(COLUMNS, [row(letter) for letter in letters[:SHOWN]])
+        out.flush()
+        if len(letters) > SHOWN:
+            out.note(f"and {len(letters) - SHOWN:,} more")
+    if not letters:
+        out.note(f"no dead letters match in {context.where}")
+        return False
+    if args.dry_run:
+        out.note(
+            f"{len(letters):,} dead letters would {fate.replace('are removed', 'be removed')}; nothing was changed"
+        )
+        return False
+    confirm(context, args, f"{len(letters):,} dead letters {fate}.")
+    return True
+
+
+def _each(
+    context: Context,
+    steps: Sequence[Sequence[DeadLetter]],
+    operation: Callable[[Sequence[Keys], Sequence[DeadLetter]], Operation[int]],
+    pause: float,
+) -> int:
+    partitions, done = context.partitions, 0
+    for number, step in enumerate(steps):
+        if number and pause:
+            time.sleep(pause)
+        done += context.link.run(operation(partitions, step))
+    return done
+
+
+def _report(context: Context, what: str, done: int, letters: Sequence[DeadLetter]) -> None:
+    foreign = sum(letter.record is None for letter in letters) if what == "redriven" else 0
+    gone = len(letters) - foreign - done
+    if context.out.json:
+        context.out.record({what: done, "gone": gone, "foreign": foreign})
+        return
+    more = [f"{gone:,} had gone meanwhile"] if gone else []
+    more += [f"{foreign:,} foreign entries were left where they are"] if foreign else []
+    context.out.note("; ".join([f"{done:,} dead letters {what}", *more]))
