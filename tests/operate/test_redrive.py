@@ -103,6 +103,9 @@ async def test_a_lost_reply_redrives_once(any_url: str, namespace: str, eyes: Ey
         await bus.publish_many([PaintingMade(number=n) for n in range(30)])
         await until(lambda: len(eyes.dead("framers")) == 30)
         framers.mended = True
+        eyes._link.run(
+            REDRIVE.call([eyes.keys.dead("framers"), eyes.keys.retries("framers")], ["framers"])
+        )  # loaded now
         faulty = FaultyServer(open_server(any_url) if any_url.startswith("redis") else eyes.server)
         faulty.faults.append(Fault(kind, REDRIVE.sha.encode()))
         link = BlockingLink(faulty)
