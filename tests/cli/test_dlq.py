@@ -134,3 +134,37 @@ def test_no_letters_is_good_news(run: Run) -> None:
     ran = run("dlq", "list")
     assert (ran.code, ran.out) == (0, "") and "no dead letters in" in ran.err
     assert "no dead letters match in" in run("dlq", "list", "--group", "x").err
+
+
+def test_redriving_by_hand(run: Run, event_id: str, eyes: Eyes) -> None:
+    """A dry run shows and changes nothing; nobody is asked without a terminal; then the letters are in the retry stream
+    of their group, and a filter that matches nothing is no error."""
+    ran = run("dlq", "redrive", "--group", "framer", "--dry-run")
+    assert ran.code == 0 and "2 dead letters would go back" in ran.err and "10-0" in ran.out
+    run("dlq", "redrive", "--group", "framer", "--json").failed(2, "add --yes")
+    assert eyes.call("XLEN", eyes.keys.dead("framer")) == 2
+    ran = run("dlq", "redrive", "--group", "framer", "--type", "painting.*", "--yes", "--json", "--rate", "1000")
+    assert (ran.code, ran.records) == (0, [{"redriven": 1, "gone": 0, "foreign": 0}])
+    assert eyes.call("XLEN", eyes.keys.retry("framer", "painting.made")) == 1
+    assert eyes.call("XLEN", eyes.keys.dead("framer")) == 1 and eyes.call("XLEN", eyes.keys.dead("archive")) == 1
+    ran = run("dlq", "redrive", "--group", "framer", "--type", "painting.*", "--yes")
+    assert ran.code == 0 and "no dead letters match" in ran.err
+
+
+def test_an_event_that_two_gave_up_needs_a_group(run: Run, event_id: str, eyes: Eyes) -> None:
+    """Nothing is redriven by mistake."""
+    run("dlq", "redrive", "--id", event_id, "--yes").failed(2, "archive, framer", "--group")
+    run("dlq", "redrive", "--rate", "0", "--yes").failed(2, "--rate 0")
+    run("dlq", "purge", "-n", "0", "--yes").failed(2, "-n 0")
+    assert run("dlq", "redrive", "--id", event_id, "--group", "archive", "--yes").code == 0
+    assert eyes.call("XLEN", eyes.keys.dead("archive")) == 0 and eyes.call("XLEN", eyes.keys.dead("framer")) == 2
+
+
+def test_purging_by_hand(run: Run, event_id: str, eyes: Eyes) -> None:
+    """By age and number; foreign entries too."""
+    eyes.call("XADD", eyes.keys.dead("framer"), "*", "hello", "there")
+    ran = run("dlq", "purge", "--until", "2020-01-01T00:00:00Z", "-n", "2", "--yes", "--json")
+    assert ran.records == [{"purged": 2, "gone": 0, "foreign": 0}]
+    assert run("dlq", "list", "--json").records[0]["id"] == "12-0"
+    assert run("dlq", "purge", "--yes").code == 0
+    assert run("dlq", "list", "--json").records == []
