@@ -2,33 +2,23 @@
 
     canvasbus-worker drift alerts                       # by the names their packages registered
     canvasbus-worker my_workers:worker --processes 4    # or module:attribute
+    canvasbus-worker my_workers:worker --reload         # while it is being written
 
 Exit codes: 0 after a drain, 1 when the server refuses the worker or a handler's process keeps dying, 2 for bad usage.
 
-With --processes N this process becomes a supervisor that starts N programs like itself (exec, not fork: threads and
-connections do not survive a fork) and passes signals on. A process that dies is started again after a pause that
-doubles up to 30 s; its events are taken over by the others meanwhile.
+With --processes N or --reload this process becomes a supervisor (cli/supervisor.py) of programs like itself.
 """
 
 import argparse
 import os
-import signal
-import subprocess
 import sys
-import time
 from typing import Any
 
 from canvasbus.errors import CanvasbusError, ConfigError, ContractError
 from canvasbus.log import configure, get_logger
 
-RESTART_FIRST = 1.0
-RESTART_MOST = 30.0
-STEADY_SECONDS = 60.0
-"""A process that lived so long starts with the first pause again."""
 WAITING_SAID_EVERY = 60.0
 HIGHEST_PORT = 65535
-
-log = get_logger("canvasbus.supervisor")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -41,6 +31,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--namespace", help="prefix of all keys (default canvasbus)")
     result.add_argument("--partitions", type=int, help="partitions of the namespace (default 1)")
     result.add_argument("--processes", type=int, default=1, metavar="N", help="processes to run (default 1)")
+    result.add_argument("--reload", action="store_true", help="drain and start again when a source file changes")
     result.add_argument("--health-port", type=int, metavar="P", help="serve /livez and /readyz; process i uses P+i")
     result.add_argument("--health-host", default="127.0.0.1", metavar="H", help="address for that (default 127.0.0.1)")
     result.add_argument("--grace", type=float, help="seconds for running handlers after SIGTERM (default 25)")
@@ -61,10 +52,12 @@ def main(argv: list[str] | None = None) -> int:
             raise ConfigError(f"--processes {options.processes}: there is at least one")
         if options.health_port is not None:
             _check_ports(options.health_port, options.processes)
-        if options.processes > 1:
+        if options.processes > 1 or options.reload:
             return _supervise(options)
         if options.supervised_by is not None:
-            _die_with(options.supervised_by)
+            from canvasbus.cli.supervisor import die_with
+
+            die_with(options.supervised_by)
         return _work(options)
     except (ConfigError, ContractError) as error:
         return _fail(error, 2)
@@ -205,78 +198,23 @@ async def _reach(url: str) -> None:
             return
 
 
-# --- several processes ------------------------------------------------------------------------------------------------
-
-
-class _Child:
-    def __init__(self, command: list[str], environ: dict[str, str]) -> None:
-        self._command = command
-        self._environ = environ
-        self.pause = RESTART_FIRST
-        self.started = 0.0
-        self.due = 0.0
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        self.started = time.monotonic()
-        self.process = subprocess.Popen(self._command, env=self._environ)
-
-
 def _supervise(options: argparse.Namespace) -> int:
+    from canvasbus.cli.reload import Sources, folders_of
+    from canvasbus.cli.supervisor import supervise
+    from canvasbus.operate import plugins
+
     loaded = _load(options)
     _check_url(loaded.require_url("canvasbus-worker"))
     _configure_log(loaded.settings)
     # The URL may hold a password, and every user of the machine can read a command line.
     environ = dict(os.environ) | ({"CANVASBUS_URL": options.url} if options.url else {})
-    children = [_Child(_command(options, index), environ) for index in range(options.processes)]
-    stopping: list[int] = []
-
-    def pass_on(number: int, _frame: object) -> None:
-        stopping.append(number)
-        for child in children:
-            if child.process is not None and child.process.poll() is None:
-                child.process.send_signal(number)
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, pass_on)
-    for child in children:
-        child.start()
-    worst = 0
-    while True:
-        alive = 0
-        now = time.monotonic()
-        for index, child in enumerate(children):
-            if child.process is not None and (ended := child.process.poll()) is not None:
-                child.process = None
-                if stopping:
-                    worst = max(worst, max(ended, 0))
-                elif ended == 2:  # bad usage does not get better
-                    pass_on(signal.SIGTERM, None)
-                    worst = 2
-                else:
-                    if now - child.started > STEADY_SECONDS:
-                        child.pause = RESTART_FIRST
-                    child.due = now + child.pause
-                    child.pause = min(child.pause * 2, RESTART_MOST)
-                    how = f"signal {-ended}" if ended < 0 else f"exit code {ended}"
-                    log.error("a worker process ended", process=index, how=how, starts_again_in=child.due - now)
-            if child.process is None and not stopping and child.due <= now:
-                child.start()
-            alive += child.process is not None
-        if stopping and not alive:
-            return worst
-        time.sleep(0.1)
-
-
-def _die_with(supervisor: int) -> None:
-    """Drain when the supervisor is gone, even if it was killed: nobody else would ever stop this process. Linux only."""
-    if sys.platform == "linux":
-        import ctypes
-
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
-    if os.getppid() != supervisor:
-        raise ConfigError("the supervisor is gone")
+    sources = None
+    if options.reload:
+        # Compiled files are told apart by whole seconds: one that was edited twice in a second would be loaded stale.
+        environ["PYTHONDONTWRITEBYTECODE"] = "1"
+        targets = {plugin.name: plugin.target for plugin in plugins.installed()}
+        sources = Sources(folders_of([targets.get(t, t).partition(":")[0] for t in options.targets]))
+    return supervise([_command(options, index) for index in range(options.processes)], environ, sources)
 
 
 def _command(options: argparse.Namespace, index: int) -> list[str]:
