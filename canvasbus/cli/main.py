@@ -136,6 +136,15 @@ def parser() -> Parser:
         if name == "redrive":
             sub.add_argument("--rate", type=float, metavar="N", help="at most N letters a second")
 
+    sub = add(commands, "doctor", "doctor:run", "Is all well here? What is wrong, and what to do about it.")
+    sub.add_argument(
+        "--acl",
+        choices=("producer", "worker", "operator"),
+        required=True,
+        metavar="ROLE",
+        help="only print the ACL line of a user that may be a producer, a worker or an operator, and no more",
+    )
+
     config = commands.add_parser("config", help="The settings in force.").add_subparsers(
         title="commands", metavar="COMMAND", required=True
     )

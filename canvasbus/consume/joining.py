@@ -10,7 +10,8 @@ from canvasbus.consume.subscription import Subscription
 from canvasbus.errors import Refused
 from canvasbus.log import get_logger
 from canvasbus.transport.link import SharedLink
-from canvasbus.transport.resp import ReplyError, check, code, command, commands, translate
+from canvasbus.transport.resp import check, command
+from canvasbus.transport.rights import RIGHTS, denied
 from canvasbus.wire.keys import Keys
 
 log = get_logger("canvasbus.worker")
@@ -44,7 +45,7 @@ class Joining:
         await self.find_retries(subscription)
         await self.declare(keys)
         if self._check and subscription.topics:
-            await self._check_rights(subscription, next(iter(subscription.topics)))
+            await self._check_rights(subscription)
 
     async def find_retries(self, subscription: Subscription) -> None:
         """Read what was put back to work out of the group's dead letters."""
@@ -66,38 +67,19 @@ class Joining:
         reply = await self._shared.call("HSET" if anew else "HSETNX", keys.groups, self._group, json.dumps(about))
         check(reply, f"join group {self._group!r}")
 
-    async def _check_rights(self, subscription: Subscription, stream: bytes) -> None:
+    async def _check_rights(self, subscription: Subscription) -> None:
         """Raise Refused if the user lacks a command that is needed only when something goes wrong: without it a worker
-        would run well until the day on which nobody takes over from the dead. None of these changes anything."""
-        keys, group, me = subscription.keys, self._group, subscription.consumer
-        none, beats = keys.fence(me), keys.beats(group)
-        packet = commands(
-            ("XACK", stream, group, "0-0"),
-            ("XPENDING", stream, group),
-            ("XCLAIM", stream, group, me, 0, "0-0", "JUSTID"),
-            ("XRANGE", stream, "-", "-", "COUNT", 1),
-            ("XADD", none, "NOMKSTREAM", "*", "e", ""),
-            ("XINFO", "GROUPS", stream),
-            ("XINFO", "CONSUMERS", stream, group),
-            ("XGROUP", "DELCONSUMER", stream, group, me),
-            ("TYPE", none),
-            ("GET", none),
-            ("SET", none, "dead", "XX"),
-            ("EXPIRE", none, 1),
-            ("PEXPIRE", none, 1),
-            ("PTTL", none),
-            ("HINCRBY", beats, me, 0),
-            ("HGETALL", beats),
-            ("HDEL", beats, me),
-            ("SMEMBERS", keys.topics),
-            ("SCAN", 0, "COUNT", 1),
-            ("EVAL", "return 1", 0),
-            ("EVALSHA", "0" * 40, 0),
-            *((("XGROUP", "DESTROY", none, group), ("DEL", none)) if self._worker.group is PER_INSTANCE else ()),
-        )
-        for reply in await self._shared.request(packet):
-            if isinstance(reply, ReplyError) and code(reply) == "NOPERM":
-                raise translate(reply, f"run worker {group!r}")
+        would run well until the day on which nobody takes over from the dead."""
+        topic = next(iter(subscription.topics.values())).event_type
+        needed = [right for right in RIGHTS["worker"] if not right.optional]
+        doing = denied(needed, subscription.keys, group=self._group, event_type=topic)
+        lacking = {right.name: right.use for right in await self._shared.run(doing)}
+        if lacking:
+            raise Refused(
+                f"run worker {self._group!r}: the ACL of this user forbids "
+                + ", ".join(f"'{name}' (to {use})" for name, use in lacking.items())
+                + "; `canvasbus doctor --acl worker` prints what a worker needs"
+            )
 
     async def discover(self, subscription: Subscription, *, scan: bool, from_start: bool) -> None:
         """Subscribe to topics that a glob matches and that are not read yet."""

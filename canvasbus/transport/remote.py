@@ -201,6 +201,8 @@ class RemoteBlockingConnection:
                     "ssl_keyfile": address.key_file,
                 }
         self._connection: Any = kind(**options)
+        # No CLIENT SETINFO: two round trips a connection, and on newer servers an entry in the ACL log of a plain user.
+        self._connection.driver_info = self._connection.lib_name = self._connection.lib_version = None
         self._reader = hiredis.Reader(notEnoughData=_NOTHING)
         try:
             self._connection.connect()

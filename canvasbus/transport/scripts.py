@@ -40,6 +40,21 @@ class Script:
         return f"<Script {self.name} {self.sha[:8]}>"
 
 
+DENIED: Final = Script(
+    "denied",
+    """
+-- Which commands the user of this connection may not run. None of them is run.
+-- ARGV[1] the commands as JSON, each a list of words
+-- Returns the numbers, from 1, of those that are denied, or that the server does not know
+local result = {}
+for i, words in ipairs(cjson.decode(ARGV[1])) do
+  local known, allowed = pcall(redis.acl_check_cmd, unpack(words))
+  if not (known and allowed) then result[#result + 1] = i end
+end
+return result
+""",
+)
+
 SETTLE: Final = Script(
     "settle",
     """
