@@ -9,7 +9,7 @@ Leaving the block drains: queued events are sent, running handlers finish within
 
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from datetime import datetime
 from types import TracebackType
 from typing import Any, Self
@@ -320,12 +320,13 @@ class EventBus:
             return self._publisher.publish(event)
         return self._publisher.publish_for(event, expires_in, delay, at)
 
-    async def publish_many(self, events: Iterable[Event]) -> list[str]:
-        """Publish in order and return the entry ids. All are tried; failures come as one ExceptionGroup."""
+    async def publish_many(self, events: Iterable[Event], *, expires_in: float | None = None) -> list[str]:
+        """Publish in order and return the entry ids; `expires_in` as for `publish`. All are tried; failures come as one
+        ExceptionGroup."""
         if self._server is None:
             self._skipped += sum(1 for _ in events)
             return []
-        return await self._publisher.publish_many(events)
+        return await self._publisher.publish_many(events, expires_in)
 
     def publish_nowait(
         self,
@@ -342,8 +343,8 @@ class EventBus:
             return
         self._publisher.publish_nowait(event, expires_in, delay, at)
 
-    def correlation(self, correlation_id: UUID) -> Any:
-        """A context manager: events made inside carry this correlation id."""
+    def correlation(self, correlation_id: UUID) -> AbstractContextManager[UUID]:
+        """Events made inside the `with` block carry this correlation id unless they say otherwise."""
         return correlation(correlation_id)
 
     async def _skip(self) -> None:

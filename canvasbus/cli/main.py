@@ -70,6 +70,8 @@ def parser() -> Parser:
     sub.add_argument("type", nargs="?", metavar="TYPE", help="the event type, when JSON is the bare data")
     sub.add_argument("data", nargs="?", metavar="JSON", help="the data, or a whole CloudEvents object; - reads stdin")
     sub.add_argument("--from", dest="source_file", metavar="FILE", help="one JSON object a line; - reads stdin")
+    sub.add_argument("--expires-in", metavar="TIME", help="consumers skip what they get later than that: 90s, 30m, 2h")
+    sub.add_argument("--correlation", metavar="UUID", help="the correlation id of events that have none of their own")
     sub.add_argument("--dry-run", action="store_true", help="check everything, send nothing")
 
     sub = add(commands, "tail", "tail:run", "Show events as they come, or those that are there.", typed)

@@ -17,9 +17,12 @@ from uuid import UUID
 
 from canvasbus.cli.context import Context
 from canvasbus.cli.output import safe
+from canvasbus.cli.times import seconds_of
+from canvasbus.contract.event import correlation
 from canvasbus.errors import CanvasbusError, ConfigError, DecodeError, EncodeError, Unavailable
+from canvasbus.ids import uuid7
 from canvasbus.produce.fenced import FencedSender, declare_partitions
-from canvasbus.wire.codec import Codec, Outgoing, from_json
+from canvasbus.wire.codec import Codec, Outgoing, expiry, from_json
 from canvasbus.wire.keys import partition_of
 
 BATCH_EVENTS = 500
@@ -43,15 +46,25 @@ def run(context: Context, args: argparse.Namespace) -> int:
         type_name, data = None, type_name
     if args.source_file is not None and data is not None:
         raise ConfigError("publish: give either JSON or --from FILE")
-    publishing = _Publishing(context, dry_run=args.dry_run)
-    if args.source_file is None:
-        text = sys.stdin.buffer.read() if data == "-" else data.encode(errors="surrogateescape")
-        publishing.one(text, type_name)
-    else:
-        with _opened(args.source_file) as (file, total), _progress(context, total) as advance:
-            publishing.many(file, type_name, advance)
+    expires_in = None if args.expires_in is None else seconds_of(args.expires_in, "--expires-in")
+    belongs_to = None if args.correlation is None else _uuid(args.correlation)
+    publishing = _Publishing(context, dry_run=args.dry_run, expires_in=expires_in)
+    with correlation(belongs_to) if belongs_to else contextlib.nullcontext():
+        if args.source_file is None:
+            text = sys.stdin.buffer.read() if data == "-" else data.encode(errors="surrogateescape")
+            publishing.one(text, type_name)
+        else:
+            with _opened(args.source_file) as (file, total), _progress(context, total) as advance:
+                publishing.many(file, type_name, advance)
     publishing.finish()
     return 1 if publishing.failed else 0
+
+
+def _uuid(text: str) -> UUID:
+    try:
+        return UUID(text)
+    except ValueError:
+        raise ConfigError(f"--correlation {safe(text)}: not a UUID, like {uuid7()}") from None
 
 
 def _refuse(name: str) -> float:
@@ -66,11 +79,12 @@ def _finite(text: str) -> float:
 class _Publishing:
     """What becomes of the lines of one command."""
 
-    def __init__(self, context: Context, *, dry_run: bool) -> None:
+    def __init__(self, context: Context, *, dry_run: bool, expires_in: float | None) -> None:
         self.failed = 0
         self._context = context
         self._out = context.out
         self._dry = dry_run
+        self._expires_in = expires_in
         self._off = not dry_run and context.loaded.require_url("publish").startswith("off:")
         self._stored = 0
         self._last: tuple[Outgoing, str] | None = None
@@ -138,6 +152,7 @@ class _Publishing:
             event_id=event_id,
             causation_id=UUID(cause) if cause else None,
             traceparent=outer.get("traceparent"),
+            expires_on=expiry(self._expires_in),
         )
 
     def _add(self, line: int, event: Outgoing) -> None:

@@ -64,6 +64,8 @@ class WorkerStatistics:
     timeouts: int
     retries: int
     dead: int
+    expired: int
+    """Events that were stale when they came; skipped."""
     running: int
     """Handlers running now."""
     held: int
@@ -183,6 +185,7 @@ class Runner:
             timeouts=sum(lane.statistics.timeouts for lane in lanes),
             retries=sum(lane.statistics.retries for lane in lanes),
             dead=sum(lane.statistics.dead for lane in lanes),
+            expired=sum(lane.statistics.expired for lane in lanes),
             running=sum(lane.running for lane in lanes),
             held=sum(lane.held for lane in lanes),
             parked=sum(lane.statistics.parked for lane in lanes),

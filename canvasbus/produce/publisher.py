@@ -20,7 +20,7 @@ from canvasbus.errors import BufferFull, CanvasbusError, ContractError, Transpor
 from canvasbus.produce.fenced import FencedSender, Result
 from canvasbus.transport.link import Link
 from canvasbus.transport.server import Server
-from canvasbus.wire.codec import Codec, Outgoing
+from canvasbus.wire.codec import Codec, Outgoing, expiry
 from canvasbus.wire.keys import LATER_INBOX, Keys, partition_of
 
 BATCH_EVENTS = 500
@@ -181,13 +181,14 @@ class Publisher:
         entry_id = await _result(*self._add(item))
         return entry_id if item.type != LATER_INBOX else f"~{entry_id}"
 
-    async def publish_many(self, events: Iterable[Event]) -> list[str]:
+    async def publish_many(self, events: Iterable[Event], expires_in: float | None = None) -> list[str]:
         """Publish events in order and return their entry ids. An event with an error stops no other: when at least one
         failed, an ExceptionGroup of the errors is raised after all were tried (for a single event its error itself)."""
         rest = iter(events)
         on_their_way: deque[list[tuple[_Batch, slice]]] = deque()
         entry_ids: list[str] = []
         errors: list[Exception] = []
+        expiry(expires_in)  # what is no time fails before anything is sent
 
         async def take(most: int) -> None:
             """Wait until at most so many chunks are on their way. What has arrived is let go of: there may be millions."""
@@ -205,7 +206,7 @@ class Publisher:
             chunk: list[Outgoing | Event] = list(islice(rest, BATCH_EVENTS))
             if not chunk:
                 break
-            bad, encoded = self._encode(chunk)
+            bad, encoded = self._encode(chunk, expiry(expires_in))
             errors += [error for error in bad if error is not None]
             await trio.lowlevel.checkpoint()  # a chunk that is ready goes on its way now
             await take(1)
@@ -295,16 +296,20 @@ class Publisher:
             with trio.CancelScope(shield=True):
                 await lane.link.aclose()
 
-    def _encode(self, items: list[Outgoing | Event]) -> tuple[list[Exception | None], list[Outgoing]]:
+    def _encode(
+        self, items: list[Outgoing | Event], expires_on: float | None = None
+    ) -> tuple[list[Exception | None], list[Outgoing]]:
         """Encode what is not encoded yet. When some cannot be: an error or None for each item, else an empty list."""
         events = [item for item in items if not isinstance(item, Outgoing)]
         if not events:
             return [], items  # type: ignore[return-value]  # all of them are Outgoing
-        try:
-            encoded = self.codec.encode_many(events)
-        except Exception:
-            pass  # one by one: those that can be published are, and each bad one gets its own error
-        else:
+        encoded = None
+        if expires_on is None:
+            try:
+                encoded = self.codec.encode_many(events)
+            except Exception:
+                pass  # one by one: those that can be published are, and each bad one gets its own error
+        if encoded is not None:
             if len(events) == len(items):
                 return [], encoded
             rest = iter(encoded)
@@ -313,7 +318,8 @@ class Publisher:
         outgoing: list[Outgoing] = []
         for item in items:
             try:
-                outgoing.append(item if isinstance(item, Outgoing) else self.codec.encode(item))
+                ready = item if isinstance(item, Outgoing) else self.codec.encode(item, expires_on=expires_on)
+                outgoing.append(ready)
                 errors.append(None)
             except Exception as error:
                 errors.append(error)

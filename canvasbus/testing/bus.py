@@ -184,10 +184,10 @@ class TestBus:
         with self._outside() as bus:
             return await bus.publish(event, **options) or ""
 
-    async def publish_many(self, events: Iterable[Event]) -> list[str]:
+    async def publish_many(self, events: Iterable[Event], *, expires_in: float | None = None) -> list[str]:
         """Publish in order and return the entry ids, as `EventBus.publish_many` does."""
         with self._outside() as bus:
-            return await bus.publish_many(events)
+            return await bus.publish_many(events, expires_in=expires_in)
 
     @contextmanager
     def _outside(self) -> Iterator[EventBus]:
