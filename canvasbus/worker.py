@@ -21,6 +21,7 @@ from typing import Any
 import trio
 
 from canvasbus.bus import EventBus
+from canvasbus.consume.breaker import Breaker
 from canvasbus.consume.context import Context
 from canvasbus.consume.handlers import Worker
 from canvasbus.consume.instances import PER_INSTANCE
@@ -40,6 +41,7 @@ __all__ = [
     "NEVER",
     "Backoff",
     "BatchFailure",
+    "Breaker",
     "Cancel",
     "Context",
     "Handle",

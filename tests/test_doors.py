@@ -79,6 +79,7 @@ def test_names_of_the_other_doors() -> None:
         "NEVER",
         "Backoff",
         "BatchFailure",
+        "Breaker",
         "Cancel",
         "Context",
         "Handle",

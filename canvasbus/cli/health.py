@@ -65,6 +65,8 @@ async def _answer(bus: EventBus, head: bytes) -> bytes:
     except (TransportError, trio.TooSlowError) as error:
         problems.append(f"server: {error or 'no answer for 2 s'}")
     body = {"ready": not problems, "problems": problems} | ({"paused": paused} if paused else {})
+    if resting := [f"{s.group}/{handler}" for s in states for handler in s.open_circuits]:
+        body["resting"] = resting  # for people: a worker is no less ready because something outside is down
     return _response(200 if not problems else 503, body)
 
 

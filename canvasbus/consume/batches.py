@@ -47,6 +47,18 @@ class BatchLane(Lane):
             if batch:
                 await self._run_batch(batch)
 
+    async def _run_apart(self, batch: list[Delivery], error: BaseException) -> None:
+        """Run the events of a failed batch one by one, as long as that makes sense."""
+        if len(batch) == 1:
+            self._ended(batch[0], Raised(error))  # it was alone already
+            return
+        log.info("a batch failed; its events run one by one", group=self.group, handler=self.handler.name)
+        for delivery in batch:
+            if self.blocked:
+                self._set_aside(delivery, tried=False)
+            else:
+                await self._run_alone(delivery)
+
     async def _run_batch(self, batch: list[Delivery]) -> None:
         set_correlation(None)
         started = clock.monotonic()
@@ -61,9 +73,7 @@ class BatchLane(Lane):
                 raise above
             word = word_of(error)
             if not isinstance(word, BatchFailure):
-                log.info("a batch failed; its events run one by one", group=self.group, handler=self.handler.name)
-                for delivery in batch:
-                    await self._run_alone(delivery)
+                await self._run_apart(batch, error)
                 return
             result, failures = word.events, dict(word.failures)
             if not failures.keys() <= set(range(len(batch))):

@@ -21,6 +21,7 @@ from typing import Any
 import trio
 
 from canvasbus import clock
+from canvasbus.consume.breaking import TRIED_KEPT, Breaking
 from canvasbus.consume.delivery import Delivery
 from canvasbus.consume.handlers import Handler
 from canvasbus.consume.invoke import for_above, invoker
@@ -56,6 +57,7 @@ class Lane:
         codec: Codec,
         *,
         on_room: Callable[[], None],
+        hand_back: Callable[[list[Delivery]], None],
         quarantine: trio.Lock,
         random: Random | None = None,
         resources: Any = None,
@@ -73,6 +75,22 @@ class Lane:
         self.held = 0
         """Deliveries read and not yet settled, waiting retries not included."""
         self._on_room = on_room
+        self._hand_back = hand_back
+        self.breaking: Breaking | None = None
+        """What holds its deliveries while its circuit is open; None: it has none."""
+        if handler.breaker is not None:
+            self.breaking = Breaking(
+                handler.breaker,
+                handler.name,
+                group,
+                self.statistics,
+                self._random,
+                halt=self._halt,
+                resume=self._resume,
+                suspect=lambda: self._suspects[0] if self._suspects else None,
+                hand_back=self._unload,
+                on_room=on_room,
+            )
         self._alone = quarantine
         self._queue: deque[Delivery] = deque()
         self._suspects: deque[Delivery] = deque()
@@ -102,7 +120,24 @@ class Lane:
         """How many more deliveries may be read now."""
         if self._stopping or len(self._waiting) >= WAITING_LIMIT:
             return 0
+        if self.breaking is not None and self.breaking.blocked:
+            return self.breaking.wanted
         return self.window - self.held
+
+    @property
+    def least(self) -> int:
+        """A lane with less room is not read for: a read of one or two entries costs as much as one of 500."""
+        return 1 if self.blocked else self.window // 4
+
+    @property
+    def takes_suspects(self) -> bool:
+        """While its circuit is open it has use for one."""
+        return not self.blocked or not self._suspects
+
+    @property
+    def blocked(self) -> bool:
+        """Its circuit is open: nothing but a probe runs."""
+        return self.breaking is not None and self.breaking.blocked
 
     @property
     def waiting(self) -> int:
@@ -116,8 +151,8 @@ class Lane:
 
     @property
     def suspects(self) -> int:
-        """Suspects in hand; the next ones are fetched when there are none."""
-        return len(self._suspects)
+        """Suspects in hand that are about to run; the next ones are fetched when there are none."""
+        return 0 if self.blocked else len(self._suspects)
 
     def feed(self, deliveries: list[Delivery]) -> None:
         """Take deliveries, suspects to the quarantine."""
@@ -126,6 +161,10 @@ class Lane:
             if delivery.suspect and delivery.error is None:
                 self._suspects.append(delivery)
                 self._suspect_came.set()
+                if self.breaking is not None:
+                    self.breaking.stir()
+            elif self.breaking is not None and self.breaking.blocked and delivery.error is None:
+                self.breaking.keep(delivery)
             else:
                 self._queue.append(delivery)
         if self._queue:
@@ -133,6 +172,9 @@ class Lane:
 
     def feed_fresh(self, deliveries: list[Delivery]) -> None:
         """Take deliveries that were just read and never failed."""
+        if self.blocked:
+            self.feed(deliveries)
+            return
         self.held += len(deliveries)
         if self._window_left <= 0 and self.held * 4 >= self.window * 3:
             self._window_from, self._window_left = clock.monotonic(), self.held
@@ -164,6 +206,8 @@ class Lane:
             nursery.start_soon(self.watchdog.run)
             nursery.start_soon(self._run_timer)
             nursery.start_soon(self._run_quarantine)
+            if self.breaking is not None:
+                nursery.start_soon(self.breaking.run)
 
     def _start_runs(self, nursery: trio.Nursery) -> None:
         for _ in range(self.handler.concurrency):
@@ -245,6 +289,8 @@ class Lane:
         if envelope is not None and envelope.expires_on is not None and envelope.expires_on < clock.time():
             self.statistics.expired += 1
             self._outcomes.done(delivery)
+            if self.breaking is not None:
+                self.breaking.lapsed(delivery)
             return True
         return False
 
@@ -273,19 +319,26 @@ class Lane:
 
     async def _run_quarantine(self) -> None:
         while True:
-            while not self._suspects:
+            while not self._may_run_suspect():
                 self._on_room()
                 self._suspect_came = trio.Event()
                 await self._suspect_came.wait()
             async with self._alone:  # one in this process, over all lanes
-                if not self._suspects:
+                if not self._may_run_suspect():
                     continue
                 delivery = self._suspects.popleft()
                 if delivery.failures >= self.handler.retry.attempts:
+                    if self.breaking is not None:
+                        self.breaking.lapsed(delivery)
                     self._outcomes.bury(delivery, "lost_workers", RuntimeError("every worker that ran this event died"))
                     continue
                 await delivery.topic.settler.write_attempt(delivery, delivery.failures + 1)
                 await self._run_alone(delivery)
+
+    def _may_run_suspect(self) -> bool:
+        if not self._suspects:
+            return False
+        return self.breaking is None or not self.breaking.blocked or self._suspects[0] is self.breaking.probe
 
     async def _run_alone(self, delivery: Delivery) -> None:
         """Run one delivery outside the slots (quarantine, and what a batch handler could not do together)."""
@@ -312,14 +365,46 @@ class Lane:
         return await self._call(delivery.event, delivery)
 
     def _ended(self, delivery: Delivery, outcome: Outcome | None, result: Any = None) -> None:
-        after = self._outcomes.ended(delivery, outcome, result)
+        spared = self.breaking is not None and self.breaking.ended(delivery, outcome)
+        after = self._outcomes.ended(delivery, outcome, result, spared=spared)
         if after is not None:
             delivery.extended = 0.0
+            if spared and not self._stopping:
+                self._set_aside(delivery)
+                return
             self.held -= 1
             heapq.heappush(self._waiting, (trio.current_time() + after, next(self._order), delivery))
             self._timer.set()
             self._on_room()
             self._check_quiet()
+
+    # --- while the circuit is open -------------------------------------------------------------------------------
+
+    def _set_aside(self, delivery: Delivery, *, tried: bool = True) -> None:
+        assert self.breaking is not None
+        if delivery.suspect:
+            self._suspects.append(delivery)
+        else:
+            self.breaking.keep(delivery, tried=tried)
+
+    def _halt(self) -> list[Delivery]:
+        halted = [delivery for delivery in self._queue if delivery.error is None]
+        rest = [delivery for delivery in self._queue if delivery.error is not None]
+        self._queue.clear()
+        self._queue.extend(rest)
+        return halted
+
+    def _resume(self, deliveries: list[Delivery]) -> None:
+        self._queue.extend([delivery for delivery in deliveries if not delivery.suspect])  # those wait in their lane
+        self._lot.unpark(count=min(len(self._queue), len(self._lot)))
+        self._suspect_came.set()
+        self._on_room()
+
+    def _unload(self, deliveries: list[Delivery]) -> None:
+        while len(self._suspects) > TRIED_KEPT:
+            deliveries.append(self._suspects.pop())
+        self.held -= len(deliveries)
+        self._hand_back(deliveries)
 
     def overtaken(self, delivery: Delivery) -> None:
         """A state that the run rested on has changed: it runs again, soon, and no attempt is counted."""
@@ -334,8 +419,9 @@ class Lane:
     def stop(self) -> list[Delivery]:
         """Start nothing new. Returns the deliveries that no handler has begun, which are to be handed back."""
         self._stopping = True
-        rest = [*self._queue, *self._suspects, *(item[2] for item in self._waiting)]
-        self.held -= len(self._queue) + len(self._suspects)
+        kept = self.breaking.stop() if self.breaking is not None else []
+        rest = [*self._queue, *kept, *self._suspects, *(item[2] for item in self._waiting)]
+        self.held -= len(self._queue) + len(kept) + len(self._suspects)
         self._queue.clear()
         self._suspects.clear()
         self._waiting.clear()

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, TypeVar
 
+from canvasbus.consume.breaker import Breaker
 from canvasbus.consume.instances import PER_INSTANCE, PerInstance
 from canvasbus.consume.lifespan import opener
 from canvasbus.consume.middleware import Middleware, check_middleware
@@ -56,6 +57,7 @@ class Handler:
     timeout: float
     """Seconds after which a run is cancelled and counts as failed."""
     retry: Backoff | RetryRules
+    breaker: Breaker | None
     start: Start
     batch: BatchOptions | None
     is_async: bool
@@ -104,17 +106,19 @@ class Worker:
         concurrency: int = 16,
         timeout: float = 60.0,
         retry: Retrying = Backoff(),  # noqa: B008  frozen, so sharing the default is safe
+        breaker: Breaker | None = None,
         start: Start | None = None,
     ) -> Callable[[F], F]:
         """Register a handler for event classes, type names or globs ("drift.*").
 
         The handler is `async def f(event)` or `f(event, ctx)`; a plain function runs in a worker thread. What it
-        returns (an event, an iterable of events, or None) is committed together with the acknowledgement.
+        returns (an event, an iterable of events, or None) is committed together with the acknowledgement. With a
+        `breaker` it rests while what it calls outside is down.
 
         `start` says where a group begins that does not exist yet: "earliest" (the default; for PER_INSTANCE "latest"),
         "latest", an aware datetime or an entry id.
         """
-        return self._register(what, concurrency, timeout, retry, start, None)
+        return self._register(what, concurrency, timeout, retry, breaker, start, None)
 
     def on_batch(
         self,
@@ -123,6 +127,7 @@ class Worker:
         max_wait: float = 0.05,
         timeout: float = 60.0,
         retry: Retrying = Backoff(),  # noqa: B008
+        breaker: Breaker | None = None,
         start: Start | None = None,
     ) -> Callable[[F], F]:
         """Register a handler of lists: `f(events)` or `f(events, ctxs)`, one batch at a time.
@@ -132,7 +137,7 @@ class Worker:
         """
         if max_size < 1 or max_wait < 0:
             raise ContractError(f"{self.name}: max_size starts at 1 and max_wait at 0")
-        return self._register(what, 1, timeout, retry, start, BatchOptions(max_size, max_wait))
+        return self._register(what, 1, timeout, retry, breaker, start, BatchOptions(max_size, max_wait))
 
     def _register(
         self,
@@ -140,6 +145,7 @@ class Worker:
         concurrency: int,
         timeout: float,
         retry: Retrying,
+        breaker: Breaker | None,
         start: Start | None,
         batch: BatchOptions | None,
     ) -> Callable[[F], F]:
@@ -147,6 +153,8 @@ class Worker:
             raise ContractError(f"{self.name}: name at least one event class, type or glob")
         if concurrency < 1 or timeout <= 0:
             raise ContractError(f"{self.name}: concurrency starts at 1 and timeout above 0")
+        if not isinstance(breaker, Breaker | None):
+            raise ContractError(f"{self.name}: breaker={breaker!r} is no Breaker")
         begin: Start = start or ("latest" if self.group is PER_INSTANCE else "earliest")
         _check_start(self.name, begin)
         rules = _checked(self.name, retry)
@@ -168,6 +176,7 @@ class Worker:
                 concurrency=concurrency,
                 timeout=timeout,
                 retry=rules,
+                breaker=breaker,
                 start=begin,
                 batch=batch,
                 is_async=inspect.iscoroutinefunction(target)

@@ -6,6 +6,7 @@ from typing import Any
 
 import trio
 
+from canvasbus.consume.delivery import Delivery
 from canvasbus.consume.dispatch import Lane
 from canvasbus.consume.subscription import Subscription
 from canvasbus.errors import TransportError
@@ -22,6 +23,10 @@ GRACE_SECONDS = 25.0
 LEAVE_SECONDS = 3.0
 """What handing back and leaving the group may take at the very end."""
 
+HAND_BACK_AT_ONCE = 500
+HAND_BACK_SECONDS = 1.0
+"""Between two attempts while the server cannot be reached."""
+
 AWAY_SECONDS = 0.5
 """The same with a server that has just not answered."""
 
@@ -35,6 +40,30 @@ class Leaving:
         self._group = group
         self._subscriptions = subscriptions
         self._lanes = lanes
+        self._back: list[Delivery] = []
+        self._work = trio.Event()
+
+    def hand_back(self, deliveries: list[Delivery]) -> None:
+        """Give deliveries that a lane has no use for now to whoever has, soon."""
+        self._back += deliveries
+        self._work.set()
+
+    async def run(self, shared: SharedLink) -> None:
+        """Hand back what there is to hand back, until cancelled."""
+        while True:
+            await self._work.wait()
+            self._work = trio.Event()
+            while self._back:
+                batch = self._back[:HAND_BACK_AT_ONCE]
+                try:
+                    await self._release(shared, [(d.topic.stream, d.entry_id) for d in batch], leave=False)
+                except TransportError:
+                    await trio.sleep(HAND_BACK_SECONDS)  # repeating it is safe: only what is still ours moves
+                    continue
+                del self._back[: len(batch)]
+                for delivery in batch:
+                    delivery.topic.held.discard(delivery.entry_id)
+                    delivery.topic.suspects.pop(delivery.entry_id, None)
 
     async def drain(self, shared: SharedLink, grace: float) -> None:
         """Stop reading, hand back what waits, and give the running handlers `grace` seconds."""

@@ -41,6 +41,8 @@ class LaneStatistics:
     timeouts: int = 0
     retries: int = 0
     """Deliveries sent into a wait."""
+    spared: int = 0
+    """Runs that failed while the circuit was open; they cost no attempt."""
     dead: int = 0
     """Deliveries given up."""
     parked: int = 0
@@ -68,8 +70,10 @@ class Outcomes:
         delivery.topic.acks.append(delivery.entry_id)
         delivery.topic.settler.poke()
 
-    def ended(self, delivery: Delivery, outcome: Outcome | None, result: Any = None) -> float | None:
-        """Judge a run: an outcome, or what the handler returned. Returns after how many seconds it should run again;
+    def ended(
+        self, delivery: Delivery, outcome: Outcome | None, result: Any = None, *, spared: bool = False
+    ) -> float | None:
+        """Judge a run: an outcome, or what the handler returned. `spared`: a failure costs no attempt. Returns after how many seconds it should run again;
         None: it is settled."""
         outgoing: list[Outgoing] = []
         run, changes = delivery.run, None
@@ -88,7 +92,14 @@ class Outcomes:
         if run is not None:
             run.drop()
         try:
-            verdict = decide(outcome, delivery.failures, self._handler.retry, self._random, overdue=delivery.overdue)
+            verdict = decide(
+                outcome,
+                delivery.failures,
+                self._handler.retry,
+                self._random,
+                overdue=delivery.overdue,
+                spared=spared,
+            )
         except Exception as error:  # an exception class of the handler's own that lacks what its base has
             outcome = Raised(error)
             verdict = decide(outcome, delivery.failures, self._handler.retry, self._random)
@@ -117,7 +128,12 @@ class Outcomes:
                         wait=round(after, 3),
                         error=_said(outcome.error),
                     )
-                self.statistics.retries += 1
+                elif delivery.suspect:  # its attempt was written before it began
+                    delivery.topic.settler.note_attempt(delivery, failures)
+                if spared:
+                    self.statistics.spared += 1
+                else:
+                    self.statistics.retries += 1
                 return after
             case DeadLetter(reason):
                 assert isinstance(outcome, Raised)

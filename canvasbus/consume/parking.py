@@ -90,5 +90,5 @@ class Parking:
         known = self._registry.latest(topic.event_type)
         theirs = known is None or known.version < version
         lain = self._patience if theirs else None
-        if not await subscription.take(pool, TAKE_AT_ONCE, topic=topic, lain=lain):
+        if not await subscription.take(pool, min(TAKE_AT_ONCE, topic.lane.free), topic=topic, lain=lain):
             self._on_fenced()

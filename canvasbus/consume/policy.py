@@ -5,6 +5,7 @@
     raised Reject                  → DeadLetter "rejected"
     could not be read at all       → DeadLetter with the decoder's reason
     is of a newer version          → Park: newer workers know it; DeadLetter when none has come for long
+    raised while a circuit is open → Retry when it is closed again; it does not count (see `breaker`)
     raised anything else           → Retry after a backoff while failures < attempts, then DeadLetter "exhausted"
 
 Which backoff that is may hang on the class of the exception (`RetryRules`). An event has one count of failures,
@@ -183,10 +184,16 @@ def word_of(error: BaseException) -> BaseException:
 
 
 def decide(
-    outcome: Outcome, failures: int, retry: Backoff | RetryRules, random: Random, *, overdue: bool = False
+    outcome: Outcome,
+    failures: int,
+    retry: Backoff | RetryRules,
+    random: Random,
+    *,
+    overdue: bool = False,
+    spared: bool = False,
 ) -> Verdict:
     """The verdict on one delivery that had failed `failures` times before this outcome. `overdue`: it has been parked
-    for long enough."""
+    for long enough. `spared`: something outside is down, which costs no attempt."""
     if isinstance(outcome, Returned):
         return Ack(outcome.events)
     error = word_of(outcome.error)
@@ -196,6 +203,8 @@ def decide(
         return DeadLetter("rejected")
     if isinstance(error, RetryLater):
         return Retry(max(0.0, error.after), failures)
+    if spared:
+        return Retry(0.0, failures)
     failures += 1
     backoff = retry.for_error(error)
     if failures >= backoff.attempts:

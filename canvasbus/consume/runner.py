@@ -70,6 +70,10 @@ class WorkerStatistics:
     """Handlers running now."""
     held: int
     """Deliveries in hand: queued, running or being settled."""
+    spared: int
+    """Runs that failed while a circuit was open; they cost no attempt."""
+    open_circuits: tuple[str, ...]
+    """Handlers that rest because what they call is down."""
     parked: int
     """Events of a newer version, left to workers that know it."""
     waiting: int
@@ -188,6 +192,8 @@ class Runner:
             expired=sum(lane.statistics.expired for lane in lanes),
             running=sum(lane.running for lane in lanes),
             held=sum(lane.held for lane in lanes),
+            spared=sum(lane.statistics.spared for lane in lanes),
+            open_circuits=tuple(sorted(lane.handler.name for lane in lanes if lane.blocked)),
             parked=sum(lane.statistics.parked for lane in lanes),
             waiting=sum(lane.waiting for lane in lanes),
             next_retry=min((lane.next_retry for lane in lanes), default=math.inf),
@@ -223,6 +229,7 @@ class _Incarnation:
                 self.group,
                 runner._codec,
                 on_room=self._on_room,
+                hand_back=lambda deliveries: self._leaving.hand_back(deliveries),
                 quarantine=quarantine,
                 random=Random(runner._random.getrandbits(64)),
                 resources=resources,
@@ -329,6 +336,7 @@ class _Incarnation:
             nursery.start_soon(self._taking.run)
             nursery.start_soon(self._parking.run)
             nursery.start_soon(self._pausing.run)
+            nursery.start_soon(self._leaving.run, self._shared)
             runner.state = "running" if self._pausing.pause is None else "paused"
             runner.ready.set()
             log.info("worker joined", group=self.group, consumer=self.consumer, topics=self._topics())

@@ -310,8 +310,7 @@ class Subscription:
         lanes: dict[Lane, list[Topic]] = {}
         for topic in self.topics.values():
             lanes.setdefault(topic.lane, []).append(topic)
-        # A lane that is nearly full waits until a quarter is free: reads of one or two entries cost as much as of 500.
-        open_lanes = {lane: topics for lane, topics in lanes.items() if lane.free > 0 and lane.free >= lane.window // 4}
+        open_lanes = {lane: topics for lane, topics in lanes.items() if lane.free > 0 and lane.free >= lane.least}
         if not open_lanes:
             return 0, []
         count = min(max(1, lane.free // len(topics)) for lane, topics in open_lanes.items())
@@ -458,6 +457,8 @@ class Subscription:
         """Take up to `limit` entries out of a pool. False: we are fenced. With `topic` only its entries, after which an
         empty pool is forgotten; with `lain` only those that have lain there for so many seconds, to be given up."""
         topics = [t for t in self.topics.values() if t.lane.free > 0 and topic in (None, t)]
+        if pool == SUSPECT_POOL:
+            topics = [t for t in topics if t.lane.takes_suspects]
         if not topics or limit <= 0 or self._paused:
             return True
         streams = [topic.stream for topic in topics]

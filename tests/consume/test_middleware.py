@@ -260,7 +260,7 @@ def test_without_middleware_the_short_way_is_taken(worker: Worker, memory: Memor
     from canvasbus.wire.codec import Codec
 
     add_handler(worker, "async", seen)
-    options: dict[str, Any] = {"on_room": lambda: None, "quarantine": trio.Lock()}
+    options: dict[str, Any] = {"on_room": lambda: None, "hand_back": lambda _: None, "quarantine": trio.Lock()}
     lane = Lane(worker.handlers[0], "framers", Codec(), **options)
     assert lane._bare is worker.handlers[0].function
     lane = Lane(worker.handlers[0], "framers", Codec(), middleware=[log_context], **options)
