@@ -6,7 +6,7 @@ import pytest
 import structlog
 import trio
 import trio.testing
-from studio import Eyes, PaintingMade, quiet, runner_of, running, subscription_of
+from studio import Eyes, PaintingFramed, PaintingMade, quiet, runner_of, running, subscription_of
 from trio.abc import Clock
 from waiting import until
 
@@ -156,3 +156,32 @@ async def test_a_value_of_somebody_elses_pauses_too(memory: MemoryServer, virtua
     eyes.call("SET", eyes.keys.paused("framers"), "please")
     async with running(memory, worker, namespace="studio") as bus:
         assert state(bus) == "paused"
+
+
+async def test_a_group_that_is_set_back_handles_again_under_the_same_ids(
+    any_url: str, namespace: str, eyes: Eyes, seen: list[int]
+) -> None:
+    """Paused, reset and resumed while its workers stay: every event once more, and what follows from it is told apart
+    from nothing new by its id."""
+    worker = Worker("framers")
+
+    @worker.on(PaintingMade, concurrency=1)
+    async def frame(event: PaintingMade) -> PaintingFramed:
+        seen.append(event.number)
+        return PaintingFramed(number=event.number)
+
+    async with running(any_url, worker, namespace=namespace) as bus:
+        await bus.publish_many([PaintingMade(number=i) for i in range(20)])
+        await until(lambda: eyes.count("painting.framed") == 20)
+        await quiet(eyes)
+        pause(eyes)
+        await until(lambda: state(bus) == "paused" and not subscription_of(bus)._blocked)
+        moves = eyes._link.run(steering.plan([eyes.keys], "framers", "earliest", lambda _: True))
+        eyes._link.run(steering.reset("framers", moves))
+        assert [move.again.value for move in moves] == [20]
+        resume(eyes)
+        await until(lambda: eyes.count("painting.framed") == 40)
+        await quiet(eyes)
+    assert seen == [*range(20), *range(20)]
+    ids = [envelope.id for envelope, _ in eyes.entries("painting.framed")]
+    assert ids[:20] == ids[20:] and len(set(ids)) == 20

@@ -130,6 +130,8 @@ def everything(eyes: Eyes, group: str) -> None:
         eyes.call("SET", key, "x")
     eyes.call("HSET", eyes.keys.parts(group, "a"), "one", "x")
     eyes.call("XADD", eyes.keys.dead(group), "*", "e", "x")
+    eyes.call("SADD", eyes.keys.retries(group), TOPIC)
+    eyes.call("XADD", eyes.keys.retry(group, TOPIC), "*", "e", "x")
 
 
 def names(eyes: Eyes) -> set[str]:
