@@ -170,7 +170,7 @@ class TestBus:
         return None
 
     def _process(self, worker: Worker | str) -> Process:
-        name = worker.name if isinstance(worker, Worker) else worker
+        name = _name(worker)
         for process in self._everybody:
             if process.worker is not None and process.name == name:
                 return process
@@ -325,6 +325,11 @@ class TestBus:
         if not self._away:
             self._server.set_connected(True)
 
+    def redrive(self, worker: Worker | str) -> int:
+        """Give what a worker gave up back to it, as `canvasbus dlq redrive` does; returns how many events that are."""
+        self._process(worker)
+        return sum(self._eyes.redrive(group) for group in self._groups() if group.partition("@")[0] == _name(worker))
+
     # --- looking -------------------------------------------------------------------------------------------------
 
     @overload
@@ -368,6 +373,10 @@ class TestBus:
 
     def __repr__(self) -> str:
         return f"<TestBus {self.url} {[process.name for process in self._everybody[1:]]}>"
+
+
+def _name(worker: Worker | str) -> str:
+    return worker.name if isinstance(worker, Worker) else worker
 
 
 def _alone(error: BaseException) -> BaseException:

@@ -10,6 +10,7 @@ from canvasbus.consume.handlers import Worker
 from canvasbus.contract.event import Event
 from canvasbus.errors import DecodeError
 from canvasbus.operate import deadletter
+from canvasbus.operate.redrive import portions, redrive
 from canvasbus.operate.tail import Tail
 from canvasbus.operate.topics import id_order, topic_keys
 from canvasbus.transport.blocking import BlockingLink
@@ -72,6 +73,8 @@ class Unfinished:
 
     group: str
     event_type: str
+    stream: bytes
+    """Its topic's, or that of what was redriven."""
     entry_id: str
     owner: str | None
     """Who has it; None: nobody has read it."""
@@ -147,6 +150,10 @@ class Eyes:
             for group, worker in groups.items():
                 if worker.handler_for(key.name) is not None:
                     found += self._unfinished(group, key.name, key.stream)
+        for keys in self._partitions:
+            for group in groups:
+                for name in map(bytes.decode, self._link.call("SMEMBERS", keys.retries(group))):
+                    found += self._unfinished(group, name, keys.retry(group, name))
         return sorted(found, key=lambda one: (one.group, id_order(one.entry_id)))
 
     def _unfinished(self, group: str, topic: str, stream: bytes) -> list[Unfinished]:
@@ -155,11 +162,11 @@ class Eyes:
         mine = next((row for row in known if row[b"name"] == group.encode()), None)
         cursor = b"(" + mine[b"last-delivered-id"] if mine else b"-"  # no group yet: a glob finds the topic soon
         unread = self._link.call("XRANGE", stream, cursor, "+", "COUNT", 1000)
-        found = [Unfinished(group, topic, entry_id.decode(), None) for entry_id, _ in unread]
+        found = [Unfinished(group, topic, stream, entry_id.decode(), None) for entry_id, _ in unread]
         if mine and mine[b"pending"]:
             held = self._link.call("XPENDING", stream, group, "-", "+", 1000)
             found += [
-                Unfinished(group, topic, entry_id.decode(), owner.decode())
+                Unfinished(group, topic, stream, entry_id.decode(), owner.decode())
                 for entry_id, owner, *_ in held
                 if version_in(owner.decode()) is None
             ]
@@ -179,14 +186,18 @@ class Eyes:
                 found.append((float(score) / 1000, body.partition(b"\n")[0].decode()))
         return sorted(found)
 
-    def event(self, topic: str, entry_id: str) -> Event | None:
-        """The event of one entry; None when it cannot be read."""
-        for keys in self._partitions:
-            rows = self._link.call("XRANGE", keys.stream(topic), entry_id, entry_id)
-            if not isinstance(rows, ReplyError) and rows:
-                opened = self._open(rows[0][1], topic, entry_id)
-                return opened[1] if opened else None
-        return None
+    def event(self, one: Unfinished) -> Event | None:
+        """The event of an entry; None when it cannot be read."""
+        rows = self._link.call("XRANGE", one.stream, one.entry_id, one.entry_id)
+        opened = self._open(rows[0][1], one.event_type, one.entry_id) if rows else None
+        return opened[1] if opened else None
+
+    def redrive(self, group: str) -> int:
+        """Put all dead letters of a group back to work; returns how many there were."""
+        found = self._link.run(
+            deadletter.dead_letters(self._partitions, deadletter.Filter(group=group), limit=1_000_000)
+        )
+        return sum(self._link.run(redrive(self._partitions, some)) for some in portions(found.letters))
 
     def close(self) -> None:
         self._link.close()

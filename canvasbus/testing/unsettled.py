@@ -26,7 +26,7 @@ def entries(unfinished: list[Unfinished], eyes: Eyes, notebook: Notebook) -> lis
     lines = []
     for one in unfinished[:SHOWN]:
         state = _state(one, running.get((one.group.partition("@")[0], one.event_type, one.entry_id)), notebook)
-        lines.append(f"  {one.group}: {_short(eyes.event(one.event_type, one.entry_id), one)} {state}")
+        lines.append(f"  {one.group}: {_short(eyes.event(one), one)} {state}")
     if len(unfinished) > SHOWN:
         lines.append(f"  and {len(unfinished) - SHOWN} more")
     return lines

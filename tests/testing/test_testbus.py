@@ -118,6 +118,31 @@ async def test_dead_letters_bring_the_event_and_the_reason(any_clock: Clock) -> 
     assert all(one.cause.event == event for one in bus.published("handler.failed"))
 
 
+async def test_what_was_given_up_goes_back_to_work(any_clock: Clock) -> None:
+    """After the repair `redrive` gives the events back to the group that gave them up; settling waits for them, too."""
+    broken = True
+    worker = Worker("mended")
+
+    @worker.on(SketchDrawn, retry=Backoff(attempts=1))
+    async def ink(event: SketchDrawn) -> SketchInked:
+        if broken:
+            raise ValueError("no ink")
+        return SketchInked(title=event.title)
+
+    async with TestBus(worker, inker()) as bus:
+        await bus.publish_many([SketchDrawn(title="cat"), SketchDrawn(title="dog")])
+        await bus.settle()
+        assert len(bus.dead_letters("mended")) == 2
+        broken = False
+        assert bus.redrive(worker) == 2
+        await bus.settle()
+        assert bus.redrive("mended") == 0
+    assert bus.dead_letters() == []
+    by_mended = [one for one in bus.published(SketchInked) if one.envelope.source == "mended"]
+    assert [(one.event.title, one.cause.event.title) for one in by_mended] == [("cat", "cat"), ("dog", "dog")]
+    assert len(bus.attempts(group="inker")) == 2
+
+
 async def test_what_cannot_be_read_is_a_dead_letter_without_an_event(any_clock: Clock) -> None:
     """Foreign bytes on a stream are no published event; the dead letter has them."""
     async with TestBus(inker()) as bus:
