@@ -152,7 +152,7 @@ def test_it_ends_well(playings: dict[str, Told]) -> None:
     """Every playing ends with 0, in time, without a word on stderr, and leaves nothing in the temporary folder."""
     for name, told in playings.items():
         assert (told.code, told.errors) == (0, ""), name
-        assert told.seconds < 40, name
+        assert told.seconds < 120, name  # 10 on an idle machine
         assert list((told.folder / "tmp").iterdir()) == [], name
         assert told.summary["complete"], name
 
