@@ -137,7 +137,12 @@ class EventBus:
             nursery.start_soon(self._publish_until_closed)
             for partition in range(self._partitions):
                 nursery.start_soon(
-                    Maintainer(self._shared, Keys(self._namespace, partition), announce=self._announce).run
+                    Maintainer(
+                        self._shared,
+                        Keys(self._namespace, partition),
+                        announce=self._announce,
+                        partitions=self._partitions,
+                    ).run
                 )
             for worker in self._workers:
                 self._start(worker)
@@ -254,7 +259,6 @@ class EventBus:
             Codec(worker.name, limit=self._codec.limit),
             namespace=self._namespace,
             partitions=self._partitions,
-            announce=self._announce,
             grace=self._grace,
             park=self._park,
             max_block=self._max_block,

@@ -75,7 +75,7 @@ def run_reset(context: Context, args: argparse.Namespace) -> int:
         return 0
     again, skipped = (sum((getattr(move, name) for move in moves), Count(0)) for name in ("again", "skipped"))
     confirm(context, args, f"{group.name} will handle {again} entries again and skip {skipped}.")
-    link.run(steering.reset(group.name, moves))
+    link.run(steering.reset(context.partitions, group.name, moves))
     out.note(f"canvasbus: {group.name} has been moved{'; it is still paused' if group.paused else ''}")
     return 0
 

@@ -93,6 +93,7 @@ def forget(
         keys.reaper(group),
         keys.dead(group),
         keys.paused(group),
+        keys.cursors(group),
         keys.retries(group),
         *(keys.retry(group, name) for name in types),
     ]

@@ -12,7 +12,6 @@ from canvasbus.log import get_logger
 from canvasbus.transport.link import SharedLink
 from canvasbus.transport.resp import check, command
 from canvasbus.transport.rights import RIGHTS, denied
-from canvasbus.wire.keys import Keys
 
 log = get_logger("canvasbus.worker")
 
@@ -36,14 +35,14 @@ class Joining:
         (known,) = await self._shared.request(command("HEXISTS", keys.groups, group))
         check(known, f"join group {group!r}")
         if self._worker.group is PER_INSTANCE:  # first of all: what we make must be found when we are killed
-            await self.declare(keys)
+            await self._declare(subscription)
         for handler, lane in self._lane_of.items():
             for event_type in handler.types:
                 await subscription.add(event_type, lane)
         if self._worker.has_globs:
             await self.discover(subscription, scan=True, from_start=bool(known))
         await self.find_retries(subscription)
-        await self.declare(keys)
+        await self._declare(subscription)
         if self._check and subscription.topics:
             await self._check_rights(subscription)
 
@@ -55,8 +54,8 @@ class Joining:
             if handler is not None:
                 await subscription.add_retries(event_type, self._lane_of[handler])
 
-    async def declare(self, keys: Keys, *, anew: bool = True) -> None:
-        """Say that this group exists and what it reads. Not `anew`: only if that is gone from the server."""
+    async def _declare(self, subscription: Subscription) -> None:
+        """Say that this group exists and what it reads."""
         handlers = self._worker.handlers
         about: dict[str, object] = {
             "types": sorted({t for h in handlers for t in h.types}),
@@ -64,7 +63,8 @@ class Joining:
         }
         if self._worker.group is PER_INSTANCE:
             about["instance"] = True
-        reply = await self._shared.call("HSET" if anew else "HSETNX", keys.groups, self._group, json.dumps(about))
+        declaration = subscription.membership.declaration = json.dumps(about)
+        reply = await self._shared.call("HSET", subscription.keys.groups, self._group, declaration)
         check(reply, f"join group {self._group!r}")
 
     async def _check_rights(self, subscription: Subscription) -> None:

@@ -35,13 +35,17 @@ log = get_logger("canvasbus.bus")
 class Maintainer:
     """Maintains one partition, while it holds the lease."""
 
-    def __init__(self, shared: SharedLink, keys: Keys, *, announce: Callable[[Event], None]) -> None:
+    def __init__(
+        self, shared: SharedLink, keys: Keys, *, announce: Callable[[Event], None], partitions: int = 0
+    ) -> None:
+        """`partitions`: their number, kept on record even when somebody flushes the server; 0: it is not."""
         self.fired = 0
         """Timers published by this one."""
         self.trimmer = Trimmer(keys)
         self._announce = announce
         self._shared = shared
         self._keys = keys
+        self._partitions = partitions if keys.partition == 0 else 0
         self._name = ids.uuid7().hex
         self._told: set[str] = set()
         self._instances = instances.Instances(shared, keys)
@@ -88,7 +92,10 @@ class Maintainer:
         check(made, "lease")
         if check(holder, "lease") != self._name.encode():
             return False
-        await self._shared.call("PEXPIRE", key, LEASE_MS)
+        steps: list[tuple[bytes | str | int, ...]] = [("PEXPIRE", key, LEASE_MS)]
+        if self._partitions:
+            steps.append(("HSETNX", self._keys.meta, "partitions", self._partitions))
+        await self._shared.request(commands(*steps))
         return True
 
     async def _fire(self) -> float:

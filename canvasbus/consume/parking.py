@@ -18,9 +18,9 @@ from random import Random
 
 import trio
 
+from canvasbus.consume.complaints import Complaints
 from canvasbus.consume.delivery import Topic
 from canvasbus.consume.subscription import Subscription
-from canvasbus.consume.sweep import Complaints
 from canvasbus.errors import TransportError
 from canvasbus.transport.link import SharedLink
 from canvasbus.transport.resp import ReplyError, chunks, commands

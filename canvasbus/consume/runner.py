@@ -36,7 +36,6 @@ from canvasbus.consume.settle import Settler
 from canvasbus.consume.subscription import Subscription
 from canvasbus.consume.sweep import Sweep
 from canvasbus.consume.taking import Taking
-from canvasbus.contract.event import Event
 from canvasbus.errors import ContractError, Refused, TransportError
 from canvasbus.log import get_logger
 from canvasbus.transport.link import SharedLink
@@ -98,7 +97,6 @@ class Runner:
         *,
         namespace: str,
         partitions: int,
-        announce: Callable[[Event], None],
         grace: float = GRACE_SECONDS,
         park: float = PATIENCE_SECONDS,
         max_block: float = MAX_BLOCK_SECONDS,
@@ -118,7 +116,6 @@ class Runner:
         self._shared = shared
         self._codec = codec
         self._keys = [Keys(namespace, partition) for partition in range(partitions)]
-        self._announce = announce
         self._grace = grace
         self._park = park
         self._max_block = max_block
@@ -252,7 +249,6 @@ class _Incarnation:
                     self.consumer,
                     runner._codec,
                     settler,
-                    announce=runner._announce,
                 )
             )
         self._heart = Heart(

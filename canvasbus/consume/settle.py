@@ -30,8 +30,9 @@ from canvasbus.consume.state import StateStore
 from canvasbus.errors import CanvasbusError, Refused, TransportError, Unavailable
 from canvasbus.ids import id_order
 from canvasbus.log import get_logger
+from canvasbus.transport.group_scripts import HOLD
 from canvasbus.transport.link import Link, SharedLink
-from canvasbus.transport.resp import Packet, Reply, ReplyError, command, commands, is_no_group, pack, translate
+from canvasbus.transport.resp import Packet, Reply, ReplyError, chunks, command, commands, is_no_group, pack, translate
 from canvasbus.transport.scripts import SETTLE
 from canvasbus.transport.server import Server
 from canvasbus.wire import deadletter
@@ -148,6 +149,7 @@ class Settler:
         self._work = trio.Event()
         self._passing = False
         self._compared = ""
+        self._holds: list[tuple[Topic, bytes]] = []
 
     def watch(self, topic: Topic) -> None:
         """Take care of this topic's acknowledgements."""
@@ -199,6 +201,16 @@ class Settler:
         commit.done = trio.Event()
         await commit.done.wait()
 
+    def hold_again(self, topic: Topic, start: bytes) -> None:
+        """The group was made anew behind `start`: let what we hold before that be pending in our name again."""
+        self._holds.append((topic, start))
+        self._work.set()
+
+    def forget_topics(self) -> None:
+        """The list of topics is gone from the server: announce again what is published."""
+        self._fresh |= self._known
+        self._known.clear()
+
     def _declare(self, items: Sequence[Outgoing]) -> None:
         for item in items:
             if item.type not in self._known:
@@ -210,7 +222,7 @@ class Settler:
         """Settle until cancelled."""
         try:
             while True:
-                with trio.move_on_after(BURIAL_SECONDS if self._refused_burials else math.inf):
+                with trio.move_on_after(BURIAL_SECONDS if self._refused_burials or self._holds else math.inf):
                     await self._work.wait()
                 self._work = trio.Event()
                 await self._settle()
@@ -219,6 +231,11 @@ class Settler:
                 await self._link.aclose()
 
     async def _settle(self) -> None:
+        if self._holds and not self._commits:
+            try:
+                await self._hold_again()
+            except TransportError:
+                pass  # before the next commit, or soon
         if self._refused_burials and trio.current_time() >= self._bury_again:
             self._commits.extend(self._refused_burials)
             self._refused_burials.clear()
@@ -340,8 +357,18 @@ class Settler:
             for commit in chunk
         )
 
+    async def _hold_again(self) -> None:
+        while self._holds:
+            topic, start = self._holds[-1]
+            for some in chunks([i for i in topic.held if id_order(i) <= id_order(start)]):
+                keys = [self.keys.fence(self.consumer), topic.stream]
+                await self._link.run(HOLD.call(keys, [self.fence, self._group, self.consumer, *some]))
+            self._holds.pop()
+
     async def _send(self, chunk: list[_Commit], look: bool) -> Reply:
         look = await self._doubts(chunk) or look
+        if self._holds:  # first of all: what is looked up must be found
+            await self._hold_again()
         if self._fresh:  # new topics are announced before their first entry, so that globs find them
             fresh = sorted(self._fresh)
             replies = await self._link.request(command("SADD", self.keys.topics, *fresh))

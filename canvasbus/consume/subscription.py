@@ -11,8 +11,8 @@ What can go wrong, and what happens then:
 * The reply of a read, or of taking from a pool, is lost: its entries are pending under our name and nobody has them.
   After every new connection and after every such failure the reader audits, until it has succeeded once: what is
   pending under our name but not held is fetched and run.
-* The group or stream is gone (FLUSHALL, DEL, XGROUP DESTROY): the group of that stream is made anew, after the last
-  entry that we saw if the stream still reaches that far, else from the start, and `bus.loss` says so.
+* The group or stream is gone (FLUSHALL, DEL, XGROUP DESTROY): the others are read on, and the group of that stream is
+  made anew (`membership`).
 * The new connection leads to another server, or to one that restarted: it may lack the last seconds. What was read
   before is looked up before it is committed (`Topic.doubt`); what it gives us again while we hold it is not run twice.
 * A pending entry has no body: it was trimmed. It is acknowledged, counted and told by `bus.loss`, in one step.
@@ -28,10 +28,10 @@ import trio
 from canvasbus.consume.delivery import NO_DOUBT, Delivery, Topic, deliver, deliver_many
 from canvasbus.consume.dispatch import Lane
 from canvasbus.consume.handlers import start_id
+from canvasbus.consume.membership import Membership, cursor_of
 from canvasbus.consume.settle import Settler
 from canvasbus.contract.bus_events import BusLoss
 from canvasbus.errors import TransportError, Unavailable
-from canvasbus.ids import id_order
 from canvasbus.log import get_logger
 from canvasbus.transport.link import Link, SharedLink
 from canvasbus.transport.resp import (
@@ -39,11 +39,10 @@ from canvasbus.transport.resp import (
     Reply,
     ReplyError,
     check,
-    chunks,
+    code,
     command,
     commands,
     is_no_group,
-    pairs,
     translate,
 )
 from canvasbus.transport.scripts import TAKE
@@ -76,8 +75,6 @@ class SubscriptionStatistics:
     """Entries that were pending under our name without being held, and were fetched."""
     taken: int = 0
     """Entries taken out of a pool."""
-    recreated: int = 0
-    """Groups that were gone and made anew."""
     trimmed: int = 0
     """Pending entries whose body was gone."""
 
@@ -94,8 +91,6 @@ class Subscription:
         consumer: str,
         codec: Codec,
         settler: Settler,
-        *,
-        announce: Announce,
     ) -> None:
         self.keys = keys
         self.topics: dict[bytes, Topic] = {}
@@ -107,7 +102,7 @@ class Subscription:
         self.consumer = consumer
         self._codec = codec
         self.settler = settler
-        self._announce = announce
+        self.membership = Membership(keys, group, shared, self.topics, settler, codec)
         self._room = trio.Event()
         self._asked: set[Lane] = set()
         self._blocked = False
@@ -129,8 +124,7 @@ class Subscription:
         """Join the group of a topic, making both if need be. A topic that appeared while the group was already there
         is read from its first entry, whatever `start` says: nothing was there before it to be skipped."""
         stream = self.keys.stream(event_type)
-        start = "0" if from_start else start_id(lane.handler.start)
-        await self._add(stream, event_type, lane, start)
+        await self._add(stream, event_type, lane, "0" if from_start else start_id(lane.handler.start))
 
     async def add_retries(self, event_type: str, lane: Lane) -> None:
         """Read what was redriven of a type out of the group's dead letters, if that is not read already."""
@@ -148,74 +142,21 @@ class Subscription:
                 commands(("XINFO", "GROUPS", stream), ("XPENDING", stream, self.group))
             )
             if not isinstance(pending, ReplyError):
-                floor = pending[1] or _cursor_of(groups, self.group.encode()) or b"0"
+                floor = pending[1] or cursor_of(groups, self.group.encode()) or b"0"
                 await self._shared.call("XTRIM", stream, "MINID", floor)
 
     async def _add(self, stream: bytes, event_type: str, lane: Lane, start: str) -> None:
-        await self._join(stream, event_type, start)
+        cursor = await self.membership.join(stream, event_type, start)
         topic = Topic(event_type, stream, lane, self.settler)
-        topic.cursor = await self._group_cursor(stream) or topic.cursor
+        topic.cursor = cursor
         self.settler.watch(topic)
         self.topics[stream] = topic
         self.room()
 
-    async def _join(self, stream: bytes, event_type: str, start: str) -> bool:
-        """Make the group; False when it was there already."""
-        entries_read = ("ENTRIESREAD", 0) if start == "0" else ()
-        ours = stream == self.keys.retry(self.group, event_type)
-        replies = await self._shared.request(
-            commands(
-                ("SADD", self.keys.retries(self.group) if ours else self.keys.topics, event_type),
-                ("XGROUP", "CREATE", stream, self.group, start, "MKSTREAM", *entries_read),
-            )
-        )
-        for reply in replies:
-            if isinstance(reply, ReplyError) and not str(reply).startswith("BUSYGROUP"):
-                raise translate(reply, f"join group {self.group!r} on {stream.decode()}")
-        return not isinstance(replies[1], ReplyError)
-
-    async def _group_cursor(self, stream: bytes) -> bytes | None:
-        """The last entry id that was delivered to the group; None when it is not there."""
-        return _cursor_of(await self._shared.call("XINFO", "GROUPS", stream), self.group.encode())
-
-    async def save_cursors(self) -> None:
-        """Remember how far the group has come, other workers included: there it goes on if it is lost."""
+    def trust_again(self) -> None:
+        """Forget doubts that are over; to be called once a second."""
         if [topic for topic in self.topics.values() if topic.trust_again()]:
             self.audit_soon()  # given to us again while the outcome was on its way, an entry can be with nobody
-        topics, name = list(self.topics.values()), self.group.encode()
-        for asked in chunks(topics):  # one at a time, a thousand topics took longer than a sweep may
-            answers = await self._shared.request(commands(*(("XINFO", "GROUPS", topic.stream) for topic in asked)))
-            for topic, groups in zip(asked, answers, strict=True):
-                cursor = _cursor_of(groups, name)
-                if cursor is not None and id_order(cursor) > id_order(topic.cursor):
-                    topic.cursor = cursor
-
-    async def _rejoin(self) -> None:
-        """After NOGROUP: make the missing groups anew and tell about it."""
-        for stream, topic in list(self.topics.items()):
-            info = await self._shared.call("XINFO", "STREAM", stream)
-            last = pairs(info).get(b"last-generated-id", b"0-0") if not isinstance(info, ReplyError) else None
-            keeps = last is not None and id_order(last) >= id_order(topic.cursor)
-            start = topic.cursor.decode() if keeps else "0"
-            if not await self._join(stream, topic.event_type, start):
-                continue
-            self.statistics.recreated += 1
-            topic.held.clear()
-            topic.suspects.clear()
-            if not keeps:
-                topic.cursor = b"0-0"
-            what = "the stream is another one: it is read from its start" if not keeps else f"it goes on after {start}"
-            log.error(
-                "a consumer group was gone and has been made anew", group=self.group, topic=topic.event_type, what=what
-            )
-            self._announce(
-                BusLoss(
-                    topic=topic.event_type,
-                    group=self.group,
-                    reason="group_recreated" if keeps else "stream_recreated",
-                    detail=f"group {self.group} was missing on {stream.decode()}; {what}",
-                )
-            )
 
     # --- reading -------------------------------------------------------------------------------------------------
 
@@ -308,7 +249,9 @@ class Subscription:
         if self._paused:
             return 0, []
         lanes: dict[Lane, list[Topic]] = {}
-        for topic in self.topics.values():
+        for stream, topic in self.topics.items():
+            if self.membership.is_gone(stream):
+                continue
             lanes.setdefault(topic.lane, []).append(topic)
         open_lanes = {lane: topics for lane, topics in lanes.items() if lane.free > 0 and lane.free >= lane.least}
         if not open_lanes:
@@ -318,11 +261,14 @@ class Subscription:
         return min(READ_COUNT, count), [topic for topics in open_lanes.values() for topic in topics]
 
     async def _read(self) -> None:
+        if self.membership.due <= trio.current_time():
+            await self.membership.renew(self._link)
         count, topics = self._plan()
         if not topics:
             self._room = trio.Event()
             if not self._plan()[1] and not self._stopping:
-                await self._room.wait()
+                with trio.move_on_at(self.membership.due):
+                    await self._room.wait()
             return
         head: tuple[Argument, ...] = ("XREADGROUP", "GROUP", self.group, self.consumer, "COUNT", count)
         tail: tuple[Argument, ...] = ("STREAMS", *[topic.stream for topic in topics], *[">" for _ in topics])
@@ -333,8 +279,8 @@ class Subscription:
             self._blocked = False
         self.statistics.reads += 1
         if isinstance(reply, ReplyError):
-            if is_no_group(reply):
-                await self._rejoin()
+            if is_no_group(reply) or code(reply) == "WRONGTYPE":  # the latter: something else lies there now
+                await self.membership.find_gone(self._link)
                 return
             if str(reply).startswith("UNBLOCKED"):
                 return
@@ -529,13 +475,6 @@ class Subscription:
 
     def __repr__(self) -> str:
         return f"<Subscription {self.group} {self.keys!r} {len(self.topics)} topics, {self.statistics}>"
-
-
-def _cursor_of(groups: Reply, name: bytes) -> bytes | None:
-    if isinstance(groups, ReplyError):
-        return None
-    known = (pairs(group) for group in groups)
-    return next((bytes(group[b"last-delivered-id"]) for group in known if group[b"name"] == name), None)
 
 
 def _as_transport(error: Exception) -> TransportError:

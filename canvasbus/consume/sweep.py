@@ -5,16 +5,16 @@ the pool of suspects. Each also remembers how far its topics have come, looks fo
 then audits what is pending under its own name.
 """
 
-import math
 from collections.abc import Callable
 
 import trio
 
 from canvasbus import clock
+from canvasbus.consume.complaints import Complaints
 from canvasbus.consume.joining import Joining
 from canvasbus.consume.liveness import Watcher
 from canvasbus.consume.subscription import Subscription
-from canvasbus.errors import Refused, TransportError
+from canvasbus.errors import TransportError
 from canvasbus.log import get_logger
 from canvasbus.transport.link import SharedLink
 from canvasbus.transport.resp import ReplyError, check, chunks, commands, pairs
@@ -29,20 +29,6 @@ SCAN_EVERY = 30  # sweeps between two searches for streams that a foreign writer
 AUDIT_EVERY = 30  # sweeps between two looks for entries that are ours without our knowing
 
 log = get_logger("canvasbus.worker")
-
-
-class Complaints:
-    """Tells what a server refuses, each thing once a minute."""
-
-    def __init__(self, group: str) -> None:
-        self._group = group
-        self._again: dict[str, float] = {}
-
-    def tell(self, what: str, error: TransportError) -> None:
-        """A server that is away is told by those who read and settle; one that refuses this may refuse only this."""
-        if isinstance(error, Refused) and trio.current_time() >= self._again.get(what, -math.inf):
-            self._again[what] = trio.current_time() + 60
-            log.error(what, group=self._group, error=str(error))
 
 
 class Sweep:
@@ -92,11 +78,11 @@ class Sweep:
         if self._globs:
             await self._joining.discover(subscription, scan=self._sweeps % SCAN_EVERY == 0, from_start=True)
         await self._joining.find_retries(subscription)
-        await subscription.save_cursors()
+        subscription.trust_again()
+        await subscription.membership.report()
         if self._sweeps % AUDIT_EVERY == AUDIT_EVERY - 1:
             subscription.audit_soon()
             await subscription.trim_retries()
-            await self._joining.declare(keys, anew=False)
             if subscription.settler.fence:  # it must not be forgotten while we live: nothing of ours would be taken
                 await self._shared.call("EXPIRE", keys.fence(self._consumer), FENCE_SECONDS)
         flat = check(await self._shared.call("HGETALL", keys.beats(self._group)), "look at heartbeats")
@@ -105,6 +91,8 @@ class Sweep:
         reaper = await self._hold_lease()
         if reaper and self._sweeps % AUDIT_EVERY == 0:
             self._others = await self._other_streams()
+        if reaper:
+            await subscription.membership.look_for_missed()
         owners = await self._owners([*subscription.topics, *self._others]) if reaper else set()
         now = clock.monotonic() if self._threads else trio.current_time()  # the clock of those who beat
         dead = self._watcher.judge(now, beats, owners)

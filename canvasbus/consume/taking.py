@@ -5,9 +5,10 @@ from random import Random
 
 import trio
 
+from canvasbus.consume.complaints import Complaints
 from canvasbus.consume.dispatch import Lane
 from canvasbus.consume.subscription import Subscription
-from canvasbus.consume.sweep import SWEEP_SECONDS, Complaints
+from canvasbus.consume.sweep import SWEEP_SECONDS
 from canvasbus.errors import TransportError
 from canvasbus.wire.keys import FREE_POOL, SUSPECT_POOL
 

@@ -46,7 +46,7 @@ class BusLoss(Event):
     group: str | None = None
     """The group that missed them, when it is known."""
     reason: str
-    """What happened: group_recreated, stream_recreated, entry_trimmed."""
+    """What happened: group_recreated, stream_recreated, entry_trimmed, trimmed_unread, stream_full, group_expired."""
     detail: str
     """One sentence for a person."""
     lost: Count | None = None

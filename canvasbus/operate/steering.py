@@ -86,9 +86,12 @@ def plan(partitions: Sequence[Keys], group: str, to: str, wanted: Callable[[str]
     return moves
 
 
-def reset(group: str, moves: Sequence[Move]) -> Operation[None]:
+def reset(partitions: Sequence[Keys], group: str, moves: Sequence[Move]) -> Operation[None]:
     """Move the group. Make sure first that nobody reads: `hindrance`."""
     for move in moves:
+        cursors = partitions[move.partition].cursors(group)  # what was noted there is true no more
+        (reply,) = yield command("HDEL", cursors, move.stream, b"~gone:" + move.stream)
+        check(reply, f"reset group {group!r} on {move.topic}")
         counted = ("ENTRIESREAD", 0) if move.to == "0-0" else ()  # else the server's own lag would be unknown
         (reply,) = yield command("XGROUP", "SETID", move.stream, group, move.to, *counted)
         check(reply, f"reset group {group!r} on {move.topic}")

@@ -22,8 +22,10 @@ is like a lost one: the connection is given up, so that whoever is master now is
 found, it must be confirmed there. (WAIT is no consensus: with several replicas the promoted one need not be the one
 that answered.)
 
-Where the streams end is asked anew on every connection, and their types are entered into the list of topics again: the
-server may have come back with less than it had.
+Where the streams end is asked anew on every connection, and what the namespace needs besides is entered again, its
+list of topics and its number of partitions: the server may have come back with less than it had. FLUSHALL does that
+without ending a connection; the list of topics is WATCHed with the fence, so that the next EXEC says so. (It does, too,
+when somebody else published a new type; then nothing is missing, and the batch goes out again.)
 
 CLIENT KILL of the old connection was tried and rejected: client numbers restart with the server, so it once cut a
 stranger, and a plain ACL forbids it. Asking "is the id there?" without a fence stored 8 of 23 ambiguous publishes
@@ -132,13 +134,17 @@ class _Unconfirmed(Unavailable):
 class FencedSender:
     """Sends batches for one partition in order, one at a time. With `replicated` a replica must have them, too."""
 
-    def __init__(self, keys: Keys, *, incarnation: str | None = None, replicated: bool = False) -> None:
+    def __init__(
+        self, keys: Keys, *, incarnation: str | None = None, replicated: bool = False, partitions: int = 0
+    ) -> None:
+        """`partitions`: what to put on record as their number when that is missing; 0: nothing."""
         self.keys = keys
+        self._partitions = partitions if keys.partition == 0 else 0
         self._replicated = replicated
         self._wait = pack("WAIT", 1, WAIT_MS) if replicated else b""
         self.statistics = SenderStatistics()
         self._fence = keys.fence(incarnation or f"p-{ids.uuid7().hex}")
-        self._watch = pack("WATCH", self._fence)
+        self._watch = pack("WATCH", self._fence, keys.topics)
         self._heads: dict[str, XaddHeads] = {}
         self._cursors: dict[str, bytes] = {}
         self._watching = False
@@ -179,7 +185,8 @@ class FencedSender:
                 results = self._read(batch, replies)
                 if results is not None:
                     return results
-                continue  # a stale fence: watched anew by now
+                self._watching = False  # the fence was raised, a topic is new, or all keys were flushed
+                continue
             except Unavailable as error:
                 self.statistics.failures += 1
                 self.statistics.last_failure = error
@@ -230,23 +237,28 @@ class FencedSender:
         if not self._watching:
             self._cursors.clear()
         fresh = sorted(types - self._cursors.keys())
-        steps: list[tuple[bytes | str | int, ...]] = []
-        if not self._watching:
-            # Where an ACL forbids MULTI, the XADDs behind it would be executed one by one, past the fence.
-            steps += [("MULTI",), ("EXEC",), ("WATCH", self._fence), *([("WAIT", 0, 1)] if self._replicated else [])]
-        begun = len(steps)
+        if not fresh:
+            return
+        # Where an ACL forbids MULTI, the XADDs behind it would be executed one by one, past the fence.
+        first: list[tuple[bytes | str | int, ...]] = [("MULTI",), ("EXEC",)]
+        if self._replicated:
+            first.append(("WAIT", 0, 1))
+        declares = bool(self._partitions) and not self._watching
+        if declares:
+            first += _declaration(self.keys.meta, self._partitions)
+        steps = list(first)
         for event_type in fresh:
             known = self.keys.topics
             steps.append(("SCARD", known) if event_type == LATER_INBOX else ("SADD", known, event_type))
             steps.append(("XREVRANGE", self.keys.stream(event_type), "+", "-", "COUNT", 1))
-        if not steps:
-            return
+        steps.append(("WATCH", self._fence, self.keys.topics))  # last: what it watches it has just changed itself
         replies = yield commands(*steps)
-        if not self._watching:
-            for reply in (replies[0], *replies[2:begun]):
-                check(reply, "publish")
-            replies = replies[begun:]
-            self._watching = True
+        for reply in (replies[0], *replies[2 : len(first)], replies[-1]):
+            check(reply, "publish")
+        if declares:
+            _check_partitions(self.keys, self._partitions, replies[len(first) - 1])
+        replies = replies[len(first) : -1]
+        self._watching = True
         for event_type, sadd, last in zip(fresh, replies[::2], replies[1::2], strict=True):
             check(sadd, f"publish {event_type}")
             if isinstance(last, ReplyError) and code(last) != "WRONGTYPE":  # that one is told by the XADD itself
@@ -412,22 +424,29 @@ class FencedSender:
 def declare_partitions(namespace: str, partitions: int) -> Operation[None]:
     """Record how many partitions the namespace has, or raise Refused when others use another number or what is on
     record is none."""
-    meta = Keys(namespace, 0).meta
+    keys = Keys(namespace, 0)
     if partitions > MAX_PARTITIONS:  # before it is on record, where it would stop everybody
         raise Refused(f"partitions={partitions}: a namespace has {MAX_PARTITIONS} at most")
-    replies = yield commands(("HSETNX", meta, "partitions", partitions), ("HGET", meta, "partitions"))
+    replies = yield commands(*_declaration(keys.meta, partitions))
     check(replies[0], "look at the namespace")
-    value = check(replies[1], "look at the namespace")
+    _check_partitions(keys, partitions, check(replies[1], "look at the namespace"))
+
+
+def _declaration(meta: bytes, partitions: int) -> list[tuple[bytes | str | int, ...]]:
+    return [("HSETNX", meta, "partitions", partitions), ("HGET", meta, "partitions")]
+
+
+def _check_partitions(keys: Keys, partitions: int, value: bytes | None) -> None:
     # The length comes first: int() raises for more than 4300 digits.
     recorded = int(value) if value is not None and len(value) <= 9 and value.isdigit() else 0
     if not 1 <= recorded <= MAX_PARTITIONS:
         raise Refused(
-            f"{meta.decode()} has {_shown(value)} on record as its number of partitions, which must be 1 to "
+            f"{keys.meta.decode()} has {_shown(value)} on record as its number of partitions, which must be 1 to "
             f"{MAX_PARTITIONS}: HDEL or correct its field 'partitions'"
         )
     if recorded != partitions:
         raise Refused(
-            f"namespace {namespace!r} has {recorded} partitions on this server, this process is set to {partitions}: "
+            f"namespace {keys.namespace!r} has {recorded} partitions on this server, this process is set to {partitions}: "
             "set partitions to the same number everywhere, or use another namespace"
         )
 

@@ -88,9 +88,9 @@ class PublisherStatistics:
 class _Lane:
     """The queue of one partition."""
 
-    def __init__(self, server: Server, keys: Keys, replicated: bool) -> None:
+    def __init__(self, server: Server, keys: Keys, replicated: bool, partitions: int) -> None:
         self.link = Link(server)
-        self.sender = FencedSender(keys, replicated=replicated)
+        self.sender = FencedSender(keys, replicated=replicated, partitions=partitions)
         self.sealed: deque[_Batch] = deque()
         self.gathering = _Batch()
         self.work = trio.Event()
@@ -142,7 +142,7 @@ class Publisher:
     ) -> None:
         self.codec = codec
         self._partitions = partitions
-        self._lanes = [_Lane(server, Keys(namespace, p), replicated) for p in range(partitions)]
+        self._lanes = [_Lane(server, Keys(namespace, p), replicated, partitions) for p in range(partitions)]
         self._limit = buffer_bytes
         self._patience = patience
         self._bytes = 0

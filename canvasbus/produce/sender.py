@@ -37,9 +37,11 @@ class _Stop(Exception):
 class _Lane:
     """What sends the events of one partition."""
 
-    def __init__(self, server: Server, keys: Keys, pause: Callable[[float], None], replicated: bool) -> None:
+    def __init__(
+        self, server: Server, keys: Keys, pause: Callable[[float], None], replicated: bool, partitions: int
+    ) -> None:
         self.link = BlockingLink(server, sleep=pause)
-        self.sender = FencedSender(keys, replicated=replicated)
+        self.sender = FencedSender(keys, replicated=replicated, partitions=partitions)
 
 
 class Sender:
@@ -193,7 +195,7 @@ class Sender:
     def _send(self, lane: int, items: list[Outgoing]) -> list[Result]:
         if not self._lanes:
             self._lanes = [
-                _Lane(self._server, Keys(self._namespace, number), self._pause, self._replicated)
+                _Lane(self._server, Keys(self._namespace, number), self._pause, self._replicated, self._partitions)
                 for number in range(self._partitions)
             ]
         try:

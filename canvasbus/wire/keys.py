@@ -80,6 +80,12 @@ class Keys:
         """The fencing token of one producer or consumer incarnation: absent (0), a number, or `dead`."""
         return self._key("fence", incarnation)
 
+    def cursors(self, group: str) -> bytes:
+        """Hash of what must outlive the loss of a group: stream → the last entry given to the group, `~made` → how often
+        it was made anew, `~from:` and a stream → after which entry, `~gone:` and a stream → entries that had gone
+        unread by the server's count."""
+        return self._key("cursors", group)
+
     def reaper(self, group: str) -> bytes:
         """The lease of the one worker that may declare others of the group dead."""
         return self._key("reaper", group)

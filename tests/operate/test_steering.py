@@ -58,7 +58,7 @@ def test_a_reset_does_what_its_plan_says(eyes: Eyes, link: BlockingLink, seed: i
     unread = [ident for ident in left if order(ident) > order(cursor)]
     to = draw.choice(["earliest", "latest", f"{draw.randint(0, 70)}", f"{draw.randint(0, 70)}-{draw.randint(0, 2)}"])
     (move,) = plan(link, eyes, to)
-    link.run(steering.reset("framers", [move]))
+    link.run(steering.reset([eyes.keys], "framers", [move]))
     got = read(eyes)
     places = {"earliest": (0, 0), "latest": (2**64, 0)}
     want = [ident for ident in left if order(ident) >= (places.get(to) or order(to))]
@@ -86,7 +86,7 @@ def test_after_a_reset_the_lag_is_true(eyes: Eyes, link: BlockingLink) -> None:
     fill(eyes, [f"{i}-0" for i in range(1, 11)])
     make(eyes, start="5")
     for to, lag in (("earliest", 10), ("4", 7), ("latest", 0), ("10-0", 1)):
-        link.run(steering.reset("framers", plan(link, eyes, to)))
+        link.run(steering.reset([eyes.keys], "framers", plan(link, eyes, to)))
         (group,) = link.run(groups([eyes.keys], trust_lag=link.server.shared))
         assert group.topics[0].lag == Count(lag)
 

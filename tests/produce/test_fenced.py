@@ -127,6 +127,30 @@ def test_a_new_type_is_announced_once(driver: Driver) -> None:
     assert driver.packets == 4
 
 
+def test_after_a_flush_the_namespace_is_there_again(driver: Driver) -> None:
+    """FLUSHALL between two batches ends no connection: the list of topics and the number of partitions are written
+    again all the same, before the next event."""
+    driver.sender = FencedSender(driver.keys, partitions=1)
+    driver.send(*made(1))
+    eyes = driver.eyes
+    eyes.call("DEL", *eyes.call("KEYS", f"{driver.keys.stream('').decode().partition(':stream')[0]}:*"))
+    assert all(isinstance(result, bytes) for result in driver.send(*made(2)))
+    assert driver.numbers() == [2] and eyes.call("SMEMBERS", driver.keys.topics) == [b"painting.made"]
+    assert eyes.call("HGET", driver.keys.meta, "partitions") == b"1"
+
+
+def test_a_namespace_that_somebody_made_otherwise_meanwhile(driver: Driver) -> None:
+    """Flushed, and begun anew with another number of partitions: Refused, nothing is stored beside the others'."""
+    driver.sender = FencedSender(driver.keys, partitions=1)
+    driver.send(*made(1))
+    eyes = driver.eyes
+    eyes.call("DEL", driver.keys.meta, driver.keys.topics, eyes.stream())
+    eyes.call("HSET", driver.keys.meta, "partitions", 4)
+    with pytest.raises(Refused, match="has 4 partitions on this server, this process is set to 1"):
+        driver.send(*made(2))
+    assert driver.numbers() == []
+
+
 # --- one lost reply: what is true, and what is said -------------------------------------------------------------------
 
 
@@ -327,7 +351,7 @@ def test_refused_while_it_asks(driver: Driver, fault: Fault) -> None:
 
 # --- a scripted server: what no server here says on demand ------------------------------------------------------------
 
-AFTER_PREPARE: list[Any] = [b"OK", [], b"OK", 1, []]
+AFTER_PREPARE: list[Any] = [b"OK", [], 1, [], b"OK"]
 
 
 def script(answers: list[list[Any]], batch: Sequence[Outgoing]) -> tuple[FencedSender, Any, list[bytes]]:
@@ -377,18 +401,19 @@ def test_a_transaction_that_is_refused(word: str) -> None:
 
 
 def test_a_stale_fence() -> None:
-    """EXEC answers nil when the fence was touched: nothing is stored, and the batch goes out again at once."""
+    """EXEC answers nil when the fence or the list of topics was touched: nothing is stored, and the batch goes out again
+    at once, after a look at both."""
     batch = [Codec().encode(PaintingMade())]
     done = [b"OK", b"QUEUED", [b"1-1"], b"OK", None]
-    _, results, sent = script([AFTER_PREPARE, [b"OK", b"QUEUED", None, b"OK", None], done], batch)
-    assert results == [b"1-1"] and sent[1] == sent[2]
+    _, results, sent = script([AFTER_PREPARE, [b"OK", b"QUEUED", None, b"OK", None], AFTER_PREPARE, done], batch)
+    assert results == [b"1-1"] and sent[1] == sent[3] and sent[0] == sent[2]
 
 
 def test_multi_is_forbidden() -> None:
     """MULTI forbidden from the start: nothing is sent. Forbidden since: what was done one by one is taken as it is."""
     batch = [Codec().encode(PaintingMade()), Codec().encode(PaintingMade())]
     no = ReplyError("NOPERM no permissions to run the 'multi' command")
-    _, error, sent = script([[no, ReplyError("ERR EXEC without MULTI"), b"OK", 1, []]], batch)
+    _, error, sent = script([[no, ReplyError("ERR EXEC without MULTI"), 1, [], b"OK"]], batch)
     assert isinstance(error, Refused) and len(sent) == 1
     late = [no, b"1-1", ReplyError("WRONGTYPE x"), ReplyError("ERR EXEC without MULTI"), b"OK", None]
     sender, results, _ = script([AFTER_PREPARE, late], batch)

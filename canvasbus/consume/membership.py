@@ -1,0 +1,288 @@
+"""Belonging to a group: making it, noting how far it has come, and making it anew when it was lost.
+
+Theory of operation. FLUSHALL, DEL and XGROUP DESTROY take a group away, and with it what was pending and how far it had
+come. Everybody who reads hears of it at once (NOGROUP), the others within a second. Where to go on?
+
+* The stream is another one: from its start, at once. All that is in it is new.
+* The stream is the same, and only the group is gone: behind the last entry that any worker was given, else what the
+  others were given in the meantime would run twice. Each worker notes how far it has read once a second
+  (`Keys.cursors`); so whoever finds the group gone notes what it knows and waits GATHER_SECONDS for the others to do the
+  same. A worker that is alone need not wait.
+
+What a worker holds at that moment is not pending any more, and nobody will be given it again: it is entered anew, in
+our name, so that it is handed back, or taken over, should we go. What lies behind the place where the group goes on
+will be given to somebody again; we may commit it only if that is us (`Topic.doubt`). What was in a pool, or with a
+worker that was dead by then, is lost, which bus.loss tells, since nobody knows about it.
+
+XTRIM by hand takes away what was not read, too. The one worker that holds the lease of the group compares what the
+server has counted: entries added, entries there, entries given to the group. Not seen is what is trimmed and read past
+between two looks, on servers that correct their count then (Valkey, Redis since 7.2).
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import trio
+
+from canvasbus.consume.complaints import Complaints
+from canvasbus.consume.delivery import Topic
+from canvasbus.consume.retention import policy_for, read_policies
+from canvasbus.consume.settle import Settler
+from canvasbus.contract.bus_events import BusLoss
+from canvasbus.errors import ConfigError, Refused, Unavailable
+from canvasbus.ids import id_order
+from canvasbus.log import get_logger
+from canvasbus.transport.group_scripts import MISSED, RENEW, REPORT
+from canvasbus.transport.link import Link, SharedLink
+from canvasbus.transport.resp import Reply, ReplyError, check, chunks, command, commands, pairs, translate
+from canvasbus.wire.codec import Codec
+from canvasbus.wire.keys import Keys
+
+GATHER_SECONDS = 2.5
+"""How long a group stays away so that all its workers can note how far they had read: each does so once a second."""
+
+AGAIN_SECONDS = 5.0
+"""Between two attempts where the server refuses, because something else lies where the stream was, for example."""
+
+log = get_logger("canvasbus.worker")
+
+
+@dataclass(slots=True)
+class MembershipStatistics:
+    """Counters of one membership."""
+
+    renewed: int = 0
+    """Groups that were gone and that we made anew."""
+    missed: int = 0
+    """Entries that were removed before the group was given them, as far as we told."""
+
+
+class Membership:
+    """Of one worker, in the groups of one partition: one for each topic, all of the same name."""
+
+    def __init__(
+        self,
+        keys: Keys,
+        group: str,
+        shared: SharedLink,
+        topics: Mapping[bytes, Topic],
+        settler: Settler,
+        codec: Codec,
+    ) -> None:
+        self.declaration = "{}"
+        """What the group reads, for `Keys.groups`."""
+        self.statistics = MembershipStatistics()
+        self._keys = keys
+        self._group = group
+        self._shared = shared
+        self._topics = topics
+        self._settler = settler
+        self._codec = codec
+        self._reported: dict[bytes, bytes] = {}
+        self._made: int | None = None
+        self._gone: dict[bytes, float] = {}
+        self._complaints = Complaints(group)
+
+    async def join(self, stream: bytes, event_type: str, start: str) -> bytes:
+        """Make stream and group if need be; returns the last entry that the group was given."""
+        keys, group = self._keys, self._group
+        entries_read = ("ENTRIESREAD", 0) if start == "0" else ()
+        replies = await self._shared.request(
+            commands(
+                ("SADD", self._list(stream, event_type), event_type),
+                ("XGROUP", "CREATE", stream, group, start, "MKSTREAM", *entries_read),
+                ("XINFO", "GROUPS", stream),
+            )
+        )
+        for reply in replies[:2]:
+            if isinstance(reply, ReplyError) and not str(reply).startswith("BUSYGROUP"):
+                raise translate(reply, f"join group {group!r} on {stream.decode()}")
+        if not isinstance(replies[1], ReplyError):  # what was noted about an earlier group of this name means nothing
+            await self._shared.call("HDEL", keys.cursors(group), stream, b"~gone:" + stream)
+        return cursor_of(replies[2], group.encode()) or b"0-0"
+
+    def _list(self, stream: bytes, event_type: str) -> bytes:
+        """The list that names the stream: of the topics, or of what was redriven out of the group's dead letters."""
+        keys = self._keys
+        return keys.topics if stream == keys.stream(event_type) else keys.retries(self._group)
+
+    # --- once a second -------------------------------------------------------------------------------------------
+
+    async def report(self) -> None:
+        """Note how far we have read, and write down again what a FLUSHALL took."""
+        keys, group = self._keys, self._group
+        news = {s: topic for s, topic in self._topics.items() if topic.cursor != self._reported.get(s, b"0-0")}
+        args: list[bytes | str | int] = [group, self.declaration]
+        for stream, topic in news.items():
+            args += (stream, topic.cursor)
+        reply = await self._shared.run(REPORT.call([keys.cursors(group), keys.groups], args))
+        if isinstance(reply, ReplyError):  # no memory for it, for example; the next one says the same
+            return
+        self._reported.update({stream: topic.cursor for stream, topic in news.items()})
+        made, emptied = reply
+        if emptied:
+            self._settler.forget_topics()
+            for stream, topic in self._topics.items():
+                await self._shared.call("SADD", self._list(stream, topic.event_type), topic.event_type)
+        if self._made is not None and made != self._made:
+            await self._made_anew(list(self._topics.values()))
+        self._made = made
+
+    async def look_for_missed(self) -> None:
+        """Tell of entries that went before the group was given them. For the holder of the group's lease."""
+        keys, group = self._keys, self._group
+        for asked in chunks(list(self._topics.values()), 250):
+            steps: list[tuple[bytes | str, ...]] = [
+                ("HMGET", keys.cursors(group), *(b"~gone:" + t.stream for t in asked))
+            ]
+            for topic in asked:
+                steps += [("XINFO", "STREAM", topic.stream), ("XINFO", "GROUPS", topic.stream)]
+            noted, *infos = await self._shared.request(commands(*steps))
+            check(noted, "look for entries that are gone")
+            for topic, note, info, groups in zip(asked, noted, infos[::2], infos[1::2], strict=True):
+                gone = gone_unread(info, groups, group.encode())
+                if gone is not None and b"%d" % gone != note:
+                    await self._note_missed(topic, note, gone)
+
+    async def _note_missed(self, topic: Topic, note: bytes | None, gone: int) -> None:
+        keys, payload = self._keys, b""
+        lost = gone - int(note) if note is not None and note.isdigit() else 0
+        if lost > 0 and not await self._told_by_retention(topic.event_type):
+            payload = self._codec.encode(
+                BusLoss(
+                    topic=topic.event_type,
+                    group=self._group,
+                    reason="trimmed_unread",
+                    detail=f"{lost:,} entries were removed from {topic.stream.decode()} before group {self._group} was "
+                    "given them, and not by retention",
+                    lost=lost,
+                )
+            ).data
+        streams = [keys.cursors(self._group), keys.stream("bus.loss"), keys.topics]
+        told = await self._shared.run(MISSED.call(streams, [topic.stream, note or b"", gone, payload]))
+        if check(told, "tell of entries that are gone") and payload:
+            self.statistics.missed += lost
+            log.error("entries were removed unread", group=self._group, topic=topic.event_type, lost=lost)
+
+    async def _told_by_retention(self, event_type: str) -> bool:
+        try:
+            policies = await self._shared.run(read_policies(self._keys))
+        except ConfigError:
+            return False
+        policy = policy_for(event_type, policies)
+        return bool(policy.cap) and policy.when_full == "drop_with_loss_event"
+
+    # --- lost ----------------------------------------------------------------------------------------------------
+
+    def is_gone(self, stream: bytes) -> bool:
+        """True for a topic whose group is away for the moment: reading it would raise NOGROUP for all of them."""
+        return stream in self._gone
+
+    @property
+    def due(self) -> float:
+        """When `renew` must be called, on trio's clock."""
+        return min(self._gone.values(), default=math.inf)
+
+    async def find_gone(self, link: Link) -> None:
+        """After NOGROUP: see which groups are gone, and make them anew, some of them later."""
+        for asked in chunks(list(self._topics)):
+            answers = await link.request(commands(*(("XINFO", "GROUPS", stream) for stream in asked)))
+            for stream, groups in zip(asked, answers, strict=True):
+                if cursor_of(groups, self._group.encode()) is None:
+                    self._gone.setdefault(stream, trio.current_time() + GATHER_SECONDS)
+        await self.report()
+        (beating,) = await link.request(command("HLEN", self._keys.beats(self._group)))
+        alone = check(beating, "look at heartbeats") <= 1
+        for stream in list(self._gone):
+            await self._renew(link, self._topics[stream], only_other=not alone)
+
+    async def renew(self, link: Link) -> None:
+        """Make those groups anew whose time has come."""
+        now = trio.current_time()
+        for stream in [stream for stream, due in self._gone.items() if due <= now]:
+            await self._renew(link, self._topics[stream], only_other=False)
+
+    async def _renew(self, link: Link, topic: Topic, *, only_other: bool) -> None:
+        keys, group = self._keys, self._group
+        where = topic.stream.decode()
+        details = {
+            "group_recreated": f"group {group} was missing on {where} and goes on behind the last entry that its workers "
+            "had been given; what had been handed back or left by the dead is lost",
+            "stream_recreated": f"{where} is another stream than before, and group {group} reads it from its start; what "
+            "was in the old one is lost",
+        }
+        losses = [
+            self._codec.encode(BusLoss(topic=topic.event_type, group=group, reason=reason, detail=detail)).data
+            for reason, detail in details.items()
+        ]
+        listed = self._list(topic.stream, topic.event_type)
+        names = [keys.cursors(group), topic.stream, listed, keys.topics, keys.stream("bus.loss")]
+        args: list[bytes | str | int] = [group, topic.event_type, topic.cursor, int(only_other), *losses]
+        reply = await link.run(RENEW.call(names, args))
+        if isinstance(reply, ReplyError):
+            failure = translate(reply, f"make group {group!r} anew on {topic.stream.decode()}")
+            if isinstance(failure, Unavailable):
+                raise failure
+            self._complaints.tell("a consumer group is gone and cannot be made anew", Refused(str(failure)))
+            self._gone[topic.stream] = trio.current_time() + AGAIN_SECONDS  # the other topics go on
+            return
+        start, other = reply
+        if start == b"later":
+            return
+        self._gone.pop(topic.stream, None)
+        if other:
+            topic.cursor = b"0-0"
+            self._reported.pop(topic.stream, None)
+        if start:
+            self.statistics.renewed += 1
+            what = "the stream is another one" if other else f"it goes on after {start.decode()}"
+            log.error(
+                "a consumer group was gone and has been made anew", group=group, topic=topic.event_type, what=what
+            )
+        await self._made_anew([topic])
+
+    async def _made_anew(self, topics: list[Topic]) -> None:
+        """Some group is a new one: what we hold is not pending in it."""
+        held = [topic for topic in topics if topic.held]
+        if not held:
+            return
+        keys = self._keys.cursors(self._group)
+        starts = check(
+            await self._shared.call("HMGET", keys, *(b"~from:" + t.stream for t in held)), "look at the group"
+        )
+        for topic, start in zip(held, starts, strict=True):
+            if start and start != b"0-0":
+                if any(id_order(entry_id) > id_order(start) for entry_id in topic.held):
+                    topic.doubt_held()
+                self._settler.hold_again(topic, start)
+
+
+def gone_unread(info: Reply, groups: Reply, group: bytes) -> int | None:
+    """How many entries were removed before the group was given them, since its beginning, by the server's own count;
+    None: that cannot be told now. The count is right where nothing or everything that is there is behind the cursor.
+    """
+    if isinstance(info, ReplyError) or isinstance(groups, ReplyError):
+        return None
+    facts = pairs(info)
+    row = next((row for row in map(pairs, groups) if row[b"name"] == group), None)
+    read = row.get(b"entries-read") if row else None
+    added, length = facts.get(b"entries-added"), facts[b"length"]
+    if row is None or read is None or added is None:
+        return None
+    cursor = id_order(row[b"last-delivered-id"])
+    if not length or cursor >= id_order(facts[b"last-entry"][0]):
+        behind = 0
+    elif cursor < id_order(facts[b"first-entry"][0]):
+        behind = length
+    else:
+        return None
+    return max(0, int(added) - int(read) - int(behind))
+
+
+def cursor_of(groups: Reply, name: bytes) -> bytes | None:
+    """The last entry that the group of this name was given; None where it is not."""
+    if isinstance(groups, ReplyError):
+        return None
+    known = (pairs(group) for group in groups)
+    return next((bytes(group[b"last-delivered-id"]) for group in known if group[b"name"] == name), None)

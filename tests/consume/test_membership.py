@@ -1,0 +1,216 @@
+"""Groups that are lost, streams that are replaced or cut by hand: what goes on where, and what is told."""
+
+from collections import Counter
+from typing import Any
+
+import pytest
+import trio
+from studio import Eyes, PaintingFramed, PaintingMade, SculptureMade, quiet, running, subscription_of
+from waiting import until
+
+from canvasbus.consume import membership
+from canvasbus.consume.membership import gone_unread
+from canvasbus.worker import Worker
+
+
+def framing(**options: Any) -> Worker:
+    worker = Worker("framers")
+
+    @worker.on(PaintingMade, **options)
+    async def frame(event: PaintingMade) -> PaintingFramed:
+        await trio.sleep(0.001)
+        return PaintingFramed(number=event.number)
+
+    return worker
+
+
+class Gate:
+    """A worker whose handlers wait until the gate opens."""
+
+    def __init__(self, concurrency: int = 100) -> None:
+        self.opened = trio.Event()
+        self.seen: list[int] = []
+        self.worker = Worker("framers")
+
+        @self.worker.on(PaintingMade, concurrency=concurrency)
+        async def frame(event: PaintingMade) -> PaintingFramed:
+            self.seen.append(event.number)
+            await self.opened.wait()
+            return PaintingFramed(number=event.number)
+
+
+def losses(eyes: Eyes) -> list[tuple[str, str, int | None]]:
+    return [(loss.topic, loss.reason, loss.lost) for loss in eyes.events("bus.loss")]
+
+
+# --- the group is gone ------------------------------------------------------------------------------------------------
+
+
+async def test_two_busy_workers_lose_their_group(any_url: str, namespace: str, eyes: Eyes) -> None:
+    """XGROUP DESTROY while both read and commit: each event is framed once all the same, and it is told once."""
+    async with (
+        running(any_url, framing(), namespace=namespace) as bus,
+        running(any_url, framing(), namespace=namespace),
+    ):
+        async with trio.open_nursery() as nursery:
+
+            async def publish() -> None:
+                for start in range(0, 1500, 10):
+                    await bus.publish_many([PaintingMade(number=n) for n in range(start, start + 10)])
+                    await trio.sleep(0.01)
+
+            nursery.start_soon(publish)
+            await until(lambda: eyes.count("painting.framed") > 300)
+            eyes.call("XGROUP", "DESTROY", eyes.stream(), "framers")
+        await until(lambda: eyes.count("painting.framed") >= 1500, 20)
+        await quiet(eyes)
+    assert Counter(e.number for e in eyes.events("painting.framed")) == dict.fromkeys(range(1500), 1)
+    assert losses(eyes) == [("painting.made", "group_recreated", None)]
+
+
+async def test_what_is_held_when_the_group_goes_is_not_forgotten(any_url: str, namespace: str, eyes: Eyes) -> None:
+    """It is pending in the new group again, in the name of who holds it, who may then hand it back and leave."""
+    gate = Gate()
+    async with running(any_url, gate.worker, namespace=namespace, grace=0.01) as bus:
+        await bus.publish_many([PaintingMade(number=n) for n in range(20)])
+        await until(lambda: len(gate.seen) == 20)
+        before = eyes.pending("framers")
+        eyes.call("XGROUP", "DESTROY", eyes.stream(), "framers")
+        await until(lambda: eyes.pending("framers") == before)
+    async with running(any_url, framing(), namespace=namespace):
+        await until(lambda: eyes.count("painting.framed") == 20)
+        await quiet(eyes)
+    assert sorted(e.number for e in eyes.events("painting.framed")) == list(range(20))
+
+
+async def test_a_group_goes_on_where_the_furthest_of_its_workers_was(any_url: str, namespace: str, eyes: Eyes) -> None:
+    """The one that makes it anew has read nothing lately; the other has read all, and is still busy with it. (Alive are
+    both: the one that notices first must not begin where only it was.)"""
+    gate, idle = Gate(), Gate(concurrency=1)
+    async with running(any_url, gate.worker, namespace=namespace) as bus:
+        await bus.publish_many([PaintingMade(number=n) for n in range(20)])
+        await until(lambda: len(gate.seen) == 20)
+        async with running(any_url, idle.worker, namespace=namespace) as other:
+            subscription_of(other).topics[eyes.stream()].cursor = b"0-0"
+            await until(lambda: len(eyes.call("HKEYS", eyes.keys.beats("framers"))) == 2)
+            eyes.call("XGROUP", "DESTROY", eyes.stream(), "framers")
+            subscription_of(bus).stop()  # it reads no more, and hears of it by the other way only
+            await until(lambda: losses(eyes))
+            gate.opened.set()
+            idle.opened.set()
+            await until(lambda: eyes.count("painting.framed") == 20)
+            await quiet(eyes)
+    assert sorted(e.number for e in eyes.events("painting.framed")) == list(range(20)) and idle.seen == []
+
+
+# --- the stream is another one ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("what", ["all keys", "the stream"])
+async def test_a_new_stream_is_read_from_its_start(any_url: str, namespace: str, eyes: Eyes, what: str) -> None:
+    """FLUSHALL or DEL under two workers: what is published at once afterwards is handled once, the loss is told once,
+    and as what it is; and all that the namespace needs is written again."""
+    async with (
+        running(any_url, framing(), namespace=namespace) as bus,
+        running(any_url, framing(), namespace=namespace),
+    ):
+        await bus.publish_many([PaintingMade(number=n) for n in range(100)])
+        await until(lambda: eyes.count("painting.framed") == 100)
+        await quiet(eyes)
+        keys = eyes.keys
+        if what == "all keys":
+            before = {key: eyes.call("HGETALL", key) for key in (keys.groups, keys.meta)}
+            eyes.call("DEL", *eyes.call("KEYS", f"{{{namespace}:0}}:*"))
+        else:
+            eyes.call("DEL", eyes.stream())
+        await bus.publish_many([PaintingMade(number=n) for n in range(100, 200)])
+        framed = 200 if what == "the stream" else 100
+        await until(lambda: eyes.count("painting.framed") >= framed)
+        await until(lambda: losses(eyes) == [("painting.made", "stream_recreated", None)])
+        if what == "all keys":
+            await until(lambda: {key: eyes.call("HGETALL", key) for key in (keys.groups, keys.meta)} == before)
+            topics = {b"painting.made", b"painting.framed", b"bus.loss"}
+            await until(lambda: topics <= set(eyes.call("SMEMBERS", keys.topics)))
+        await quiet(eyes)
+    numbers = Counter(e.number for e in eyes.events("painting.framed"))
+    assert numbers == dict.fromkeys(range(200 - framed, 200), 1)
+    assert losses(eyes) == [("painting.made", "stream_recreated", None)]
+
+
+async def test_another_kind_of_value_stops_its_own_topic_only(
+    server_url: str, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody put a string where a stream was: the other topics are read on, and it, too, once the string is gone. (fakeredis raises an AttributeError for such a read.)"""
+    monkeypatch.setattr(membership, "AGAIN_SECONDS", 0.2)
+    worker, seen, eyes = framing(), [], Eyes(server_url, namespace)
+
+    @worker.on(SculptureMade)
+    async def note(event: SculptureMade) -> None:
+        seen.append(event.title)
+
+    async with running(server_url, worker, namespace=namespace) as bus:
+        eyes.call("SET", eyes.stream(), "a string")
+        for title in ("a", "b"):
+            await bus.publish(SculptureMade(title=title))
+            await until(lambda title=title: title in seen)
+        eyes.call("DEL", eyes.stream())
+        await bus.publish(PaintingMade(number=1))
+        await until(lambda: eyes.count("painting.framed") == 1)
+    eyes.close()
+
+
+# --- entries are gone that nobody read --------------------------------------------------------------------------------
+
+
+async def test_entries_that_somebody_trims_unread_are_told(any_url: str, namespace: str, eyes: Eyes) -> None:
+    """XTRIM by hand over what two full workers have not read yet: once, with the number, and again for the next time."""
+    first, second = Gate(concurrency=1), Gate(concurrency=1)
+    async with (
+        running(any_url, first.worker, namespace=namespace) as bus,
+        running(any_url, second.worker, namespace=namespace),
+    ):
+        await bus.publish_many([PaintingMade(number=n) for n in range(4000)])
+
+        def unread() -> int:
+            (row,) = eyes.call("XINFO", "GROUPS", eyes.stream())
+            cursor = dict(zip(row[::2], row[1::2], strict=True))[b"last-delivered-id"]
+            return len(eyes.call("XRANGE", eyes.stream(), b"(" + cursor, "+"))
+
+        await until(lambda: first.seen and second.seen and unread() < 4000)
+        await until(lambda: eyes.call("HGET", eyes.keys.cursors("framers"), b"~gone:" + eyes.stream()) == b"0")
+        expected = []
+        for left in (1000, 900):
+            lost = unread() - left
+            eyes.call("XTRIM", eyes.stream(), "MAXLEN", left)
+            expected.append(("painting.made", "trimmed_unread", lost))
+            await until(lambda: losses(eyes) == expected)
+        first.opened.set()
+        second.opened.set()
+        await until(lambda: unread() == 0, 20)
+    assert [loss for loss in losses(eyes) if loss[1] == "trimmed_unread"] == expected
+
+
+def info(added: int, length: int, first: int, read: int | None, cursor: int, name: bytes = b"g") -> tuple[Any, Any]:
+    entries = [b"%d-0" % first, []], [b"%d-0" % (first + length - 1), []]
+    stream = [b"length", length, b"entries-added", added]
+    stream += [b"first-entry", entries[0] if length else None, b"last-entry", entries[1] if length else None]
+    return stream, [[b"name", name, b"last-delivered-id", b"%d-0" % cursor, b"entries-read", read]]
+
+
+@pytest.mark.parametrize(
+    ("facts", "gone"),
+    [
+        (info(added=10, length=10, first=1, read=0, cursor=0), 0),
+        (info(added=10, length=10, first=1, read=4, cursor=4), None),
+        (info(added=10, length=10, first=1, read=10, cursor=10), 0),
+        (info(added=10, length=3, first=8, read=4, cursor=4), 3),
+        (info(added=10, length=0, first=0, read=4, cursor=4), 6),
+        (info(added=10, length=3, first=8, read=7, cursor=10), 3),
+        (info(added=10, length=3, first=8, read=None, cursor=4), None),
+        (info(added=10, length=3, first=8, read=4, cursor=4, name=b"other"), None),
+    ],
+    ids=["new", "half-way", "done", "gone before it", "all gone", "gone and read past", "no count", "no group"],
+)
+def test_what_the_server_has_counted(facts: tuple[Any, Any], gone: int | None) -> None:
+    """Entries added less those given to the group less those still to be given, where the latter are known."""
+    assert gone_unread(*facts, b"g") == gone
