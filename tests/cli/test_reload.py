@@ -172,12 +172,15 @@ async def test_code_that_does_not_start_is_waited_for(start: Callable[..., Progr
 async def test_ctrl_c_on_a_terminal_drains(
     start: Callable[..., Program], folder: Path, bus: Producer, eyes: Eyes
 ) -> None:
-    """The signal goes to the whole process group, and the workers get it once: what runs is finished."""
+    """The signal goes to the whole process group, and the workers, in groups of their own, get it once: what runs is
+    finished."""
     (folder / "unit.py").write_text(code("first", pause=1.0))
     program = start("--processes", "2")
     await joined(program, 2)
     bus.publish(Asked(number=1))
     await until(lambda: eyes.pending("unit", "reload.asked"))
+    pids = [int(str(record["consumer"]).split("-")[-2]) for record in program.said("worker joined")]
+    assert sorted(map(os.getpgid, pids)) == sorted(pids)
     os.killpg(program.process.pid, signal.SIGINT)
     assert program.process.wait(20) == 0
     assert answers(eyes) == [(1, "first")]
