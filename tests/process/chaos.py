@@ -369,7 +369,8 @@ def main() -> int:
             )
         )
         print(*outcome.figures(), sep="\n")
-        print(*(f"WRONG: {sentence}" for sentence in outcome.wrong), sep="\n", end="")
+        for sentence in outcome.wrong:
+            print(f"WRONG: {sentence}")
         if outcome.wrong:
             for log in sorted(Path(folder).glob("*.log")):
                 print(f"--- the end of {log.name}:", *log.read_text().splitlines()[-5:], sep="\n")

@@ -141,6 +141,8 @@ def run(tmp_path: Path) -> Run:
     installed.mkdir(parents=True)
     (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: canvasbus-of-this-tree\nVersion: 0\n")
     points = "\n".join(f"{name} = {target}" for name, target in ENTRY_POINTS.items())
+    # What is listed here pytest rewrites for its assertions, as in a real installation.
+    (installed / "RECORD").write_text("canvasbus/__init__.py,,\ncanvasbus/pytest_plugin.py,,\n")
     (installed / "entry_points.txt").write_text(f"[pytest11]\n{points}\n")
     (tmp_path / "sketches.py").write_text(EVENTS)
     (tmp_path / "test_uses.py").write_text(USES)

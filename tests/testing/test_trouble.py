@@ -66,6 +66,24 @@ async def test_a_crash_before_the_commit_runs_the_handler_again(any_clock: Clock
     assert bus.dead_letters() == []
 
 
+async def test_state_is_an_effect_too(any_clock: Clock) -> None:
+    """A handler that counts in ctx.state counts each event once, although its process dies before two of the commits."""
+    worker = Worker("counter")
+
+    @worker.on(SketchDrawn)
+    async def count(event: SketchDrawn, ctx: Context) -> SketchInked:
+        state = await ctx.state("count", int)
+        state.value += 1
+        return SketchInked(number=state.value)
+
+    async with TestBus(worker) as bus:
+        bus.fail_next("commit", "crash", times=2)
+        await bus.publish_many([SketchDrawn(number=number) for number in range(4)])
+        await bus.settle()
+    assert len(bus.attempts()) > 4
+    assert sorted(one.event.number for one in bus.published(SketchInked)) == [1, 2, 3, 4]
+
+
 async def test_a_crash_with_events_in_hand(any_clock: Clock) -> None:
     """A process that dies while handlers run and events wait: all of them run, in the new process; the other worker
     notices nothing."""
