@@ -142,7 +142,6 @@ def parser() -> Parser:
     sub.add_argument(
         "--acl",
         choices=("producer", "worker", "operator"),
-        required=True,
         metavar="ROLE",
         help="only print the ACL line of a user that may be a producer, a worker or an operator, and no more",
     )

@@ -166,7 +166,8 @@ _OPERATOR = (
     Right("XLEN dead", "count dead letters"),
     Right("XREVRANGE dead + -", "read dead letters"),
     Right("XREAD STREAMS stream $", "tail"),
-    Right("INFO", "look at the server"),
+    Right("INFO", "look at the server", optional=True),
+    Right("ACL WHOAMI", "say who it is", optional=True),
 )
 RIGHTS = {"producer": _PRODUCER, "worker": _WORKER, "operator": _OPERATOR}
 

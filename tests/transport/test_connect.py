@@ -2,7 +2,6 @@
 
 import gc
 import socket
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import pytest
 import trio
 from servers import ServerProcess, free_port
+from tls import make_certificates, tls_config
 
 from canvasbus.config import redacted
 from canvasbus.errors import ConfigError, Refused, TransportError, Unavailable
@@ -302,13 +302,7 @@ async def test_a_server_with_no_room_for_clients(ask: Ask, make_server: MakeServ
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A certificate for localhost that is its own authority, and one of a stranger."""
     folder = tmp_path_factory.mktemp("tls")
-    for name in ("own", "stranger"):
-        subprocess.run(
-            ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", f"/CN={name}",
-             "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1",
-             "-keyout", f"{folder}/{name}.key", "-out", f"{folder}/{name}.pem"],
-            check=True, capture_output=True,
-        )  # fmt: skip
+    make_certificates(folder)
     return folder
 
 
@@ -317,8 +311,7 @@ def tls_server(certificates: Path) -> Any:
     from servers import binaries
 
     found = binaries()
-    config = ("--tls-cert-file", f"{certificates}/own.pem", "--tls-key-file", f"{certificates}/own.key",
-              "--tls-ca-cert-file", f"{certificates}/own.pem", "--tls-auth-clients", "no")  # fmt: skip
+    config = tls_config(certificates)
     server = ServerProcess(found.get("redis") or next(iter(found.values())), tls=True, config=config).start()
     yield server
     server.remove()
