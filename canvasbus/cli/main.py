@@ -95,6 +95,9 @@ def parser() -> Parser:
 
     _groups(commands, add)
 
+    sub = add(commands, "timers", "timers:run", "Events that come later: when, and who set them.")
+    sub.add_argument("-n", dest="count", type=int, default=50, metavar="N", help="the next N (default 50)")
+
     retention = commands.add_parser("retention", help="How much of the past is kept.").add_subparsers(
         title="commands", metavar="COMMAND", required=True
     )

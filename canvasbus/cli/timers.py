@@ -1,0 +1,49 @@
+"""canvasbus timers"""
+
+import argparse
+
+from canvasbus import clock
+from canvasbus.cli.context import Context
+from canvasbus.cli.output import Cell, Column, ago, moment
+from canvasbus.errors import ConfigError
+from canvasbus.operate.timers import timers
+
+COLUMNS = (
+    Column("DUE", right=True),
+    Column("AT"),
+    Column("TYPE"),
+    Column("EVENT"),
+    Column("GROUP"),
+    Column("TIMER", flexible=True),
+)
+LATE_SECONDS = 5.0
+"""A timer that has not come by then waits for a bus of the namespace, or for its stream."""
+
+
+def run(context: Context, args: argparse.Namespace) -> int:
+    """1 when one is late."""
+    if args.count < 1:
+        raise ConfigError(f"-n {args.count}: at least 1")
+    out = context.out
+    coming = context.link.run(timers(context.partitions, context.codec, limit=args.count))
+    now, late = clock.time(), 0
+    rows: list[list[Cell | str]] = []
+    for timer in coming.timers:
+        left = timer.due.timestamp() - now if timer.due else None
+        late += left is not None and left < -LATE_SECONDS
+        if out.json:
+            out.record(timer)
+            continue
+        due = "?" if left is None else f"in {ago(left)}" if left > 0 else Cell(f"{ago(-left)} late", "red")
+        names = timer.group or "–", timer.timer or "–"
+        rows.append([due, Cell(moment(timer.due), "dim"), timer.event_type, timer.event_id or "unreadable", *names])
+    if rows:
+        out.table(COLUMNS, rows)
+        out.flush()
+    if coming.total > len(coming.timers):
+        out.note(f"{coming.total:,} timers in all: -n {args.count * 10} shows more")
+    elif not coming.total and not out.json:
+        out.note(f"no timers in {context.where}")
+    if late or coming.unsorted:
+        out.note("some are late or not sorted in: timers come only while a worker or an EventBus of the namespace runs")
+    return 1 if late or coming.unsorted else 0

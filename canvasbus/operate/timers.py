@@ -1,0 +1,80 @@
+"""Events that come later: which, when, and who set them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from canvasbus.errors import DecodeError
+from canvasbus.transport.resp import Operation, check, command, commands
+from canvasbus.wire.codec import Codec
+from canvasbus.wire.keys import LATER_INBOX, Keys
+
+
+@dataclass(frozen=True, slots=True)
+class Timer:
+    """One event that is still to come."""
+
+    due: datetime | None
+    """On the server's clock; None: its time is none."""
+    event_type: str
+    event_id: str | None
+    """None: its envelope cannot be read."""
+    group: str | None
+    """The group whose handler set it under a name; None: it was published with a delay, or has no name."""
+    timer: str | None
+    """Its name."""
+    partition: int
+
+
+@dataclass(frozen=True, slots=True)
+class Coming:
+    """What `timers` found."""
+
+    timers: tuple[Timer, ...]
+    """The next ones, the earliest first."""
+    total: int
+    """How many there are in all."""
+    unsorted: int
+    """Entries of the inbox that nobody has put among the timers yet, because no bus of the namespace runs; those that
+    were put there within the last hour may be counted too."""
+
+
+def timers(partitions: Sequence[Keys], codec: Codec, *, limit: int = 50) -> Operation[Coming]:
+    """The next `limit` timers of all partitions."""
+    found: list[Timer] = []
+    total = unsorted = 0
+    for keys in partitions:
+        rows, count, cursor = yield commands(
+            ("ZRANGE", keys.timers, 0, limit - 1, "WITHSCORES"),
+            ("ZCARD", keys.timers),
+            ("GET", keys.inbox_cursor),
+        )
+        flat = check(rows, "look at the timers")
+        total += check(count, "look at the timers")
+        start = b"(" + cursor if isinstance(cursor, bytes) else b"-"
+        (waiting,) = yield command("XRANGE", keys.stream(LATER_INBOX), start, "+", "COUNT", 1000)
+        unsorted += len(waiting) if isinstance(waiting, list) else 0
+        names = flat[::2]
+        if not names:
+            continue
+        (bodies,) = yield command("HMGET", keys.timer_bodies, *names)
+        for name, score, body in zip(names, flat[1::2], check(bodies, "look at the timers"), strict=True):
+            found.append(_timer(name, score, body or b"", keys.partition, codec))
+    found.sort(key=lambda timer: timer.due or datetime.max.replace(tzinfo=UTC))
+    return Coming(tuple(found[:limit]), total, unsorted)
+
+
+def _timer(name: bytes, score: bytes, body: bytes, partition: int, codec: Codec) -> Timer:
+    event_type, _, data = body.partition(b"\n")
+    kind = event_type.decode(errors="backslashreplace")
+    try:
+        event_id: str | None = str(codec.open_envelope(data, stream_type=kind, entry_id="0-0").id)
+    except DecodeError:
+        event_id = None
+    try:
+        due: datetime | None = datetime.fromtimestamp(float(score) / 1000, UTC)
+    except (ValueError, OverflowError, OSError):
+        due = None
+    group, newline, timer = name.decode(errors="backslashreplace").partition("\n")
+    named = bool(newline)
+    return Timer(due, kind, event_id, group if named else None, timer if named else None, partition)

@@ -1,0 +1,53 @@
+"""canvasbus timers: what comes later, and what is late."""
+
+import time
+
+from cli.commands import Run
+from studio import Eyes, PaintingMade
+
+from canvasbus import Producer
+from canvasbus.wire.codec import Codec
+from canvasbus.wire.later import body
+
+
+def fill(eyes: Eyes, name: str, seconds: float, number: int = 0) -> str:
+    made = Codec("lab").encode(PaintingMade(number=number))
+    eyes.call("ZADD", eyes.keys.timers, int((time.time() + seconds) * 1000), name)
+    eyes.call("HSET", eyes.keys.timer_bodies, name, body(made.type, made.data))
+    return str(made.id)
+
+
+def test_the_next_ones_are_shown(run: Run, eyes: Eyes) -> None:
+    """The earliest first, with type, event and who set them; hostile names do not reach the terminal."""
+    second = fill(eyes, "framers\nde\x1b[2Jbounce", 90)
+    first = fill(eyes, "~1-0", 30)
+    ran = run("timers", "--json")
+    assert ran.code == 0
+    assert [(r["event_id"], r["group"], r["timer"]) for r in ran.records] == [
+        (first, None, None),
+        (second, "framers", "de\x1b[2Jbounce"),
+    ]
+    shown = run("timers")
+    assert shown.code == 0 and "\x1b[2J" not in shown.out and "painting.made" in shown.out
+    assert "2 timers in all: -n 10" in run("timers", "-n", "1").err
+    run("timers", "-n", "0").failed(2, "-n 0")
+
+
+def test_what_is_late_is_told(run: Run, eyes: Eyes) -> None:
+    """Nobody maintains the namespace: 1, and why."""
+    assert run("timers").code == 0 and "no timers" in run("timers").err
+    fill(eyes, "~1-0", -60)
+    eyes.call("HSET", eyes.keys.timer_bodies, "~2-0", b"\xff junk")
+    eyes.call("ZADD", eyes.keys.timers, "inf", "~2-0")
+    ran = run("timers")
+    assert ran.code == 1 and "late" in ran.out and "unreadable" in ran.out
+    assert "only while a worker or an EventBus" in ran.err
+
+
+def test_what_nobody_has_sorted_in_is_told(run: Run, eyes: Eyes) -> None:
+    """A Producer alone: its delayed events wait in the inbox."""
+    with Producer(eyes.server.name, namespace=eyes.keys.namespace) as producer:
+        producer.publish(PaintingMade(), delay=3600)
+        assert producer.flush(10)
+    ran = run("timers")
+    assert ran.code == 1 and "not sorted in" in ran.err
