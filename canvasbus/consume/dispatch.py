@@ -159,7 +159,7 @@ class Lane:
         self.held += len(deliveries)
         for delivery in deliveries:
             if delivery.suspect and delivery.error is None:
-                self._suspects.append(delivery)
+                self._suspects.insert(self._place_of(delivery), delivery)
                 self._suspect_came.set()
                 if self.breaking is not None:
                     self.breaking.stir()
@@ -169,6 +169,12 @@ class Lane:
                 self._queue.append(delivery)
         if self._queue:
             self._lot.unpark(count=min(len(self._queue), len(self._lot)))
+
+    def _place_of(self, suspect: Delivery) -> int:
+        """Behind all that have killed no more workers than it has: whoever waits beside an event that kills, and would die
+        with it again, runs first. While a breaker probes, the line stays as it is."""
+        later = (at for at, other in enumerate(self._suspects) if other.failures > suspect.failures)
+        return len(self._suspects) if self.blocked else next(later, len(self._suspects))
 
     def feed_fresh(self, deliveries: list[Delivery]) -> None:
         """Take deliveries that were just read and never failed."""

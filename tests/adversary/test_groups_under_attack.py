@@ -202,6 +202,27 @@ async def test_a_suspect_that_is_handed_back_stays_a_suspect(
         assert [(owner, tries) for _, owner, tries in eyes.pending("framers")] == [(SUSPECT_POOL, 1)] * 3
 
 
+async def test_the_neighbours_of_an_event_that_kills_run_before_it(any_url: str, namespace: str) -> None:
+    """Of the suspects that a worker takes up together, those that have killed fewest run first: the others would die with
+    the poison each time anew."""
+    eyes, seen, worker = Eyes(any_url, namespace), list[int](), Worker("framers")
+
+    @worker.on(PaintingMade)
+    async def note(event: PaintingMade) -> None:
+        seen.append(event.number)
+
+    stream = eyes.stream()
+    entry_ids = [eyes.put(b'{"type": "painting.made", "data": {"number": %d}}' % number) for number in range(5)]
+    eyes.call("XGROUP", "CREATE", stream, "framers", "0")
+    eyes.call("XREADGROUP", "GROUP", "framers", "dead", "COUNT", 10, "STREAMS", stream, ">")
+    for entry_id, deaths in zip(entry_ids, (2, 0, 1, 0, 0), strict=True):
+        eyes.call("XCLAIM", stream, "framers", SUSPECT_POOL, 0, entry_id, "RETRYCOUNT", deaths + 1, "JUSTID")
+    async with running(any_url, worker, namespace=namespace):
+        await until(lambda: len(seen) == 5)
+    eyes.close()
+    assert seen == [1, 3, 4, 2, 0]
+
+
 async def test_garbage_among_the_heartbeats_stops_nobody(
     virtual: Clock, memory: MemoryServer, namespace: str, eyes: Eyes
 ) -> None:
