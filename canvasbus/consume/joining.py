@@ -41,14 +41,14 @@ class Joining:
                 await subscription.add(event_type, lane)
         if self._worker.has_globs:
             await self.discover(subscription, scan=True, from_start=bool(known))
-        await self.find_retries(subscription)
+        retried = await self._shared.call("SMEMBERS", keys.retries(group))
+        await self.read_retries(subscription, check(retried, f"join group {group!r}"))
         await self._declare(subscription)
         if self._check and subscription.topics:
             await self._check_rights(subscription)
 
-    async def find_retries(self, subscription: Subscription) -> None:
-        """Read what was put back to work out of the group's dead letters."""
-        names = check(await self._shared.call("SMEMBERS", subscription.keys.retries(self._group)), "look for retries")
+    async def read_retries(self, subscription: Subscription, names: list[bytes]) -> None:
+        """Read what was put back to work out of the group's dead letters, of the types of these names."""
         for event_type in sorted(name.decode("utf-8", "replace") for name in names):
             handler = self._worker.handler_for(event_type)
             if handler is not None:

@@ -21,7 +21,10 @@ from canvasbus.transport.scripts import DUE, FIRE
 from canvasbus.wire.keys import LATER_INBOX, Keys
 
 LOOK_SECONDS = 0.5
-"""Between two looks at the timers; what was published with a delay shorter than that comes up to so much late."""
+"""Between two looks at the timers while there are some."""
+
+IDLE_SECONDS = 1.0
+"""While there are none; what is set with a shorter delay than that comes up to so much late."""
 
 LEASE_SECONDS = 1.0
 LEASE_MS = 4000
@@ -110,7 +113,7 @@ class Maintainer:
         )
         coming, due = reply[0], reply[1:]
         if not due:
-            return min(LOOK_SECONDS, coming / 1000) if coming >= 0 else LOOK_SECONDS
+            return min(LOOK_SECONDS, coming / 1000) if coming >= 0 else IDLE_SECONDS
         places: dict[bytes, int] = {}
         args: list[bytes | str | int] = []
         for event_type, timer in zip(due[::2], due[1::2], strict=True):

@@ -77,7 +77,6 @@ class Sweep:
             self._watcher.reset()
         if self._globs:
             await self._joining.discover(subscription, scan=self._sweeps % SCAN_EVERY == 0, from_start=True)
-        await self._joining.find_retries(subscription)
         subscription.trust_again()
         await subscription.membership.report()
         if self._sweeps % AUDIT_EVERY == AUDIT_EVERY - 1:
@@ -85,7 +84,11 @@ class Sweep:
             await subscription.trim_retries()
             if subscription.settler.fence:  # it must not be forgotten while we live: nothing of ours would be taken
                 await self._shared.call("EXPIRE", keys.fence(self._consumer), FENCE_SECONDS)
-        flat = check(await self._shared.call("HGETALL", keys.beats(self._group)), "look at heartbeats")
+        seen, retried = await self._shared.request(
+            commands(("HGETALL", keys.beats(self._group)), ("SMEMBERS", keys.retries(self._group)))
+        )
+        await self._joining.read_retries(subscription, check(retried, "look for redriven events"))
+        flat = check(seen, "look at heartbeats")
         beats = {_name(flat[i]): _count(flat[i + 1]) for i in range(0, len(flat), 2)}
         # Everybody watches, so that the next reaper has seen enough when the lease of a dead one ends.
         reaper = await self._hold_lease()

@@ -166,6 +166,9 @@ _OPERATOR = (
     Right("XLEN dead", "count dead letters"),
     Right("XREVRANGE dead + -", "read dead letters"),
     Right("XREAD STREAMS stream $", "tail"),
+    Right("ZRANGE timers 0 0", "look at timers"),
+    Right("ZCARD timers", "look at timers"),
+    Right("HMGET bodies timer", "look at timers"),
     Right("INFO", "look at the server", optional=True),
     Right("ACL WHOAMI", "say who it is", optional=True),
 )

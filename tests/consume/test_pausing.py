@@ -178,7 +178,7 @@ async def test_a_group_that_is_set_back_handles_again_under_the_same_ids(
         pause(eyes)
         await until(lambda: state(bus) == "paused" and not subscription_of(bus)._blocked)
         moves = eyes._link.run(steering.plan([eyes.keys], "framers", "earliest", lambda _: True))
-        eyes._link.run(steering.reset("framers", moves))
+        eyes._link.run(steering.reset([eyes.keys], "framers", moves))
         assert [move.again.value for move in moves] == [20]
         resume(eyes)
         await until(lambda: eyes.count("painting.framed") == 40)
