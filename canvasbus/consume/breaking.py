@@ -28,7 +28,8 @@ from canvasbus.consume.policy import Outcome, Raised, opened
 from canvasbus.log import get_logger
 
 TRIED_KEPT = 8
-"""Failed probes, and as many suspects, that are kept in hand: one poisonous event among them cannot hide that the others would pass."""
+"""Failed probes, and as many suspects, that are kept in hand: one poisonous event among them cannot hide that the others
+would pass."""
 
 FRESH_SECONDS = 1.0
 """How long a probe waits for a delivery that was not tried yet."""

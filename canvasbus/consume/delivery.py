@@ -72,7 +72,9 @@ class Delivery(msgspec.Struct, eq=False, gc=False):
     failures: int = 0
     """Failed attempts before this one."""
     suspect: bool = False
-    """Its last owner died: it runs alone, and its attempt is written before it starts."""
+    """Its last owner died (see `quarantine`)."""
+    alone: bool = False
+    """A suspect that was running among few others when its owner died: from now on it runs alone."""
     look: bool = False
     """It came by way of a pool: settling looks up whether it is still ours."""
     overdue: bool = False

@@ -5,9 +5,8 @@ after another. A handler that never waits runs the whole queue in one slot witho
 waits for something lets the other slots in. So the number of tasks is fixed and nothing is created per event: no task,
 no channel, no cancel scope, no thread hop, no log line.
 
-A delivery whose previous owner died is a suspect and goes through the quarantine: one at a time in this process, its
-attempt written to the server just before the handler starts. An event that kills its worker thus counts exactly its
-own deaths, and its 499 neighbours none.
+A delivery whose previous owner died is a suspect and goes through the quarantine, see there. An event that kills its
+worker counts exactly its own deaths, and its 499 neighbours none.
 """
 
 import heapq
@@ -28,6 +27,7 @@ from canvasbus.consume.invoke import for_above, invoker
 from canvasbus.consume.middleware import Middleware
 from canvasbus.consume.outcomes import Outcomes
 from canvasbus.consume.policy import BatchFailure, HandlerTimeout, Outcome, Raised, RetryLater, next_window, word_of
+from canvasbus.consume.quarantine import Quarantine
 from canvasbus.consume.watchdog import Slot, Watchdog
 from canvasbus.contract.event import set_correlation
 from canvasbus.log import get_logger
@@ -87,18 +87,23 @@ class Lane:
                 self._random,
                 halt=self._halt,
                 resume=self._resume,
-                suspect=lambda: self._suspects[0] if self._suspects else None,
+                suspect=lambda: self.quarantine.first,
                 hand_back=self._unload,
                 on_room=on_room,
             )
-        self._alone = quarantine
+        self.quarantine = Quarantine(
+            handler.concurrency,
+            quarantine,
+            self.breaking,
+            start=self._start_suspects,
+            run_alone=self._run_suspect,
+            on_room=on_room,
+        )
         self._queue: deque[Delivery] = deque()
-        self._suspects: deque[Delivery] = deque()
         self._waiting: list[tuple[float, int, Delivery]] = []
         self._order = itertools.count()
         self._lot = trio.lowlevel.ParkingLot()
         self._timer = trio.Event()
-        self._suspect_came = trio.Event()
         self._stopping = False
         self._quiet = trio.Event()
         self._call = invoker(handler, group, resources, middleware)
@@ -130,11 +135,6 @@ class Lane:
         return 1 if self.blocked else self.window // 4
 
     @property
-    def takes_suspects(self) -> bool:
-        """While its circuit is open it has use for one."""
-        return not self.blocked or not self._suspects
-
-    @property
     def blocked(self) -> bool:
         """Its circuit is open: nothing but a probe runs."""
         return self.breaking is not None and self.breaking.blocked
@@ -149,18 +149,12 @@ class Lane:
         """When the first of them runs again, on trio's clock; inf: none waits."""
         return self._waiting[0][0] if self._waiting else math.inf
 
-    @property
-    def suspects(self) -> int:
-        """Suspects in hand that are about to run; the next ones are fetched when there are none."""
-        return 0 if self.blocked else len(self._suspects)
-
     def feed(self, deliveries: list[Delivery]) -> None:
         """Take deliveries, suspects to the quarantine."""
         self.held += len(deliveries)
         for delivery in deliveries:
             if delivery.suspect and delivery.error is None:
-                self._suspects.insert(self._place_of(delivery), delivery)
-                self._suspect_came.set()
+                self.quarantine.add(delivery)
                 if self.breaking is not None:
                     self.breaking.stir()
             elif self.breaking is not None and self.breaking.blocked and delivery.error is None:
@@ -169,12 +163,6 @@ class Lane:
                 self._queue.append(delivery)
         if self._queue:
             self._lot.unpark(count=min(len(self._queue), len(self._lot)))
-
-    def _place_of(self, suspect: Delivery) -> int:
-        """Behind all that have killed no more workers than it has: whoever waits beside an event that kills, and would die
-        with it again, runs first. While a breaker probes, the line stays as it is."""
-        later = (at for at, other in enumerate(self._suspects) if other.failures > suspect.failures)
-        return len(self._suspects) if self.blocked else next(later, len(self._suspects))
 
     def feed_fresh(self, deliveries: list[Delivery]) -> None:
         """Take deliveries that were just read and never failed."""
@@ -211,7 +199,7 @@ class Lane:
             self._start_runs(nursery)
             nursery.start_soon(self.watchdog.run)
             nursery.start_soon(self._run_timer)
-            nursery.start_soon(self._run_quarantine)
+            nursery.start_soon(self.quarantine.run)
             if self.breaking is not None:
                 nursery.start_soon(self.breaking.run)
 
@@ -295,6 +283,8 @@ class Lane:
         if envelope is not None and envelope.expires_on is not None and envelope.expires_on < clock.time():
             self.statistics.expired += 1
             self._outcomes.done(delivery)
+            if delivery.suspect:
+                self.quarantine.ended(delivery)
             if self.breaking is not None:
                 self.breaking.lapsed(delivery)
             return True
@@ -323,28 +313,24 @@ class Lane:
             self.feed([delivery])
             self._on_room()
 
-    async def _run_quarantine(self) -> None:
-        while True:
-            while not self._may_run_suspect():
-                self._on_room()
-                self._suspect_came = trio.Event()
-                await self._suspect_came.wait()
-            async with self._alone:  # one in this process, over all lanes
-                if not self._may_run_suspect():
-                    continue
-                delivery = self._suspects.popleft()
-                if delivery.failures >= self.handler.retry.attempts:
-                    if self.breaking is not None:
-                        self.breaking.lapsed(delivery)
-                    self._outcomes.bury(delivery, "lost_workers", RuntimeError("every worker that ran this event died"))
-                    continue
-                await delivery.topic.settler.write_attempt(delivery, delivery.failures + 1)
-                await self._run_alone(delivery)
+    def _start_suspects(self, deliveries: list[Delivery]) -> None:
+        """Run suspects side by side, in the slots."""
+        for delivery in deliveries:
+            if self.blocked:  # since a moment ago
+                self.quarantine.ended(delivery)
+                self.quarantine.add(delivery)
+            else:
+                self._queue.append(delivery)
+        self._lot.unpark(count=min(len(self._queue), len(self._lot)))
 
-    def _may_run_suspect(self) -> bool:
-        if not self._suspects:
-            return False
-        return self.breaking is None or not self.breaking.blocked or self._suspects[0] is self.breaking.probe
+    async def _run_suspect(self, delivery: Delivery) -> None:
+        if delivery.failures >= self.handler.retry.attempts:
+            if self.breaking is not None:
+                self.breaking.lapsed(delivery)
+            self._outcomes.bury(delivery, "lost_workers", RuntimeError("every worker that ran this event died"))
+            return
+        await delivery.topic.settler.write_attempt(delivery, delivery.failures + 1).wait()
+        await self._run_alone(delivery)
 
     async def _run_alone(self, delivery: Delivery) -> None:
         """Run one delivery outside the slots (quarantine, and what a batch handler could not do together)."""
@@ -371,6 +357,8 @@ class Lane:
         return await self._call(delivery.event, delivery)
 
     def _ended(self, delivery: Delivery, outcome: Outcome | None, result: Any = None) -> None:
+        if delivery.suspect:
+            self.quarantine.ended(delivery)
         spared = self.breaking is not None and self.breaking.ended(delivery, outcome)
         after = self._outcomes.ended(delivery, outcome, result, spared=spared)
         if after is not None:
@@ -389,26 +377,29 @@ class Lane:
     def _set_aside(self, delivery: Delivery, *, tried: bool = True) -> None:
         assert self.breaking is not None
         if delivery.suspect:
-            self._suspects.append(delivery)
+            self.quarantine.add(delivery)
         else:
             self.breaking.keep(delivery, tried=tried)
 
     def _halt(self) -> list[Delivery]:
-        halted = [delivery for delivery in self._queue if delivery.error is None]
-        rest = [delivery for delivery in self._queue if delivery.error is not None]
+        """Leave in the queue what no handler sees anyway."""
+        waiting = list(self._queue)
         self._queue.clear()
-        self._queue.extend(rest)
-        return halted
+        self._queue.extend([delivery for delivery in waiting if delivery.error is not None])
+        for delivery in waiting:
+            if delivery.suspect and delivery.error is None:
+                self.quarantine.ended(delivery)
+                self.quarantine.add(delivery)
+        return [delivery for delivery in waiting if delivery.error is None and not delivery.suspect]
 
     def _resume(self, deliveries: list[Delivery]) -> None:
         self._queue.extend([delivery for delivery in deliveries if not delivery.suspect])  # those wait in their lane
         self._lot.unpark(count=min(len(self._queue), len(self._lot)))
-        self._suspect_came.set()
+        self.quarantine.stir()
         self._on_room()
 
     def _unload(self, deliveries: list[Delivery]) -> None:
-        while len(self._suspects) > TRIED_KEPT:
-            deliveries.append(self._suspects.pop())
+        deliveries += self.quarantine.stop(keep=TRIED_KEPT)
         self.held -= len(deliveries)
         self._hand_back(deliveries)
 
@@ -426,10 +417,10 @@ class Lane:
         """Start nothing new. Returns the deliveries that no handler has begun, which are to be handed back."""
         self._stopping = True
         kept = self.breaking.stop() if self.breaking is not None else []
-        rest = [*self._queue, *kept, *self._suspects, *(item[2] for item in self._waiting)]
-        self.held -= len(self._queue) + len(kept) + len(self._suspects)
+        kept += self.quarantine.stop()
+        rest = [*self._queue, *kept, *(item[2] for item in self._waiting)]
+        self.held -= len(self._queue) + len(kept)
         self._queue.clear()
-        self._suspects.clear()
         self._waiting.clear()
         self._lot.unpark_all()
         self._check_quiet()

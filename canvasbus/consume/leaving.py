@@ -56,7 +56,7 @@ class Leaving:
             while self._back:
                 batch = self._back[:HAND_BACK_AT_ONCE]
                 try:
-                    await self._release(shared, [(d.topic.stream, d.entry_id) for d in batch], leave=False)
+                    await self._release(shared, [(d.topic.stream, d.entry_id, d.failures) for d in batch], leave=False)
                 except TransportError:
                     await trio.sleep(HAND_BACK_SECONDS)  # repeating it is safe: only what is still ours moves
                     continue
@@ -83,7 +83,7 @@ class Leaving:
         )
         with trio.move_on_after(2.0):
             try:
-                await self._release(shared, [(d.topic.stream, d.entry_id) for d in rest], leave=False)
+                await self._release(shared, [(d.topic.stream, d.entry_id, d.failures) for d in rest], leave=False)
                 for delivery in rest:
                     delivery.topic.held.discard(delivery.entry_id)
             except TransportError:
@@ -112,28 +112,30 @@ class Leaving:
                     if topic.acks:  # done, but the settler had no time to say so
                         await link.request(command("XACK", topic.stream, self._group, *topic.acks))
                         topic.held.difference_update(topic.acks)
-            held = [(t.stream, i) for s in self._subscriptions for t in s.topics.values() for i in t.held]
+            held = [(t.stream, i, 0) for s in self._subscriptions for t in s.topics.values() for i in t.held]
             await self._release(link, held, leave=True)
         except TransportError as error:
             log.warning("could not hand back; others take over in a few seconds", group=self._group, error=str(error))
         finally:
             await link.aclose()
 
-    async def _release(self, link: Link | SharedLink, entries: list[tuple[bytes, bytes]], *, leave: bool) -> None:
+    async def _release(self, link: Link | SharedLink, entries: list[tuple[bytes, bytes, int]], *, leave: bool) -> None:
+        """Entries: stream, id and failures to write down once more, since that may still be on its way (0: none)."""
         for subscription in self._subscriptions:
             keys, consumer = subscription.keys, subscription.consumer
             streams = list(subscription.topics)
             place = {stream: index + 3 for index, stream in enumerate(streams)}
             free: list[tuple[bytes | str | int, ...]] = []
             suspects: list[tuple[bytes | str | int, ...]] = []
-            for stream, entry_id in entries:
+            for stream, entry_id, failures in entries:
                 if stream in place:
                     # A suspect stays one. Its attempt was written before it began, and cutting it short was our doing.
                     suspect = subscription.topics[stream].suspects.get(entry_id)
                     if suspect is None:
-                        free.append((place[stream], entry_id, ""))
+                        free.append((place[stream], entry_id, failures + 1 if failures else ""))
                     else:
-                        suspects.append((place[stream], entry_id, suspect.failures + 1))
+                        count = 0 if suspect.alone and not suspect.failures else suspect.failures + 1
+                        suspects.append((place[stream], entry_id, count))
             if not free and not suspects and not leave:
                 continue
             calls = [(SUSPECT_POOL, chunk) for chunk in chunks(suspects)]

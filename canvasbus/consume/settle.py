@@ -195,11 +195,11 @@ class Settler:
         self._work.set()
         return commit
 
-    async def write_attempt(self, delivery: Delivery, failures: int) -> None:
-        """The same, and wait until the server has it."""
+    def write_attempt(self, delivery: Delivery, failures: int) -> trio.Event:
+        """The same; the event is set when the server has it."""
         commit = self.note_attempt(delivery, failures)
         commit.done = trio.Event()
-        await commit.done.wait()
+        return commit.done
 
     def hold_again(self, topic: Topic, start: bytes) -> None:
         """The group was made anew behind `start`: let what we hold before that be pending in our name again."""

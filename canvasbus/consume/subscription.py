@@ -374,7 +374,7 @@ class Subscription:
                         topic,
                         entry_id,
                         rows[0][1] if rows else [],
-                        failures=max(0, deliveries - 1),
+                        deliveries=deliveries,
                         suspect=suspect,
                     )
                     self.statistics.audited += 1
@@ -404,7 +404,7 @@ class Subscription:
         empty pool is forgotten; with `lain` only those that have lain there for so many seconds, to be given up."""
         topics = [t for t in self.topics.values() if t.lane.free > 0 and topic in (None, t)]
         if pool == SUSPECT_POOL:
-            topics = [t for t in topics if t.lane.takes_suspects]
+            topics = [t for t in topics if t.lane.quarantine.wants]
         if not topics or limit <= 0 or self._paused:
             return True
         streams = [topic.stream for topic in topics]
@@ -434,7 +434,7 @@ class Subscription:
                 topics[index - 2],
                 entry_id,
                 fields,
-                failures=max(0, int(deliveries) - 1),
+                deliveries=int(deliveries),
                 suspect=pool == SUSPECT_POOL,
                 overdue=lain is not None,
             )
@@ -446,7 +446,7 @@ class Subscription:
         entry_id: bytes,
         fields: list[bytes],
         *,
-        failures: int,
+        deliveries: int,
         suspect: bool,
         overdue: bool = False,
     ) -> None:
@@ -456,8 +456,9 @@ class Subscription:
             self.lost(topic, entry_id)
             return
         delivery: Delivery = deliver(self._codec, topic, entry_id, fields)
-        delivery.failures = failures
+        delivery.failures = max(0, deliveries - 1)
         delivery.suspect = suspect
+        delivery.alone = deliveries == 0
         delivery.overdue = overdue
         delivery.look = True
         topic.held.add(entry_id)

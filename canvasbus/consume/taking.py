@@ -13,7 +13,7 @@ from canvasbus.errors import TransportError
 from canvasbus.wire.keys import FREE_POOL, SUSPECT_POOL
 
 TAKE_AT_ONCE = 100
-SUSPECTS_AT_ONCE = 16
+SUSPECTS_AT_ONCE = 32
 
 
 class Taking:
@@ -60,7 +60,7 @@ class Taking:
     async def _take(self, subscription: Subscription) -> None:
         free = min(TAKE_AT_ONCE, sum(max(0, lane.free) for lane in self._lanes))
         ours = await subscription.take(FREE_POOL, free)
-        if ours and not any(lane.suspects for lane in self._lanes):
+        if ours:
             ours = await subscription.take(SUSPECT_POOL, min(SUSPECTS_AT_ONCE, free))
         if not ours:
             self._on_fenced()

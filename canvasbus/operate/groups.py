@@ -77,7 +77,7 @@ class GroupTopic:
     handed_back: int
     """Entries that a leaving worker put down; the next free one takes them."""
     quarantine: int
-    """Entries whose worker died; they run again one at a time."""
+    """Entries whose worker died; they run again a few at a time, or alone."""
     parked: int
     """Entries that wait for a worker that knows a newer version of the type."""
     oldest_seconds: float | None
