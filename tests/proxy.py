@@ -12,6 +12,7 @@ import contextlib
 import select
 import socket
 import threading
+import time
 from collections import deque
 from typing import Literal, Self
 
@@ -32,7 +33,10 @@ class Proxy:
         self._held: list[tuple[socket.socket, bytes]] = []
         self._pairs: set[tuple[socket.socket, socket.socket]] = set()
         self._lock = threading.Lock()
-        self._closed = False
+        self._moves = threading.Event()
+        self._moves.set()
+        self.delay = 0.0
+        """Seconds that each piece takes to come through, either way."""
         self._listener: socket.socket | None = None
         self.port = 0
         self.accepted = 0
@@ -86,6 +90,14 @@ class Proxy:
             for end in pair:
                 _end(end)
 
+    def stall(self) -> None:
+        """Let nothing through, either way, and end nothing, until `go_on`."""
+        self._moves.clear()
+
+    def go_on(self) -> None:
+        """Let through what has gathered, and what comes."""
+        self._moves.set()
+
     def release(self) -> None:
         """Send what was held on to the server, and return when the server has executed it."""
         held, self._held = self._held, []
@@ -95,6 +107,7 @@ class Proxy:
             upstream.close()
 
     def close(self) -> None:
+        self.go_on()
         self.refuse()
         for upstream, _ in self._held:
             upstream.close()
@@ -128,6 +141,9 @@ class Proxy:
         try:
             while True:
                 readable, _, _ = select.select([client, upstream], [], [])
+                self._moves.wait()
+                if self.delay:
+                    time.sleep(self.delay)
                 if upstream in readable:
                     data = upstream.recv(1 << 20)
                     if not data:

@@ -74,6 +74,14 @@ class Watched:
             time.sleep(0.02)
         return self
 
+    @property
+    def promoted(self) -> bool:
+        """True once the replica is the master."""
+        try:
+            return "role:master" in self.replica.ask("INFO replication")
+        except OSError:  # the sentinels end all connections of a server that they promote
+            return False
+
     def _complete(self) -> bool:
         if "state=online" not in self.master.ask("INFO replication"):
             return False

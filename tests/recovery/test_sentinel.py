@@ -124,7 +124,7 @@ async def test_a_frozen_master_loses_nothing_that_a_replica_confirmed(watched: W
                 nursery.start_soon(publishing.by_producer)
                 await until(lambda: len(publishing.stored) >= 100)
                 watched.master.freeze()
-                await until(lambda: "role:master" in watched.replica.ask("INFO replication"), 15)
+                await until(lambda: watched.promoted, 15)
                 watched.master.thaw()
                 changed = trio.current_time()
                 # There is no replica until the old master follows, which the sentinels see to after eight seconds.
