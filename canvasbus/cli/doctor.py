@@ -9,6 +9,7 @@ from dataclasses import asdict
 
 from canvasbus.cli.context import Context
 from canvasbus.cli.output import Output, safe
+from canvasbus.config import DEFAULT
 from canvasbus.errors import ConfigError
 from canvasbus.operate.doctor.finding import LEVELS, Finding, Level, wrong
 from canvasbus.transport import address as addresses
@@ -47,7 +48,9 @@ def _findings(context: Context) -> Iterator[Finding]:
     if context.out.terminal and not context.out.json:
         context.out.line(context.out.paint(f"{address.shown}, namespace {context.settings.namespace!r}", "bold"))
     try:
-        yield from examine(address, context.link, context.settings.namespace)
+        loaded = context.loaded
+        wanted = loaded.settings.partitions if loaded.origins["partitions"] != DEFAULT else None
+        yield from examine(address, context.link, loaded.settings.namespace, wanted)
     finally:
         context.link.close()
 

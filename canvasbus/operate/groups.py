@@ -20,7 +20,7 @@ its heartbeat's count moves while we look on. Only the doubtful ones cost that s
 at once. Names that begin with "~" are pools in which entries wait for somebody, not consumers.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from canvasbus.consume.instances import is_instance
@@ -140,16 +140,18 @@ def groups(partitions: Sequence[Keys], *, trust_lag: bool = True, only: str | No
                     entry.topics[key.name] = _together(known, about) if known else about
     if only is not None:
         found = {name: entry for name, entry in found.items() if name == only}
-    alive = yield from _alive(partitions, found)
+    life = yield from without_life(partitions, {name: entry.idle for name, entry in found.items()})
     result = []
     for name, entry in sorted(found.items()):
         letters = yield commands(*(("XLEN", keys.dead(name)) for keys in partitions))
         counts = [n for n in letters if isinstance(n, int)]
-        living, all_of_them = alive[name]
+        everyone, gone = life[name]
         dead_letters = sum(counts) if len(counts) == len(letters) else None
         topics = tuple(topic for _, topic in sorted(entry.topics.items()))
         paused = answer((yield question(partitions[0], name)))
-        result.append(Group(name, living, all_of_them, dead_letters, topics, entry.instance, paused))
+        result.append(
+            Group(name, len(everyone) - len(gone), len(everyone), dead_letters, topics, entry.instance, paused)
+        )
     return result
 
 
@@ -241,15 +243,15 @@ def _counted(stream: bytes, cursor: bytes, native: int | None) -> Operation[Coun
         page = max(10, min(1000, _PAGE_BYTES * behind // max(size, 1), COUNT_LIMIT - behind))
 
 
-def _alive(partitions: Sequence[Keys], found: dict[str, _Found]) -> Operation[dict[str, tuple[int, int]]]:
-    """Group → (alive, all)."""
-    names = sorted(found)
+def without_life(
+    partitions: Sequence[Keys], idle: Mapping[str, Mapping[bytes, int]]
+) -> Operation[dict[str, tuple[set[bytes], set[bytes]]]]:
+    """Group → all its consumers, and those that show no life. `idle`: group → consumer → milliseconds since it last
+    talked to the server, for those that some stream knows."""
+    names = sorted(idle)
     first = yield from _beats(partitions, names)
-    doubtful: dict[str, set[bytes]] = {}
-    for name in names:
-        everyone = found[name].idle.keys() | first[name].keys()
-        doubtful[name] = {c for c in everyone if found[name].idle.get(c, ALIVE_MS) >= ALIVE_MS}
-    totals = {name: len(found[name].idle.keys() | first[name].keys()) for name in names}
+    everyone = {name: {*idle[name], *first[name]} for name in names}
+    doubtful = {name: {c for c in everyone[name] if idle[name].get(c, ALIVE_MS) >= ALIVE_MS} for name in names}
     looked = 0.0
     while looked < LOOK_SECONDS and any(consumer in first[n] for n in names for consumer in doubtful[n]):
         yield resp.Pause(0.25)
@@ -257,7 +259,7 @@ def _alive(partitions: Sequence[Keys], found: dict[str, _Found]) -> Operation[di
         again = yield from _beats(partitions, names)
         for name in names:
             doubtful[name] = {c for c in doubtful[name] if again[name].get(c) == first[name].get(c)}
-    return {name: (totals[name] - len(doubtful[name]), totals[name]) for name in names}
+    return {name: (everyone[name], doubtful[name]) for name in names}
 
 
 def _beats(partitions: Sequence[Keys], names: list[str]) -> Operation[dict[str, dict[bytes, int]]]:

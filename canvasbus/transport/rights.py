@@ -169,6 +169,7 @@ _OPERATOR = (
     Right("ZRANGE timers 0 0", "look at timers"),
     Right("ZCARD timers", "look at timers"),
     Right("HMGET bodies timer", "look at timers"),
+    Right("ZRANGEBYSCORE timers 0 1", "see timers that are overdue", optional=True),
     Right("INFO", "look at the server", optional=True),
     Right("ACL WHOAMI", "say who it is", optional=True),
 )

@@ -19,6 +19,15 @@ SUSPECT_POOL = "~suspect"
 LATER_INBOX = "~later"
 """Stands for a type: its stream takes what is published with a delay, until that is put among the timers."""
 
+TYPES = {
+    **dict.fromkeys(("stream", "inbox", "dead", "retry"), "stream"),
+    **dict.fromkeys(("meta", "groups", "retention", "group-seen", "beats", "cursors", "parts", "timer-bodies"), "hash"),
+    **dict.fromkeys(("fence", "reaper", "paused", "state", "full", "maintainer", "inbox-cursor"), "string"),
+    **dict.fromkeys(("topics", "retries"), "set"),
+    **dict.fromkeys(("timers", "marks"), "zset"),
+}
+"""What follows the hash tag in a key → what the key holds, in the words of TYPE."""
+
 _VERSION_POOL = re.compile(r"~v:(.+):([0-9]{1,9})")
 
 

@@ -18,7 +18,11 @@ MakeServer = Callable[..., ServerProcess]
 @pytest.fixture
 def healthy(make_server: MakeServer) -> ServerProcess:
     """A server about which the doctor has nothing to say."""
-    return make_server(persistent=True, config=("--maxmemory", "200mb"))
+    server = make_server(persistent=True, config=("--maxmemory", "200mb"))
+    eyes = Eyes(server.url, "canvasbus")
+    eyes.call("HSET", eyes.keys.meta, "partitions", 1)
+    eyes.close()
+    return server
 
 
 def test_a_healthy_server(run_bare: Run, healthy: ServerProcess) -> None:
@@ -113,3 +117,28 @@ def test_as_an_operator(healthy: ServerProcess, capsys: pytest.CaptureFixture[st
     ran = runner(healthy.url.replace("redis://", "redis://studio-operator:pw@"), "studio", capsys)("doctor")
     assert ran.code == 0 and "note     not told: the server does not answer CONFIG GET" in ran.out
     eyes.close()
+
+
+def test_a_hostile_namespace(run: Run, eyes: Eyes) -> None:
+    """Names that hold escape sequences and line ends forge no line, and none of them reaches the terminal."""
+    keys = eyes.keys
+    nasty = b"\x1b[2J\r\nok       all is well\n\xff\xe2\x80\xae"
+    eyes.call("XADD", keys.stream("") + nasty, "*", "e", "x")
+    eyes.call("XGROUP", "CREATE", keys.stream("") + nasty, nasty, "0")
+    eyes.call("XREADGROUP", "GROUP", nasty, nasty, "STREAMS", keys.stream("") + nasty, ">")
+    eyes.call("HSET", keys.groups, nasty, nasty)
+    eyes.call("XADD", keys.dead("") + nasty, "*", "e", "x")
+    eyes.call("LPUSH", keys.beats("") + nasty, "x")
+    plain, programs = run("doctor"), run("doctor", "--json")
+    assert plain.code == programs.code == 1
+    assert len(plain.lines) == len(programs.records)
+    for ran in (plain, programs):
+        assert not {"\x1b", "\r", "\u202e", "\udcff"} & set(ran.out)
+        assert not [line for line in ran.lines if "all is well" in line and line.startswith("ok")]
+
+
+def test_partitions_of_this_process(run_bare: Run, healthy: ServerProcess) -> None:
+    """A number that somebody has set must be the one on record; the default need not."""
+    assert run_bare("doctor", "--url", healthy.url).code == 0
+    ran = run_bare("doctor", "--url", healthy.url, "--partitions", "4")
+    assert ran.code == 1 and "has 1 partition here, this process is set to 4" in ran.out

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 import pytest
+from operate.doctoring import MakeServer, Making
 from studio import Eyes
 
 from canvasbus.transport.blocking import BlockingLink
@@ -22,3 +23,11 @@ def link(eyes: Eyes) -> Iterator[BlockingLink]:
     link = BlockingLink(eyes.server)
     yield link
     link.close()
+
+
+@pytest.fixture
+def making(make_server: MakeServer) -> Iterator[Making]:
+    """Servers in a certain state, and commands to bring them there: url, eyes = making("--timeout", "5")."""
+    making = Making(make_server)
+    yield making
+    making.close()

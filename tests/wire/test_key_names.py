@@ -1,5 +1,6 @@
 """Keys: one hash tag a partition, one partition a key."""
 
+import inspect
 import random
 import zlib
 from binascii import crc32
@@ -9,7 +10,16 @@ from redis.crc import key_slot
 from seeds import seeds
 
 from canvasbus.errors import ConfigError
-from canvasbus.wire.keys import FREE_POOL, SUSPECT_POOL, Keys, partition_of, version_in, version_pool
+from canvasbus.wire.keys import (
+    FREE_POOL,
+    LATER_INBOX,
+    SUSPECT_POOL,
+    TYPES,
+    Keys,
+    partition_of,
+    version_in,
+    version_pool,
+)
 
 
 def all_of(keys: Keys) -> list[bytes]:
@@ -27,6 +37,18 @@ def test_all_keys_of_a_partition_lie_in_one_slot() -> None:
             assert {key_slot(key) for key in found} == {key_slot(f"{namespace}:{partition}".encode())}
             assert len(set(found)) == len(found)
             assert all(key.startswith(f"{{{namespace}:{partition}}}:".encode()) for key in found)
+
+
+def test_what_every_key_holds_is_written_down() -> None:
+    """TYPES knows each kind of key that Keys names, and no other."""
+    keys = Keys("studio", 3)
+    found = {keys.topics, keys.groups, keys.meta, keys.stream(LATER_INBOX)}
+    for name, member in vars(Keys).items():
+        if isinstance(member, property):
+            found.add(getattr(keys, name))
+        elif inspect.isfunction(member) and not name.startswith("_") and name != "type_of":
+            found.add(member(keys, *("x" for _ in list(inspect.signature(member).parameters)[1:])))
+    assert {key.decode().split(":")[2] for key in found} == TYPES.keys()
 
 
 def test_the_stream_of_a_type_is_as_documented() -> None:

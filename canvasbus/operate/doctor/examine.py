@@ -3,7 +3,9 @@
 from collections.abc import Iterator
 
 from canvasbus.errors import TransportError
+from canvasbus.operate.doctor.ask_namespace import ask_namespace
 from canvasbus.operate.doctor.finding import Finding
+from canvasbus.operate.doctor.judge_namespace import judge_namespace
 from canvasbus.operate.doctor.judge_server import judge_address, judge_failure, judge_server
 from canvasbus.operate.doctor.rights import judge_rights, lacking
 from canvasbus.operate.doctor.server import ask
@@ -12,14 +14,18 @@ from canvasbus.transport.blocking import BlockingLink
 from canvasbus.wire.keys import Keys
 
 
-def examine(address: Address, link: BlockingLink, namespace: str) -> Iterator[Finding]:
-    """Look at a server and a namespace on it. A server that is away, or goes away meanwhile, is a finding too."""
+def examine(address: Address, link: BlockingLink, namespace: str, wanted: int | None = None) -> Iterator[Finding]:
+    """Look at a server and a namespace on it. A server that is away, or goes away meanwhile, is a finding too.
+
+    `wanted`: the number of partitions that this process is set to; None: it takes what is on record.
+    """
     yield from judge_address(address)
     keys = Keys(namespace)
     try:
         facts = link.run(ask(keys))
         yield from judge_server(facts)
         yield from judge_rights(lacking(link, keys, group="group", event_type="type"), facts.user)
+        yield from judge_namespace(link.run(ask_namespace(namespace, wanted)), wanted)
     except TransportError as error:
         yield judge_failure(error)
 

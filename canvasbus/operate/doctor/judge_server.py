@@ -11,6 +11,7 @@ from canvasbus.consume.subscription import READ_COUNT
 from canvasbus.errors import TransportError
 from canvasbus.operate.doctor.finding import Finding, Level
 from canvasbus.operate.doctor.server import ServerFacts
+from canvasbus.operate.doctor.words import size
 from canvasbus.transport.address import Address
 
 CLOCK_SECONDS = 2.0
@@ -293,25 +294,23 @@ def _memory(facts: ServerFacts) -> Iterator[Finding]:
         return
     held = facts.number("used_memory_rss") or used
     wasted = held - used
-    loose = (
-        f"; fragmentation: the process holds {_size(held)} for it" if wasted > 64 << 20 and held > 1.5 * used else ""
-    )
+    loose = f"; fragmentation: the process holds {size(held)} for it" if wasted > 64 << 20 and held > 1.5 * used else ""
     if limit:
         level: Level = "error" if used >= limit else "warning" if used >= FULL_SHARE * limit else "ok"
         left = max(0, limit - used)
         advice = "" if level == "ok" else "raise maxmemory, or let retention keep less (`canvasbus retention list`)"
-        found = f"{_size(used)} of maxmemory {_size(limit)} used, {_size(left)} left"
+        found = f"{size(used)} of maxmemory {size(limit)} used, {size(left)} left"
         if machine and limit > machine:
             level, advice = "warning", "lower maxmemory below what the machine has"
-            found += f", but the machine has only {_size(machine)}"
+            found += f", but the machine has only {size(machine)}"
         yield Finding(level, "memory", found + loose, advice)
         return
     full = machine is not None and held >= FULL_SHARE * machine
-    of = f" of the machine's {_size(machine)}" if machine else ""
+    of = f" of the machine's {size(machine)}" if machine else ""
     yield Finding(
         "warning" if full else "note",
         "memory",
-        f"{_size(used)} used{of}, without maxmemory: a server that grows is killed by the operating system instead of "
+        f"{size(used)} used{of}, without maxmemory: a server that grows is killed by the operating system instead of "
         f"refusing writes{loose}",
         "CONFIG SET maxmemory to what it may use, less than the machine has: snapshots and rewrites need room too",
     )
@@ -380,18 +379,9 @@ def _reply_limit(name: str, limit: int) -> Iterator[Finding]:
     yield Finding(
         "warning" if small else "note",
         "output buffers",
-        f"{name} {_size(limit)}: a client with more than that waiting for it is disconnected, and a worker reads up to "
-        f"{READ_COUNT} entries at once: events of {_size(each)} on average are too much",
+        f"{name} {size(limit)}: a client with more than that waiting for it is disconnected, and a worker reads up to "
+        f"{READ_COUNT} entries at once: events of {size(each)} on average are too much",
         f"CONFIG SET {name.split()[0]}"
         + (" 'normal 0 0 0'" if "normal" in name else " 0")
         + ", or a few hundred megabytes",
     )
-
-
-def _size(count: int) -> str:
-    value = float(count)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if value < 1024:
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1024
-    return f"{value:.1f} TiB"

@@ -1,0 +1,292 @@
+"""What the doctor asks about one namespace.
+
+Keys, groups and consumers that strangers made are asked about by their own bytes. Every list has an end; what lies
+beyond it makes the facts incomplete.
+"""
+
+import re
+from collections.abc import Sequence
+
+import msgspec
+
+from canvasbus.consume.instances import is_instance
+from canvasbus.errors import Refused
+from canvasbus.operate.doctor.namespace import GroupFacts, NamespaceFacts, Owner, Reading, StreamFacts
+from canvasbus.operate.groups import without_life
+from canvasbus.operate.topics import id_order, recorded_partitions
+from canvasbus.transport.resp import Argument, Operation, chunks, command, commands, pairs
+from canvasbus.wire import deadletter
+from canvasbus.wire.keys import LATER_INBOX, TYPES, Keys
+from canvasbus.wire.retention import read_full
+
+PARTITION_LIMIT = 256
+SCAN_COUNT, SCAN_PAGES = 5000, 200
+"""Keys that are looked at in one step, and steps: a million keys, the server's others included."""
+KEY_LIMIT = 5000
+"""Keys of the namespace whose type is looked at."""
+STREAM_LIMIT = 500
+PAIR_LIMIT = 2000
+"""Pairs of a stream and a group that are looked at closely."""
+GROUP_LIMIT = 500
+OWNER_LIMIT = 50
+"""Consumers of one pair whose oldest entry is looked at, those with most entries first."""
+SAMPLE = 20
+"""Of the oldest pending entries of a pair: how many are looked for in the stream."""
+
+
+def ask_namespace(namespace: str, wanted: int | None) -> Operation[NamespaceFacts]:
+    """Ask everything. `wanted`: the number of partitions that somebody has set. Raises TransportError."""
+    facts = NamespaceFacts(namespace)
+    (record,) = yield command("HGET", Keys(namespace).meta, "partitions")
+    facts.fine("HGET", record)
+    if not facts.refused:
+        try:
+            facts.recorded = yield from recorded_partitions(namespace)
+        except Refused as error:
+            facts.recorded_error = str(error)
+    (now,) = yield command("TIME")
+    if facts.fine("TIME", now):
+        facts.now_ms = int(now[0]) * 1000 + int(now[1]) // 1000
+    facts.partitions = min(facts.recorded or wanted or 1, PARTITION_LIMIT)
+    facts.complete = facts.partitions == (facts.recorded or wanted or 1)
+    partitions = [Keys(namespace, partition) for partition in range(facts.partitions)]
+    keys = yield from _scan(facts)
+    if facts.recorded is None and not keys and not facts.recorded_error:
+        facts.neighbours = yield from _neighbours(facts)
+        return facts
+    yield from _types(facts, keys)
+    yield from _declared(facts, partitions)
+    yield from _streams(facts, partitions, keys)
+    yield from _readings(facts)
+    yield from _life(facts, partitions)
+    for name in facts.at_most(GROUP_LIMIT, sorted(facts.groups)):
+        yield from _letters(facts, partitions, facts.groups[name])
+    yield from _waiting(facts, partitions)
+    return facts
+
+
+def _scan(facts: NamespaceFacts) -> Operation[list[bytes]]:
+    """The keys of the namespace, as far as they are found."""
+    form = re.compile(rb"\{%b:(\d{1,9})\}:([a-z-]+)(?::.*)?" % re.escape(facts.namespace.encode()), re.DOTALL)
+    found: set[bytes] = set()
+    cursor: bytes | int = 0
+    for _ in range(SCAN_PAGES):
+        (reply,) = yield command("SCAN", cursor, "MATCH", f"{{{facts.namespace}:*", "COUNT", SCAN_COUNT)
+        if not facts.fine("SCAN", reply):
+            return []
+        cursor, page = reply
+        for key in set(page) - found:  # SCAN may say a key twice; after KEY_LIMIT we would not know
+            matched = form.fullmatch(key)
+            if matched is None or matched[2].decode() not in TYPES:
+                facts.foreign += 1
+                facts.stranger = facts.stranger or key[:200]
+            elif int(matched[1]) >= facts.partitions:
+                facts.beyond[int(matched[1])] += 1
+            else:
+                facts.keys[matched[2].decode()] += 1
+                if len(found) < 4 * KEY_LIMIT:
+                    found.add(key)
+        if int(cursor) == 0:
+            break
+    facts.complete = facts.complete and int(cursor) == 0
+    return sorted(found)
+
+
+def _neighbours(facts: NamespaceFacts) -> Operation[list[str]]:
+    found: set[str] = set()
+    cursor: bytes | int = 0
+    for _ in range(SCAN_PAGES):
+        (reply,) = yield command("SCAN", cursor, "MATCH", "{*:0}:meta", "COUNT", SCAN_COUNT)
+        if not facts.fine("SCAN", reply):
+            break
+        cursor, page = reply
+        found |= {key[1:-8].decode(errors="backslashreplace") for key in page}
+        if int(cursor) == 0:
+            break
+    return sorted(found)
+
+
+def _types(facts: NamespaceFacts, keys: Sequence[bytes]) -> Operation[None]:
+    """Look at what keys hold: streams and what there is once before the many small ones."""
+    small = (b"fence", b"state", b"parts")
+    many = sorted(keys, key=lambda key: _kind(key).encode() in small)
+    for some in chunks(facts.at_most(KEY_LIMIT, many)):
+        for key, reply in zip(some, (yield commands(*(("TYPE", key) for key in some))), strict=True):
+            if facts.fine("TYPE", reply):
+                holds, should = reply.decode(), TYPES[_kind(key)]
+                if holds not in (should, "none"):
+                    facts.wrong.append((key, holds, should))
+
+
+def _kind(key: bytes) -> str:
+    return key.partition(b"}:")[2].partition(b":")[0].decode()
+
+
+def _declared(facts: NamespaceFacts, partitions: Sequence[Keys]) -> Operation[None]:
+    """Declared groups, and which of them are paused."""
+    for some in chunks(list(partitions)):
+        for reply in (yield commands(*(("HGETALL", keys.groups) for keys in some))):
+            if facts.fine("HGETALL", reply):
+                for name, about in pairs(reply).items():
+                    group = facts.groups.setdefault(name, GroupFacts(name))
+                    group.declared = True
+                    group.instance = group.instance or is_instance(about)
+    for names in chunks(facts.at_most(GROUP_LIMIT, sorted(facts.groups))):
+        forms = [("GET", partitions[0].paused("") + name) for name in names]
+        for name, reply in zip(names, (yield commands(*forms)), strict=True):
+            facts.groups[name].paused = facts.fine("GET", reply) and reply is not None
+
+
+def _streams(facts: NamespaceFacts, partitions: Sequence[Keys], keys: Sequence[bytes]) -> Operation[None]:
+    """Streams and the groups on them: those that are listed, those that exist, and those of redriven events."""
+    found: dict[bytes, StreamFacts] = {}
+    for own in partitions:
+        head = own.stream("")
+        (names,) = yield command("SMEMBERS", own.topics)
+        listed = {head + name for name in names} if facts.fine("SMEMBERS", names) else set()
+        for key in listed | {key for key in keys if key.startswith(head)}:
+            found[key] = StreamFacts(_text(key[len(head) :]), key, own.partition)
+        retries = own.retry("", "")[: -len(b":")]
+        for key in keys:
+            if key.startswith(retries) and _kind(key) == "retry":
+                topic = _text(key.rpartition(b":")[2]) + " (redriven)"
+                found[key] = StreamFacts(topic, key, own.partition)
+    wrong = {key for key, _, _ in facts.wrong}
+    facts.streams = facts.at_most(STREAM_LIMIT, [found[key] for key in sorted(found) if key not in wrong])
+    for some in chunks(facts.streams, 4):  # two entries of each stream come with its XINFO
+        replies = yield commands(
+            *(
+                (*question, stream.key)
+                for stream in some
+                for question in (("XLEN",), ("XINFO", "STREAM"), ("XINFO", "GROUPS"))
+            )
+        )
+        for stream, (length, about, rows) in zip(some, chunks(replies, 3), strict=True):
+            if facts.fine("XLEN", length):
+                stream.entries = length
+            if facts.fine("XINFO STREAM", about):
+                known = pairs(about)
+                stream.told = True
+                stream.first, stream.last = (
+                    known[end][0] if known[end] else None for end in (b"first-entry", b"last-entry")
+                )
+                stream.deleted = known.get(b"max-deleted-entry-id") or b"0-0"
+            if facts.fine("XINFO GROUPS", rows):
+                for row in map(pairs, rows):
+                    group = facts.groups.setdefault(row[b"name"], GroupFacts(row[b"name"]))
+                    group.readings.append(Reading(stream, row[b"last-delivered-id"]))
+
+
+def _readings(facts: NamespaceFacts) -> Operation[None]:
+    every = [(name, reading) for name in sorted(facts.groups) for reading in facts.groups[name].readings]
+    for name, reading in facts.at_most(PAIR_LIMIT, every):
+        yield from _reading(facts, name, reading)
+
+
+def _reading(facts: NamespaceFacts, group: bytes, reading: Reading) -> Operation[None]:
+    key = reading.stream.key
+    pending, consumers, oldest = yield commands(
+        ("XPENDING", key, group),
+        ("XINFO", "CONSUMERS", key, group),
+        ("XPENDING", key, group, "-", "+", SAMPLE),
+    )
+    if facts.fine("XINFO CONSUMERS", consumers):
+        for row in map(pairs, consumers):
+            if not row[b"name"].startswith(b"~"):
+                reading.idle[row[b"name"]] = row[b"idle"]
+    if facts.fine("XPENDING", pending):
+        reading.owners = {owner: Owner(int(count)) for owner, count in pending[3] or ()}
+    most = sorted(reading.owners, key=lambda owner: (not owner.startswith(b"~"), -reading.owners[owner].entries))
+    for some in chunks(facts.at_most(OWNER_LIMIT, most)):
+        forms: list[tuple[Argument, ...]] = [("XPENDING", key, group, "-", "+", 1, owner) for owner in some]
+        for owner, reply in zip(some, (yield commands(*forms)), strict=True):
+            if facts.fine("XPENDING", reply) and reply:
+                reading.owners[owner].seconds = reply[0][2] / 1000
+                reading.owners[owner].deliveries = reply[0][3]
+    yield from _unread(facts, reading)
+    if facts.fine("XPENDING", oldest):
+        yield from _gone(reading, [row[0] for row in oldest])
+
+
+def _unread(facts: NamespaceFacts, reading: Reading) -> Operation[None]:
+    stream, cursor = reading.stream, reading.cursor
+    if stream.first is None or stream.last is None or id_order(cursor) >= id_order(stream.last):
+        return
+    oldest = stream.first
+    if id_order(cursor) >= id_order(oldest):
+        (rows,) = yield command("XRANGE", stream.key, b"(" + cursor, "+", "COUNT", 1)
+        oldest = rows[0][0] if facts.fine("XRANGE", rows) and rows else stream.last
+    reading.unread_seconds = facts.age(oldest)
+
+
+def _gone(reading: Reading, ids: Sequence[bytes]) -> Operation[None]:
+    """Entries that are pending and no longer in the stream. Bodies travel only where somebody deleted in the middle."""
+    stream = reading.stream
+    if not stream.told:
+        return
+    reading.sampled = len(ids)
+    for entry_id in ids:
+        if stream.first is None or id_order(entry_id) < id_order(stream.first):
+            reading.gone += 1
+        elif id_order(entry_id) <= id_order(stream.deleted):
+            (rows,) = yield command("XRANGE", stream.key, entry_id, entry_id)
+            reading.gone += rows == []
+
+
+def _life(facts: NamespaceFacts, partitions: Sequence[Keys]) -> Operation[None]:
+    """Which consumers live. Groups whose name is no text, or whose heartbeats cannot be read, are left out."""
+    idle: dict[str, dict[bytes, int]] = {}
+    for name in facts.at_most(GROUP_LIMIT, sorted(facts.groups)):
+        group = facts.groups[name]
+        readable = name.isascii()
+        for some in chunks(list(partitions)):
+            for reply in (yield commands(*(("HGETALL", keys.beats("") + name) for keys in some))):
+                readable = facts.fine("HGETALL", reply) and readable
+        if readable:
+            seen: dict[bytes, int] = {}
+            for reading in group.readings:
+                for consumer, milliseconds in reading.idle.items():
+                    seen[consumer] = min(milliseconds, seen.get(consumer, milliseconds))
+            idle[name.decode()] = seen
+    for text, (everyone, lifeless) in (yield from without_life(partitions, idle)).items():
+        facts.groups[text.encode()].everyone = everyone
+        facts.groups[text.encode()].lifeless = lifeless
+
+
+def _letters(facts: NamespaceFacts, partitions: Sequence[Keys], group: GroupFacts) -> Operation[None]:
+    newest: tuple[tuple[int, int], list[bytes]] | None = None
+    for keys in partitions:
+        stream = keys.dead("") + group.name
+        length, rows = yield commands(("XLEN", stream), ("XREVRANGE", stream, "+", "-", "COUNT", 1))
+        known = facts.fine("XLEN", length) and group.letters is not None
+        group.letters = group.letters + length if known and group.letters is not None else None
+        if facts.fine("XREVRANGE", rows) and rows and (newest is None or id_order(rows[0][0]) > newest[0]):
+            newest = id_order(rows[0][0]), rows[0][1]
+            group.newest_seconds = facts.age(rows[0][0])
+    if newest is not None:
+        try:
+            group.newest = deadletter.decode(newest[1][1])
+        except (msgspec.MsgspecError, ValueError, RecursionError, IndexError):
+            group.newest = None  # a stranger's
+
+
+def _waiting(facts: NamespaceFacts, partitions: Sequence[Keys]) -> Operation[None]:
+    """Full streams, and events for later that nobody publishes."""
+    for keys in partitions:
+        value, timers, read, newest = yield commands(
+            ("GET", keys.full),
+            ("ZRANGEBYSCORE", keys.timers, "-inf", facts.now_ms, "WITHSCORES", "LIMIT", 0, 1),
+            ("GET", keys.inbox_cursor),
+            ("XREVRANGE", keys.stream(LATER_INBOX), "+", "-", "COUNT", 1),
+        )
+        if facts.fine("GET", value):
+            facts.full |= read_full(value)
+        if facts.fine("ZRANGEBYSCORE", timers) and timers:
+            late = (facts.now_ms - float(timers[1])) / 1000
+            facts.overdue_seconds = max(late, facts.overdue_seconds or 0.0)
+        if facts.fine("XREVRANGE", newest) and facts.fine("GET", read) and newest and newest[0][0] != read:
+            facts.inbox_seconds = max(facts.age(newest[0][0]), facts.inbox_seconds or 0.0)
+
+
+def _text(name: bytes) -> str:
+    return name.decode(errors="backslashreplace")
