@@ -81,3 +81,40 @@ async def test_an_event_that_kills_its_process_is_given_up(
     assert (letter.reason, letter.attempts) == ("lost_workers", 1)
     assert answers(eyes) == {number: 1 for number in range(300) if number != 150}
     assert len(program.said("a worker process ended")) == 3  # among all others, among a few, alone
+
+
+FAILING = """
+from canvasbus import Event, event
+from canvasbus.worker import Backoff, Worker
+
+@event("crash.asked")
+class Asked(Event):
+    number: int
+
+worker = Worker("unit")
+
+@worker.on(Asked, retry={ValueError: Backoff(attempts=3, base=3600, cap=3600)})
+async def on_asked(event: Asked) -> None:
+    raise ValueError("not today")
+"""
+
+
+async def test_attempts_survive_the_processes_that_made_them(
+    server_url: str, namespace: str, eyes: Eyes, start: Callable[..., Any]
+) -> None:
+    """Each process fails once on the event and is killed while it waits: the third failure is the last of three."""
+    with Producer(server_url, namespace=namespace) as bus:
+        bus.publish(Asked(number=1))
+        assert bus.flush(20)
+    failed = "a handler failed; the event waits for another attempt"
+    for attempt in (1, 2):
+        program = start("--url", server_url, "--namespace", namespace, unit=FAILING)
+        (told,) = await until(lambda program=program: program.said(failed), 30)
+        assert (told["attempt"], told["of"]) == (attempt, 3)
+        counted = attempt + 1
+        await until(lambda n=counted: [count for _, _, count in eyes.pending("unit", "crash.asked")] == [n])
+        program.process.kill()
+    start("--url", server_url, "--namespace", namespace, unit=FAILING)
+    (letter,) = await until(lambda: eyes.dead("unit"), 30)
+    assert (letter.reason, letter.attempts) == ("exhausted", 3)
+    await quiet(eyes, event_type="crash.asked")
