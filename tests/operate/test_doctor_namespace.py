@@ -442,6 +442,8 @@ def test_long_lists_are_cut(
         monkeypatch.setattr(asking, name, 3)
     found = examine()
     assert about(found, "topics").found.startswith("3 topics") and about(found, "topics").estimate
+    assert not [f for f in found if f.level == "ok" and f.check == "groups" and "group-9" in f.found]
+    assert "not all were looked at" in next(f for f in found if f.check == "groups").found
     assert about(found, "keys").estimate
 
 

@@ -179,53 +179,67 @@ def _streams(facts: NamespaceFacts, partitions: Sequence[Keys], keys: Sequence[b
 
 def _readings(facts: NamespaceFacts) -> Operation[None]:
     every = [(name, reading) for name in sorted(facts.groups) for reading in facts.groups[name].readings]
-    for name, reading in facts.at_most(PAIR_LIMIT, every):
-        yield from _reading(facts, name, reading)
+    for some in chunks(facts.at_most(PAIR_LIMIT, every), 20):
+        yield from _owners(facts, some)
+        yield from _unread(facts, [reading for _, reading in some])
+        for _, reading in some:
+            yield from _gone(reading)
 
 
-def _reading(facts: NamespaceFacts, group: bytes, reading: Reading) -> Operation[None]:
-    key = reading.stream.key
-    pending, consumers, oldest = yield commands(
-        ("XPENDING", key, group),
-        ("XINFO", "CONSUMERS", key, group),
-        ("XPENDING", key, group, "-", "+", SAMPLE),
-    )
-    if facts.fine("XINFO CONSUMERS", consumers):
-        for row in map(pairs, consumers):
-            if not row[b"name"].startswith(b"~"):
-                reading.idle[row[b"name"]] = row[b"idle"]
-    if facts.fine("XPENDING", pending):
-        reading.owners = {owner: Owner(int(count)) for owner, count in pending[3] or ()}
-    most = sorted(reading.owners, key=lambda owner: (not owner.startswith(b"~"), -reading.owners[owner].entries))
-    for some in chunks(facts.at_most(OWNER_LIMIT, most)):
-        forms: list[tuple[Argument, ...]] = [("XPENDING", key, group, "-", "+", 1, owner) for owner in some]
-        for owner, reply in zip(some, (yield commands(*forms)), strict=True):
+def _owners(facts: NamespaceFacts, some: Sequence[tuple[bytes, Reading]]) -> Operation[None]:
+    """Who has entries in hand, and since when."""
+    forms: list[tuple[Argument, ...]] = []
+    for group, reading in some:
+        key = reading.stream.key
+        forms.append(("XPENDING", key, group))
+        forms.append(("XINFO", "CONSUMERS", key, group))
+        forms.append(("XPENDING", key, group, "-", "+", SAMPLE))
+    whom: list[Owner] = []
+    closer: list[tuple[Argument, ...]] = []
+    for (group, reading), three in zip(some, chunks((yield commands(*forms)), 3), strict=True):
+        pending, consumers, oldest = three
+        reading.looked = True
+        if facts.fine("XINFO CONSUMERS", consumers):
+            rows = map(pairs, consumers)
+            reading.idle = {row[b"name"]: row[b"idle"] for row in rows if not row[b"name"].startswith(b"~")}
+        if facts.fine("XPENDING", oldest):
+            reading.oldest = [row[0] for row in oldest]
+        if facts.fine("XPENDING", pending):
+            reading.owners = {owner: Owner(int(count)) for owner, count in pending[3] or ()}
+        most = sorted(reading.owners, key=lambda owner: (not owner.startswith(b"~"), -reading.owners[owner].entries))
+        for owner in facts.at_most(OWNER_LIMIT, most):
+            whom.append(reading.owners[owner])
+            closer.append(("XPENDING", reading.stream.key, group, "-", "+", 1, owner))
+    for asked, those in zip(chunks(closer), chunks(whom), strict=True):
+        for held, reply in zip(those, (yield commands(*asked)), strict=True):
             if facts.fine("XPENDING", reply) and reply:
-                reading.owners[owner].seconds = reply[0][2] / 1000
-                reading.owners[owner].deliveries = reply[0][3]
-    yield from _unread(facts, reading)
-    if facts.fine("XPENDING", oldest):
-        yield from _gone(reading, [row[0] for row in oldest])
+                held.seconds = reply[0][2] / 1000
 
 
-def _unread(facts: NamespaceFacts, reading: Reading) -> Operation[None]:
-    stream, cursor = reading.stream, reading.cursor
-    if stream.first is None or stream.last is None or id_order(cursor) >= id_order(stream.last):
-        return
-    oldest = stream.first
-    if id_order(cursor) >= id_order(oldest):
-        (rows,) = yield command("XRANGE", stream.key, b"(" + cursor, "+", "COUNT", 1)
-        oldest = rows[0][0] if facts.fine("XRANGE", rows) and rows else stream.last
-    reading.unread_seconds = facts.age(oldest)
+def _unread(facts: NamespaceFacts, some: Sequence[Reading]) -> Operation[None]:
+    """Which events the groups have not been given, and how old the first of them is."""
+    inside = []
+    for reading in some:
+        first, last = reading.stream.first, reading.stream.last
+        if first is None or last is None or id_order(reading.cursor) >= id_order(last):
+            continue
+        if id_order(reading.cursor) < id_order(first):
+            reading.unread_seconds = facts.age(first)
+        else:
+            inside.append(reading)
+    for few in chunks(inside, 4):  # each brings an entry
+        forms = [("XRANGE", reading.stream.key, b"(" + reading.cursor, "+", "COUNT", 1) for reading in few]
+        for reading, rows in zip(few, (yield commands(*forms)), strict=True):
+            last = reading.stream.last or b"0-0"
+            reading.unread_seconds = facts.age(rows[0][0] if facts.fine("XRANGE", rows) and rows else last)
 
 
-def _gone(reading: Reading, ids: Sequence[bytes]) -> Operation[None]:
+def _gone(reading: Reading) -> Operation[None]:
     """Entries that are pending and no longer in the stream. Bodies travel only where somebody deleted in the middle."""
     stream = reading.stream
     if not stream.told:
         return
-    reading.sampled = len(ids)
-    for entry_id in ids:
+    for entry_id in reading.oldest:
         if stream.first is None or id_order(entry_id) < id_order(stream.first):
             reading.gone += 1
         elif id_order(entry_id) <= id_order(stream.deleted):

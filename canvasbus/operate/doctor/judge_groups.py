@@ -21,19 +21,25 @@ LEAKED = 1000
 def judge_groups(facts: NamespaceFacts) -> Iterator[Finding]:
     """What is wrong with each group, and one line for all with which nothing is."""
     well: list[str] = []
+    partly: list[str] = []
     for name in sorted(facts.groups):
         group = facts.groups[name]
         found = list(_group(group, declarations_known="HGETALL" not in facts.refused))
         yield from found
-        if not found:
+        if any(not reading.looked for reading in group.readings):
+            partly.append(text(name))
+        elif not found:
             alive = _alive(group)
             well.append(f"{text(name)} ({count(len(alive), 'worker') if alive is not None else 'workers unknown'})")
+    if partly:
+        found_partly = f"{count(len(partly), 'group')} with so many topics that not all were looked at: {some(partly)}"
+        yield Finding("note", "groups", found_partly, "`canvasbus groups NAME` looks at one of them", estimate=True)
     if well:
         known = not facts.refused and all(group.lifeless is not None for group in facts.groups.values())
         yield Finding(
             "ok" if known else "note",
             "groups",
-            f"{'nothing' if known else 'as far as is known nothing'} waits or was given up: {some(well, 10)}",
+            f"{'no' if known else 'as far as is known no'} trouble with {some(well, 10)}",
             estimate=not facts.complete,
         )
 
@@ -105,7 +111,9 @@ def _workers(group: GroupFacts, name: str) -> Iterator[Finding]:
             group=name,
         )
     elif not alive:
-        yield Finding("note", "group", f"no worker of group {name} runs; nothing waits for it", group=name)
+        known = all(reading.looked for reading in group.readings)
+        rest = "nothing waits for it" if known else "what waits for it was not looked at"
+        yield Finding("note", "group", f"no worker of group {name} runs; {rest}", group=name)
     elif oldest >= BEHIND_SECONDS:
         yield Finding(
             "warning",
@@ -193,13 +201,11 @@ def _pools(group: GroupFacts, name: str) -> Iterator[Finding]:
                     group=name,
                 )
         elif pool == SUSPECT_POOL.encode():
-            most = max(owner.deliveries for _, owner in there)
-            times = "once" if most == 1 else f"{most} times"
             yield Finding(
                 "warning" if oldest >= BEHIND_SECONDS else "note",
                 "quarantine",
-                f"{said} in quarantine, up to {span(oldest)}: their worker died with them in hand (the oldest was "
-                f"delivered {times}); they run again one at a time",
+                f"{said} in quarantine, up to {span(oldest)}: their worker died with them in hand; they run again, a few at "
+                "a time",
                 "start a worker of the group, if none runs; else look what they do to it",
                 group=name,
             )
@@ -220,8 +226,8 @@ def _pools(group: GroupFacts, name: str) -> Iterator[Finding]:
 def _bodies(group: GroupFacts, name: str) -> Iterator[Finding]:
     gone = [reading for reading in group.readings if reading.gone]
     if gone:
-        lost, sampled = sum(r.gone for r in gone), sum(r.sampled for r in gone)
-        more = any(sum(owner.entries for owner in r.owners.values()) > r.sampled for r in gone)
+        lost, sampled = sum(r.gone for r in gone), sum(len(r.oldest) for r in gone)
+        more = any(sum(owner.entries for owner in r.owners.values()) > len(r.oldest) for r in gone)
         topics = sorted({r.topic for r in gone})
         yield Finding(
             "error",

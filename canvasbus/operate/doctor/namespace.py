@@ -20,8 +20,6 @@ class Owner:
     entries: int
     seconds: float | None = None
     """Since its oldest entry was given to it; None: not looked at."""
-    deliveries: int = 0
-    """How often that one was delivered."""
 
 
 @dataclass(slots=True)
@@ -53,10 +51,12 @@ class Reading:
     """Consumer → milliseconds since it last talked to the server."""
     unread_seconds: float | None = None
     """Age of the oldest entry that the group has not been given; None: it has been given all."""
-    sampled: int = 0
-    """Pending entries that were looked for in the stream."""
+    oldest: list[bytes] = field(default_factory=list)
+    """The first pending entries."""
     gone: int = 0
-    """Those of them that are no longer there."""
+    """Those of them that are no longer in the stream."""
+    looked: bool = False
+    """False: there are too many groups and topics to look at each; what stands above is not known."""
 
     @property
     def topic(self) -> str:
