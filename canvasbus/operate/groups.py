@@ -3,10 +3,13 @@
 Lag is how many entries of a topic the group has not been given yet. The server's own figure is nil or wrong after some
 deletes and group starts, and on Redis 7.0 also after a trim that went past the group's cursor: reading on from there
 counts from the old place, so that the figure is too large from then on and nothing tells (275 of 400 random histories
-with XTRIM; the bus itself never trims past a cursor, people do). So it is believed only where it cannot be wrong:
+with XTRIM; the bus itself never trims past a cursor, people do), and after the server came back from its append-only
+file or was promoted (all that was read before counts as unread; Valkey 7.2 does better). So it is believed only where it
+cannot be wrong:
 
     1. the cursor is at or behind the last entry, or before the first     → 0, or the stream's length; exact
-    2. a native figure, and nothing was ever removed from the stream      → that; exact (not on fakeredis)
+    2. a native figure, nothing was ever removed from the stream, and the server keeps no append-only file and has
+       always been the master                                             → that; exact (not on fakeredis)
     3. counted in pages from the cursor to the end and from the beginning to the cursor, whichever ends first; what was
        not counted is the stream's length less that                       → exact
     4. both are long: after VERIFY_LIMIT entries the native figure, if nothing was deleted after the cursor and it lies
@@ -117,6 +120,7 @@ def groups(partitions: Sequence[Keys], *, trust_lag: bool = True, only: str | No
 
     `trust_lag`: the server's own lag may be believed where it cannot be wrong (False for fakeredis).
     """
+    sure = trust_lag and (yield from _counts_since_ever())
     found: dict[str, _Found] = {}
     for keys in partitions:
         (declared,) = yield command("HGETALL", keys.groups)
@@ -134,7 +138,7 @@ def groups(partitions: Sequence[Keys], *, trust_lag: bool = True, only: str | No
             name = _text(row[b"name"])
             if only in (None, name):
                 entry = found.setdefault(name, _Found())
-                about = yield from _group_topic(key, row, entry, now_ms, trust_lag)
+                about = yield from _group_topic(key, row, entry, now_ms, trust_lag, sure)
                 if about is not None:
                     known = entry.topics.get(key.name)
                     entry.topics[key.name] = _together(known, about) if known else about
@@ -167,7 +171,7 @@ def _retries(partitions: Sequence[Keys], names: list[str]) -> Operation[list[Top
 
 
 def _group_topic(
-    key: TopicKey, row: dict[bytes, Reply], entry: _Found, now_ms: int, trust_lag: bool
+    key: TopicKey, row: dict[bytes, Reply], entry: _Found, now_ms: int, trust_lag: bool, sure: bool
 ) -> Operation[GroupTopic | None]:
     group, cursor = row[b"name"], row[b"last-delivered-id"]
     info, pending, consumers, upcoming = yield commands(
@@ -185,7 +189,7 @@ def _group_topic(
         name = consumer[b"name"]
         if not name.startswith(b"~"):
             entry.idle[name] = min(consumer[b"idle"], entry.idle.get(name, consumer[b"idle"]))
-    lag = yield from _lag(key.stream, row, pairs(info), trust_lag)
+    lag = yield from _lag(key.stream, row, pairs(info), trust_lag, sure)
     waiting = [pending[1]] if pending[0] else []
     waiting += [upcoming[0][0]] if isinstance(upcoming, list) and upcoming else []
     oldest = min(waiting, key=id_order, default=None)
@@ -200,7 +204,15 @@ def _group_topic(
     )
 
 
-def _lag(stream: bytes, row: dict[bytes, Reply], info: dict[bytes, Reply], trust: bool) -> Operation[Count]:
+def _counts_since_ever() -> Operation[bool]:
+    """True when what the server has counted is all that there was. It forgets what it gave to groups when it starts again
+    on an append-only file, and a replica never hears of it (Redis 7.0.15, measured)."""
+    replies = yield commands(("INFO", "persistence"), ("INFO", "replication"))
+    persistence, replication = (reply if isinstance(reply, bytes) else b"" for reply in replies)
+    return b"aof_enabled:0" in persistence and b"second_repl_offset:-1" in replication
+
+
+def _lag(stream: bytes, row: dict[bytes, Reply], info: dict[bytes, Reply], trust: bool, sure: bool) -> Operation[Count]:
     cursor = id_order(row[b"last-delivered-id"])
     length, first, last = info[b"length"], info[b"first-entry"], info[b"last-entry"]
     if not length or cursor >= id_order(last[0]):
@@ -211,7 +223,7 @@ def _lag(stream: bytes, row: dict[bytes, Reply], info: dict[bytes, Reply], trust
     added, deleted = info.get(b"entries-added"), info.get(b"max-deleted-entry-id")
     if not trust or native is None or native < 0 or deleted is None or id_order(deleted) > cursor:
         native = None
-    elif added == length:
+    elif sure and added == length:
         return Count(native)
     return (yield from _counted(stream, row[b"last-delivered-id"], native))
 

@@ -163,6 +163,11 @@ class SharedLink:
         self._reply_scope: trio.CancelScope | None = None
         self._closed = False
 
+    @property
+    def history(self) -> str:
+        """See Connection.history; empty while there is no connection."""
+        return self._connection.history if self._connection else ""
+
     async def request(self, packet: Packet) -> list[Reply]:
         """Send a packet and return its replies, error replies as values."""
         if self._connection is None:

@@ -3,11 +3,12 @@
 import itertools
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 from seeds import seeds
+from servers import ServerProcess, binaries
 from studio import Eyes
 
 from canvasbus.operate import groups as module
@@ -172,6 +173,29 @@ def test_a_trim_past_the_cursor_does_not_spoil_the_count_for_good(eyes: Eyes, li
     eyes.call("XTRIM", stream, "MINID", "4-0")
     eyes.call("XREADGROUP", "GROUP", "g", "c", "COUNT", 2, "STREAMS", stream, ">")
     assert only(link, eyes).lag == Count(1)
+
+
+@pytest.mark.parametrize("kind", binaries())
+def test_a_server_that_forgot_its_counts_is_not_believed(
+    make_server: Callable[..., ServerProcess], kind: str, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Redis 7.0 comes back from its append-only file with a figure that is too large, and nothing tells: ours is exact
+    where it can be counted, else marked."""
+    server = make_server(kind, persistent=True)
+    eyes = Eyes(server.url, namespace)
+    fill(eyes, range(1, 201))
+    eyes.call("XGROUP", "CREATE", eyes.stream(), "g", "0", "ENTRIESREAD", 0)
+    eyes.call("XREADGROUP", "GROUP", "g", "c", "COUNT", 70, "STREAMS", eyes.stream(), ">")
+    eyes.close()
+    server.restart()
+    link = BlockingLink(eyes.server)
+    assert only(link, eyes).lag == Count(130)
+    monkeypatch.setattr(module, "VERIFY_LIMIT", 20)
+    monkeypatch.setattr(module, "COUNT_LIMIT", 60)
+    lag = only(link, eyes).lag
+    assert not lag.exact
+    assert lag.value in (60, 130)
+    link.close()
 
 
 def test_unknown_is_no_number() -> None:
