@@ -9,12 +9,13 @@ import time
 import tomllib
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from servers import binaries, free_port
+from servers import ServerProcess, binaries, free_port, python_path
 
 ROOT = Path(__file__).parent.parent
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text())
@@ -29,6 +30,20 @@ def test_compose_is_valid() -> None:
         check=True,
         capture_output=True,
     )
+
+
+def test_the_doctor_finds_its_server_well(make_server: Callable[..., ServerProcess], tmp_path: Path) -> None:
+    """Started with the arguments of compose.yaml: nothing that it has to warn of."""
+    server = make_server(config=tuple(COMPOSE["services"]["redis"]["command"][1:]))
+    done = subprocess.run(
+        [sys.executable, "-m", "canvasbus", "doctor", "--url", server.url],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": python_path(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
 
 
 def test_dockerfile_is_clean() -> None:

@@ -25,9 +25,9 @@ def link(eyes: Eyes) -> Iterator[BlockingLink]:
     link.close()
 
 
-@pytest.fixture
-def making(make_server: MakeServer) -> Iterator[Making]:
+@pytest.fixture(params=["redis", "valkey"])
+def making(request: pytest.FixtureRequest, make_server: MakeServer) -> Iterator[Making]:
     """Servers in a certain state, and commands to bring them there: url, eyes = making("--timeout", "5")."""
-    making = Making(make_server)
+    making = Making(make_server, request.param)
     yield making
     making.close()

@@ -42,12 +42,13 @@ def troubles(found: list[Finding]) -> list[tuple[str, str]]:
 class Making:
     """Servers in a certain state, and commands to bring them there."""
 
-    def __init__(self, make_server: MakeServer) -> None:
+    def __init__(self, make_server: MakeServer, kind: str) -> None:
+        self.kind = kind
         self._make = make_server
         self._eyes = ExitStack()
 
-    def __call__(self, *config: str, kind: str = "redis", **options: Any) -> tuple[str, Eyes]:
-        server = self._make(kind, config=(*GOOD, *config), **options)
+    def __call__(self, *config: str, kind: str | None = None, **options: Any) -> tuple[str, Eyes]:
+        server = self._make(kind or self.kind, config=(*GOOD, *config), **options)
         eyes = Eyes(server.unix_url, "studio")
         self._eyes.callback(eyes.close)
         return server.url, eyes
