@@ -145,6 +145,7 @@ async def test_what_a_killed_one_leaves_is_removed_by_others(
     monkeypatch.setattr(instances, "LEASE_SECONDS", 1.0)
     monkeypatch.setattr(instances, "LOOK_SECONDS", 0.1)
     monkeypatch.setattr(maintain, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(maintain, "IDLE_SECONDS", 0.05)
     left_behind(eyes, "dashboard@gone-1-ab", beats=beats)
     left_behind(eyes, "archive", beats=3, instance=False)
     async with EventBus(any_url, namespace=namespace):
