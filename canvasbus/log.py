@@ -1,7 +1,7 @@
 """Logging of the processes. Producers do not log; they return, raise or count."""
 
 from contextlib import suppress
-from typing import Any
+from typing import Any, TextIO, cast
 
 
 def get_logger(name: str) -> Any:
@@ -31,6 +31,30 @@ class _Lazy:
         return say
 
 
+_CANNOT = (OSError, ValueError, AttributeError)
+"""A full disk or a terminal that is gone; a stream that was closed; sys.stderr where the program has none: None."""
+
+
+class _Forgiving:
+    """Standard error, on which a line that cannot be written is dropped: a handler that logs one has not failed."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> None:
+        with suppress(*_CANNOT):
+            self._stream.write(text)
+
+    def flush(self) -> None:
+        with suppress(*_CANNOT):
+            self._stream.flush()
+
+    def isatty(self) -> bool:
+        with suppress(*_CANNOT):
+            return self._stream.isatty()
+        return False
+
+
 def configure(*, json: bool | None = None, level: str = "info") -> None:
     """Set structlog up for a program: readable lines on a terminal, one JSON object a line elsewhere (or by `json`)."""
     import logging
@@ -39,15 +63,16 @@ def configure(*, json: bool | None = None, level: str = "info") -> None:
     import msgspec
     import structlog
 
+    stderr = _Forgiving(sys.stderr)
     if json is None:
-        json = not sys.stderr.isatty()
+        json = not stderr.isatty()
     renderer: Any
     if json:
         renderer = structlog.processors.JSONRenderer(
             serializer=lambda value, **_: msgspec.json.encode(value, enc_hook=str).decode()
         )
     else:
-        renderer = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+        renderer = structlog.dev.ConsoleRenderer(colors=stderr.isatty())
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
@@ -57,6 +82,7 @@ def configure(*, json: bool | None = None, level: str = "info") -> None:
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
-        logger_factory=structlog.WriteLoggerFactory(sys.stderr),  # a line is one write: processes share the stream
+        # A line is one write: processes share the stream.
+        logger_factory=structlog.WriteLoggerFactory(cast("TextIO", stderr)),
         cache_logger_on_first_use=True,
     )

@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Callable, Iterator
 
 import pytest
+import structlog
 from seeds import RUN_SEED
 from servers import ServerProcess, binaries
 
@@ -21,6 +22,13 @@ _numbers = itertools.count()
 
 def pytest_report_header() -> str:
     return f"CANVASBUS_TEST_SEED={RUN_SEED}"
+
+
+@pytest.fixture(autouse=True)
+def _own_logging() -> Iterator[None]:
+    """A program that a test ran in this process has set logging up, on a stderr that ends with the test."""
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.fixture(scope="session")
