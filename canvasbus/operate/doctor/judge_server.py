@@ -187,6 +187,8 @@ def _durability(facts: ServerFacts) -> Iterator[Finding]:
             f"append-only file: {crash}; what a power cut loses is not known, since CONFIG GET appendfsync is not told "
             "(up to the last second with everysec, which is the server's default)"
         )
+    if aof == "1" and "valkey_version" not in facts.info:  # which has mended it (valkey#4342); Redis 7.0.15 has not
+        found += "; after each crash run BGREWRITEAOF, or the next one may bring back half a transaction"
     yield Finding(level, "durability", found, advice)
     if aof == "1" and fsync == "everysec" and facts.config.get("no-appendfsync-on-rewrite") == "yes":
         yield Finding(
