@@ -68,10 +68,10 @@ def framed(eyes: Eyes) -> Counter[int]:
 
 
 @pytest.mark.parametrize("batch", [False, True])
-async def test_an_outage_of_half_an_hour_costs_no_attempt(
+async def test_an_outage_of_ten_minutes_costs_no_attempt(
     virtual: Clock, memory: MemoryServer, namespace: str, batch: bool
 ) -> None:
-    """Two attempts an event, 300 events, half an hour: no dead letter; after the first failures one call in at most a minute
+    """Two attempts an event, 300 events, ten minutes: no dead letter; after the first failures one call in at most a minute
     and at least half of one; each event is framed once, within a minute of the end; told once, and once that it is
     over."""
     dependency, eyes = Dependency(), Eyes(memory, namespace)
@@ -83,9 +83,9 @@ async def test_an_outage_of_half_an_hour_costs_no_attempt(
             began = trio.current_time()
             for start in range(100, 300, 20):
                 await bus.publish_many([PaintingMade(number=n) for n in range(start, start + 20)])
-                await trio.sleep(180)
+                await trio.sleep(60)
             (statistics,) = bus.statistics()
-            assert statistics.open_circuits and statistics.failed == 4 and statistics.spared > 25
+            assert statistics.open_circuits and statistics.failed == 4 and statistics.spared > 8
             assert runner_of(bus).statistics().held < 30
             dependency.down = False
             await until(lambda: eyes.count("painting.framed") == 300, 61)
@@ -94,7 +94,7 @@ async def test_an_outage_of_half_an_hour_costs_no_attempt(
     assert framed(eyes) == dict.fromkeys(range(300), 1) and eyes.dead("callers") == []
     late = [at for at, _, down in dependency.calls if down and at > began + 30]
     pauses = [after - before for before, after in pairwise(late)]
-    assert 25 < len(late) < 65 and max(pauses) <= 62 and min(pauses[5:]) >= 29
+    assert 8 < len(late) < 22 and max(pauses) <= 62 and min(pauses[5:]) >= 29
     told = [log["event"] for log in logs if log["event"] in (OPENED, CLOSED)]
     assert told == [OPENED, CLOSED]
 

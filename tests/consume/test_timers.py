@@ -14,12 +14,20 @@ from waiting import until
 
 from canvasbus import ContractError, EncodeError, Producer, clock
 from canvasbus.bus import EventBus
+from canvasbus.consume import maintain
 from canvasbus.transport.connect import open_server
 from canvasbus.transport.memory import MemoryServer
 from canvasbus.transport.scripts import DUE, FIRE, SETTLE
 from canvasbus.worker import Backoff, Cancel, Later, Worker
 
 Clock = trio.testing.MockClock
+
+
+@pytest.fixture(autouse=True)
+def _soon(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where time is real, timers are looked for more often: waiting for them is all that these tests would do."""
+    if "virtual" not in request.fixturenames:
+        monkeypatch.setattr(maintain, "IDLE_SECONDS", 0.05)
 
 
 def arrivals(name: str = "viewers") -> tuple[Worker, list[tuple[float, Any]]]:
