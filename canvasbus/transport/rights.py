@@ -73,6 +73,11 @@ _PRODUCER = (
     Right("EXPIRE fence 1", "make sure of events whose reply was lost"),
     Right("XRANGE stream - +", "make sure of events whose reply was lost"),
     Right("XINFO STREAM stream", "make sure of events whose reply was lost"),
+    Right("EVALSHA sha 1 once", "publish with dedupe", optional=True),
+    Right("EVAL script 1 once", "publish with dedupe", optional=True),
+    Right("GET once", "publish with dedupe", optional=True),
+    Right("SET once value", "publish with dedupe", optional=True),
+    Right("TYPE stream", "publish with dedupe", optional=True),
 )
 _TRIM = (
     Right("EVALSHA sha 1 stream", "trim"),
@@ -176,7 +181,7 @@ _OPERATOR = (
 RIGHTS = {"producer": _PRODUCER, "worker": _WORKER, "operator": _OPERATOR}
 
 _PATTERNS = {
-    "producer": ("stream:*", "inbox", "fence:*", "topics", "meta", "full"),  # not: dead letters, state, heartbeats
+    "producer": ("stream:*", "inbox", "fence:*", "once:*", "topics", "meta", "full"),  # not: dead letters, state, heartbeats
     "worker": ("*",),
     "operator": ("*",),
 }
@@ -218,6 +223,7 @@ def words(right: Right, keys: Keys, *, group: str = "group", event_type: str = "
         "timers": keys.timers,
         "bodies": keys.timer_bodies,
         "state": keys.state(group, "name"),
+        "once": keys.once("id"),
     }
     return [known.get(word, word.encode()) for word in right.form.split()]
 

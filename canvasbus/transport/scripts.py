@@ -29,11 +29,15 @@ class Script:
         """The call by hash."""
         return Packet(pack("EVALSHA", self.sha, len(keys), *keys, *args), 1)
 
+    def source_packet(self, keys: list[bytes], args: list[bytes | str | int]) -> Packet:
+        """The call by source, which loads it too."""
+        return Packet(pack("EVAL", self.source, len(keys), *keys, *args), 1)
+
     def call(self, keys: list[bytes], args: list[bytes | str | int]) -> Operation[Reply]:
         """Call the script, load it when the server does not have it, return its reply (an error reply as a value)."""
         reply = (yield self.packet(keys, args))[0]
         if isinstance(reply, ReplyError) and code(reply) == "NOSCRIPT":
-            reply = (yield Packet(pack("EVAL", self.source, len(keys), *keys, *args), 1))[0]
+            reply = (yield self.source_packet(keys, args))[0]
         return reply
 
     def __repr__(self) -> str:
@@ -50,6 +54,67 @@ local result = {}
 for i, words in ipairs(cjson.decode(ARGV[1])) do
   local known, allowed = pcall(redis.acl_check_cmd, unpack(words))
   if not (known and allowed) then result[#result + 1] = i end
+end
+return result
+""",
+)
+
+ONCE: Final = Script(
+    "once",
+    """
+-- Store events each of which bears a mark, unless its mark is there already. Doing it again does nothing again.
+-- KEYS[1] set of topics; KEYS[2] the namespace's facts; KEYS[3] the inbox; then n streams, then a mark for each event
+-- ARGV[1] ms for which a mark is kept; [2] partitions that must be on record (0: any number); [3] n; then the type of each
+-- stream, to be listed ('': not); then for each event the index of its stream in KEYS, and its bytes
+-- Returns UNDECLARED (the number on record is another, or none), or for each event: + and its entry id; = and that of the
+-- one that is there; - and why it was refused. An entry id of the inbox begins with ~
+if ARGV[2] ~= '0' and redis.call('HGET', KEYS[2], 'partitions') ~= ARGV[2] then
+  return redis.status_reply('UNDECLARED')
+end
+local marks = 4 + tonumber(ARGV[3])
+local wrong = {}
+for i = 4, marks - 1 do
+  local kind = redis.call('TYPE', KEYS[i])
+  kind = kind.ok or kind
+  if kind ~= 'stream' and kind ~= 'none' then wrong[i] = '-WRONGTYPE ' .. KEYS[i] .. ' holds a ' .. kind end
+end
+local kind = redis.call('TYPE', KEYS[1])
+kind = kind.ok or kind
+if kind ~= 'set' and kind ~= 'none' then return redis.error_reply('WRONGTYPE ' .. KEYS[1] .. ' holds a ' .. kind) end
+if redis.acl_check_cmd then  -- found in the middle, an event would stay without its mark
+  for _, call in ipairs({{'SADD', KEYS[1], 'type'}, {'SET', KEYS[marks], '', 'PX', 1}}) do
+    if not redis.acl_check_cmd(unpack(call)) then
+      return redis.error_reply("NOPERM the user may not run '" .. string.lower(call[1]) .. "'")
+    end
+  end
+end
+local result, listed, wrote = {}, {}, false
+for i = marks, #KEYS do
+  local at = 2 * i - marks
+  local to = tonumber(ARGV[at])
+  local known, answer = redis.pcall('GET', KEYS[i]), nil
+  if type(known) == 'table' then
+    answer = '-' .. known.err
+  elseif known then
+    answer = '=' .. known
+  elseif wrong[to] then
+    answer = wrong[to]
+  else
+    if not listed[to] and ARGV[to] ~= '' then redis.call('SADD', KEYS[1], ARGV[to]) end
+    listed[to] = true
+    local made = redis.pcall('XADD', KEYS[to], '*', 'e', ARGV[at + 1])
+    if type(made) == 'table' and made.err then
+      -- A server that takes nothing now says so before the first write; what remains is a stream without free ids.
+      if not wrote and string.sub(made.err, 1, 4) ~= 'ERR ' then return redis.error_reply(made.err) end
+      answer = '-' .. made.err
+    else
+      wrote = true
+      if KEYS[to] == KEYS[3] then made = '~' .. made end
+      redis.call('SET', KEYS[i], made, 'PX', ARGV[1])
+      answer = '+' .. made
+    end
+  end
+  result[#result + 1] = answer
 end
 return result
 """,
