@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from operator import attrgetter
 
+from canvasbus.errors import CanvasbusError, Unavailable
 from canvasbus.produce.fenced import (
     FENCE_SECONDS,
     FencedSender,
@@ -119,16 +120,29 @@ class _MarkedSender(FencedSender):
         self._window = window
         self._by_hash = True
         self._undeclared = False
-        self._again = False  # the batch in hand was sent before: the marks that it finds are its own
+        self._maybe = b""  # first event id of a batch that may be on the server since some try: marks found are its own
+
+    def unsure_of(self, batch: Sequence[Outgoing]) -> bool:
+        return super().unsure_of(batch) or batch[0].raw_id == self._maybe
 
     def send(self, batch: Sequence[Outgoing], *, patience: float | None = None) -> Operation[list[Result]]:
-        self._again = False
-        return super().send(batch, patience=patience)
+        results = yield from super().send(batch, patience=patience)
+        if batch[0].raw_id != self._maybe:
+            return results
+        return [  # given up: the last try may be known to have failed, one before it is not
+            Unavailable(str(result), ambiguous=True) if isinstance(result, Unavailable) else result
+            for result in results
+        ]
 
     def _investigate(self, batch: Sequence[Outgoing]) -> Operation[list[Result] | None]:
-        self._again = True
+        self._maybe = batch[0].raw_id
         yield from ()
         return None  # send it again
+
+    def _look_for_room(self, batch: Sequence[Outgoing]) -> Operation[dict[str, CanvasbusError]]:
+        if batch[0].raw_id == self._maybe:  # what is there already must not be called refused
+            return {}
+        return (yield from super()._look_for_room(batch))
 
     def _prepare(self, batch: Sequence[Outgoing]) -> Operation[None]:
         if self._undeclared:
@@ -180,7 +194,8 @@ class _MarkedSender(FencedSender):
         statistics.batches += 1
         statistics.events += len(batch) - refused
         statistics.refused += refused
-        if self._again:
+        if batch[0].raw_id == self._maybe:
+            self._maybe = b""
             statistics.found += known
         else:
             statistics.duplicates += known

@@ -181,7 +181,15 @@ _OPERATOR = (
 RIGHTS = {"producer": _PRODUCER, "worker": _WORKER, "operator": _OPERATOR}
 
 _PATTERNS = {
-    "producer": ("stream:*", "inbox", "fence:*", "once:*", "topics", "meta", "full"),  # not: dead letters, state, heartbeats
+    "producer": (
+        "stream:*",
+        "inbox",
+        "fence:*",
+        "once:*",
+        "topics",
+        "meta",
+        "full",
+    ),  # not: dead letters, state, heartbeats
     "worker": ("*",),
     "operator": ("*",),
 }

@@ -68,10 +68,19 @@ ONCE: Final = Script(
 -- stream, to be listed ('': not); then for each event the index of its stream in KEYS, and its bytes
 -- Returns UNDECLARED (the number on record is another, or none), or for each event: + and its entry id; = and that of the
 -- one that is there; - and why it was refused. An entry id of the inbox begins with ~
+local marks = 4 + tonumber(ARGV[3])
+if redis.acl_check_cmd then  -- found in the middle, an event would stay without its mark
+  local calls = {{'TYPE', KEYS[4]}, {'GET', KEYS[marks]}, {'SET', KEYS[marks], '', 'PX', 1}, {'SADD', KEYS[1], 'type'}}
+  calls[#calls + 1] = {'XADD', KEYS[4], '*', 'e', ''}
+  for _, call in ipairs(calls) do
+    if not redis.acl_check_cmd(unpack(call)) then
+      return redis.error_reply("NOPERM the user may not run '" .. string.lower(call[1]) .. "'")
+    end
+  end
+end
 if ARGV[2] ~= '0' and redis.call('HGET', KEYS[2], 'partitions') ~= ARGV[2] then
   return redis.status_reply('UNDECLARED')
 end
-local marks = 4 + tonumber(ARGV[3])
 local wrong = {}
 for i = 4, marks - 1 do
   local kind = redis.call('TYPE', KEYS[i])
@@ -81,20 +90,13 @@ end
 local kind = redis.call('TYPE', KEYS[1])
 kind = kind.ok or kind
 if kind ~= 'set' and kind ~= 'none' then return redis.error_reply('WRONGTYPE ' .. KEYS[1] .. ' holds a ' .. kind) end
-if redis.acl_check_cmd then  -- found in the middle, an event would stay without its mark
-  for _, call in ipairs({{'SADD', KEYS[1], 'type'}, {'SET', KEYS[marks], '', 'PX', 1}}) do
-    if not redis.acl_check_cmd(unpack(call)) then
-      return redis.error_reply("NOPERM the user may not run '" .. string.lower(call[1]) .. "'")
-    end
-  end
-end
 local result, listed, wrote = {}, {}, false
 for i = marks, #KEYS do
   local at = 2 * i - marks
   local to = tonumber(ARGV[at])
   local known, answer = redis.pcall('GET', KEYS[i]), nil
   if type(known) == 'table' then
-    answer = '-' .. known.err
+    answer = '-' .. tostring(known.err)
   elseif known then
     answer = '=' .. known
   elseif wrong[to] then
@@ -106,7 +108,7 @@ for i = marks, #KEYS do
     if type(made) == 'table' and made.err then
       -- A server that takes nothing now says so before the first write; what remains is a stream without free ids.
       if not wrote and string.sub(made.err, 1, 4) ~= 'ERR ' then return redis.error_reply(made.err) end
-      answer = '-' .. made.err
+      answer = '-' .. tostring(made.err)
     else
       wrote = true
       if KEYS[to] == KEYS[3] then made = '~' .. made end
