@@ -141,6 +141,10 @@ _WORKER = (
     Right("GET state", "keep state"),
     Right("SET state value", "keep state"),
     Right("DEL state", "keep state"),
+    Right("GET done", "handle events once"),
+    Right("SET done entry", "handle events once"),
+    Right("DEL done", "handle events once"),
+    Right("MGET done", "not to call handlers for nothing", optional=True),
     *_TRIM,
 )
 _OPERATOR = (
@@ -232,6 +236,7 @@ def words(right: Right, keys: Keys, *, group: str = "group", event_type: str = "
         "bodies": keys.timer_bodies,
         "state": keys.state(group, "name"),
         "once": keys.once("id"),
+        "done": keys.done(group, "id"),
     }
     return [known.get(word, word.encode()) for word in right.form.split()]
 

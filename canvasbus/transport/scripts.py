@@ -136,14 +136,16 @@ SETTLE: Final = Script(
 --   verb "park": give the entry to the pool that is named next (n = 0)
 --   verb "lose": as "bury", for an entry that is gone from its stream, whoever it is pending under
 -- A step is one of, in this order:
+--   "once", index of a string, entry         if there is a mark it must name this entry; else nothing is done but to acknowledge
 --   "if", index of a string, its token      the state must be as it was read; else nothing of this outcome is done
 --   index of a stream, bytes                append
 --   "later", indexes of the timers and their bodies, timer, ms from now (or ""), ms of the wall clock, body
 --   "cancel", indexes of the timers and their bodies, timer
 --   "set", index of a string, token and bytes (or "": delete), ms to live (or 0)
 --   "part", index of a hash, field, bytes (or "": delete), ms to live (or 0)
+--   "unmark", index of a string, entry       delete the mark if it names this entry
 -- Returns FENCED, or for each outcome 1 (committed), 0 (no longer ours), 2 (the state has changed; like 0 nothing was
--- done) or why it was refused
+-- done), 3 (the event was handled under another entry; acknowledged) or why it was refused
 local fence = redis.call('GET', KEYS[1]) or '0'
 if fence ~= ARGV[1] then return redis.status_reply('FENCED') end
 local kinds = {x = 'stream', z = 'zset', h = 'hash', s = 'string'}
@@ -161,6 +163,14 @@ if redis.acl_check_cmd and #KEYS > 1 and not redis.acl_check_cmd('XACK', KEYS[2]
 end
 local wrote, now = false, nil
 local steps = {
+  once = {size = 3, run = function(key, at)
+    local known = redis.call('GET', key)
+    return not known or known == ARGV[at + 2] or 3
+  end},
+  unmark = {size = 3, run = function(key, at)
+    if redis.call('GET', key) == ARGV[at + 2] then redis.call('DEL', key) end
+    return true
+  end},
   ['if'] = {size = 3, run = function(key, at)
     return string.sub(redis.call('GET', key) or '', 1, 16) == ARGV[at + 2] or 2
   end},
@@ -247,7 +257,7 @@ for i = 1, tonumber(ARGV[6]) do
       end
       at = at + 2
     end
-    if ours == true then
+    if ours == true or ours == 3 then
       acks[stream] = acks[stream] or {'XACK', stream, group}
       table.insert(acks[stream], id)
     end
