@@ -6,7 +6,7 @@ one step. So the script may simply be sent again when its answer was lost, as of
 raise, nothing to look for, and nothing that could stay unknown. A copy of the packet that was held up somewhere and comes
 late finds the marks and does nothing. What the server loses in a crash or a failover it loses together, mark and event.
 
-The price (tests/bench/publish.py, dedupe_memory.py): COST. So a batch is cut into runs: what bears no mark goes out by
+The price (tests/bench/dedupe.py): a third of the throughput of fenced batches, and a key for each event. So a batch is cut into runs: what bears no mark goes out by
 the fenced batches, untouched, what does by the script, in the order of publishing. (One script for all was tried: it is
 slower for everybody, and gives up the transaction's WATCH.) A run is a batch of its own: what was stored of the one
 before stays stored when this one is refused.
@@ -160,7 +160,8 @@ class _MarkedSender(FencedSender):
         for item in batch:
             args += (places[item.type], item.data)
         names = [keys.topics, keys.meta, keys.stream(LATER_INBOX), *map(keys.stream, types)]
-        names += [keys.once(item.raw_id.hex()) for item in batch]
+        head = keys.once("")
+        names += [head + item.raw_id.hex().encode() for item in batch]
         script = ONCE.packet(names, args) if self._by_hash else ONCE.source_packet(names, args)
         if not self._replicated:
             return Packet(script.data + self._get_full, 2)

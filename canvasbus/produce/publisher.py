@@ -39,13 +39,15 @@ _CLOSED = "the bus is closed: nothing more can be published on it"
 class _Batch:
     """Events that go out together, and the tasks that wait for them. (A trio.Event for each would cost 1 µs more.)"""
 
-    __slots__ = ("bytes", "items", "results", "waiting")
+    __slots__ = ("bytes", "items", "marked", "results", "waiting")
 
     def __init__(self) -> None:
         self.items: list[Outgoing | Event] = []
         """Events of single publishes are encoded together, when the batch goes out: half the price of one by one."""
         self.bytes = 0
         """Of the items that are encoded."""
+        self.marked = False
+        """Some of them are to be stored once. (Looking through all batches for that would cost 20 ns an event.)"""
         self.results: Sequence[bytes | Exception] = ()
         """Filled when the fate of the batch is known."""
         self.waiting: list[trio.lowlevel.Task] = []
@@ -116,6 +118,7 @@ class _Lane:
         batch = _Batch()
         batch.items = list(items)
         batch.bytes = sum([len(item.data) for item in items])
+        batch.marked = items[0].once  # all or none: it is one publish_many
         self.sealed.append(batch)
         self.work.set()
         return batch
@@ -259,7 +262,9 @@ class Publisher:
             raise self._closed()
         size = len(item.data)
         self._bytes += size
-        return self._lanes[partition_of(item.key, self._partitions)].add(item, size)
+        batch, index = self._lanes[partition_of(item.key, self._partitions)].add(item, size)
+        batch.marked |= item.once
+        return batch, index
 
     def _add_many(self, items: list[Outgoing]) -> list[tuple[_Batch, slice]]:
         """Queue a chunk; returns where its results will be, in order."""
@@ -294,7 +299,7 @@ class Publisher:
                 errors, outgoing = self._encode(batch.items)
                 sent: list[Result] = []
                 for part in [outgoing] if outgoing is batch.items and batch.bytes <= BATCH_BYTES else _parts(outgoing):
-                    for run in lane.sender.runs(part):
+                    for run in lane.sender.runs(part) if batch.marked else [part]:
                         try:
                             sent += await lane.link.run(lane.sender.send(run, patience=self._patience))
                         except TransportError as error:
