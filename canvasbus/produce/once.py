@@ -6,10 +6,10 @@ one step. So the script may simply be sent again when its answer was lost, as of
 raise, nothing to look for, and nothing that could stay unknown. A copy of the packet that was held up somewhere and comes
 late finds the marks and does nothing. What the server loses in a crash or a failover it loses together, mark and event.
 
-The price (tests/bench/dedupe.py): a third of the throughput of fenced batches, and a key for each event. So a batch is cut into runs: what bears no mark goes out by
-the fenced batches, untouched, what does by the script, in the order of publishing. (One script for all was tried: it is
-slower for everybody, and gives up the transaction's WATCH.) A run is a batch of its own: what was stored of the one
-before stays stored when this one is refused.
+The price (tests/bench/dedupe.py): a third of the speed of fenced batches, and a key for each event. So a batch is cut into
+runs: what bears no mark goes out by the fenced batches, untouched, what does by the script, in the order of publishing.
+(One script for both would make everybody pay.) A run is a batch of its own: what was stored of the one before stays
+stored when this one is refused.
 
 Everything else is as in a fenced batch: caps of streams (which make a double wait, too), patience, refusals one by one,
 confirmation by a replica. With the latter the fence is raised along with each script, only so that there is something
