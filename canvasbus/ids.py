@@ -2,7 +2,8 @@
 
 An event published by a producer gets a UUIDv7 (RFC 9562, section 5.7): 48 bits of milliseconds, 74 random bits. An
 event derived from another gets uuid5(parent id, group, handler, index), so that running the handler again after a
-crash gives the same id. Nothing sorts by an id or reads time from it.
+crash gives the same id, one that is published under a key uuid5(type, key), so that it is the same event however often
+it is published. Nothing sorts by an id or reads time from it.
 
 This file lies below `wire` because `Event.correlation_id` needs a default, and the contract may not import the wire.
 
@@ -77,8 +78,16 @@ def derived(parent: UUID, group: str, handler: str, index: int) -> UUID:
 
     By hand, because uuid.uuid5 takes 4 µs for what sha1 does in 1, and a deriving worker does it once per event.
     """
-    name = f"{group}\n{handler}\n{index}".encode()
-    digest = bytearray(sha1(parent.bytes + name, usedforsecurity=False).digest()[:16])
+    return _named(parent.bytes, f"{group}\n{handler}\n{index}".encode())
+
+
+def keyed(event_type: str, dedupe_key: str) -> UUID:
+    """The id of an event that is published under a key: the same in every process (uuid5 of its type and the key)."""
+    return _named(_KEYED, f"{event_type}\n{dedupe_key}".encode(errors="surrogatepass"))
+
+
+def _named(space: bytes, name: bytes) -> UUID:
+    digest = bytearray(sha1(space + name, usedforsecurity=False).digest()[:16])
     digest[6] = digest[6] & 0x0F | 0x50
     digest[8] = digest[8] & 0x3F | 0x80
     return from_bytes(bytes(digest))
@@ -89,6 +98,7 @@ def foreign(stream: str, entry_id: str) -> UUID:
     return uuid5(_FOREIGN, f"{stream}\n{entry_id}")
 
 
+_KEYED = UUID("2d7c1f0a-6f0e-5b7e-9a52-3c1d8f4be6a1").bytes  # for nothing else
 _FOREIGN = UUID("6ba7b811-9dad-11d1-80b4-00c04fd430c8")  # RFC 9562 namespace for URLs
 
 

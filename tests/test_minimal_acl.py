@@ -81,11 +81,24 @@ def test_a_producer_that_loses_replies(users: Users, monkeypatch: pytest.MonkeyP
     assert users.eyes.call("XLEN", users.eyes.keys.stream("~later")) == 1
 
 
+def test_a_producer_that_stores_once(users: Users) -> None:
+    """Under keys, for later, with the script lost, with a reply lost: each once."""
+    for _ in range(2):
+        with Producer(users.url("producer"), namespace=users.namespace) as bus:
+            for number in range(50):
+                bus.publish(PaintingMade(number=number), dedupe_key=str(number))
+            bus.publish(SculptureMade(), delay=3600, dedupe_key="s")
+            assert bus.flush(timeout=10) is True
+        users.eyes.call("SCRIPT", "FLUSH")
+    assert [event.number for event in users.eyes.events("painting.made")] == list(range(50))
+    assert users.eyes.call("XLEN", users.eyes.keys.stream("~later")) == 1
+
+
 def everything(name: str = "framers") -> Worker:
     """A worker that uses all that a worker may use."""
     worker = Worker(name)
 
-    @worker.on(PaintingMade, retry=Backoff(attempts=2, base=0.01))
+    @worker.on(PaintingMade, retry=Backoff(attempts=2, base=0.01), dedupe=3600)
     async def frame(event: PaintingMade, ctx: Context) -> Any:
         if event.title == "reject":
             raise Reject("no")
@@ -116,8 +129,10 @@ async def test_a_worker_with_all_that_workers_do(users: Users) -> None:
         await until(lambda: eyes.count("painting.framed") == 95 and len(eyes.dead("framers")) == 6)
         eyes.call("XGROUP", "DESTROY", eyes.stream(), "framers")
         eyes.call("SCRIPT", "FLUSH")
-        await bus.publish(PaintingMade(number=100))
+        await bus.publish(PaintingMade(number=100), dedupe_key="100")
         await until(lambda: eyes.count("painting.framed") == 96)
+        eyes.put(eyes.call("XREVRANGE", eyes.stream(), "+", "-", "COUNT", 1)[0][1][1])
+        await until(lambda: bus.statistics()[0].duplicates == 1)
         await until(lambda: eyes.count("sculpture.made") >= 1)
         await quiet(eyes)
     assert sorted(event.number for event in eyes.events("painting.framed")) == [
@@ -215,6 +230,7 @@ def test_what_a_producer_may_not(users: Users) -> None:
         ("GET", producer.keys.state("framers", "x")),
         ("DEL", producer.stream()),
         ("XADD", "elsewhere", "*", "e", "x"),
+        ("SET", producer.keys.done("framers", "id"), "x"),
         ("CONFIG", "GET", "*"),
         ("INFO",),
         ("FLUSHALL",),
@@ -222,5 +238,5 @@ def test_what_a_producer_may_not(users: Users) -> None:
         with pytest.raises(AssertionError, match="NOPERM"):
             producer.call(*words)
     producer.close()
-    assert len(users.denied()) == 8
+    assert len(users.denied()) == 9
     users.eyes.call("ACL", "LOG", "RESET")

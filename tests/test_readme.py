@@ -80,6 +80,14 @@ def test_the_script_publishes(folder: Path, url: str) -> None:
     assert stored(folder, url) == 100
 
 
+def test_a_script_that_runs_again_publishes_once(folder: Path, url: str) -> None:
+    """What it publishes under keys is there once, however often it runs."""
+    for _ in range(2):
+        run(folder, sys.executable, "publish_again.py", url=url)
+
+    assert stored(folder, url) == 3
+
+
 def test_forked_children_publish(folder: Path, url: str) -> None:
     """Every event that a DataLoader's children published is there once."""
     run(folder, sys.executable, "publish_dataloader.py", url=url)

@@ -72,6 +72,9 @@ def parser() -> Parser:
     sub.add_argument("--from", dest="source_file", metavar="FILE", help="one JSON object a line; - reads stdin")
     sub.add_argument("--expires-in", metavar="TIME", help="consumers skip what they get later than that: 90s, 30m, 2h")
     sub.add_argument("--correlation", metavar="UUID", help="the correlation id of events that have none of their own")
+    sub.add_argument("--dedupe", action="store_true", help="store what has an id once, however often it is published")
+    sub.add_argument("--dedupe-key", metavar="KEY", help="the same for one event, by this key: run-7:epoch-3")
+    sub.add_argument("--dedupe-window", metavar="TIME", help="for how long it is remembered (default 1d)")
     sub.add_argument("--dry-run", action="store_true", help="check everything, send nothing")
 
     sub = add(commands, "tail", "tail:run", "Show events as they come, or those that are there.", typed)

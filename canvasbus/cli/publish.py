@@ -1,7 +1,7 @@
 """canvasbus publish: one event from the command line, or a file of them.
 
 A line that is no valid event is reported by its number and skipped; the others go on. A server that goes away ends the
-command, and the message says which lines are stored.
+command, and the message says which lines are stored; with --dedupe the whole file can simply be published again.
 """
 
 import argparse
@@ -19,11 +19,14 @@ from canvasbus.cli.context import Context
 from canvasbus.cli.output import safe
 from canvasbus.cli.times import seconds_of
 from canvasbus.contract.event import correlation
+from canvasbus.contract.registry import registry
 from canvasbus.errors import CanvasbusError, ConfigError, DecodeError, EncodeError, Unavailable
-from canvasbus.ids import uuid7
-from canvasbus.produce.fenced import FencedSender, declare_partitions
+from canvasbus.ids import keyed, uuid7
+from canvasbus.produce.fenced import declare_partitions
+from canvasbus.produce.once import Dedupe, PartitionSender
 from canvasbus.wire.codec import Codec, Outgoing, expiry, from_json
 from canvasbus.wire.keys import partition_of
+from canvasbus.wire.marks import WINDOW_SECONDS, window_ms
 
 BATCH_EVENTS = 500
 BATCH_BYTES = 1024 * 1024
@@ -47,8 +50,24 @@ def run(context: Context, args: argparse.Namespace) -> int:
     if args.source_file is not None and data is not None:
         raise ConfigError("publish: give either JSON or --from FILE")
     expires_in = None if args.expires_in is None else seconds_of(args.expires_in, "--expires-in")
+    if args.dedupe_key is not None and (args.dedupe or args.source_file is not None):
+        raise ConfigError("publish: --dedupe-key names one event; a file of them has --dedupe, which goes by their ids")
+    if args.dedupe_key == "":
+        raise ConfigError("publish: --dedupe-key is empty")
+    if args.dedupe_window is not None and not (args.dedupe or args.dedupe_key):
+        raise ConfigError(
+            "publish: --dedupe-window says how long --dedupe or --dedupe-key is remembered: add one of them"
+        )
+    window = WINDOW_SECONDS if args.dedupe_window is None else seconds_of(args.dedupe_window, "--dedupe-window")
+    window_ms(window, "--dedupe-window")
     belongs_to = None if args.correlation is None else _uuid(args.correlation)
-    publishing = _Publishing(context, dry_run=args.dry_run, expires_in=expires_in)
+    publishing = _Publishing(
+        context,
+        dry_run=args.dry_run,
+        expires_in=expires_in,
+        dedupe=Dedupe(args.dedupe or args.dedupe_key is not None, window),
+        dedupe_key=args.dedupe_key,
+    )
     with correlation(belongs_to) if belongs_to else contextlib.nullcontext():
         if args.source_file is None:
             text = sys.stdin.buffer.read() if data == "-" else data.encode(errors="surrogateescape")
@@ -79,23 +98,27 @@ def _finite(text: str) -> float:
 class _Publishing:
     """What becomes of the lines of one command."""
 
-    def __init__(self, context: Context, *, dry_run: bool, expires_in: float | None) -> None:
+    def __init__(
+        self, context: Context, *, dry_run: bool, expires_in: float | None, dedupe: Dedupe, dedupe_key: str | None
+    ) -> None:
         self.failed = 0
         self._context = context
         self._out = context.out
         self._dry = dry_run
         self._expires_in = expires_in
+        self._dedupe = dedupe
+        self._dedupe_key = dedupe_key
         self._off = not dry_run and context.loaded.require_url("publish").startswith("off:")
         self._stored = 0
         self._last: tuple[Outgoing, str] | None = None
         self._codecs: dict[str, Codec] = {}
         self._waiting: list[_Item] = []
         self._bytes = 0
-        self._senders: list[FencedSender] = []
+        self._senders: list[PartitionSender] = []
         context.codec  # noqa: B018  the event types are imported before anything is read
         if not dry_run and not self._off:
             context.link.run(declare_partitions(context.settings.namespace, len(context.partitions)))
-            self._senders = [FencedSender(keys) for keys in context.partitions]
+            self._senders = [PartitionSender(keys, dedupe=dedupe) for keys in context.partitions]
 
     def one(self, text: bytes, type_name: str | None) -> None:
         """The event of the command line. Raises EncodeError when it is none."""
@@ -129,6 +152,9 @@ class _Publishing:
             out.line(f"published {event.type} {event.id} as {entry_id}")
         else:
             out.line(f"published {events}")
+        known = sum(sender.statistics.duplicates for sender in self._senders)
+        if known:
+            out.line(f"{'it was' if known == self._stored == 1 else f'{known:,} of them were'} there already")
         if self.failed:
             out.note(f"canvasbus: {self.failed:,} line{'s' if self.failed != 1 else ''} not published")
 
@@ -140,6 +166,10 @@ class _Publishing:
         if not isinstance(outer, dict):
             raise EncodeError("an event is a JSON object; in a file, one on each line")
         event, event_id = from_json(text, type_name=type_name)
+        if self._dedupe_key is not None:
+            event_id = keyed(registry.of(type(event)).name, self._dedupe_key)
+        elif self._dedupe.always and event_id is None:
+            raise EncodeError("it has no `id`, by which --dedupe would know it again")
         if "specversion" not in outer and (type_name is not None or "data" not in outer):
             outer = {}  # bare data: what is called `source` there is a field of the event
         source = outer.get("source") or self._context.settings.source

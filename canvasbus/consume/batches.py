@@ -11,6 +11,7 @@ import trio
 from canvasbus import clock
 from canvasbus.consume.delivery import Delivery
 from canvasbus.consume.dispatch import Lane, log
+from canvasbus.consume.inbox import Inbox
 from canvasbus.consume.invoke import for_above
 from canvasbus.consume.policy import BatchFailure, Raised, word_of
 from canvasbus.contract.event import Event, set_correlation
@@ -23,6 +24,8 @@ class BatchLane(Lane):
         nursery.start_soon(self._run_batches)
 
     async def _call_one(self, delivery: Delivery) -> Any:
+        if self.inbox is not None and (why := await self.inbox.judge(delivery)):
+            return why
         result = await self._call([delivery.event], [delivery])
         return [event for _, event in result or ()] or None
 
@@ -44,8 +47,20 @@ class BatchLane(Lane):
                         if self._stopping:
                             break
                         await self._lot.park()
+            if self.inbox is not None:
+                batch = await self._sifted(self.inbox, batch)
             if batch:
                 await self._run_batch(batch)
+
+    async def _sifted(self, inbox: Inbox, batch: list[Delivery]) -> list[Delivery]:
+        """Those that may run."""
+        rest = []
+        for delivery in batch:
+            if why := await inbox.judge(delivery):
+                self._ended(delivery, None, why)
+            else:
+                rest.append(delivery)
+        return rest
 
     async def _run_apart(self, batch: list[Delivery], error: BaseException) -> None:
         """Run the events of a failed batch one by one, as long as that makes sense."""

@@ -13,9 +13,10 @@ Index = Callable[[bytes, str], int]
 class Changes:
     """Steps of the settle script for one outcome."""
 
-    __slots__ = ("_after", "_before", "on_settled", "size")
+    __slots__ = ("_after", "_before", "_once", "on_settled", "size")
 
     def __init__(self) -> None:
+        self._once: list[tuple[bytes, bytes]] = []
         self._before: list[tuple[bytes, bytes]] = []
         self._after: list[Callable[[Index], tuple[Argument, ...]]] = []
         self.size = 0
@@ -24,7 +25,16 @@ class Changes:
         """Called with True once the changes are on the server, with False when they are not and never will be."""
 
     def __len__(self) -> int:
-        return len(self._before) + len(self._after)
+        return len(self._once) + len(self._before) + len(self._after)
+
+    def once(self, key: bytes, entry: bytes, milliseconds: int) -> None:
+        """Change nothing if the mark is there and names another entry than this; else set it."""
+        self._once.append((key, entry))
+        self._after.append(lambda index: ("set", index(key, "s"), entry, milliseconds))
+
+    def unmark(self, key: bytes, entry: bytes) -> None:
+        """Remove the mark if it names this entry."""
+        self._after.append(lambda index: ("unmark", index(key, "s"), entry))
 
     def compare(self, key: bytes, token: bytes) -> None:
         """Change nothing unless the state still has this token; empty: unless it still does not exist."""
@@ -58,6 +68,7 @@ class Changes:
 
     def add(self, more: "Changes") -> None:
         """Make these changes too, after the others."""
+        self._once += more._once
         self._before += more._before
         self._after += more._after
         self.size += more.size
@@ -65,6 +76,8 @@ class Changes:
     def before(self, index: Index) -> list[Argument]:
         """The steps that come before the derived events."""
         args: list[Argument] = []
+        for key, entry in self._once:
+            args += ("once", index(key, "s"), entry)
         for key, token in self._before:
             args += ("if", index(key, "s"), token)
         return args

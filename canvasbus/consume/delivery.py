@@ -82,6 +82,8 @@ class Delivery(msgspec.Struct, eq=False, gc=False):
     extended: float = 0.0
     """Until when this run may go on by its own word, on our monotonic clock; 0: it said none."""
     first_failure: datetime | None = None
+    mark: bytes | None = None
+    """What the mark of its event said when it was read (see `inbox`), empty: there was none; None: nobody has looked."""
     run: "Run | None" = None
     """What the present run of its handler holds and changes; None: nothing."""
 

@@ -23,6 +23,7 @@ from canvasbus import clock
 from canvasbus.consume.breaking import TRIED_KEPT, Breaking
 from canvasbus.consume.delivery import Delivery
 from canvasbus.consume.handlers import Handler
+from canvasbus.consume.inbox import DUPLICATE, TWIN_SECONDS, NotRun
 from canvasbus.consume.invoke import for_above, invoker
 from canvasbus.consume.middleware import Middleware
 from canvasbus.consume.outcomes import Outcomes
@@ -106,9 +107,12 @@ class Lane:
         self._timer = trio.Event()
         self._stopping = False
         self._quiet = trio.Event()
+        self.inbox = self._outcomes.inbox
         self._call = invoker(handler, group, resources, middleware)
+        if self.inbox is not None and handler.batch is None:
+            self._call = self.inbox.around(self._call)
         # The shortest way for the most frequent kind of handler: async, with the event alone.
-        bare = handler.is_async and not handler.wants_context and not middleware
+        bare = handler.is_async and not handler.wants_context and not middleware and self.inbox is None
         self._bare = handler.function if bare else None
         self._window_from = 0.0
         self._window_left = 0
@@ -357,6 +361,9 @@ class Lane:
         return await self._call(delivery.event, delivery)
 
     def _ended(self, delivery: Delivery, outcome: Outcome | None, result: Any = None) -> None:
+        if isinstance(result, NotRun):
+            self._not_run(delivery, result)
+            return
         if delivery.suspect:
             self.quarantine.ended(delivery)
         spared = self.breaking is not None and self.breaking.ended(delivery, outcome)
@@ -366,11 +373,28 @@ class Lane:
             if spared and not self._stopping:
                 self._set_aside(delivery)
                 return
-            self.held -= 1
-            heapq.heappush(self._waiting, (trio.current_time() + after, next(self._order), delivery))
-            self._timer.set()
-            self._on_room()
-            self._check_quiet()
+            self._wait(delivery, after)
+
+    def _wait(self, delivery: Delivery, after: float) -> None:
+        self.held -= 1
+        heapq.heappush(self._waiting, (trio.current_time() + after, next(self._order), delivery))
+        self._timer.set()
+        self._on_room()
+        self._check_quiet()
+
+    def _not_run(self, delivery: Delivery, why: NotRun) -> None:
+        """Its event was handled, or is in hand, under another entry."""
+        if delivery.suspect:
+            self.quarantine.ended(delivery)
+        if self.breaking is not None:
+            self.breaking.lapsed(delivery)
+        if why is DUPLICATE:
+            self.statistics.duplicates += 1
+            self._outcomes.done(delivery)
+            return
+        if delivery.suspect:  # its attempt was written before it began
+            delivery.topic.settler.note_attempt(delivery, delivery.failures)
+        self._wait(delivery, TWIN_SECONDS)
 
     # --- while the circuit is open -------------------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ from canvasbus.contract.event import Event
 from canvasbus.contract.registry import registry
 from canvasbus.errors import ContractError
 from canvasbus.wire.keys import check_name
+from canvasbus.wire.marks import window_ms
 
 Start = datetime | str
 """Where a new group begins: "earliest" (everything there is), "latest" (only what comes), an aware datetime, or after an
@@ -59,6 +60,8 @@ class Handler:
     retry: Backoff | RetryRules
     breaker: Breaker | None
     start: Start
+    dedupe: int
+    """Milliseconds for which an event that was handled is known again under another entry; 0: it is not."""
     batch: BatchOptions | None
     is_async: bool
     wants_context: bool
@@ -107,6 +110,7 @@ class Worker:
         timeout: float = 60.0,
         retry: Retrying = Backoff(),  # noqa: B008  frozen, so sharing the default is safe
         breaker: Breaker | None = None,
+        dedupe: float | None = None,
         start: Start | None = None,
     ) -> Callable[[F], F]:
         """Register a handler for event classes, type names or globs ("drift.*").
@@ -115,10 +119,14 @@ class Worker:
         returns (an event, an iterable of events, or None) is committed together with the acknowledgement. With a
         `breaker` it rests while what it calls outside is down.
 
+        `dedupe`: seconds for which an event that was handled is known by its id. Published again within that time, by
+        whomever, it has no effect again: nothing that the handler returns or changes is committed, and in all but a few
+        cases it is not even called. It costs a small key on the server for each event, for that long.
+
         `start` says where a group begins that does not exist yet: "earliest" (the default; for PER_INSTANCE "latest"),
         "latest", an aware datetime or an entry id.
         """
-        return self._register(what, concurrency, timeout, retry, breaker, start, None)
+        return self._register(what, concurrency, timeout, retry, breaker, dedupe, start, None)
 
     def on_batch(
         self,
@@ -128,6 +136,7 @@ class Worker:
         timeout: float = 60.0,
         retry: Retrying = Backoff(),  # noqa: B008
         breaker: Breaker | None = None,
+        dedupe: float | None = None,
         start: Start | None = None,
     ) -> Callable[[F], F]:
         """Register a handler of lists: `f(events)` or `f(events, ctxs)`, one batch at a time.
@@ -137,7 +146,7 @@ class Worker:
         """
         if max_size < 1 or max_wait < 0:
             raise ContractError(f"{self.name}: max_size starts at 1 and max_wait at 0")
-        return self._register(what, 1, timeout, retry, breaker, start, BatchOptions(max_size, max_wait))
+        return self._register(what, 1, timeout, retry, breaker, dedupe, start, BatchOptions(max_size, max_wait))
 
     def _register(
         self,
@@ -146,6 +155,7 @@ class Worker:
         timeout: float,
         retry: Retrying,
         breaker: Breaker | None,
+        dedupe: float | None,
         start: Start | None,
         batch: BatchOptions | None,
     ) -> Callable[[F], F]:
@@ -158,6 +168,7 @@ class Worker:
         begin: Start = start or ("latest" if self.group is PER_INSTANCE else "earliest")
         _check_start(self.name, begin)
         rules = _checked(self.name, retry)
+        remembered = 0 if dedupe is None else window_ms(dedupe, f"worker {self.name!r}: dedupe", ContractError)
         types, globs = _split(self.name, what)
 
         def register(function: F) -> F:
@@ -178,6 +189,7 @@ class Worker:
                 retry=rules,
                 breaker=breaker,
                 start=begin,
+                dedupe=remembered,
                 batch=batch,
                 is_async=inspect.iscoroutinefunction(target)
                 or inspect.iscoroutinefunction(getattr(target, "__call__", None)),  # noqa: B004  async __call__

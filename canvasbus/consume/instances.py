@@ -66,7 +66,7 @@ def forget(
     keys: Keys, group: str, beats: dict[bytes, bytes] | None = None, foreign: Iterable[bytes] = ()
 ) -> Operation[bool]:
     """Remove a group of one partition with all that belongs to it: cursors, pending entries, heartbeats, dead letters,
-    state, declaration. `beats`: only if the heartbeats are still these; False: they were not. `foreign`: streams that
+    state, marks, declaration. `beats`: only if the heartbeats are still these; False: they were not. `foreign`: streams that
     may have the group without being known as topics. Events for later that its handlers have set still come."""
     (names,) = yield command("SMEMBERS", keys.topics)
     topics = {keys.stream(name.decode("utf-8", "replace")) for name in check(names, "look for topics")}
@@ -78,7 +78,7 @@ def forget(
         if not check((yield from FORGET.call([*hashes, *some], [0, *args])), "remove a group"):
             return False
     cursor: bytes | int = 0
-    for prefix in (keys.state(group, ""), keys.parts(group, "")):
+    for prefix in (keys.state(group, ""), keys.parts(group, ""), keys.done(group, "")):
         pattern = re.sub(rb"([\[\]?*\\])", rb"\\\1", prefix) + b"*"
         while True:
             (reply,) = yield command("SCAN", cursor, "MATCH", pattern, "COUNT", 1000)

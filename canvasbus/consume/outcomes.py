@@ -13,6 +13,7 @@ from canvasbus import clock, ids
 from canvasbus.consume.changes import Changes
 from canvasbus.consume.delivery import Delivery
 from canvasbus.consume.handlers import Handler
+from canvasbus.consume.inbox import Inbox
 from canvasbus.consume.invoke import for_above
 from canvasbus.consume.policy import Ack, DeadLetter, Outcome, Park, Raised, Retry, Returned, decide
 from canvasbus.consume.timers import Cancel, Later
@@ -49,6 +50,8 @@ class LaneStatistics:
     """Events of a newer version, left to workers that know it."""
     expired: int = 0
     """Events that were stale when they came; skipped."""
+    duplicates: int = 0
+    """Events that the group had handled under another entry (`dedupe=`): not run, or run and not committed."""
     durations: list[int] = field(default_factory=lambda: [0] * 40)
     """Runs by duration: element i counts runs of less than 2^i microseconds (and at least 2^(i-1))."""
 
@@ -58,6 +61,8 @@ class Outcomes:
 
     def __init__(self, handler: Handler, group: str, codec: Codec, random: Random) -> None:
         self.statistics = LaneStatistics()
+        self.inbox = Inbox(group, handler.dedupe) if handler.dedupe else None
+        """The marks of its events; None: they have none."""
         self._handler = handler
         self._group = group
         self._codec = codec
@@ -106,6 +111,8 @@ class Outcomes:
         match verdict:
             case Ack():
                 self.statistics.handled += 1
+                if self.inbox is not None:
+                    changes = self.inbox.mark(delivery, changes)
                 if outgoing or delivery.look or changes:
                     delivery.topic.settler.commit(delivery, outgoing, changes)
                 else:
@@ -252,7 +259,8 @@ class Outcomes:
             error=record.error,
             attempts=attempts,
         )
-        delivery.topic.settler.bury(delivery, record, announced)
+        unmark = self.inbox.unmark(delivery) if self.inbox is not None else None
+        delivery.topic.settler.bury(delivery, record, announced, unmark)
 
 
 def _returned(handler: Handler, result: Any) -> tuple[Returnable, ...]:

@@ -65,6 +65,8 @@ class WorkerStatistics:
     dead: int
     expired: int
     """Events that were stale when they came; skipped."""
+    duplicates: int
+    """Events that the group had handled under another entry (`dedupe=`)."""
     running: int
     """Handlers running now."""
     held: int
@@ -187,6 +189,7 @@ class Runner:
             retries=sum(lane.statistics.retries for lane in lanes),
             dead=sum(lane.statistics.dead for lane in lanes),
             expired=sum(lane.statistics.expired for lane in lanes),
+            duplicates=sum(lane.statistics.duplicates for lane in lanes),
             running=sum(lane.running for lane in lanes),
             held=sum(lane.held for lane in lanes),
             spared=sum(lane.statistics.spared for lane in lanes),

@@ -48,6 +48,8 @@ COMMIT_BYTES = 1024 * 1024
 
 CONFLICT = 2
 """What the settle script says of an outcome whose state has changed."""
+DOUBLE = 3
+"""What it says of one whose event was handled under another entry."""
 
 BURIAL_SECONDS = 5.0
 """Between two attempts at a dead letter that the server refuses."""
@@ -167,13 +169,19 @@ class Settler:
         self._declare(derived)
         self._work.set()
 
-    def bury(self, delivery: Delivery, record: DeadLetterRecord, announced: list[Outgoing]) -> None:
+    def bury(
+        self,
+        delivery: Delivery,
+        record: DeadLetterRecord,
+        announced: list[Outgoing],
+        changes: Changes | None = None,
+    ) -> None:
         """Acknowledge, and add the dead letter and its announcement in the same step."""
         keys = self.keys
         payloads = [(keys.dead(self._group), deadletter.encode(record))]
         payloads += [(keys.stream(item.type), item.data) for item in announced]
         self.statistics.buried += 1
-        self._commits.append(_Commit(delivery, payloads, burial=True))
+        self._commits.append(_Commit(delivery, payloads, burial=True, changes=changes))
         self._declare(announced)
         self._work.set()
 
@@ -466,6 +474,9 @@ class Settler:
                 continue
             if ours and commit.pool:
                 statistics.parked += 1
+            elif ours == DOUBLE:
+                statistics.acked += 1
+                commit.delivery.topic.lane.statistics.duplicates += 1
             elif ours:
                 statistics.acked += 1
                 statistics.derived += commit.derived

@@ -286,7 +286,7 @@ class Subscription:
                 return
             raise _as_transport(translate(reply, f"read as group {self.group!r}"))
         if reply:
-            self._take_in(reply)
+            await self._take_in(reply)
 
     async def _block(self, head: tuple[Argument, ...], tail: tuple[Argument, ...]) -> Reply:
         packet = command(*head, "BLOCK", int(BLOCK_SECONDS * 1000), *tail)
@@ -330,8 +330,9 @@ class Subscription:
                     pass  # the read ends by itself within BLOCK_SECONDS
             await trio.sleep(0.001)
 
-    def _take_in(self, reply: Reply) -> None:
+    async def _take_in(self, reply: Reply) -> None:
         codec = self._codec
+        failure: TransportError | None = None
         for stream, entries in reply:
             topic = self.topics[stream]
             if topic.doubt != NO_DOUBT:  # it forgot that we have these, and has given them to us again
@@ -341,7 +342,16 @@ class Subscription:
             topic.held.update([entry[0] for entry in entries])
             topic.cursor = entries[-1][0]
             self.statistics.entries += len(entries)
-            topic.lane.feed_fresh(deliver_many(codec, topic, entries))
+            deliveries = deliver_many(codec, topic, entries)
+            inbox = topic.lane.inbox
+            if inbox is not None and failure is None:
+                try:
+                    await inbox.look(self._link, deliveries)
+                except TransportError as error:
+                    failure = error  # what was read is run all the same
+            topic.lane.feed_fresh(deliveries)
+        if failure is not None:
+            raise failure
 
     # --- entries that come otherwise -----------------------------------------------------------------------------
 

@@ -94,7 +94,7 @@ Result = bytes | CanvasbusError
 
 @dataclass(slots=True)
 class SenderStatistics:
-    """What one FencedSender has done so far."""
+    """What the sender of one partition has done so far."""
 
     batches: int = 0
     """Batches stored."""
@@ -106,8 +106,10 @@ class SenderStatistics:
     """Attempts that ended without an answer or were told to wait."""
     found: int = 0
     """Events whose reply was lost and that were found on the server."""
+    duplicates: int = 0
+    """Of the `events`: those that were there already by their mark, so that nothing was stored (see `once`)."""
     resent: int = 0
-    """Batches sent again because they were proven absent."""
+    """Batches sent again because they were proven absent, or bear marks."""
     unknown: int = 0
     """Events whose fate cannot be known."""
     unconfirmed: int = 0
@@ -245,7 +247,7 @@ class FencedSender:
             first.append(("WAIT", 0, 1))
         declares = bool(self._partitions) and not self._watching
         if declares:
-            first += _declaration(self.keys.meta, self._partitions)
+            first += declaration(self.keys.meta, self._partitions)
         steps = list(first)
         for event_type in fresh:
             known = self.keys.topics
@@ -256,7 +258,7 @@ class FencedSender:
         for reply in (replies[0], *replies[2 : len(first)], replies[-1]):
             check(reply, "publish")
         if declares:
-            _check_partitions(self.keys, self._partitions, replies[len(first) - 1])
+            check_partitions(self.keys, self._partitions, replies[len(first) - 1])
         replies = replies[len(first) : -1]
         self._watching = True
         for event_type, sadd, last in zip(fresh, replies[::2], replies[1::2], strict=True):
@@ -427,16 +429,16 @@ def declare_partitions(namespace: str, partitions: int) -> Operation[None]:
     keys = Keys(namespace, 0)
     if partitions > MAX_PARTITIONS:  # before it is on record, where it would stop everybody
         raise Refused(f"partitions={partitions}: a namespace has {MAX_PARTITIONS} at most")
-    replies = yield commands(*_declaration(keys.meta, partitions))
+    replies = yield commands(*declaration(keys.meta, partitions))
     check(replies[0], "look at the namespace")
-    _check_partitions(keys, partitions, check(replies[1], "look at the namespace"))
+    check_partitions(keys, partitions, check(replies[1], "look at the namespace"))
 
 
-def _declaration(meta: bytes, partitions: int) -> list[tuple[bytes | str | int, ...]]:
+def declaration(meta: bytes, partitions: int) -> list[tuple[bytes | str | int, ...]]:
     return [("HSETNX", meta, "partitions", partitions), ("HGET", meta, "partitions")]
 
 
-def _check_partitions(keys: Keys, partitions: int, value: bytes | None) -> None:
+def check_partitions(keys: Keys, partitions: int, value: bytes | None) -> None:
     # The length comes first: int() raises for more than 4300 digits.
     recorded = int(value) if value is not None and len(value) <= 9 and value.isdigit() else 0
     if not 1 <= recorded <= MAX_PARTITIONS:

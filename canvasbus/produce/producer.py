@@ -12,7 +12,7 @@ by the thread when it connects, because a process that forks while another threa
 module lock that nobody will release.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from datetime import datetime
 from itertools import islice
@@ -29,6 +29,7 @@ from canvasbus.produce.buffer import BUFFER_BYTES, Buffer, OnDelivery, WhenFull
 from canvasbus.transport import address
 from canvasbus.wire.codec import MAX_EVENT_BYTES, Codec, Outgoing
 from canvasbus.wire.keys import check_name, partition_of
+from canvasbus.wire.marks import WINDOW_SECONDS, window_ms
 
 if TYPE_CHECKING:
     from canvasbus.produce.fenced import Durability
@@ -56,6 +57,8 @@ class ProducerStatistics(msgspec.Struct, frozen=True, kw_only=True):
     """Events that the server refused for good, for example because their stream's key holds something else."""
     unknown: int = 0
     """Events that may or may not be on the server, and of which that can no longer be found out."""
+    duplicates: int = 0
+    """Of those stored: events that were there already (`dedupe_key`, `dedupe`), so that nothing was added."""
     skipped: int = 0
     """Events that were published while the bus is switched off (off://)."""
     waiting_events: int = 0
@@ -81,6 +84,10 @@ class Producer:
         "raise"        publish raises BufferFull
 
     With `durability="replicated"` an event counts as stored when a replica has it, too: then it outlives a failover.
+
+    An event that is published under a `dedupe_key` is stored once, also when the program is started again and publishes it
+    anew, or another one does, within `dedupe_window` seconds (a day). With `dedupe=True` every event is held to that by
+    its id. What it costs on the server is written in `canvasbus.wire.marks`.
 
     `on_delivery(id, error)` is called in the sender's thread for every event, with None once the server has it. It must
     not flush or close; what it raises is counted and logged.
@@ -111,6 +118,8 @@ class Producer:
         on_delivery: OnDelivery | None = None,
         flush_timeout: float = FLUSH_TIMEOUT,
         durability: "Durability" = "server",
+        dedupe: bool = False,
+        dedupe_window: float = WINDOW_SECONDS,
     ) -> None:
         if url is None:
             url = _url()
@@ -124,6 +133,7 @@ class Producer:
             raise ConfigError(f"buffer_bytes={buffer_bytes}, max_event_bytes={max_event_bytes}: use positive numbers")
         if max_block < 0 or flush_timeout < 0:
             raise ConfigError(f"max_block={max_block}, flush_timeout={flush_timeout}: use seconds from 0")
+        window_ms(dedupe_window, "dedupe_window")
         self.source = source
         self.name = where.shown
         """The URL without its password."""
@@ -141,7 +151,9 @@ class Producer:
                 "memory:// is private to whoever opens it, so nobody could read what a Producer publishes there: "
                 "use memory://NAME here and in the EventBus of the same process"
             )
-        self._sender = sender = _sender_to(url, namespace, partitions, flush_timeout, on_delivery, durability)
+        self._sender = sender = _sender_to(
+            url, namespace, partitions, flush_timeout, on_delivery, durability, dedupe, dedupe_window
+        )
         self._buffer = Buffer(buffer_bytes, when_full, max_block, partitions, sender.rouse, sender.lament)
         self._buffer.keep_drops = on_delivery is not None
         sender.buffer = self._buffer
@@ -156,38 +168,48 @@ class Producer:
         expires_in: float | None = None,
         delay: float | None = None,
         at: datetime | None = None,
+        dedupe_key: str | None = None,
         on_delivery: OnDelivery | None = None,
     ) -> UUID | None:
         """Queue an event and return its id, at once; None when the bus is switched off (off://).
 
         `expires_in`: seconds after which consumers skip the event and count it. `delay` (seconds from when the server
         gets it) or `at` (an aware datetime): consumers get it then, or up to a second later; meanwhile the server
-        keeps it. `on_delivery(id, error)`: called for this event, before the one of the Producer. Raises EncodeError
-        for an event that cannot be published, ContractError for a delay that is none, and BufferFull as `when_full`
-        says or after `close`; none was queued.
+        keeps it. `dedupe_key` names the event, like "run-7:epoch-3": of several of a type with one key, published by
+        whomever within `dedupe_window`, the first is stored and no other; all have the same id. (With partitions: events
+        that say the same and have the same `key`.) `on_delivery(id, error)`: called for this event, before the one of
+        the Producer. Raises EncodeError for an event that cannot be published, ContractError for a delay or a key that
+        is none, and BufferFull as `when_full` says or after `close`; none was queued.
         """
         sender = self._sender
         if sender is None:
             self._skipped += 1
             return None
-        if expires_in is None and delay is None and at is None:
+        if expires_in is None and delay is None and at is None and dedupe_key is None:
             item = self._encode(event)
         else:
-            item = self._codec.encode_for(event, expires_in, delay, at)
+            item = self._codec.encode_for(event, expires_in, delay, at, dedupe_key)
         if on_delivery is not None:
             self._buffer.keep_drops = True
-            sender.callbacks[item.raw_id] = on_delivery
+            sender.tell_of(item.raw_id, on_delivery)
         try:
             self._add(item, partition_of(item.key, self._partitions) if self._partitions > 1 else 0)
         except BaseException:
-            sender.callbacks.pop(item.raw_id, None)
+            if on_delivery is not None:
+                sender.tell_of(item.raw_id, None)
             raise
         return _from_bytes(item.raw_id)
 
-    def publish_many(self, events: Iterable[Event], *, expires_in: float | None = None) -> list[UUID]:
+    def publish_many(
+        self,
+        events: Iterable[Event],
+        *,
+        expires_in: float | None = None,
+        dedupe_key: Callable[[Event], str] | None = None,
+    ) -> list[UUID]:
         """Queue events in order and return their ids; at half the price of `publish` for many of one type.
 
-        Raises as `publish` does, at the first event that cannot be published; those before it are queued.
+        `dedupe_key`: makes the key of each. Raises as `publish` does, at the first event that cannot be published; those before it are queued.
         """
         found: list[UUID] = []
         rest = iter(events)
@@ -195,10 +217,13 @@ class Producer:
             if self._sender is None:
                 self._skipped += len(chunk)
                 continue
-            items = self._encode_chunk(chunk) if expires_in is None and self._partitions == 1 else None
+            plain = expires_in is None and dedupe_key is None and self._partitions == 1
+            items = self._encode_chunk(chunk) if plain else None
             if items is None:
-                each = [self.publish(event, expires_in=expires_in) for event in chunk]
-                found += [event_id for event_id in each if event_id is not None]
+                for event in chunk:
+                    key = dedupe_key(event) if dedupe_key is not None else None
+                    event_id = self.publish(event, expires_in=expires_in, dedupe_key=key)
+                    found += [event_id] if event_id is not None else []
             else:
                 self._buffer.add_many(items, 0)
                 found += [_from_bytes(item.raw_id) for item in items]
@@ -284,6 +309,7 @@ class Producer:
                 dropped=buffer.dropped,
                 refused=buffer.refused,
                 unknown=buffer.unknown,
+                duplicates=sender.duplicates,
                 waiting_events=buffer.waiting,
                 waiting_bytes=buffer.bytes,
                 callback_errors=sender.callback_errors,
@@ -323,10 +349,13 @@ def _sender_to(
     flush_timeout: float,
     on_delivery: OnDelivery | None,
     durability: "Durability",
+    dedupe: bool,
+    dedupe_window: float,
 ) -> "Sender":
     import encodings.idna  # noqa: F401  getaddrinfo imports it when first used
 
     from canvasbus.produce.fenced import wants_replicas
+    from canvasbus.produce.once import Dedupe
     from canvasbus.produce.sender import Sender
     from canvasbus.transport.connect import open_server
 
@@ -336,4 +365,4 @@ def _sender_to(
         redis.Connection()  # type: ignore[no-untyped-call]  # opens nothing, but looks its own version up, which imports a parser of e-mails
     server = open_server(url)
     replicated = wants_replicas(durability, server.shared)
-    return Sender(server, namespace, partitions, flush_timeout, on_delivery, replicated)
+    return Sender(server, namespace, partitions, flush_timeout, on_delivery, replicated, Dedupe(dedupe, dedupe_window))

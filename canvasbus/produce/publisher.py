@@ -17,7 +17,8 @@ import trio
 
 from canvasbus.contract.event import Event
 from canvasbus.errors import BufferFull, CanvasbusError, ContractError, TransportError, Unavailable
-from canvasbus.produce.fenced import FencedSender, Result
+from canvasbus.produce.fenced import Result
+from canvasbus.produce.once import Dedupe, PartitionSender
 from canvasbus.transport.link import Link
 from canvasbus.transport.server import Server
 from canvasbus.wire.codec import Codec, Outgoing, expiry
@@ -38,13 +39,15 @@ _CLOSED = "the bus is closed: nothing more can be published on it"
 class _Batch:
     """Events that go out together, and the tasks that wait for them. (A trio.Event for each would cost 1 µs more.)"""
 
-    __slots__ = ("bytes", "items", "results", "waiting")
+    __slots__ = ("bytes", "items", "marked", "results", "waiting")
 
     def __init__(self) -> None:
         self.items: list[Outgoing | Event] = []
         """Events of single publishes are encoded together, when the batch goes out: half the price of one by one."""
         self.bytes = 0
         """Of the items that are encoded."""
+        self.marked = False
+        """Some of them are to be stored once. (Looking through all batches for that would cost 20 ns an event.)"""
         self.results: Sequence[bytes | Exception] = ()
         """Filled when the fate of the batch is known."""
         self.waiting: list[trio.lowlevel.Task] = []
@@ -81,6 +84,8 @@ class PublisherStatistics:
     """Batches that the server has."""
     waiting_bytes: int
     """Encoded bytes that wait for the server now."""
+    duplicates: int = 0
+    """Of the `published`: those that were there already (dedupe), so that nothing was stored."""
     skipped: int = 0
     """Events that were published while the bus is switched off (off://)."""
 
@@ -88,9 +93,9 @@ class PublisherStatistics:
 class _Lane:
     """The queue of one partition."""
 
-    def __init__(self, server: Server, keys: Keys, replicated: bool, partitions: int) -> None:
+    def __init__(self, server: Server, keys: Keys, replicated: bool, partitions: int, dedupe: Dedupe) -> None:
         self.link = Link(server)
-        self.sender = FencedSender(keys, replicated=replicated, partitions=partitions)
+        self.sender = PartitionSender(keys, replicated=replicated, partitions=partitions, dedupe=dedupe)
         self.sealed: deque[_Batch] = deque()
         self.gathering = _Batch()
         self.work = trio.Event()
@@ -113,6 +118,7 @@ class _Lane:
         batch = _Batch()
         batch.items = list(items)
         batch.bytes = sum([len(item.data) for item in items])
+        batch.marked = items[0].once  # all or none: it is one publish_many
         self.sealed.append(batch)
         self.work.set()
         return batch
@@ -139,10 +145,11 @@ class Publisher:
         buffer_bytes: int = BUFFER_BYTES,
         patience: float | None = None,
         replicated: bool = False,
+        dedupe: Dedupe = Dedupe(),  # noqa: B008  frozen
     ) -> None:
         self.codec = codec
         self._partitions = partitions
-        self._lanes = [_Lane(server, Keys(namespace, p), replicated, partitions) for p in range(partitions)]
+        self._lanes = [_Lane(server, Keys(namespace, p), replicated, partitions, dedupe) for p in range(partitions)]
         self._limit = buffer_bytes
         self._patience = patience
         self._bytes = 0
@@ -172,16 +179,23 @@ class Publisher:
         return await _result(batch, index)
 
     async def publish_for(
-        self, event: Event, expires_in: float | None, delay: float | None, at: datetime | None
+        self, event: Event, expires_in: float | None, delay: float | None, at: datetime | None, dedupe_key: str | None
     ) -> str:
-        """The same for an event that goes stale after a time or comes later; the latter returns the timer's name."""
-        item = self.codec.encode_for(event, expires_in, delay, at)
+        """The same for an event that goes stale after a time, comes later, for which the timer's name is returned, or
+        is stored once."""
+        item = self.codec.encode_for(event, expires_in, delay, at, dedupe_key)
         if self._bytes >= self._limit:
             await self._wait_for_room()
         entry_id = await _result(*self._add(item))
-        return entry_id if item.type != LATER_INBOX else f"~{entry_id}"
+        # A mark knows whether what it stands for came later; that may be another try than this one.
+        return f"~{entry_id}" if item.type == LATER_INBOX and not entry_id.startswith("~") else entry_id
 
-    async def publish_many(self, events: Iterable[Event], expires_in: float | None = None) -> list[str]:
+    async def publish_many(
+        self,
+        events: Iterable[Event],
+        expires_in: float | None = None,
+        dedupe_key: Callable[[Event], str] | None = None,
+    ) -> list[str]:
         """Publish events in order and return their entry ids. An event with an error stops no other: when at least one
         failed, an ExceptionGroup of the errors is raised after all were tried (for a single event its error itself)."""
         rest = iter(events)
@@ -189,6 +203,7 @@ class Publisher:
         entry_ids: list[str] = []
         errors: list[Exception] = []
         expiry(expires_in)  # what is no time fails before anything is sent
+        each = None if expires_in is None and dedupe_key is None else self._each(expires_in, dedupe_key)
 
         async def take(most: int) -> None:
             """Wait until at most so many chunks are on their way. What has arrived is let go of: there may be millions."""
@@ -206,7 +221,7 @@ class Publisher:
             chunk: list[Outgoing | Event] = list(islice(rest, BATCH_EVENTS))
             if not chunk:
                 break
-            bad, encoded = self._encode(chunk, expiry(expires_in))
+            bad, encoded = self._encode(chunk, each)
             errors += [error for error in bad if error is not None]
             await trio.lowlevel.checkpoint()  # a chunk that is ready goes on its way now
             await take(1)
@@ -228,12 +243,13 @@ class Publisher:
         expires_in: float | None = None,
         delay: float | None = None,
         at: datetime | None = None,
+        dedupe_key: str | None = None,
     ) -> None:
         """Hand the event over and return at once. Raises BufferFull when `buffer_bytes` are waiting already.
 
         A failure later on is counted in `statistics().failed`.
         """
-        item = self.codec.encode_for(event, expires_in, delay, at)
+        item = self.codec.encode_for(event, expires_in, delay, at, dedupe_key)
         if self._bytes + len(item.data) > self._limit:
             raise BufferFull(
                 f"{self._bytes:,} bytes of events wait for the server, the limit is {self._limit:,}: "
@@ -246,7 +262,9 @@ class Publisher:
             raise self._closed()
         size = len(item.data)
         self._bytes += size
-        return self._lanes[partition_of(item.key, self._partitions)].add(item, size)
+        batch, index = self._lanes[partition_of(item.key, self._partitions)].add(item, size)
+        batch.marked |= item.once
+        return batch, index
 
     def _add_many(self, items: list[Outgoing]) -> list[tuple[_Batch, slice]]:
         """Queue a chunk; returns where its results will be, in order."""
@@ -281,13 +299,14 @@ class Publisher:
                 errors, outgoing = self._encode(batch.items)
                 sent: list[Result] = []
                 for part in [outgoing] if outgoing is batch.items and batch.bytes <= BATCH_BYTES else _parts(outgoing):
-                    try:
-                        sent += await lane.link.run(lane.sender.send(part, patience=self._patience))
-                    except TransportError as error:
-                        if lane.sender.unsure_of(part):
-                            error = Unavailable(f"{error}; the event may be stored all the same", ambiguous=True)
-                        sent += [error] * len(part)
-                        self._failed += len(part)
+                    for run in lane.sender.runs(part) if batch.marked else [part]:
+                        try:
+                            sent += await lane.link.run(lane.sender.send(run, patience=self._patience))
+                        except TransportError as error:
+                            if lane.sender.unsure_of(run):
+                                error = Unavailable(f"{error}; the event may be stored all the same", ambiguous=True)
+                            sent += [error] * len(run)
+                            self._failed += len(run)
                 self._bytes -= batch.bytes
                 batch.done(_merged(errors, sent) if errors else sent)
                 room, self._room = self._room, trio.Event()
@@ -296,15 +315,25 @@ class Publisher:
             with trio.CancelScope(shield=True):
                 await lane.link.aclose()
 
+    def _each(self, expires_in: float | None, dedupe_key: Callable[[Event], str] | None) -> Callable[[Event], Outgoing]:
+        """What encodes one of many."""
+
+        def encode(event: Event) -> Outgoing:
+            key = None if dedupe_key is None else dedupe_key(event)
+            return self.codec.encode_for(event, expires_in, dedupe_key=key)
+
+        return encode
+
     def _encode(
-        self, items: list[Outgoing | Event], expires_on: float | None = None
+        self, items: list[Outgoing | Event], each: Callable[[Event], Outgoing] | None = None
     ) -> tuple[list[Exception | None], list[Outgoing]]:
-        """Encode what is not encoded yet. When some cannot be: an error or None for each item, else an empty list."""
+        """Encode what is not encoded yet, by `each` if that is given. When some cannot be: an error or None for each
+        item, else an empty list."""
         events = [item for item in items if not isinstance(item, Outgoing)]
         if not events:
             return [], items  # type: ignore[return-value]  # all of them are Outgoing
         encoded = None
-        if expires_on is None:
+        if each is None:
             try:
                 encoded = self.codec.encode_many(events)
             except Exception:
@@ -318,8 +347,7 @@ class Publisher:
         outgoing: list[Outgoing] = []
         for item in items:
             try:
-                ready = item if isinstance(item, Outgoing) else self.codec.encode(item, expires_on=expires_on)
-                outgoing.append(ready)
+                outgoing.append(item if isinstance(item, Outgoing) else (each or self.codec.encode)(item))
                 errors.append(None)
             except Exception as error:
                 errors.append(error)
@@ -337,6 +365,7 @@ class Publisher:
             failed=self._failed + sum(lane.sender.statistics.lost for lane in self._lanes),
             batches=sum(lane.sender.statistics.batches for lane in self._lanes),
             waiting_bytes=self._bytes,
+            duplicates=sum(lane.sender.statistics.duplicates for lane in self._lanes),
         )
 
     def __repr__(self) -> str:

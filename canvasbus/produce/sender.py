@@ -14,7 +14,8 @@ from canvasbus import clock, ids
 from canvasbus.errors import BufferFull, CanvasbusError, Refused, TransportError, Unavailable
 from canvasbus.produce import process
 from canvasbus.produce.buffer import Buffer, OnDelivery
-from canvasbus.produce.fenced import FencedSender, Result, declare_partitions
+from canvasbus.produce.fenced import Result, declare_partitions
+from canvasbus.produce.once import Dedupe, PartitionSender
 from canvasbus.transport.blocking import BlockingLink
 from canvasbus.transport.server import Server
 from canvasbus.wire.codec import Outgoing
@@ -38,10 +39,16 @@ class _Lane:
     """What sends the events of one partition."""
 
     def __init__(
-        self, server: Server, keys: Keys, pause: Callable[[float], None], replicated: bool, partitions: int
+        self,
+        server: Server,
+        keys: Keys,
+        pause: Callable[[float], None],
+        replicated: bool,
+        partitions: int,
+        dedupe: Dedupe,
     ) -> None:
         self.link = BlockingLink(server, sleep=pause)
-        self.sender = FencedSender(keys, replicated=replicated, partitions=partitions)
+        self.sender = PartitionSender(keys, replicated=replicated, partitions=partitions, dedupe=dedupe)
 
 
 class Sender:
@@ -55,16 +62,18 @@ class Sender:
         flush_timeout: float,
         on_delivery: OnDelivery | None,
         replicated: bool = False,
+        dedupe: Dedupe = Dedupe(),  # noqa: B008  frozen
     ) -> None:
         self.buffer: Buffer
         self.flush_timeout = flush_timeout
-        self.callbacks: dict[bytes, OnDelivery] = {}
-        """Event id → who is told of this one event."""
+        self.callbacks: dict[bytes, list[OnDelivery]] = {}
+        """Event id → who is told of this one event; more than one when it was published twice under its key."""
         self._server = server
         self._namespace = namespace
         self._partitions = partitions
         self._on_delivery = on_delivery
         self._replicated = replicated
+        self._dedupe = dedupe
         self._reset()
         process.watch(self)
 
@@ -84,6 +93,8 @@ class Sender:
         self._told_failed = 0
         self._muted = ""
         self.callback_errors = 0
+        self.duplicates = 0
+        """Events that were there already by their mark."""
         self.last_error: str | None = None
 
     # --- from other threads --------------------------------------------------------------------------------------
@@ -107,6 +118,16 @@ class Sender:
         finally:
             self._starting = False
         return True
+
+    def tell_of(self, raw_id: bytes, callback: OnDelivery | None) -> None:
+        """Call this when the fate of the event is known; None: not the one that was given last."""
+        with self.buffer.lock:
+            if callback is not None:
+                self.callbacks.setdefault(raw_id, []).append(callback)
+            elif callbacks := self.callbacks.get(raw_id):
+                callbacks.pop()
+                if not callbacks:
+                    del self.callbacks[raw_id]
 
     def lament(self) -> None:
         """An event was dropped because publishing is muted."""
@@ -178,9 +199,11 @@ class Sender:
                     self._wake.get()
                     continue
                 lane, items = in_hand
-                results = self._send(lane, items)
-                self._settle(lane, items, results)
-                in_hand = None
+                for run in self._lane(lane).sender.runs(items):
+                    results = self._send(lane, run)
+                    self._settle(lane, run, results)
+                    items = items[len(run) :]
+                    in_hand = (lane, items) if items else None
         except _Stop:
             pass
         finally:
@@ -192,19 +215,32 @@ class Sender:
         for lane in lanes:
             lane.link.close()
 
-    def _send(self, lane: int, items: list[Outgoing]) -> list[Result]:
+    def _lane(self, number: int) -> _Lane:
         if not self._lanes:
             self._lanes = [
-                _Lane(self._server, Keys(self._namespace, number), self._pause, self._replicated, self._partitions)
-                for number in range(self._partitions)
+                _Lane(
+                    self._server,
+                    Keys(self._namespace, n),
+                    self._pause,
+                    self._replicated,
+                    self._partitions,
+                    self._dedupe,
+                )
+                for n in range(self._partitions)
             ]
+        return self._lanes[number]
+
+    def _send(self, lane: int, items: list[Outgoing]) -> list[Result]:
         try:
             if not self._declared:
-                self._persist(lambda: self._lanes[0].link.run(declare_partitions(self._namespace, self._partitions)))
-                self._lanes[0].sender.forget_connection()
+                first = self._lane(0)
+                self._persist(lambda: first.link.run(declare_partitions(self._namespace, self._partitions)))
+                first.sender.forget_connection()
                 self._declared = True
-            sender, link = self._lanes[lane].sender, self._lanes[lane].link
+            sender, link = self._lane(lane).sender, self._lane(lane).link
+            known = sender.statistics.duplicates
             results = self._persist(lambda: link.run(sender.send(items)))
+            self.duplicates += sender.statistics.duplicates - known
         except _Stop:
             raise
         except Exception as error:
@@ -296,7 +332,14 @@ class Sender:
             self.last_error = "events were published faster than the server took them"
 
     def _tell(self, raw_id: bytes, error: CanvasbusError | None) -> None:
-        for callback in (self.callbacks.pop(raw_id, None), self._on_delivery):
+        own: OnDelivery | None = None
+        if self.callbacks:
+            with self.buffer.lock:
+                if callbacks := self.callbacks.get(raw_id):
+                    own = callbacks.pop(0)
+                    if not callbacks:
+                        del self.callbacks[raw_id]
+        for callback in (own, self._on_delivery):
             if callback is None:
                 continue
             try:
@@ -313,10 +356,11 @@ class Sender:
         maybe = Unavailable(f"{error}; it may be there all the same", ambiguous=True)
         while in_hand is not None or (in_hand := self.buffer.take()) is not None:
             lane, items = in_hand
-            unsure = bool(self._lanes) and self._lanes[lane].sender.unsure_of(items)
-            for item in items:
-                self._tell(item.raw_id, maybe if unsure else error)
-            self.buffer.settle(lane, items, unknown=len(items) if unsure else 0)
+            for run in self._lane(lane).sender.runs(items):
+                unsure = self._lane(lane).sender.unsure_of(run)
+                for item in run:
+                    self._tell(item.raw_id, maybe if unsure else error)
+                self.buffer.settle(lane, run, unknown=len(run) if unsure else 0)
             in_hand = None
         self._tell_drops()
 

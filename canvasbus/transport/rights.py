@@ -73,6 +73,11 @@ _PRODUCER = (
     Right("EXPIRE fence 1", "make sure of events whose reply was lost"),
     Right("XRANGE stream - +", "make sure of events whose reply was lost"),
     Right("XINFO STREAM stream", "make sure of events whose reply was lost"),
+    Right("EVALSHA sha 1 once", "publish with dedupe", optional=True),
+    Right("EVAL script 1 once", "publish with dedupe", optional=True),
+    Right("GET once", "publish with dedupe", optional=True),
+    Right("SET once value", "publish with dedupe", optional=True),
+    Right("TYPE stream", "publish with dedupe", optional=True),
 )
 _TRIM = (
     Right("EVALSHA sha 1 stream", "trim"),
@@ -136,6 +141,10 @@ _WORKER = (
     Right("GET state", "keep state"),
     Right("SET state value", "keep state"),
     Right("DEL state", "keep state"),
+    Right("GET done", "handle events once"),
+    Right("SET done entry", "handle events once"),
+    Right("DEL done", "handle events once"),
+    Right("MGET done", "not to call handlers for nothing", optional=True),
     *_TRIM,
 )
 _OPERATOR = (
@@ -176,7 +185,15 @@ _OPERATOR = (
 RIGHTS = {"producer": _PRODUCER, "worker": _WORKER, "operator": _OPERATOR}
 
 _PATTERNS = {
-    "producer": ("stream:*", "inbox", "fence:*", "topics", "meta", "full"),  # not: dead letters, state, heartbeats
+    "producer": (
+        "stream:*",
+        "inbox",
+        "fence:*",
+        "once:*",
+        "topics",
+        "meta",
+        "full",
+    ),  # not: dead letters, state, heartbeats
     "worker": ("*",),
     "operator": ("*",),
 }
@@ -218,6 +235,8 @@ def words(right: Right, keys: Keys, *, group: str = "group", event_type: str = "
         "timers": keys.timers,
         "bodies": keys.timer_bodies,
         "state": keys.state(group, "name"),
+        "once": keys.once("id"),
+        "done": keys.done(group, "id"),
     }
     return [known.get(word, word.encode()) for word in right.form.split()]
 

@@ -29,11 +29,15 @@ class Script:
         """The call by hash."""
         return Packet(pack("EVALSHA", self.sha, len(keys), *keys, *args), 1)
 
+    def source_packet(self, keys: list[bytes], args: list[bytes | str | int]) -> Packet:
+        """The call by source, which loads it too."""
+        return Packet(pack("EVAL", self.source, len(keys), *keys, *args), 1)
+
     def call(self, keys: list[bytes], args: list[bytes | str | int]) -> Operation[Reply]:
         """Call the script, load it when the server does not have it, return its reply (an error reply as a value)."""
         reply = (yield self.packet(keys, args))[0]
         if isinstance(reply, ReplyError) and code(reply) == "NOSCRIPT":
-            reply = (yield Packet(pack("EVAL", self.source, len(keys), *keys, *args), 1))[0]
+            reply = (yield self.source_packet(keys, args))[0]
         return reply
 
     def __repr__(self) -> str:
@@ -55,6 +59,69 @@ return result
 """,
 )
 
+ONCE: Final = Script(
+    "once",
+    """
+-- Store events each of which bears a mark, unless its mark is there already. Doing it again does nothing again.
+-- KEYS[1] set of topics; KEYS[2] the namespace's facts; KEYS[3] the inbox; then n streams, then a mark for each event
+-- ARGV[1] ms for which a mark is kept; [2] partitions that must be on record (0: any number); [3] n; then the type of each
+-- stream, to be listed ('': not); then for each event the index of its stream in KEYS, and its bytes
+-- Returns UNDECLARED (the number on record is another, or none), or for each event: + and its entry id; = and that of the
+-- one that is there; - and why it was refused. An entry id of the inbox begins with ~
+local marks = 4 + tonumber(ARGV[3])
+if redis.acl_check_cmd then  -- found in the middle, an event would stay without its mark
+  local calls = {{'TYPE', KEYS[4]}, {'GET', KEYS[marks]}, {'SET', KEYS[marks], '', 'PX', 1}, {'SADD', KEYS[1], 'type'}}
+  calls[#calls + 1] = {'XADD', KEYS[4], '*', 'e', ''}
+  for _, call in ipairs(calls) do
+    if not redis.acl_check_cmd(unpack(call)) then
+      return redis.error_reply("NOPERM the user may not run '" .. string.lower(call[1]) .. "'")
+    end
+  end
+end
+if ARGV[2] ~= '0' and redis.call('HGET', KEYS[2], 'partitions') ~= ARGV[2] then
+  return redis.status_reply('UNDECLARED')
+end
+local wrong = {}
+for i = 4, marks - 1 do
+  local kind = redis.call('TYPE', KEYS[i])
+  kind = kind.ok or kind
+  if kind ~= 'stream' and kind ~= 'none' then wrong[i] = '-WRONGTYPE ' .. KEYS[i] .. ' holds a ' .. kind end
+end
+local kind = redis.call('TYPE', KEYS[1])
+kind = kind.ok or kind
+if kind ~= 'set' and kind ~= 'none' then return redis.error_reply('WRONGTYPE ' .. KEYS[1] .. ' holds a ' .. kind) end
+local result, listed, wrote = {}, {}, false
+for i = marks, #KEYS do
+  local at = 2 * i - marks
+  local to = tonumber(ARGV[at])
+  local known, answer = redis.pcall('GET', KEYS[i]), nil
+  if type(known) == 'table' then
+    answer = '-' .. tostring(known.err)
+  elseif known then
+    answer = '=' .. known
+  elseif wrong[to] then
+    answer = wrong[to]
+  else
+    if not listed[to] and ARGV[to] ~= '' then redis.call('SADD', KEYS[1], ARGV[to]) end
+    listed[to] = true
+    local made = redis.pcall('XADD', KEYS[to], '*', 'e', ARGV[at + 1])
+    if type(made) == 'table' and made.err then
+      -- A server that takes nothing now says so before the first write; what remains is a stream without free ids.
+      if not wrote and string.sub(made.err, 1, 4) ~= 'ERR ' then return redis.error_reply(made.err) end
+      answer = '-' .. tostring(made.err)
+    else
+      wrote = true
+      if KEYS[to] == KEYS[3] then made = '~' .. made end
+      redis.call('SET', KEYS[i], made, 'PX', ARGV[1])
+      answer = '+' .. made
+    end
+  end
+  result[#result + 1] = answer
+end
+return result
+""",
+)
+
 SETTLE: Final = Script(
     "settle",
     """
@@ -69,14 +136,16 @@ SETTLE: Final = Script(
 --   verb "park": give the entry to the pool that is named next (n = 0)
 --   verb "lose": as "bury", for an entry that is gone from its stream, whoever it is pending under
 -- A step is one of, in this order:
+--   "once", index of a string, entry         if there is a mark it must name this entry; else nothing is done but to acknowledge
 --   "if", index of a string, its token      the state must be as it was read; else nothing of this outcome is done
 --   index of a stream, bytes                append
 --   "later", indexes of the timers and their bodies, timer, ms from now (or ""), ms of the wall clock, body
 --   "cancel", indexes of the timers and their bodies, timer
 --   "set", index of a string, token and bytes (or "": delete), ms to live (or 0)
 --   "part", index of a hash, field, bytes (or "": delete), ms to live (or 0)
+--   "unmark", index of a string, entry       delete the mark if it names this entry
 -- Returns FENCED, or for each outcome 1 (committed), 0 (no longer ours), 2 (the state has changed; like 0 nothing was
--- done) or why it was refused
+-- done), 3 (the event was handled under another entry; acknowledged) or why it was refused
 local fence = redis.call('GET', KEYS[1]) or '0'
 if fence ~= ARGV[1] then return redis.status_reply('FENCED') end
 local kinds = {x = 'stream', z = 'zset', h = 'hash', s = 'string'}
@@ -94,6 +163,14 @@ if redis.acl_check_cmd and #KEYS > 1 and not redis.acl_check_cmd('XACK', KEYS[2]
 end
 local wrote, now = false, nil
 local steps = {
+  once = {size = 3, run = function(key, at)
+    local known = redis.call('GET', key)
+    return not known or known == ARGV[at + 2] or 3
+  end},
+  unmark = {size = 3, run = function(key, at)
+    if redis.call('GET', key) == ARGV[at + 2] then redis.call('DEL', key) end
+    return true
+  end},
   ['if'] = {size = 3, run = function(key, at)
     return string.sub(redis.call('GET', key) or '', 1, 16) == ARGV[at + 2] or 2
   end},
@@ -180,7 +257,7 @@ for i = 1, tonumber(ARGV[6]) do
       end
       at = at + 2
     end
-    if ours == true then
+    if ours == true or ours == 3 then
       acks[stream] = acks[stream] or {'XACK', stream, group}
       table.insert(acks[stream], id)
     end

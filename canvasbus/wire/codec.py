@@ -29,7 +29,7 @@ from msgspec import Raw
 from canvasbus import clock, ids
 from canvasbus.contract.event import Event
 from canvasbus.contract.registry import EventType, Registry, non_finite_path, registry
-from canvasbus.errors import DecodeError, EncodeError
+from canvasbus.errors import ContractError, DecodeError, EncodeError
 from canvasbus.wire import later
 from canvasbus.wire.envelope import Envelope
 from canvasbus.wire.keys import LATER_INBOX
@@ -70,6 +70,8 @@ class Outgoing(msgspec.Struct, frozen=True, gc=False):
     type: str
     key: str | None
     data: bytes
+    once: bool = False
+    """It is to be stored only if no event of its id was within the window (see `marks`)."""
 
     @property
     def id(self) -> UUID:
@@ -155,15 +157,33 @@ class Codec:
         return Outgoing(raw_id, plan.declared.name, key, data)
 
     def encode_for(
-        self, event: Event, expires_in: float | None, after: float | None = None, at: datetime | None = None
+        self,
+        event: Event,
+        expires_in: float | None,
+        after: float | None = None,
+        at: datetime | None = None,
+        dedupe_key: str | None = None,
     ) -> Outgoing:
         """Encode an event that goes stale `expires_in` seconds after it was published, which is `after` seconds from
-        now, or `at` a moment, or now. Raises as `encode` does, and ContractError for what is no time."""
-        if after is None and at is None:
-            return self.encode(event, expires_on=expiry(expires_in))
-        when = later.due(after, at, f"publish {type(event).__name__}")
-        item = self.encode(event, expires_on=expiry(expires_in, after=after, at=at))
-        return Outgoing(item.raw_id, LATER_INBOX, item.key, later.wrap(when, item.type, item.data))
+        now, or `at` a moment, or now, and is stored once under its `dedupe_key`. Raises as `encode` does, and
+        ContractError for what is no time and no key."""
+        delayed = after is not None or at is not None
+        event_id = None if dedupe_key is None else self._keyed(event, dedupe_key)
+        when = later.due(after, at, f"publish {type(event).__name__}") if delayed else ""
+        item = self.encode(event, event_id=event_id, expires_on=expiry(expires_in, after=after, at=at))
+        once = dedupe_key is not None
+        if delayed:
+            return Outgoing(item.raw_id, LATER_INBOX, item.key, later.wrap(when, item.type, item.data), once)
+        return Outgoing(item.raw_id, item.type, item.key, item.data, True) if once else item
+
+    def _keyed(self, event: Event, dedupe_key: str) -> UUID:
+        plan = self._plans.get(event.__class__) or self._plan(event)
+        if not isinstance(dedupe_key, str) or not dedupe_key:
+            raise ContractError(
+                f"publish {plan.declared.name}: dedupe_key={dedupe_key!r}: use a text that names this one event, like "
+                "'run-7:epoch-3'"
+            )
+        return ids.keyed(plan.declared.name, dedupe_key)
 
     def encode_many(self, events: Sequence[Event]) -> list[Outgoing]:
         """Encode a batch of plain events: the same as `encode` for each.

@@ -23,6 +23,7 @@ TYPES = {
     **dict.fromkeys(("stream", "inbox", "dead", "retry"), "stream"),
     **dict.fromkeys(("meta", "groups", "retention", "group-seen", "beats", "cursors", "parts", "timer-bodies"), "hash"),
     **dict.fromkeys(("fence", "reaper", "paused", "state", "full", "maintainer", "inbox-cursor"), "string"),
+    **dict.fromkeys(("once", "done"), "string"),
     **dict.fromkeys(("topics", "retries"), "set"),
     **dict.fromkeys(("timers", "marks"), "zset"),
 }
@@ -157,6 +158,14 @@ class Keys:
     def parts(self, group: str, name: str) -> bytes:
         """Hash: part id → value in msgpack."""
         return self._key("parts", group, name)
+
+    def once(self, hex_id: str) -> bytes:
+        """The mark of an event that is to be stored once (see `marks`), by its id in hex without dashes: the entry id."""
+        return self._key("once", hex_id)
+
+    def done(self, group: str, hex_id: str) -> bytes:
+        """The mark of an event that a group is to handle once, and has: stream and entry id under which it did."""
+        return self._key("done", group, hex_id)
 
     @property
     def stream_pattern(self) -> bytes:

@@ -253,3 +253,61 @@ def test_partitions_that_share_a_connection_are_fenced(
         wanted.count(keys[1]),
     ]
     eyes.close()
+
+
+# --- dedupe -----------------------------------------------------------------------------------------------------------
+
+
+def whole(number: int, **more: object) -> str:
+    return json.dumps({**WHOLE, "id": f"01a208bd-551c-77ec-ac2c-{number:012d}", **more})
+
+
+def test_a_file_that_is_published_again(run: Run, eyes: Eyes, empty_folder: Path) -> None:
+    """With --dedupe what has been stored is stored no second time, and the command says how much that was. Without it,
+    it is."""
+    (empty_folder / "events").write_text("\n".join(whole(n) for n in range(700)))
+    assert run("publish", "--from", "events", "--dedupe").out == "published 700 events\n"
+    with (empty_folder / "events").open("a") as file:
+        file.write(f"\n{whole(700)}\n")
+    ran = run("publish", "--from", "events", "--dedupe", "--dedupe-window", "2h")
+    assert (ran.code, ran.out) == (0, "published 701 events\n700 of them were there already\n")
+    assert eyes.count("drift.detected") == 701
+    records = run("publish", "--from", "events", "--dedupe", "--json").records
+    rows = eyes.call("XRANGE", eyes.stream("drift.detected"), "-", "+")
+    assert [record["entry_id"] for record in records] == [row[0].decode() for row in rows]
+    assert run("publish", "--from", "events").code == 0 and eyes.count("drift.detected") == 1402
+    live = eyes.call("PTTL", eyes.keys.once(whole(700)[whole(700).index("01a208bd") :][:36].replace("-", "")))
+    assert 7_000_000 < live <= 7_200_000
+
+
+def test_lines_that_dedupe_would_not_know_again(run: Run, eyes: Eyes) -> None:
+    """A line without an id is reported by its number; the others are published."""
+    lines = "\n".join((whole(1), row("a"), whole(2))).encode()
+    ran = run("publish", "--from", "-", "--dedupe", stdin=lines)
+    assert (ran.code, ran.out) == (1, "published 2 events\n")
+    assert "line 2: it has no `id`, by which --dedupe would know it again" in ran.err
+    assert eyes.count("drift.detected") == 2
+
+
+def test_a_key_on_the_command_line(run: Run, eyes: Eyes) -> None:
+    """The same key is the same event, whatever it says."""
+    first = run("publish", "drift.detected", DATA, "--dedupe-key", "run-7:epoch-3")
+    again = run("publish", "drift.detected", DATA.replace("gan", "other"), "--dedupe-key", "run-7:epoch-3")
+    assert again.out == f"{first.out}it was there already\n" and names(eyes) == ["gan"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "part"),
+    [
+        (("--from", "x", "--dedupe-key", "k"), "--dedupe-key names one event"),
+        (("drift.detected", DATA, "--dedupe", "--dedupe-key", "k"), "--dedupe-key names one event"),
+        (("drift.detected", DATA, "--dedupe-key", ""), "--dedupe-key is empty"),
+        (("drift.detected", DATA, "--dedupe-window", "2h"), "add one of them"),
+        (("drift.detected", DATA, "--dedupe-key", "k", "--dedupe-window", "soon"), "--dedupe-window"),
+        (("drift.detected", DATA, "--dedupe-key", "k", "--dedupe-window", "0s"), "--dedupe-window"),
+    ],
+)
+def test_options_that_do_not_go_together(run: Run, eyes: Eyes, argv: tuple[str, ...], part: str) -> None:
+    """One line, exit code 2, nothing stored."""
+    run("publish", *argv).failed(2, part)
+    assert eyes.call("EXISTS", eyes.stream("drift.detected")) == 0

@@ -5,105 +5,26 @@ executed and whether its replies come back.
 """
 
 import random
-from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
+from produce.driver import BATCH, Driver, Fault, made
 from seeds import seeds
-from studio import Eyes, PaintingMade, SculptureMade
+from studio import PaintingMade, SculptureMade
 
 from canvasbus import Event, Refused, Unavailable
 from canvasbus.produce import fenced
-from canvasbus.produce.fenced import FencedSender, Result, declare_partitions
+from canvasbus.produce.fenced import FencedSender, declare_partitions
 from canvasbus.transport.blocking import BlockingLink
-from canvasbus.transport.connect import open_server
 from canvasbus.transport.resp import Packet, Pause, ReplyError
 from canvasbus.wire.codec import Codec, Outgoing
 from canvasbus.wire.keys import Keys
-
-Fault = Literal["lost request", "lost reply", "held request"]
-BATCH = b"XADD"
-"""What only the packet of a batch contains."""
-GONE = Unavailable("no answer in time", ambiguous=True)
-
-
-class Driver:
-    """Drives operations against a server and lets packets suffer what was planned for them."""
-
-    def __init__(self, url: str, namespace: str) -> None:
-        self.server = open_server(url)
-        self.keys = Keys(namespace)
-        self.eyes = Eyes(self.server, namespace)
-        self.sender = FencedSender(self.keys)
-        self.codec = Codec("driver")
-        self.plan: list[tuple[bytes, Fault | Callable[[], None]]] = []
-        self.pauses: list[float] = []
-        self.packets = 0
-        self._link = BlockingLink(self.server)
-        self._held: list[tuple[BlockingLink, Packet]] = []
-
-    def fault(self, match: bytes, what: Fault | Callable[[], None]) -> None:
-        """The next packet that contains `match` suffers a fault; a function is called before it is sent."""
-        self.plan.append((match, what))
-
-    def encoded(self, *events: Event) -> list[Outgoing]:
-        return [self.codec.encode(event) for event in events]
-
-    def send(self, *events: Event, patience: float | None = None) -> Sequence[Result]:
-        return self.drive(self.encoded(*events), patience=patience)
-
-    def drive(self, batch: Sequence[Outgoing], *, patience: float | None = None) -> Sequence[Result]:
-        operation = self.sender.send(batch, patience=patience)
-        try:
-            wish = next(operation)
-            while True:
-                if isinstance(wish, Pause):
-                    self.pauses.append(wish.seconds)
-                    wish = operation.send([])
-                    continue
-                self.packets += 1
-                try:
-                    replies = self._request(wish)
-                except (Unavailable, Refused) as error:
-                    wish = operation.throw(error)
-                else:
-                    wish = operation.send(replies)
-        except StopIteration as stop:
-            return stop.value  # type: ignore[no-any-return]
-
-    def _request(self, packet: Packet) -> list[Any]:
-        if self.plan and self.plan[0][0] in packet.data:
-            what = self.plan.pop(0)[1]
-            if callable(what):
-                what()
-                return self._link.request(packet)
-            if what == "lost reply":
-                self._link.request(packet)
-            if what == "held request":
-                self._held.append((self._link, packet))
-            else:
-                self._link.close()
-            self._link = BlockingLink(self.server)
-            raise GONE
-        return self._link.request(packet)
-
-    def release(self) -> None:
-        """What was held arrives at the server at last."""
-        for link, packet in self._held:
-            link.request(packet)
-        self._held.clear()
-
-    def numbers(self) -> list[int]:
-        return [made.number for made in self.eyes.events("painting.made")]
 
 
 @pytest.fixture
 def driver(any_url: str, namespace: str) -> Driver:
     return Driver(any_url, namespace)
-
-
-def made(*numbers: int) -> list[Event]:
-    return [PaintingMade(number=number) for number in numbers]
 
 
 # --- the normal path --------------------------------------------------------------------------------------------------

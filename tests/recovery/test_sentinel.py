@@ -142,19 +142,26 @@ async def test_a_frozen_master_loses_nothing_that_a_replica_confirmed(watched: W
     eyes.close()
 
 
+@pytest.mark.parametrize("dedupe", [False, True])
 @pytest.mark.parametrize("durability", ["server", "replicated"])
 async def test_a_publisher_left_beside_the_old_master(
-    kind: str, make_server: MakeServer, namespace: str, monkeypatch: pytest.MonkeyPatch, durability: Durability
+    kind: str,
+    make_server: MakeServer,
+    namespace: str,
+    monkeypatch: pytest.MonkeyPatch,
+    durability: Durability,
+    dedupe: bool,
 ) -> None:
     """The replica has been promoted behind the back of a publisher, whose old master goes on accepting until it hears
-    of it. What only the old master had is lost where its word was enough, and published again where it was not."""
+    of it. What only the old master had is lost where its word was enough, and published again where it was not. Marks
+    change nothing of that: those of the old master are lost with their events."""
     monkeypatch.setattr(fenced, "WAIT_MS", 50)
     old, new = (make_server(kind, config=("--repl-diskless-sync-delay", "0")) for _ in range(2))
     old_eyes, new_eyes = Eyes(old.url, namespace), Eyes(new.url, namespace)
     new_eyes.call("REPLICAOF", "127.0.0.1", old.port)
     await until(lambda: "master_link_status:up" in new.ask("INFO replication"))
     with Proxy(old.port) as proxy:
-        async with EventBus(proxy.url, namespace=namespace, durability=durability) as bus:
+        async with EventBus(proxy.url, namespace=namespace, durability=durability, dedupe=dedupe) as bus:
             await bus.publish_many([PaintingMade(number=number) for number in range(50)])
             await until(lambda: new_eyes.count("painting.made") == 50)
             new_eyes.call("REPLICAOF", "NO", "ONE")

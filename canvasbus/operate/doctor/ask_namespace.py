@@ -24,6 +24,9 @@ SCAN_COUNT, SCAN_PAGES = 5000, 200
 """Keys that are looked at in one step, and steps: a million keys, the server's others included."""
 KEY_LIMIT = 5000
 """Keys of the namespace whose type is looked at."""
+MARKS = ("once", "done")
+MARK_LIMIT = 100
+"""Of the keys that there may be one of for each event (see wire.marks): they must not crowd out the others."""
 STREAM_LIMIT = 500
 PAIR_LIMIT = 2000
 """Pairs of a stream and a group that are looked at closely."""
@@ -83,8 +86,9 @@ def _scan(facts: NamespaceFacts) -> Operation[list[bytes]]:
             elif int(matched[1]) >= facts.partitions:
                 facts.beyond[int(matched[1])] += 1
             else:
-                facts.keys[matched[2].decode()] += 1
-                if len(found) < 4 * KEY_LIMIT:
+                kind = matched[2].decode()
+                facts.keys[kind] += 1
+                if len(found) < 4 * KEY_LIMIT and (kind not in MARKS or facts.keys[kind] <= MARK_LIMIT):
                     found.add(key)
         if int(cursor) == 0:
             break
@@ -108,7 +112,7 @@ def _neighbours(facts: NamespaceFacts) -> Operation[list[str]]:
 
 def _types(facts: NamespaceFacts, keys: Sequence[bytes]) -> Operation[None]:
     """Look at what keys hold: streams and what there is once before the many small ones."""
-    small = (b"fence", b"state", b"parts")
+    small = (b"fence", b"state", b"parts", b"once", b"done")
     many = sorted(keys, key=lambda key: _kind(key).encode() in small)
     for some in chunks(facts.at_most(KEY_LIMIT, many)):
         for key, reply in zip(some, (yield commands(*(("TYPE", key) for key in some))), strict=True):

@@ -1,0 +1,203 @@
+"""Events that are stored once, whoever publishes them again: by another try, after a restart, from two processes at once.
+
+Theory of operation. The fences of `fenced` cover what one publisher does twice while it lives. An event that bears a mark
+is covered against everybody: the script ONCE looks for the mark of its id and, if there is none, stores event and mark in
+one step. So the script may simply be sent again when its answer was lost, as often as it takes; there is no fence to
+raise, nothing to look for, and nothing that could stay unknown. A copy of the packet that was held up somewhere and comes
+late finds the marks and does nothing. What the server loses in a crash or a failover it loses together, mark and event.
+
+The price (tests/bench/dedupe.py): a third of the speed of fenced batches, and a key for each event. So a batch is cut into
+runs: what bears no mark goes out by the fenced batches, untouched, what does by the script, in the order of publishing.
+(One script for both would make everybody pay.) A run is a batch of its own: what was stored of the one before stays
+stored when this one is refused.
+
+Everything else is as in a fenced batch: caps of streams (which make a double wait, too), patience, refusals one by one,
+confirmation by a replica. With the latter the fence is raised along with each script, only so that there is something
+written behind it for WAIT to wait for: a script that found all its marks writes nothing.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from operator import attrgetter
+
+from canvasbus.errors import CanvasbusError, Unavailable
+from canvasbus.produce.fenced import (
+    FENCE_SECONDS,
+    FencedSender,
+    Result,
+    SenderStatistics,
+    check_partitions,
+    declaration,
+)
+from canvasbus.transport.resp import Operation, Packet, Reply, ReplyError, check, code, commands, pack, translate
+from canvasbus.transport.scripts import ONCE
+from canvasbus.wire.codec import Outgoing
+from canvasbus.wire.keys import LATER_INBOX, Keys
+from canvasbus.wire.marks import WINDOW_SECONDS, window_ms
+from canvasbus.wire.retention import read_full
+
+_once = attrgetter("once")
+
+
+@dataclass(frozen=True, slots=True)
+class Dedupe:
+    """How a publisher keeps events from being stored twice."""
+
+    always: bool = False
+    """Every event bears a mark; else those that were published under a key."""
+    window: float = WINDOW_SECONDS
+    """Seconds for which a mark is kept."""
+
+
+class PartitionSender:
+    """Sends runs of events for one partition in order, one at a time (see `runs`), fenced or by their marks."""
+
+    def __init__(
+        self,
+        keys: Keys,
+        *,
+        incarnation: str | None = None,
+        replicated: bool = False,
+        partitions: int = 0,
+        dedupe: Dedupe = Dedupe(),
+    ) -> None:
+        self._always = dedupe.always
+        self._fenced = FencedSender(keys, incarnation=incarnation, replicated=replicated, partitions=partitions)
+        self.statistics = self._fenced.statistics
+        """Of both ways."""
+        self._marked = _MarkedSender(
+            keys,
+            self.statistics,
+            window_ms(dedupe.window, "dedupe_window"),
+            replicated=replicated,
+            partitions=partitions,
+        )
+
+    def runs(self, batch: list[Outgoing]) -> list[list[Outgoing]]:
+        """The batch in pieces that `send` takes, in order; nearly always one."""
+        if self._always or not any(map(_once, batch)):
+            return [batch]
+        return [list(run) for _, run in groupby(batch, _once)]
+
+    def send(self, run: Sequence[Outgoing], *, patience: float | None = None) -> Operation[list[Result]]:
+        """Store a run: see FencedSender.send."""
+        if self._always or run[0].once:
+            return self._send_marked(run, patience)
+        return self._fenced.send(run, patience=patience)
+
+    def _send_marked(self, run: Sequence[Outgoing], patience: float | None) -> Operation[list[Result]]:
+        failures = self.statistics.failures
+        sound = False
+        try:
+            results = yield from self._marked.send(run, patience=patience)
+            sound = self.statistics.failures == failures
+        finally:
+            if not sound:  # the link may have another connection now, which watches nothing
+                self._fenced.forget_connection()
+        return results
+
+    def forget_connection(self) -> None:
+        """Somebody else used the link, which may have another connection now."""
+        self._fenced.forget_connection()
+
+    def unsure_of(self, run: Sequence[Outgoing]) -> bool:
+        """Whether a run whose `send` did not return may be on the server."""
+        return self._fenced.unsure_of(run) or self._marked.unsure_of(run)
+
+    def __repr__(self) -> str:
+        return f"<PartitionSender {self._fenced.keys!r} {self.statistics}>"
+
+
+class _MarkedSender(FencedSender):
+    """The loop of FencedSender around a packet that may be sent twice."""
+
+    def __init__(
+        self, keys: Keys, statistics: SenderStatistics, window: int, *, replicated: bool, partitions: int
+    ) -> None:
+        super().__init__(keys, replicated=replicated, partitions=partitions)
+        self.statistics = statistics
+        self._window = window
+        self._by_hash = True
+        self._undeclared = False
+        self._maybe = b""  # first event id of a batch that may be on the server since some try: marks found are its own
+
+    def unsure_of(self, batch: Sequence[Outgoing]) -> bool:
+        return super().unsure_of(batch) or batch[0].raw_id == self._maybe
+
+    def send(self, batch: Sequence[Outgoing], *, patience: float | None = None) -> Operation[list[Result]]:
+        results = yield from super().send(batch, patience=patience)
+        if batch[0].raw_id != self._maybe:
+            return results
+        return [  # given up: the last try may be known to have failed, one before it is not
+            Unavailable(str(result), ambiguous=True) if isinstance(result, Unavailable) else result
+            for result in results
+        ]
+
+    def _investigate(self, batch: Sequence[Outgoing]) -> Operation[list[Result] | None]:
+        self._maybe = batch[0].raw_id
+        yield from ()
+        return None  # send it again
+
+    def _look_for_room(self, batch: Sequence[Outgoing]) -> Operation[dict[str, CanvasbusError]]:
+        if batch[0].raw_id == self._maybe:  # what is there already must not be called refused
+            return {}
+        return (yield from super()._look_for_room(batch))
+
+    def _prepare(self, batch: Sequence[Outgoing]) -> Operation[None]:
+        if self._undeclared:
+            replies = yield commands(*declaration(self.keys.meta, self._partitions))
+            check(replies[0], "publish")
+            check_partitions(self.keys, self._partitions, check(replies[1], "publish"))
+            self._undeclared = False
+
+    def _packet(self, batch: Sequence[Outgoing]) -> Packet:
+        keys = self.keys
+        types = dict.fromkeys(item.type for item in batch)
+        places = {event_type: at for at, event_type in enumerate(types, 4)}
+        args: list[bytes | str | int] = [self._window, self._partitions, len(types)]
+        args += ["" if event_type == LATER_INBOX else event_type for event_type in types]
+        for item in batch:
+            args += (places[item.type], item.data)
+        names = [keys.topics, keys.meta, keys.stream(LATER_INBOX), *map(keys.stream, types)]
+        head = keys.once("")
+        names += [head + item.raw_id.hex().encode() for item in batch]
+        script = ONCE.packet(names, args) if self._by_hash else ONCE.source_packet(names, args)
+        if not self._replicated:
+            return Packet(script.data + self._get_full, 2)
+        fence = pack("INCR", self._fence) + pack("EXPIRE", self._fence, FENCE_SECONDS)
+        return Packet(fence + script.data + self._get_full + self._wait, 5)
+
+    def _read(self, batch: Sequence[Outgoing], replies: list[Reply]) -> list[Result] | None:
+        confirmed = replies.pop() if self._replicated else 1
+        answers, full = replies[-2:]
+        self._full = {} if full is None or isinstance(full, ReplyError) else read_full(full)
+        self._by_hash = not (isinstance(answers, ReplyError) and code(answers) == "NOSCRIPT")
+        if not self._by_hash:
+            return None
+        if answers == b"UNDECLARED":
+            self._undeclared = True
+            return None
+        check(answers, f"publish {batch[0].type}")
+        self._check_confirmed(confirmed, batch)
+        results: list[Result] = []
+        known = refused = 0
+        for item, answer in zip(batch, answers, strict=True):
+            if answer[:1] == b"-":
+                what = f"publish {item.type} to {self.keys.stream(item.type).decode()}"
+                error = translate(ReplyError(answer[1:].decode("utf-8", "replace")), what, kind="stream")
+                results.append(error)  # type: ignore[arg-type]
+                refused += 1
+                continue
+            results.append(answer[1:])
+            known += answer[:1] == b"="
+        statistics = self.statistics
+        statistics.batches += 1
+        statistics.events += len(batch) - refused
+        statistics.refused += refused
+        if batch[0].raw_id == self._maybe:
+            self._maybe = b""
+            statistics.found += known
+        else:
+            statistics.duplicates += known
+        return results
