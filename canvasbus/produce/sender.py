@@ -15,6 +15,7 @@ from canvasbus.errors import BufferFull, CanvasbusError, Refused, TransportError
 from canvasbus.produce import process
 from canvasbus.produce.buffer import Buffer, OnDelivery
 from canvasbus.produce.fenced import FencedSender, Result, declare_partitions
+from canvasbus.produce.spool import Sending
 from canvasbus.transport.blocking import BlockingLink
 from canvasbus.transport.server import Server
 from canvasbus.wire.codec import Outgoing
@@ -38,10 +39,16 @@ class _Lane:
     """What sends the events of one partition."""
 
     def __init__(
-        self, server: Server, keys: Keys, pause: Callable[[float], None], replicated: bool, partitions: int
+        self, server: Server, pause: Callable[[float], None], new_sender: Callable[[str | None], FencedSender]
     ) -> None:
         self.link = BlockingLink(server, sleep=pause)
-        self.sender = FencedSender(keys, replicated=replicated, partitions=partitions)
+        self._new_sender = new_sender
+        self.sender = new_sender(None)
+
+    def resume(self, items: list[Outgoing], left: Sending) -> None:
+        """Go on in place of the process that died with these events on their way."""
+        self.sender = self._new_sender(left.fence)
+        self.sender.suspect(items, left.cursors)
 
 
 class Sender:
@@ -108,9 +115,9 @@ class Sender:
             self._starting = False
         return True
 
-    def lament(self) -> None:
-        """An event was dropped because publishing is muted."""
-        self.last_error = self._muted
+    def lament(self, why: str) -> None:
+        """Tell what is wrong with the buffer; "": an event was dropped because publishing is muted."""
+        self.last_error = why or self._muted
         self._complain()
 
     def nudge(self) -> None:
@@ -153,14 +160,21 @@ class Sender:
             self.nudge()
         if not self.buffer.wait_settled(deadline) and self.buffer.waiting:
             logger.warning(
-                "%s: the program ends and %s did not reach the server within %g s%s",
-                self._server.name, _events(self.buffer.waiting), self.flush_timeout, self._because(),
+                "%s: the program ends and %s did not reach the server within %g s%s%s",
+                self._server.name, _events(self.buffer.waiting), self.flush_timeout, self._because(), self._kept(),
             )  # fmt: skip
         # No wait for the thread: being a daemon it ends with the interpreter, and it must not log meanwhile.
-        self.stop(0.0)
+        self.stop(0.0 if not self.buffer.keeps or self.buffer.waiting else 1.0)  # but for an empty spool to be removed
 
     def _because(self) -> str:
         return f" ({self.last_error})" if self._troubled and self.last_error else ""
+
+    def _kept(self) -> str:
+        return (
+            f"; what is in {self.buffer.keeps} is sent by the next Producer with that spool"
+            if self.buffer.keeps
+            else ""
+        )
 
     # --- the thread ----------------------------------------------------------------------------------------------
 
@@ -170,7 +184,7 @@ class Sender:
         in_hand: tuple[int, list[Outgoing]] | None = None
         try:
             while not self._stopping:
-                in_hand = buffer.take()
+                in_hand = self._persist(buffer.take)
                 if in_hand is None:
                     self._tell_drops()
                     if self._leaving:
@@ -194,15 +208,14 @@ class Sender:
 
     def _send(self, lane: int, items: list[Outgoing]) -> list[Result]:
         if not self._lanes:
-            self._lanes = [
-                _Lane(self._server, Keys(self._namespace, number), self._pause, self._replicated, self._partitions)
-                for number in range(self._partitions)
-            ]
+            self._lanes = [self._lane(Keys(self._namespace, number)) for number in range(self._partitions)]
         try:
             if not self._declared:
                 self._persist(lambda: self._lanes[0].link.run(declare_partitions(self._namespace, self._partitions)))
                 self._lanes[0].sender.forget_connection()
                 self._declared = True
+            if self.buffer.doubt is not None:
+                self._lanes[lane].resume(items, self.buffer.doubt)
             sender, link = self._lanes[lane].sender, self._lanes[lane].link
             results = self._persist(lambda: link.run(sender.send(items)))
         except _Stop:
@@ -218,6 +231,15 @@ class Sender:
             self._declared = False  # it may have come back empty
             logger.info("%s takes events again; %s wait", self._server.name, _events(self.buffer.waiting))
         return results
+
+    def _lane(self, keys: Keys) -> _Lane:
+        def new_sender(incarnation: str | None) -> FencedSender:
+            return FencedSender(
+                keys, incarnation=incarnation, replicated=self._replicated, partitions=self._partitions,
+                note=self.buffer.note,
+            )  # fmt: skip
+
+        return _Lane(self._server, self._pause, new_sender)
 
     def _persist(self, attempt: Callable[[], T]) -> T:
         """Try until there is a result: a server that is away soon again, one that refuses us slowly."""
@@ -289,7 +311,7 @@ class Sender:
     def _tell_drops(self) -> None:
         drops = self.buffer.take_drops()
         if drops:
-            error = BufferFull(f"dropped: {self.buffer.limit:,} bytes of newer events wait for the server")
+            error = BufferFull(self.buffer.why_dropped())
             for raw_id in drops:
                 self._tell(raw_id, error)
         if self.buffer.dropped and self.last_error is None:
@@ -308,7 +330,12 @@ class Sender:
                     logger.exception("on_delivery raised; further failures are only counted (callback_errors)")
 
     def _abandon(self, in_hand: tuple[int, list[Outgoing]] | None) -> None:
-        """Closed with events left: count and tell them."""
+        """Closed with events left: count and tell them, unless they are kept."""
+        if self.buffer.keeps:
+            self._tell_drops()
+            self.callbacks.clear()
+            self.buffer.leave()
+            return
         error = Unavailable(f"the Producer was closed before the server had the event{self._because()}")
         maybe = Unavailable(f"{error}; it may be there all the same", ambiguous=True)
         while in_hand is not None or (in_hand := self.buffer.take()) is not None:
