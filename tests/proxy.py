@@ -59,6 +59,10 @@ class Proxy:
         """Let the next request that contains `match` suffer a fault; several rules are used in order."""
         self._rules.append((match, fault))
 
+    def forget(self) -> None:
+        """Forget the rules that wait for their request."""
+        self._rules.clear()
+
     def lead_to(self, port: int) -> None:
         """Forward connections to another port from now on; those that are open stay where they are."""
         self._target = ("127.0.0.1", port)

@@ -144,6 +144,17 @@ def parser() -> Parser:
         if name == "redrive":
             sub.add_argument("--rate", type=float, metavar="N", help="at most N letters a second")
 
+    spool = commands.add_parser("spool", help="What a Producer's spool on disk holds.").add_subparsers(
+        title="commands", metavar="COMMAND", required=True
+    )
+    for name, text in (
+        ("list", "Whose files lie in a spool, and what they hold."),
+        ("verify", "Read every byte of a spool, and say what is damaged."),
+        ("drain", "Send what dead processes left in a spool; those of the living are left alone."),
+    ):
+        sub = add(spool, name, f"spool:run_{name}", text)
+        sub.add_argument("path", metavar="PATH", help="the folder that Producer(spool=PATH) names")
+
     sub = add(commands, "doctor", "doctor:run", "Is all well here? What is wrong, and what to do about it.")
     sub.add_argument(
         "--acl",

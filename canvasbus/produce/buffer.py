@@ -13,19 +13,25 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from operator import ge
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 from uuid import UUID
 
 from canvasbus.errors import BufferFull, CanvasbusError
 from canvasbus.wire.codec import Outgoing
 
+if TYPE_CHECKING:
+    from canvasbus.produce.fenced import Note
+    from canvasbus.produce.spool import Sending
+
 OnDelivery = Callable[[UUID, CanvasbusError | None], object]
 """Called in the sender's thread with the event's id and None once the server has it, else why it is not there."""
 
-WhenFull = Literal["drop_oldest", "block", "raise"]
+WhenFull = Literal["drop_oldest", "block", "raise", "spool"]
 
 BUFFER_BYTES: Final = 64 * 1024 * 1024
 """Encoded bytes that may wait for the server, by default."""
+SPOOL_BYTES: Final = 1024 * 1024 * 1024
+"""Bytes of events that may wait on disk, by default, where there is a spool."""
 BATCH_EVENTS: Final = 500
 BATCH_BYTES: Final = 1024 * 1024
 
@@ -35,6 +41,13 @@ _CLOSED = "this Producer is closed: nothing more can be published on it; make a 
 class Buffer:
     """Queues of encoded events, one for each partition, under one limit."""
 
+    keeps = ""
+    """Where it stays what is left at the end; "": nowhere."""
+    note: "Note | None" = None
+    """What must be called before a batch is sent."""
+    doubt: "Sending | None" = None
+    """The batch that was taken last was on its way when its process died."""
+
     def __init__(
         self,
         limit: int,
@@ -42,10 +55,10 @@ class Buffer:
         max_block: float,
         lanes: int,
         rouse: Callable[[], bool],
-        lament: Callable[[], None],
+        lament: Callable[[str], None],
     ) -> None:
         """`rouse` is called with the lock held when somebody must come and take, and says whether somebody will;
-        `lament` without it, after an event was dropped because publishing is muted."""
+        `lament` without it, with what is to be told ("": an event was dropped because publishing is muted)."""
         self.limit = limit
         self.when_full = when_full
         self.max_block = max_block
@@ -78,6 +91,9 @@ class Buffer:
         self.refused = 0
         self.unknown = 0
 
+    def begin(self) -> None:
+        """Somebody sends from now on."""
+
     # --- publishers ----------------------------------------------------------------------------------------------
 
     def add(self, item: Outgoing, lane: int) -> None:
@@ -91,7 +107,7 @@ class Buffer:
                     self._asleep = not self._rouse()  # not before: interrupted by Ctrl-C, the next event rouses again
                 return
         if self.closed == "muted":
-            self._lament()
+            self._lament("")
 
     def add_many(self, items: list[Outgoing], lane: int) -> None:
         """Queue several; those before the first that is not accepted stay queued."""
@@ -121,20 +137,28 @@ class Buffer:
                     freed = len(old.data)
                     self.bytes -= freed
                     self._drop(old, victim)
-            if self.bytes + size <= self._room:
+        if self.when_full in ("drop_oldest", "spool"):
+            if self._fits(size):
                 return True
             self._drop(item, lane)
             return False
         if self.when_full == "raise":
-            raise BufferFull(f"{self._full()}: publish less, drop it, or use when_full='block' or 'drop_oldest'")
+            raise BufferFull(f"{self._full()}: publish less, drop it, or use when_full='block'")
         if threading.get_ident() == self.consumer:
             raise BufferFull(f"{self._full()}, and on_delivery cannot wait for room: the sender would wait for itself")
-        if not self._changed.wait_for(lambda: self.closed or self.bytes + size <= self._room, self.max_block):
+        if not self._changed.wait_for(lambda: self.closed or self._fits(size), self.max_block):
             raise BufferFull(f"{self._full()}, and no room came within max_block={self.max_block:g} s")
-        return self.bytes + size <= self._room or self._make_room(item, size, lane)
+        return self._fits(size) or self._make_room(item, size, lane)
+
+    def _fits(self, size: int) -> bool:
+        return self.bytes + size <= self._room
 
     def _full(self) -> str:
         return f"{self.bytes:,} bytes of events wait for the server, the limit is {self.limit:,}"
+
+    def why_dropped(self) -> str:
+        """What those are told whose events were dropped for want of room."""
+        return f"dropped: {self.limit:,} bytes of newer events wait for the server"
 
     def _drop(self, item: Outgoing, lane: int) -> None:
         self.dropped += 1
@@ -192,6 +216,9 @@ class Buffer:
         drops = self._drops
         return [drops.popleft() for _ in range(len(drops))]
 
+    def leave(self) -> None:
+        """Nothing is taken any more."""
+
     # --- watchers ------------------------------------------------------------------------------------------------
 
     def wait_settled(self, timeout: float) -> bool:
@@ -199,12 +226,20 @@ class Buffer:
         with self.lock:
             marked = self._marked
             targets = [
-                settled + in_hand + len(queue)
-                for settled, in_hand, queue in zip(self._settled, self._in_hand, self._queues, strict=True)
+                settled + in_hand + self._queued(lane)
+                for lane, settled, in_hand in zip(self._lanes, self._settled, self._in_hand, strict=True)
             ]
             done = self._changed.wait_for(lambda: all(map(ge, self._settled, targets)), timeout)
             self._marked = failed = self.failed
             return done and failed == marked
+
+    def spool_statistics(self) -> dict[str, int]:
+        """The part of ProducerStatistics that a spool adds."""
+        return {}
+
+    def _queued(self, lane: int) -> int:
+        """Events that nobody has in hand yet."""
+        return len(self._queues[lane])
 
     @property
     def failed(self) -> int:
@@ -215,7 +250,7 @@ class Buffer:
     def waiting(self) -> int:
         """Events whose fate is open."""
         with self.lock:
-            return sum(self._in_hand) + sum(map(len, self._queues))
+            return sum(self._in_hand) + sum(map(self._queued, self._lanes))
 
     @property
     def published(self) -> int:

@@ -34,7 +34,7 @@ twice, when requests were held up in the network.
 Everything here is a generator that yields packets (transport.resp.Operation): threads and trio drive the same code.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -63,6 +63,8 @@ from canvasbus.wire.retention import Full, read_full
 SCAN_PAGE = 500
 SCAN_LIMIT = 100_000
 """Entries that are looked through for a lost batch before its fate counts as unknown."""
+SUSPECT_SCAN_LIMIT = 10_000_000
+"""The same for the batch of a process that died: others may have published for hours since."""
 
 FENCE_SECONDS = 7 * 24 * 3600
 """How long a fence that was used is kept; no packet is late by a week."""
@@ -90,6 +92,11 @@ def wants_replicas(durability: str, shared: bool) -> bool:
 
 Result = bytes | CanvasbusError
 """What became of one event: its entry id, or why it is not (or not known to be) on the server."""
+
+
+Note = Callable[[Sequence[Outgoing], str, Mapping[str, bytes]], None]
+"""Gets a batch, and what somebody else must know to look for it when its sender has died: the incarnation and, for each
+of its types, the last known entry."""
 
 
 @dataclass(slots=True)
@@ -137,15 +144,24 @@ class FencedSender:
     """Sends batches for one partition in order, one at a time. With `replicated` a replica must have them, too."""
 
     def __init__(
-        self, keys: Keys, *, incarnation: str | None = None, replicated: bool = False, partitions: int = 0
+        self,
+        keys: Keys,
+        *,
+        incarnation: str | None = None,
+        replicated: bool = False,
+        partitions: int = 0,
+        note: Note | None = None,
     ) -> None:
-        """`partitions`: what to put on record as their number when that is missing; 0: nothing."""
+        """`partitions`: what to put on record as their number when that is missing; 0: nothing. `note` is called before
+        each packet with events in it."""
         self.keys = keys
         self._partitions = partitions if keys.partition == 0 else 0
         self._replicated = replicated
         self._wait = pack("WAIT", 1, WAIT_MS) if replicated else b""
         self.statistics = SenderStatistics()
-        self._fence = keys.fence(incarnation or f"p-{ids.uuid7().hex}")
+        self.incarnation = incarnation or f"p-{ids.uuid7().hex}"
+        self._note = note
+        self._fence = keys.fence(self.incarnation)
         self._watch = pack("WATCH", self._fence, keys.topics)
         self._heads: dict[str, XaddHeads] = {}
         self._cursors: dict[str, bytes] = {}
@@ -154,6 +170,7 @@ class FencedSender:
         self._full: dict[str, Full] = {}
         """The types whose streams took no more when the last batch was answered."""
         self._mixed = False  # the batch in hand has more than one type
+        self._scan_least = 0
         self._ambiguous = b""  # first event id of a batch that may be on the server, kept when `send` ends by Refused
         self._codec = Codec(limit=1 << 62)
 
@@ -181,6 +198,10 @@ class FencedSender:
                     if refused:
                         return (yield from self._send_the_others(batch, refused, patience))
                 yield from self._prepare(batch)
+                if self._note is not None:
+                    types = {item.type for item in batch}
+                    known = {name: entry_id for name, entry_id in self._cursors.items() if name in types}
+                    self._note(batch, self.incarnation, known)
                 in_flight = True
                 replies = yield self._packet(batch)
                 in_flight = False
@@ -227,6 +248,13 @@ class FencedSender:
     def forget_connection(self) -> None:
         """Somebody else used the link, which may have another connection now: watch anew."""
         self._watching = False
+
+    def suspect(self, batch: Sequence[Outgoing], cursors: Mapping[str, bytes]) -> None:
+        """Whoever had this incarnation before died with this batch on its way: the next `send`, of this batch, looks
+        for it behind the entries that were noted before."""
+        self._ambiguous = batch[0].raw_id
+        self._cursors = {item.type: b"0-0" for item in batch} | dict(cursors)
+        self._scan_least = SUSPECT_SCAN_LIMIT
 
     def unsure_of(self, batch: Sequence[Outgoing]) -> bool:
         """Whether a batch whose `send` did not return may be on the server."""
@@ -388,7 +416,7 @@ class FencedSender:
             if len(rows) < SCAN_PAGE:
                 break
             seen += len(rows)
-            if seen >= SCAN_LIMIT:
+            if seen >= max(SCAN_LIMIT, self._scan_least):
                 return found or None
             start = b"(" + rows[-1][0]
         if found or (yield from self._unbroken(stream, cursor)):

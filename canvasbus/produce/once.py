@@ -14,9 +14,12 @@ stored when this one is refused.
 Everything else is as in a fenced batch: caps of streams (which make a double wait, too), patience, refusals one by one,
 confirmation by a replica. With the latter the fence is raised along with each script, only so that there is something
 written behind it for WAIT to wait for: a script that found all its marks writes nothing.
+
+What a dead process left in its spool with a run on its way is sent as that process sent it, whatever is set now: a fenced
+batch has left no marks, and the script no fence that would stop its late copy.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from operator import attrgetter
@@ -25,6 +28,7 @@ from canvasbus.errors import CanvasbusError, Unavailable
 from canvasbus.produce.fenced import (
     FENCE_SECONDS,
     FencedSender,
+    Note,
     Result,
     SenderStatistics,
     check_partitions,
@@ -61,9 +65,12 @@ class PartitionSender:
         replicated: bool = False,
         partitions: int = 0,
         dedupe: Dedupe = Dedupe(),
+        note: Note | None = None,
     ) -> None:
         self._always = dedupe.always
-        self._fenced = FencedSender(keys, incarnation=incarnation, replicated=replicated, partitions=partitions)
+        self._fenced = FencedSender(
+            keys, incarnation=incarnation, replicated=replicated, partitions=partitions, note=note
+        )
         self.statistics = self._fenced.statistics
         """Of both ways."""
         self._marked = _MarkedSender(
@@ -72,17 +79,27 @@ class PartitionSender:
             window_ms(dedupe.window, "dedupe_window"),
             replicated=replicated,
             partitions=partitions,
+            note=note,
         )
+        self._suspected = (b"", False)
+        """First event id of the run that a dead process had on its way, and whether it went by marks."""
+
+    def suspect(self, run: Sequence[Outgoing], cursors: Mapping[str, bytes]) -> None:
+        """Whoever had this incarnation before died with this run on its way: see FencedSender.suspect."""
+        self._suspected = (run[0].raw_id, not cursors)
+        if cursors:
+            self._fenced.suspect(run, cursors)
 
     def runs(self, batch: list[Outgoing]) -> list[list[Outgoing]]:
         """The batch in pieces that `send` takes, in order; nearly always one."""
-        if self._always or not any(map(_once, batch)):
+        if self._always or batch[0].raw_id == self._suspected[0] or not any(map(_once, batch)):
             return [batch]
         return [list(run) for _, run in groupby(batch, _once)]
 
     def send(self, run: Sequence[Outgoing], *, patience: float | None = None) -> Operation[list[Result]]:
         """Store a run: see FencedSender.send."""
-        if self._always or run[0].once:
+        suspected, by_marks = self._suspected
+        if by_marks if run[0].raw_id == suspected else self._always or run[0].once:
             return self._send_marked(run, patience)
         return self._fenced.send(run, patience=patience)
 
@@ -113,9 +130,16 @@ class _MarkedSender(FencedSender):
     """The loop of FencedSender around a packet that may be sent twice."""
 
     def __init__(
-        self, keys: Keys, statistics: SenderStatistics, window: int, *, replicated: bool, partitions: int
+        self,
+        keys: Keys,
+        statistics: SenderStatistics,
+        window: int,
+        *,
+        replicated: bool,
+        partitions: int,
+        note: Note | None,
     ) -> None:
-        super().__init__(keys, replicated=replicated, partitions=partitions)
+        super().__init__(keys, replicated=replicated, partitions=partitions, note=note)
         self.statistics = statistics
         self._window = window
         self._by_hash = True

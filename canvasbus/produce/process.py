@@ -1,12 +1,13 @@
 """What senders do when their process forks or ends.
 
-    fork (os.fork, multiprocessing, DataLoader workers)   the child starts with an empty buffer, new locks, no thread and
-                                                          no connection; what was queued is sent by the parent alone
+    fork (os.fork, multiprocessing, DataLoader workers)   the child starts with an empty buffer, new locks, no thread, no
+                                                          connection and no files of the spool; what was queued is sent by the parent alone
     end of the program, uncaught exception, Ctrl-C        atexit: flush for `flush_timeout` seconds
     end of a multiprocessing child                        the same, through multiprocessing's own finalizers: such a child
                                                           leaves by os._exit and, before Python 3.14, runs no atexit
-    SIGTERM without a handler, SIGKILL, os._exit          nothing runs: what waits in the buffer is lost. A program that is
-                                                          ended by SIGTERM installs a handler that raises SystemExit.
+    SIGTERM without a handler, SIGKILL, os._exit          nothing runs: what waits in the buffer is lost, or lies in the
+                                                          spool for the next. A program that is ended by SIGTERM installs
+                                                          a handler that raises SystemExit.
 
 A thread that is not a daemon would be joined before atexit runs and hang the program for ever, so the sender is one.
 

@@ -15,7 +15,10 @@ module lock that nobody will release.
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from datetime import datetime
+from functools import partial
 from itertools import islice
+from os import PathLike
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, NoReturn, Self
 from uuid import UUID
@@ -25,7 +28,7 @@ import msgspec
 from canvasbus import ids
 from canvasbus.contract.event import Event, correlation
 from canvasbus.errors import ConfigError
-from canvasbus.produce.buffer import BUFFER_BYTES, Buffer, OnDelivery, WhenFull
+from canvasbus.produce.buffer import BUFFER_BYTES, SPOOL_BYTES, Buffer, OnDelivery, WhenFull
 from canvasbus.transport import address
 from canvasbus.wire.codec import MAX_EVENT_BYTES, Codec, Outgoing
 from canvasbus.wire.keys import check_name, partition_of
@@ -62,9 +65,19 @@ class ProducerStatistics(msgspec.Struct, frozen=True, kw_only=True):
     skipped: int = 0
     """Events that were published while the bus is switched off (off://)."""
     waiting_events: int = 0
-    """Events that wait for the server now, the batch on its way included."""
+    """Events that wait for the server now, the batch on its way included; with a spool, also those on disk alone."""
     waiting_bytes: int = 0
-    """Their encoded size in bytes."""
+    """The encoded size, in bytes, of those that are in memory."""
+    spool_events: int = 0
+    """Events in the spool whose fate is open: of this process, and of dead ones that it has adopted."""
+    spool_bytes: int = 0
+    """What the spool's files hold on disk, in bytes."""
+    spool_errors: int = 0
+    """How often the spool could not be written or read; such events are kept in memory only."""
+    recovered: int = 0
+    """Events that dead processes left in the spool and this one has adopted."""
+    quarantined: int = 0
+    """Pieces of spool files that could not be read and were set aside."""
     callback_errors: int = 0
     """How often on_delivery raised."""
     last_error: str | None = None
@@ -83,6 +96,14 @@ class Producer:
         "block"        publish waits up to `max_block` seconds, then raises BufferFull
         "raise"        publish raises BufferFull
 
+    With `spool`, a folder, every event is written down there before publish returns, so that a process that is killed
+    loses none: the next Producer with that spool and namespace sends what is left first, and looks whether what was on
+    its way has arrived. Memory is bounded as before, what does not fit is on disk alone, up to `spool_bytes`. When those
+    are full, too, `when_full` decides: "spool" drops what is published then, counted (the default), "block" and "raise"
+    as above. A spool that cannot be written (no room on the disk) is told and counted, and events wait in memory. Nothing
+    is fsynced: a power cut costs what the operating system had not written. After a restart on_delivery is told of
+    events of the process before; of events that are left on disk at the end nobody is told.
+
     With `durability="replicated"` an event counts as stored when a replica has it, too: then it outlives a failover.
 
     An event that is published under a `dedupe_key` is stored once, also when the program is started again and publishes it
@@ -95,7 +116,7 @@ class Producer:
     After a fork, parent and child go on with the same object: the child has an empty buffer and opens a connection of
     its own with its first event; what the parent had queued is sent by the parent. What is queued when a process ends is
     flushed for up to `flush_timeout` seconds, also after an uncaught exception and in multiprocessing children; a
-    process that is ended by SIGTERM without a handler, SIGKILL or os._exit loses what it had queued.
+    process that is ended by SIGTERM without a handler, SIGKILL or os._exit loses what it had queued, unless it is spooled.
 
     Raises ConfigError for a URL or an option that cannot work. A server that is away or refuses us is no error here:
     events wait, one warning a minute goes to the logger "canvasbus.producer", and `statistics()` says why.
@@ -111,9 +132,11 @@ class Producer:
         source: str = "",
         namespace: str = "canvasbus",
         partitions: int = 1,
-        when_full: WhenFull = "drop_oldest",
+        when_full: WhenFull | None = None,
         max_block: float = MAX_BLOCK,
         buffer_bytes: int = BUFFER_BYTES,
+        spool: str | PathLike[str] | None = None,
+        spool_bytes: int = SPOOL_BYTES,
         max_event_bytes: int = MAX_EVENT_BYTES,
         on_delivery: OnDelivery | None = None,
         flush_timeout: float = FLUSH_TIMEOUT,
@@ -127,10 +150,15 @@ class Producer:
         check_name("namespace", namespace)
         if partitions < 1:
             raise ConfigError(f"partitions={partitions}: a namespace has at least one")
-        if when_full not in ("drop_oldest", "block", "raise"):
-            raise ConfigError(f"when_full={when_full!r}: use 'drop_oldest', 'block' or 'raise'")
-        if buffer_bytes < 1 or max_event_bytes < 1:
-            raise ConfigError(f"buffer_bytes={buffer_bytes}, max_event_bytes={max_event_bytes}: use positive numbers")
+        without_waiting: WhenFull = "drop_oldest" if spool is None else "spool"
+        if when_full not in (None, without_waiting, "block", "raise"):
+            which = "with" if spool is not None else "without"
+            raise ConfigError(f"when_full={when_full!r}: {which} a spool use {without_waiting!r}, 'block' or 'raise'")
+        if buffer_bytes < 1 or max_event_bytes < 1 or spool_bytes < 1:
+            raise ConfigError(
+                f"buffer_bytes={buffer_bytes}, max_event_bytes={max_event_bytes}, spool_bytes={spool_bytes}: use positive "
+                "numbers"
+            )
         if max_block < 0 or flush_timeout < 0:
             raise ConfigError(f"max_block={max_block}, flush_timeout={flush_timeout}: use seconds from 0")
         window_ms(dedupe_window, "dedupe_window")
@@ -154,9 +182,15 @@ class Producer:
         self._sender = sender = _sender_to(
             url, namespace, partitions, flush_timeout, on_delivery, durability, dedupe, dedupe_window
         )
-        self._buffer = Buffer(buffer_bytes, when_full, max_block, partitions, sender.rouse, sender.lament)
+        if spool is None:
+            make: Callable[..., Buffer] = Buffer
+        else:
+            make = _spooled(spool, spool_bytes, namespace, self.name)
+        self._buffer = sender.buffer = make(
+            buffer_bytes, when_full or without_waiting, max_block, partitions, sender.rouse, sender.lament
+        )
         self._buffer.keep_drops = on_delivery is not None
-        sender.buffer = self._buffer
+        self._buffer.begin()
         self._add = self._buffer.add
 
     # --- publishing ----------------------------------------------------------------------------------------------
@@ -260,7 +294,7 @@ class Producer:
     def close(self, timeout: float | None = None) -> bool:
         """Flush, then end the thread and the connection. Events that did not make it are dropped and counted.
 
-        Returns what `flush` would. Publishing afterwards raises BufferFull; closing again returns the same.
+        With a spool they stay there for the next Producer. Returns what `flush` would. Publishing afterwards raises BufferFull; closing again returns the same.
         """
         sender = self._sender
         if sender is None:
@@ -312,6 +346,7 @@ class Producer:
                 duplicates=sender.duplicates,
                 waiting_events=buffer.waiting,
                 waiting_bytes=buffer.bytes,
+                **buffer.spool_statistics(),
                 callback_errors=sender.callback_errors,
                 last_error=sender.last_error,
             )
@@ -321,7 +356,9 @@ class Producer:
             return f"<Producer {getattr(self, 'name', '')} switched off>"
         now = self.statistics()
         state = f"{now.stored} stored, {now.waiting_events} waiting"
-        for word in ("dropped", "refused", "unknown"):
+        if now.spool_events:
+            state += f", {now.spool_events} in the spool"
+        for word in ("recovered", "quarantined", "dropped", "refused", "unknown"):
             if getattr(now, word):
                 state += f", {getattr(now, word)} {word}"
         return f"<Producer {self.name}{f' {self.source!r}' if self.source else ''}: {state}{self._ended()}>"
@@ -340,6 +377,12 @@ def _url() -> str:
             "publishing off"
         )
     return url
+
+
+def _spooled(spool: str | PathLike[str], spool_bytes: int, namespace: str, server: str) -> Callable[..., Buffer]:
+    from canvasbus.produce.spooled import SpooledBuffer
+
+    return partial(SpooledBuffer, root=Path(spool), spool_bytes=spool_bytes, namespace=namespace, server=server)
 
 
 def _sender_to(

@@ -16,6 +16,7 @@ from canvasbus.produce import process
 from canvasbus.produce.buffer import Buffer, OnDelivery
 from canvasbus.produce.fenced import Result, declare_partitions
 from canvasbus.produce.once import Dedupe, PartitionSender
+from canvasbus.produce.spool import Sending
 from canvasbus.transport.blocking import BlockingLink
 from canvasbus.transport.server import Server
 from canvasbus.wire.codec import Outgoing
@@ -39,16 +40,16 @@ class _Lane:
     """What sends the events of one partition."""
 
     def __init__(
-        self,
-        server: Server,
-        keys: Keys,
-        pause: Callable[[float], None],
-        replicated: bool,
-        partitions: int,
-        dedupe: Dedupe,
+        self, server: Server, pause: Callable[[float], None], new_sender: Callable[[str | None], PartitionSender]
     ) -> None:
         self.link = BlockingLink(server, sleep=pause)
-        self.sender = PartitionSender(keys, replicated=replicated, partitions=partitions, dedupe=dedupe)
+        self._new_sender = new_sender
+        self.sender = new_sender(None)
+
+    def resume(self, items: list[Outgoing], left: Sending) -> None:
+        """Go on in place of the process that died with these events on their way."""
+        self.sender = self._new_sender(left.fence)
+        self.sender.suspect(items, left.cursors)
 
 
 class Sender:
@@ -129,9 +130,9 @@ class Sender:
                 if not callbacks:
                     del self.callbacks[raw_id]
 
-    def lament(self) -> None:
-        """An event was dropped because publishing is muted."""
-        self.last_error = self._muted
+    def lament(self, why: str) -> None:
+        """Tell what is wrong with the buffer; "": an event was dropped because publishing is muted."""
+        self.last_error = why or self._muted
         self._complain()
 
     def nudge(self) -> None:
@@ -174,14 +175,21 @@ class Sender:
             self.nudge()
         if not self.buffer.wait_settled(deadline) and self.buffer.waiting:
             logger.warning(
-                "%s: the program ends and %s did not reach the server within %g s%s",
-                self._server.name, _events(self.buffer.waiting), self.flush_timeout, self._because(),
+                "%s: the program ends and %s did not reach the server within %g s%s%s",
+                self._server.name, _events(self.buffer.waiting), self.flush_timeout, self._because(), self._kept(),
             )  # fmt: skip
         # No wait for the thread: being a daemon it ends with the interpreter, and it must not log meanwhile.
-        self.stop(0.0)
+        self.stop(0.0 if not self.buffer.keeps or self.buffer.waiting else 1.0)  # but for an empty spool to be removed
 
     def _because(self) -> str:
         return f" ({self.last_error})" if self._troubled and self.last_error else ""
+
+    def _kept(self) -> str:
+        return (
+            f"; what is in {self.buffer.keeps} is sent by the next Producer with that spool"
+            if self.buffer.keeps
+            else ""
+        )
 
     # --- the thread ----------------------------------------------------------------------------------------------
 
@@ -191,7 +199,7 @@ class Sender:
         in_hand: tuple[int, list[Outgoing]] | None = None
         try:
             while not self._stopping:
-                in_hand = buffer.take()
+                in_hand = self._persist(buffer.take)
                 if in_hand is None:
                     self._tell_drops()
                     if self._leaving:
@@ -199,6 +207,8 @@ class Sender:
                     self._wake.get()
                     continue
                 lane, items = in_hand
+                if buffer.doubt is not None:
+                    self._lane(lane).resume(items, buffer.doubt)
                 for run in self._lane(lane).sender.runs(items):
                     results = self._send(lane, run)
                     self._settle(lane, run, results)
@@ -217,17 +227,7 @@ class Sender:
 
     def _lane(self, number: int) -> _Lane:
         if not self._lanes:
-            self._lanes = [
-                _Lane(
-                    self._server,
-                    Keys(self._namespace, n),
-                    self._pause,
-                    self._replicated,
-                    self._partitions,
-                    self._dedupe,
-                )
-                for n in range(self._partitions)
-            ]
+            self._lanes = [self._new_lane(Keys(self._namespace, n)) for n in range(self._partitions)]
         return self._lanes[number]
 
     def _send(self, lane: int, items: list[Outgoing]) -> list[Result]:
@@ -254,6 +254,15 @@ class Sender:
             self._declared = False  # it may have come back empty
             logger.info("%s takes events again; %s wait", self._server.name, _events(self.buffer.waiting))
         return results
+
+    def _new_lane(self, keys: Keys) -> _Lane:
+        def new_sender(incarnation: str | None) -> PartitionSender:
+            return PartitionSender(
+                keys, incarnation=incarnation, replicated=self._replicated, partitions=self._partitions,
+                dedupe=self._dedupe, note=self.buffer.note,
+            )  # fmt: skip
+
+        return _Lane(self._server, self._pause, new_sender)
 
     def _persist(self, attempt: Callable[[], T]) -> T:
         """Try until there is a result: a server that is away soon again, one that refuses us slowly."""
@@ -325,7 +334,7 @@ class Sender:
     def _tell_drops(self) -> None:
         drops = self.buffer.take_drops()
         if drops:
-            error = BufferFull(f"dropped: {self.buffer.limit:,} bytes of newer events wait for the server")
+            error = BufferFull(self.buffer.why_dropped())
             for raw_id in drops:
                 self._tell(raw_id, error)
         if self.buffer.dropped and self.last_error is None:
@@ -351,7 +360,12 @@ class Sender:
                     logger.exception("on_delivery raised; further failures are only counted (callback_errors)")
 
     def _abandon(self, in_hand: tuple[int, list[Outgoing]] | None) -> None:
-        """Closed with events left: count and tell them."""
+        """Closed with events left: count and tell them, unless they are kept."""
+        if self.buffer.keeps:
+            self._tell_drops()
+            self.callbacks.clear()
+            self.buffer.leave()
+            return
         error = Unavailable(f"the Producer was closed before the server had the event{self._because()}")
         maybe = Unavailable(f"{error}; it may be there all the same", ambiguous=True)
         while in_hand is not None or (in_hand := self.buffer.take()) is not None:

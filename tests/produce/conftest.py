@@ -2,10 +2,12 @@
 
 import logging
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
+from produce.programs import Program
 from studio import Eyes
 from waiting import until
 
@@ -49,3 +51,9 @@ def warnings(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
         ]
 
     return warnings
+
+
+@pytest.fixture
+def program(tmp_path: Path, server_url: str, namespace: str) -> Program:
+    """A script that is run as a program of its own."""
+    return Program(tmp_path, server_url, namespace)

@@ -23,7 +23,7 @@ def item(size: int = 10) -> Outgoing:
 def buffer(
     limit: int = 1000, when_full: Any = "drop_oldest", max_block: float = 0.0, lanes: int = 1, rouse: Any = None
 ) -> Buffer:
-    return Buffer(limit, when_full, max_block, lanes, rouse or (lambda: True), lambda: None)
+    return Buffer(limit, when_full, max_block, lanes, rouse or (lambda: True), lambda _: None)
 
 
 def all_of(buffer: Buffer) -> list[Outgoing]:
@@ -174,7 +174,7 @@ def test_the_sender_never_waits_for_room() -> None:
 def test_muted_drops_and_counts() -> None:
     """A muted buffer takes nothing, raises nothing, and counts; whoever laments holds no lock."""
     laments: list[bool] = []
-    b = Buffer(100, "raise", 0, 1, lambda: True, lambda: laments.append(b.lock._is_owned()))  # type: ignore[attr-defined]
+    b = Buffer(100, "raise", 0, 1, lambda: True, lambda _: laments.append(b.lock._is_owned()))  # type: ignore[attr-defined]
     b.close("muted")
     b.add(item(), 0)
     b.add_many([item(), item()], 0)

@@ -1,0 +1,106 @@
+"""canvasbus spool list | verify | drain"""
+
+import argparse
+import logging
+from pathlib import Path
+
+from canvasbus import clock
+from canvasbus.cli.context import Context
+from canvasbus.cli.output import NOTHING, Cell, Column, ago, size
+from canvasbus.errors import Unavailable
+from canvasbus.operate.spool import Contents, Damage, Spooled, drain, look_into
+from canvasbus.produce.producer import ProducerStatistics
+
+COLUMNS = (
+    Column("SPOOL"),
+    Column("OWNER"),
+    Column("NAMESPACE"),
+    Column("EVENTS", right=True),
+    Column("SIZE", right=True),
+    Column("OLDEST", right=True),
+    Column("SETTLED", right=True),
+    Column("SERVER", flexible=True),
+)
+PATIENCE = 10.0
+"""Seconds without progress after which `drain` gives up."""
+
+
+def run_list(context: Context, args: argparse.Namespace) -> int:
+    """Whose files lie in the spool, and what they hold."""
+    found, out = look_into(Path(args.path)), context.out
+    for process in found.processes if out.json else ():
+        out.record(process)
+    if found.processes and not out.json:
+        out.table(COLUMNS, map(_row, found.processes))
+        out.flush()
+    elif not out.json:
+        out.note(f"nothing in {args.path}")
+    damaged = _damaged(found)
+    if damaged:
+        out.note(f"{len(damaged)} damaged: canvasbus spool verify {args.path}")
+    return 0
+
+
+def _row(process: Spooled) -> list[Cell | str]:
+    owner = Cell(f"alive, pid {process.pid or '?'}", "green") if process.alive else Cell("dead", "yellow")
+    oldest = NOTHING if process.oldest is None else ago(clock.time() - process.oldest.timestamp())
+    return [
+        process.name, owner, process.namespace or NOTHING, f"{process.events:,}", size(process.size), oldest,
+        f"{process.settled:,}", process.server or NOTHING,
+    ]  # fmt: skip
+
+
+def run_verify(context: Context, args: argparse.Namespace) -> int:
+    """1 when something cannot be read, or was set aside."""
+    found, out = look_into(Path(args.path)), context.out
+    damaged = _damaged(found)
+    for name, damage, set_aside in damaged:
+        if out.json:
+            out.record({"spool": name, "file": damage.file, "intact": damage.intact, "size": damage.size})
+        elif set_aside:
+            out.line(
+                f"{damage.file}: {damage.size:,} bytes that could not be read were set aside; they are yours to delete"
+            )
+        else:
+            out.line(f"{name}/{damage.file}: only the first {damage.intact:,} of {damage.size:,} bytes can be read")
+    if not out.json:
+        events = sum(process.events for process in found.processes)
+        out.note(f"{len(found.processes):,} spools, {events:,} events to be sent, {len(damaged):,} damaged files")
+    return 1 if damaged else 0
+
+
+def _damaged(found: Contents) -> list[tuple[str, Damage, bool]]:
+    """Spool, what is damaged, and whether that was set aside already."""
+    broken = [(process.name, damage, False) for process in found.processes for damage in process.damaged]
+    return broken + [(damage.file.partition(".")[0], damage, True) for damage in found.set_aside]
+
+
+def run_drain(context: Context, args: argparse.Namespace) -> int:
+    """1 when something could not be sent, or its fate is unknown."""
+    out, settings, root = context.out, context.settings, Path(args.path)
+    found = [process for process in look_into(root).processes if process.namespace in (settings.namespace, None)]
+    partitions = len(context.partitions)
+    alive = [process for process in found if process.alive]
+    if alive:
+        pids = ", ".join(str(process.pid or "?") for process in alive)
+        out.note(f"{len(alive):,} of them belong to living processes (pid {pids}), which send them themselves")
+    logging.getLogger("canvasbus.producer").addHandler(logging.NullHandler())  # what it has to tell is told here
+    url = context.loaded.require_url(context.command)
+    done = drain(root, url, settings.namespace, partitions, patience=PATIENCE, tell=lambda now: _tell(context, now))
+    if out.json:
+        words = ("recovered", "stored", "refused", "unknown", "dropped", "quarantined", "waiting_events")
+        out.record({word: getattr(done, word) for word in words})
+    else:
+        out.line(f"{done.stored:,} of {done.recovered:,} events are on {context.link.server.name} now")
+    if done.waiting_events:
+        raise Unavailable(f"{done.waiting_events:,} events are still in {root}: {done.last_error}")
+    bad = {word: getattr(done, word) for word in ("refused", "unknown", "dropped", "quarantined", "spool_errors")}
+    if any(bad.values()):
+        out.note(f"{', '.join(f'{count:,} {word}' for word, count in bad.items() if count)}: {done.last_error}")
+        return 1
+    return 0
+
+
+def _tell(context: Context, now: ProducerStatistics) -> None:
+    if context.out.terminal and not context.out.json:
+        context.out.note(f"{now.stored:,} of {now.recovered:,} sent")

@@ -1,0 +1,508 @@
+"""The buffer of a Producer with a spool: the log on disk is the truth, memory a part of it that need not be read back.
+
+Every event is written down before `add` returns, then kept in memory while there is room for it. The sender takes the
+numbers of a partition one after the other, from memory where it finds them there, else from the log. Where the log
+cannot be written (no room, no right, a broken disk) events live in memory alone, as without a spool, and it is tried
+again once a second.
+
+Before a batch is sent the log says so (`note`), and afterwards that it is settled. What a dead process left is adopted
+before anything of one's own is sent: its last batch is sent by whoever has its fence (FencedSender.suspect), the rest as
+if it were one's own.
+
+The lock is held while a record is written, which takes a microsecond or two, and never while one is read, a file is
+deleted, or what a dead process left is looked at; all that is done by the sender's thread.
+
+A signal handler or a `__del__` that publishes while its own thread is in here would come between an event's number and
+its record. Its event is laid aside and written down when the lock is free, by the next to come.
+"""
+
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import count, repeat
+from pathlib import Path
+from typing import Final
+
+from canvasbus import clock
+from canvasbus.errors import BufferFull, ConfigError, Unavailable
+from canvasbus.produce import spoolfolder
+from canvasbus.produce.buffer import BATCH_EVENTS, Buffer, WhenFull
+from canvasbus.produce.spool import EVENT, HEAD_BYTES, SEGMENT_BYTES, Sending, encode_event, frame
+from canvasbus.produce.spoolfile import Damaged, Log, Whose, discard
+from canvasbus.produce.spoolfolder import Folder
+from canvasbus.wire.codec import Outgoing
+
+LOOK_SECONDS: Final = 60.0
+"""How often a sender looks whether somebody died and left something."""
+RETRY_SECONDS: Final = 1.0
+"""How often a log that cannot be written is tried again."""
+
+
+@dataclass(slots=True)
+class _Hand:
+    """The batch that the sender has."""
+
+    lane: int
+    items: list[Outgoing]
+    log: Log | None
+    numbers: Sequence[int]
+    unlogged: frozenset[int] = frozenset()
+    """Those of the numbers that are not on disk."""
+    settled: int = 0
+    """How many of its events have been settled; what follows goes on as parts of it, in order."""
+
+    def settle(self, count: int) -> tuple[int, int]:
+        """The next `count` events are settled: the number behind the last of them, and how many of them are on disk."""
+        numbers = self.numbers[self.settled : self.settled + count]
+        self.settled += count
+        return numbers[-1] + 1, count - sum(number in self.unlogged for number in numbers)
+
+
+class SpooledBuffer(Buffer):
+    """A Buffer that loses nothing when its process is killed."""
+
+    def __init__(
+        self,
+        limit: int,
+        when_full: WhenFull,
+        max_block: float,
+        lanes: int,
+        rouse: Callable[[], bool],
+        lament: Callable[[str], None],
+        *,
+        root: Path,
+        spool_bytes: int,
+        namespace: str,
+        server: str,
+    ) -> None:
+        self.root = root
+        self.spool_bytes = spool_bytes
+        segment = max(4096, min(SEGMENT_BYTES, spool_bytes // 8))
+        self._whose = Whose(namespace, lanes, server, segment)
+        self._own: Folder | None = None
+        self._logs: dict[int, Log] = {}
+        self._adopted: list[deque[Log]] = []
+        self._folders: dict[Log, Folder] = {}
+        super().__init__(limit, when_full, max_block, lanes, rouse, lament)
+        self.keeps = str(root)
+        self.note = self._note_sending
+        try:
+            if why := spoolfolder.is_usable(self.root):
+                raise ConfigError(f"spool={self.keeps!r} {why}: name a folder that this process may write to")
+            self._looked = not spoolfolder.folders(self.root)
+        except OSError as error:
+            self._failed(error)
+
+    def begin(self) -> None:
+        """Send what others left, without waiting for the first event."""
+        if not self._looked:
+            with self.lock:
+                self._asleep = not self._rouse()
+
+    def reset(self) -> None:
+        # A forked child lets go of its copies of the parent's files: the lock stays the parent's until that ends.
+        for log in self._all_logs():
+            log.close()
+        for folder in (self._own, *self._folders.values()):
+            if folder is not None:
+                folder.release()
+        super().reset()
+        if not self.closed:
+            self._room = self.spool_bytes
+        self._memory = self.limit - self._batch_bytes  # one batch may be read back into a full memory
+        self._failing_until = 0.0
+        self._trouble = self._trouble_text = ""
+        self._late: deque[tuple[Outgoing, int]] = deque()
+        self._looked = True
+        self._next_look = clock.monotonic() + LOOK_SECONDS
+        self.spool_errors = 0
+        self.recovered = 0
+        self.quarantined = 0
+        self._forget()
+
+    def _forget(self) -> None:
+        self._own = None
+        self._logs = {}
+        self._folders = {}
+        self._adopted = [deque() for _ in self._lanes]
+        self._cache: list[deque[tuple[int, Outgoing]]] = [deque() for _ in self._lanes]
+        self._next = [0 for _ in self._lanes]
+        self._taken = [0 for _ in self._lanes]
+        self._unsent = [0 for _ in self._lanes]
+        self._unlogged: set[tuple[int, int]] = set()
+        """Lane and number of events that are in memory alone."""
+        self._hand = _Hand(0, [], None, ())
+        self.spool_bytes_used = 0
+
+    # --- publishers ----------------------------------------------------------------------------------------------
+
+    def add(self, item: Outgoing, lane: int) -> None:
+        payload = encode_event(item)
+        if self.lock._is_owned():  # type: ignore[attr-defined]
+            self._late.append((item, lane))
+            self._rouse()
+            return
+        with self.lock:
+            if self._late:
+                self._put_late()
+            kept = self._put(item, payload, lane)
+            if self._asleep:
+                self._asleep = not self._rouse()
+        if not kept:
+            self._lament("" if self.closed else f"{self._full()}: what is published now is dropped")
+        if self._trouble:
+            self._tell()
+
+    def add_many(self, items: list[Outgoing], lane: int) -> None:
+        payloads = list(map(encode_event, items))
+        size = sum(map(len, payloads)) + HEAD_BYTES * len(items)
+        if not self.lock._is_owned():  # type: ignore[attr-defined]
+            with self.lock:
+                if self._late:
+                    self._put_late()
+                if self.spool_bytes_used + size <= self._room and self._write(lane, payloads):
+                    numbers = range(self._next[lane] - len(items), self._next[lane])
+                    for number, item in zip(numbers, items, strict=True):
+                        self._remember(number, item, lane)
+                    if self._asleep:
+                        self._asleep = not self._rouse()
+                    return
+        for item in items:
+            self.add(item, lane)
+
+    def _put(self, item: Outgoing, payload: bytes, lane: int) -> bool:
+        """Accept an event. False: it was dropped."""
+        size = len(payload) + HEAD_BYTES
+        if self.spool_bytes_used + size > self._room and not self._make_room(item, size, lane):
+            return False
+        if self._write(lane, (payload,)):
+            self._remember(self._next[lane] - 1, item, lane)
+            return True
+        size = len(item.data)
+        if not self._fits(size) and not self._make_room(item, size, lane):
+            return False
+        number = self._next[lane]
+        self._next[lane] = number + 1
+        self._unsent[lane] += 1
+        self._unlogged.add((lane, number))
+        self.bytes += size
+        self._cache[lane].append((number, item))
+        return True
+
+    def _put_late(self) -> None:
+        while self._late:
+            item, lane = self._late.popleft()
+            try:
+                self._put(item, encode_event(item), lane)
+            except BufferFull:  # whoever published it has been told that it is accepted
+                self._drop(item, lane)
+
+    def _write(self, lane: int, payloads: "list[bytes] | tuple[bytes]") -> bool:
+        """Write events down under the next numbers. False: that is not possible now, and nothing is changed."""
+        if self._failing_until and clock.monotonic() < self._failing_until:
+            return False
+        first, events = self._next[lane], len(payloads)
+        self._next[lane] = first + events  # before the record is there: a number may be missing, never given twice
+        self._unsent[lane] += events
+        try:
+            log = self._logs.get(lane) or self._open(lane, first)
+            if events == 1:
+                data = frame(EVENT, first, payloads[0])
+            else:
+                data = b"".join(map(frame, repeat(EVENT), count(first), payloads))
+            before = log.ledger.bytes
+            log.append(data, first, first + events - 1, events)
+        except OSError as error:
+            self._unsent[lane] -= events
+            self._failed(error)
+            return False
+        self.spool_bytes_used += log.ledger.bytes - before
+        self._failing_until = 0.0
+        return True
+
+    def _remember(self, number: int, item: Outgoing, lane: int) -> None:
+        size = len(item.data)
+        if self.bytes + size <= self._memory:
+            self.bytes += size
+            self._cache[lane].append((number, item))
+
+    def _open(self, lane: int, first: int) -> Log:
+        if self._own is None:
+            self._own = spoolfolder.create(self.root)
+        log = Log(self._own.path, lane, self._whose)
+        log.ledger.settled = log.ledger.next = first
+        self._logs[lane] = log
+        return log
+
+    def _fits(self, size: int) -> bool:
+        if self._failing_until:
+            return self.bytes + size <= self._memory
+        return self.spool_bytes_used + size <= self._room
+
+    def _full(self) -> str:
+        if self._failing_until:
+            return f"{self.bytes:,} bytes of events wait in memory, the limit is {self.limit:,}; {self._trouble_text}"
+        return f"{self.spool_bytes_used:,} bytes are in the spool {self.keeps}, the limit is {self.spool_bytes:,}"
+
+    def why_dropped(self) -> str:
+        return f"dropped: {self._full()}"
+
+    def _failed(self, error: OSError) -> None:
+        self.spool_errors += 1
+        self._failing_until = clock.monotonic() + RETRY_SECONDS
+        self._trouble_text = f"the spool {self.keeps} cannot be used ({error.strerror or error})"
+        self._trouble = f"{self._trouble_text}: events are kept in memory only"
+
+    def _tell(self) -> None:
+        trouble, self._trouble = self._trouble, ""
+        if trouble:
+            self._lament(trouble)
+
+    # --- the sender ----------------------------------------------------------------------------------------------
+
+    def take(self) -> tuple[int, list[Outgoing]] | None:
+        """As the Buffer's. Raises Unavailable when the spool cannot be read, but may be later."""
+        if not self._looked or clock.monotonic() >= self._next_look:
+            self._adopt()
+        with self.lock:
+            self._asleep = True
+            self._put_late()
+            turn = self._turn
+        if self._trouble:
+            self._tell()
+        for step in self._lanes:
+            lane = (turn + step) % len(self._lanes)
+            items = self._take_adopted(lane) or self._take_own(lane)
+            if items:
+                self._turn = lane + 1
+                self._asleep = False
+                return lane, items
+        return None
+
+    def _take_own(self, lane: int) -> list[Outgoing]:
+        self.doubt = None
+        while True:
+            with self.lock:
+                cache, start = self._cache[lane], self._taken[lane]
+                if cache and cache[0][0] == start:
+                    return self._take_cached(lane)
+                until = cache[0][0] if cache else self._next[lane]
+                log = self._logs.get(lane)
+                if start == until:
+                    self._write_off(lane, self._unsent[lane])
+                    return []
+            items, numbers = self._read(log, start, until) if log else ([], [])
+            with self.lock:
+                self._taken[lane] = numbers[-1] + 1 if numbers else until
+                if items:
+                    self._in_hands(_Hand(lane, items, log, numbers))
+                    self.bytes += sum([len(item.data) for item in items])
+                    return items
+
+    def _take_cached(self, lane: int) -> list[Outgoing]:
+        cache = self._cache[lane]
+        items: list[Outgoing] = []
+        size, start = 0, cache[0][0]
+        end = start
+        while cache and cache[0][0] == end and size < self._batch_bytes and len(items) < BATCH_EVENTS:
+            items.append(cache.popleft()[1])
+            size += len(items[-1].data)
+            end += 1
+        numbers = range(start, end)
+        unlogged = self._unlogged.intersection(zip(repeat(lane), numbers)) if self._unlogged else ()
+        self._unlogged.difference_update(unlogged)
+        self._taken[lane] = end
+        self._in_hands(_Hand(lane, items, self._logs.get(lane), numbers, frozenset(n for _, n in unlogged)))
+        return items
+
+    def _take_adopted(self, lane: int) -> list[Outgoing]:
+        while self._adopted[lane]:
+            log = self._adopted[lane][0]
+            start, until, sending = log.taken, log.ledger.next, log.ledger.sending
+            self.doubt = None
+            if sending is not None and start < sending.start:
+                until = sending.start
+            elif sending is not None and start < sending.end:
+                until, self.doubt = sending.end, sending
+            items, numbers = self._read(log, start, until, whole=self.doubt is not None)
+            log.taken = numbers[-1] + 1 if numbers else until
+            if items:
+                with self.lock:
+                    self._in_hands(_Hand(lane, items, log, numbers))
+                    self.bytes += sum([len(item.data) for item in items])
+                return items
+            if log.taken >= log.ledger.next:
+                self._finish(lane, log)
+        return []
+
+    def _read(self, log: Log, start: int, until: int, *, whole: bool = False) -> tuple[list[Outgoing], list[int]]:
+        most, most_bytes = (1 << 62, 1 << 62) if whole else (BATCH_EVENTS, self._batch_bytes)
+        while True:
+            try:
+                return log.read(start, until, most, most_bytes)
+            except Damaged as damaged:
+                with self.lock:
+                    self.quarantined += 1
+                    try:
+                        log.begin_anew(damaged)
+                    except OSError as error:
+                        self._failed(error)
+                    self._trouble = f"the spool {self.keeps} is damaged: {damaged} of {log!r} cannot be read"
+                self._tell()
+            except OSError as error:
+                with self.lock:
+                    self.spool_errors += 1
+                raise Unavailable(f"the spool {self.keeps} cannot be read now ({error.strerror})") from None
+
+    def _in_hands(self, hand: _Hand) -> None:
+        self._hand = hand
+        self._in_hand[hand.lane] += len(hand.items)
+        self._unsent[hand.lane] -= len(hand.items)
+
+    def _write_off(self, lane: int, lost: int) -> None:
+        """So many events that were on disk are not to be found."""
+        if lost > 0:
+            self.dropped += lost
+            self._settled[lane] += lost
+        self._unsent[lane] -= lost
+        if lost:
+            self._changed.notify_all()
+
+    def _note_sending(self, part: Sequence[Outgoing], fence: str, cursors: Mapping[str, bytes]) -> None:
+        """`part` of the batch in hand is about to be sent, in order; some between its first and its last may be refused."""
+        hand = self._hand
+        ids = [item.raw_id for item in hand.items]
+        first = ids.index(part[0].raw_id, hand.settled)
+        numbers = hand.numbers[first : ids.index(part[-1].raw_id, first) + 1]
+        if hand.log is None or hand.unlogged.issuperset(numbers):
+            return
+        with self.lock:
+            try:
+                hand.log.note_sending(Sending(numbers[0], numbers[-1] + 1, fence, dict(cursors)))
+            except OSError as error:
+                self._failed(error)
+
+    def settle(self, lane: int, items: list[Outgoing], *, stored: int = 0, refused: int = 0, unknown: int = 0) -> None:
+        hand = self._hand
+        log, files = hand.log, []
+        with self.lock:
+            end, logged = hand.settle(len(items))
+            if log is not None:
+                files = log.settle(end, logged)
+                if log.error is not None:
+                    self._failed(log.error)
+                self._measure()
+            super().settle(lane, items, stored=stored, refused=refused, unknown=unknown)
+        for file in files:
+            discard(file)
+        if log in self._folders and log is not None and log.taken >= log.ledger.next:
+            self._finish(lane, log)
+
+    def _measure(self) -> None:
+        self.spool_bytes_used = sum(log.ledger.bytes for log in self._all_logs())
+
+    def _all_logs(self) -> list[Log]:
+        return [*self._logs.values(), *self._folders]
+
+    # --- what others left ----------------------------------------------------------------------------------------
+
+    def _adopt(self) -> None:
+        self._next_look = clock.monotonic() + LOOK_SECONDS
+        try:
+            found = spoolfolder.folders(self.root)
+        except OSError as error:
+            found = []
+            self._cannot_adopt(self.root, error)
+        for path in found:
+            try:
+                folder = spoolfolder.claim(path)
+                left = spoolfolder.adopt(folder, self._whose) if folder else None
+            except OSError as error:
+                self._cannot_adopt(path, error)
+                continue
+            if folder is None or left is None:
+                continue
+            with self.lock:
+                for log in left.logs:
+                    self._folders[log] = folder
+                    self._adopted[log.partition].append(log)
+                    self._unsent[log.partition] += log.ledger.events
+                    self.recovered += log.ledger.events
+                self.quarantined += left.damaged
+                self._trouble = left.trouble or self._trouble
+                self._measure()
+        with self.lock:
+            self._looked = True
+            self._changed.notify_all()
+
+    def _cannot_adopt(self, path: Path, error: OSError) -> None:
+        with self.lock:
+            self.spool_errors += 1
+            self._trouble = f"what is in the spool {path} cannot be adopted ({error.strerror}); it stays there"
+
+    def _finish(self, lane: int, log: Log) -> None:
+        """All of an adopted log is settled, but for what was not to be found."""
+        with self.lock:
+            self._write_off(lane, log.ledger.events)
+            self._adopted[lane].remove(log)
+            folder = self._folders.pop(log)
+            self._measure()
+        log.delete()
+        if folder not in self._folders.values():
+            folder.remove()
+
+    def leave(self) -> None:
+        with self.lock:
+            self._put_late()
+            self.dropped += len(self._unlogged)
+            for lane, _ in self._unlogged:
+                self._unsent[lane] -= 1
+                self._settled[lane] += 1
+            self._unlogged.clear()
+            hand = self._hand
+            if self._in_hand[hand.lane]:  # what is not on disk may be on the server, and nobody will ever look
+                rest = zip(hand.items[hand.settled :], hand.numbers[hand.settled :], strict=True)
+                lost = [item for item, number in rest if number in hand.unlogged]
+                super().settle(hand.lane, lost, unknown=len(lost))
+            for log in self._all_logs():
+                log.close()
+            if self._own is not None:
+                if all(log.ledger.done() for log in self._logs.values()):
+                    for log in self._logs.values():
+                        log.delete()
+                    self._logs = {}
+                    self._own.remove()
+                self._own.release()
+            for folder in self._folders.values():
+                folder.release()
+            self._measure()
+            if not self.closed:  # the sender's thread ended by a fault: the next one adopts what this one had
+                self._forget()
+                self._looked = False
+
+    # --- watchers ------------------------------------------------------------------------------------------------
+
+    def _queued(self, lane: int) -> int:
+        return self._unsent[lane]
+
+    def wait_settled(self, timeout: float) -> bool:
+        started = clock.monotonic()
+        with self.lock:
+            if not self._changed.wait_for(lambda: self._looked, timeout):
+                return False
+            if self._late:
+                self._put_late()
+            return super().wait_settled(max(0.0, timeout - (clock.monotonic() - started)))
+
+    @property
+    def published(self) -> int:
+        return super().published - self.recovered
+
+    def spool_statistics(self) -> dict[str, int]:
+        return {
+            "spool_events": sum(log.ledger.events for log in self._all_logs()),
+            "spool_bytes": self.spool_bytes_used,
+            "spool_errors": self.spool_errors,
+            "recovered": self.recovered,
+            "quarantined": self.quarantined,
+        }

@@ -1,0 +1,155 @@
+"""canvasbus spool: whose files lie there, what is damaged in them, and sending what the dead left."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from cli.commands import Run
+from studio import Eyes, PaintingMade
+
+from canvasbus import Producer
+from canvasbus.cli import spool as spool_command
+from canvasbus.produce import spoolfolder
+
+NOWHERE = "redis://ada:s3cret@127.0.0.1:1"
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> Path:
+    return tmp_path / "spool"
+
+
+@pytest.fixture
+def left(spool: Path, namespace: str) -> Path:
+    """The folder of a Producer that ended while its server was away, with twenty events in it."""
+    bus = Producer(NOWHERE, namespace=namespace, spool=spool)
+    bus.publish_many(PaintingMade(number=n) for n in range(20))
+    bus.close(timeout=0)
+    return spoolfolder.folders(spool)[-1]
+
+
+@pytest.fixture
+def living(spool: Path, namespace: str) -> Iterator[Producer]:
+    """A Producer that lives, with one event in its spool."""
+    bus = Producer(NOWHERE, namespace=namespace, spool=spool, flush_timeout=0.0)
+    bus.publish(PaintingMade(number=99))
+    yield bus
+    bus.close()
+
+
+def numbers(eyes: Eyes) -> list[int]:
+    return [made.number for made in eyes.events("painting.made")]
+
+
+def test_list(run_bare: Run, living: Producer, left: Path, spool: Path, namespace: str) -> None:
+    """One row for each process that has files there, alive or dead, without a server and without secrets."""
+    ran = run_bare("spool", "list", str(spool), "--json")
+    alive, dead = ran.records
+    assert ran.code == 0
+    assert {key: dead[key] for key in ("name", "alive", "namespace", "partitions", "events", "sending", "damaged")} == {
+        "name": left.name, "alive": False, "namespace": namespace, "partitions": 1, "events": 20, "sending": 0, "damaged": [],
+    }  # fmt: skip
+    assert (dead["pid"], dead["server"], dead["settled"]) == (os.getpid(), "redis://ada:***@127.0.0.1:1", 0)
+    assert dead["size"] > 2000 and dead["oldest"] is not None
+    assert (alive["alive"], alive["events"]) == (True, 1)
+    shown = run_bare("spool", "list", str(spool))
+    assert shown.code == 0 and len(shown.lines) == 3 and "s3cret" not in shown.out + ran.out
+    assert f"alive, pid {os.getpid()}" in shown.lines[1] and "dead" in shown.lines[2]
+
+
+def test_who_has_adopted_what_a_dead_one_left(run_bare: Run, left: Path, living: Producer, spool: Path) -> None:
+    """What a living process has adopted is alive, under its pid."""
+    while not living.statistics().recovered:
+        living.flush(timeout=0.01)
+    found = run_bare("spool", "list", str(spool), "--json").records
+    assert [(r["alive"], r["pid"], r["events"]) for r in found] == [(True, os.getpid(), 20), (True, os.getpid(), 1)]
+
+
+def test_list_says_when_there_is_nothing(run_bare: Run, tmp_path: Path) -> None:
+    """An empty spool is empty; a folder that is not there is a mistake, told in one line."""
+    ran = run_bare("spool", "list", str(tmp_path))
+    assert (ran.code, ran.out) == (0, "") and "nothing in" in ran.err
+    for verb in ("list", "verify"):
+        run_bare("spool", verb, str(tmp_path / "no")).failed(2, "/no: No such file")
+
+
+def test_verify(run_bare: Run, living: Producer, left: Path, spool: Path) -> None:
+    """A sound spool: 0. A flipped byte: 1, with the file and how much of it can be read; nothing is changed."""
+    ran = run_bare("spool", "verify", str(spool))
+    assert (ran.code, ran.out) == (0, "") and "2 spools, 21 events to be sent, 0 damaged" in ran.err
+    (file,) = left.glob("*.log")
+    data = bytearray(file.read_bytes())
+    data[-5] ^= 1
+    file.write_bytes(data)
+    ran = run_bare("spool", "verify", str(spool), "--json")
+    (record,) = ran.records
+    assert ran.code == 1 and record["file"] == file.name and 0 < record["intact"] < record["size"] == len(data)
+    shown = run_bare("spool", "verify", str(spool))
+    assert shown.code == 1 and f"{left.name}/{file.name}: only the first" in shown.out
+    assert "1 damaged: canvasbus spool verify" in run_bare("spool", "list", str(spool)).err
+    assert file.read_bytes() == data
+
+
+def test_drain(run: Run, eyes: Eyes, left: Path, spool: Path) -> None:
+    """What a dead process left is sent, once, in order; then there is nothing left to drain."""
+    ran = run("spool", "drain", str(spool))
+    assert ran.code == 0 and ran.out == f"20 of 20 events are on {eyes.server.name} now\n"
+    assert numbers(eyes) == list(range(20)) and list(spool.iterdir()) == []
+    again = run("spool", "drain", str(spool), "--json")
+    assert again.code == 0 and (again.records[0]["recovered"], again.records[0]["stored"]) == (0, 0)
+    assert numbers(eyes) == list(range(20))
+
+
+def test_drain_leaves_the_living_alone(run: Run, eyes: Eyes, living: Producer, left: Path, spool: Path) -> None:
+    """The files of a process that lives are refused, and it is said whose they are."""
+    ran = run("spool", "drain", str(spool))
+    assert ran.code == 0 and f"1 of them belong to living processes (pid {os.getpid()})" in ran.err
+    assert numbers(eyes) == list(range(20)) and living.statistics().waiting_events == 1
+    assert len(spoolfolder.folders(spool)) == 1
+
+
+def test_drain_in_another_namespace(run: Run, eyes: Eyes, spool: Path) -> None:
+    """Only the namespace that the command is told is sent."""
+    bus = Producer(NOWHERE, namespace="elsewhere", spool=spool)
+    bus.publish(PaintingMade())
+    bus.close(timeout=0)
+    assert run("spool", "drain", str(spool)).code == 0
+    assert eyes.count("painting.made") == 0 and len(spoolfolder.folders(spool)) == 1
+
+
+def test_drain_of_a_damaged_spool(run: Run, eyes: Eyes, left: Path, spool: Path) -> None:
+    """What can be read is sent, the rest is set aside and told; verify goes on telling until somebody has looked."""
+    (file,) = left.glob("*.log")
+    os.truncate(file, file.stat().st_size - 1)
+    ran = run("spool", "drain", str(spool))
+    assert ran.code == 1 and "1 quarantined" in ran.err and numbers(eyes) == list(range(19))
+    (aside,) = spool.iterdir()
+    ran = run("spool", "verify", str(spool))
+    assert ran.code == 1 and ran.out.startswith(f"{aside.name}: ")
+    aside.unlink()
+    assert run("spool", "verify", str(spool)).code == 0
+
+
+def test_drain_without_a_server(run_bare: Run, left: Path, spool: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line with the reason; everything stays where it is. Without any URL: 2."""
+    before = [path.read_bytes() for path in left.iterdir()]
+    run_bare("spool", "drain", str(spool), "--url", "redis://127.0.0.1:1").failed(1, "nobody listens")
+    run_bare("spool", "drain", str(spool)).failed(2, "CANVASBUS_URL")
+    assert [path.read_bytes() for path in left.iterdir()] == before
+
+
+def test_drain_gives_up(run: Run, eyes: Eyes, left: Path, spool: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that takes nothing: drain gives up after a while without progress, says why, and everything is kept."""
+    monkeypatch.setattr(spool_command, "PATIENCE", 0.3)
+    monkeypatch.setattr("canvasbus.produce.fenced.FencedSender.send", refuse)
+    ran = run("spool", "drain", str(spool))
+    assert ran.code == 1 and "20 events are still in" in ran.err and "no room today" in ran.err
+    monkeypatch.undo()
+    assert len(spoolfolder.folders(spool)) == 1 and eyes.count("painting.made") == 0
+
+
+def refuse(*_: object, **__: object) -> object:
+    from canvasbus.errors import Unavailable
+
+    raise Unavailable("no room today")

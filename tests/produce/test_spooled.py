@@ -1,0 +1,659 @@
+"""The buffer with a spool, and a Producer on it: order, bounds, what the dead left, disks that are full, broken files."""
+
+import errno
+import os
+import random
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from seeds import seeds
+from studio import Eyes, PaintingMade, SculptureMade
+
+from canvasbus import BufferFull, ConfigError, Producer, ids
+from canvasbus.produce import spoolfile, spoolfolder
+from canvasbus.produce.spooled import SpooledBuffer
+from canvasbus.transport.memory import MemoryServer
+from canvasbus.wire.codec import Outgoing
+
+Soon = Callable[..., Any]
+
+
+def item(size: int = 20) -> Outgoing:
+    return Outgoing(ids.uuid7_bytes(), "painting.made", None, b"x" * size)
+
+
+def spooled(
+    root: Path, *, limit: int = 4000, spool_bytes: int = 1 << 20, when_full: Any = "spool", lanes: int = 1
+) -> SpooledBuffer:
+    return SpooledBuffer(
+        limit, when_full, 0.0, lanes, lambda: True, lambda _: None,
+        root=root, spool_bytes=spool_bytes, namespace="studio", server="redis://somewhere",
+    )  # fmt: skip
+
+
+def die(buffer: SpooledBuffer) -> None:
+    """What the end of its process does to a buffer: every descriptor is closed, nothing else happens."""
+    buffer.reset()
+
+
+def drained(buffer: SpooledBuffer, lane: int = 0) -> list[Outgoing]:
+    """Everything it holds, each batch settled as stored."""
+    got: list[Outgoing] = []
+    while (batch := buffer.take()) is not None:
+        assert batch[0] == lane
+        got += batch[1]
+        buffer.settle(*batch, stored=len(batch[1]))
+    return got
+
+
+@pytest.fixture
+def away(memory: MemoryServer) -> MemoryServer:
+    """A memory server that is switched off."""
+    memory.set_connected(False)
+    return memory
+
+
+def numbers(namespace: str) -> list[int]:
+    return [made.number for made in Eyes(f"memory://{namespace}", namespace).events("painting.made")]
+
+
+# --- the buffer -------------------------------------------------------------------------------------------------------
+
+
+def test_more_than_memory_holds(tmp_path: Path) -> None:
+    """Ten times what fits into memory: memory stays bounded, all of it is read back in order, and the disk is empty
+    again."""
+    b = spooled(tmp_path)
+    items = [item(100) for _ in range(400)]
+    for each in items:
+        b.add(each, 0)
+        assert b.bytes <= 4000
+    assert b.waiting == 400 and b.spool_statistics()["spool_events"] == 400
+    assert drained(b) == items
+    assert (b.waiting, b.stored, b.bytes, b.spool_statistics()["spool_events"]) == (0, 400, 0, 0)
+    b.leave()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_many_at_once_are_one_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """add_many writes a chunk with one call, and what it wrote is what it was given."""
+    b, items, sizes = spooled(tmp_path), [item() for _ in range(100)], []
+    b.add(items[0], 0)
+    real = spoolfile._raw_write
+    monkeypatch.setattr(spoolfile, "_raw_write", lambda fd, data, n: sizes.append(n) or real(fd, data, n))
+    b.add_many(items[1:], 0)
+    assert len(sizes) == 1
+    die(b)
+    assert drained(spooled(tmp_path)) == items
+
+
+def test_what_a_dead_process_left_comes_first(tmp_path: Path) -> None:
+    """Three lives after one another, none of which sent all: the next sends the oldest first, then its own."""
+    items = [item() for _ in range(60)]
+    first = spooled(tmp_path)
+    first.add_many(items[:30], 0)
+    die(first)
+    second = spooled(tmp_path, limit=1200)
+    batch = second.take()
+    assert batch is not None and batch[1] == items[: len(batch[1])]
+    second.settle(*batch, stored=len(batch[1]))
+    second.add_many(items[30:50], 0)
+    die(second)
+    third = spooled(tmp_path)
+    third.add_many(items[50:], 0)
+    assert drained(third) == items[len(batch[1]) :]
+    assert (third.recovered, third.published) == (50 - len(batch[1]), 10)
+    third.leave()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_living_are_left_alone(tmp_path: Path) -> None:
+    """Nobody takes what belongs to a process that lives, not even a second Producer of the same process."""
+    first, second = spooled(tmp_path), spooled(tmp_path)
+    first.add(item(), 0)
+    second.add(item(), 0)
+    assert len(drained(second)) == 1 and len(drained(first)) == 1
+    third = spooled(tmp_path)
+    assert third.take() is None and third.recovered == 0
+
+
+def test_another_namespace_is_left_alone(tmp_path: Path) -> None:
+    """Two buses may share a folder: each adopts its own."""
+    other = spooled(tmp_path)
+    other._whose = other._whose._replace(namespace="elsewhere")
+    other.add(item(), 0)
+    die(other)
+    assert spooled(tmp_path).take() is None
+    assert len(spoolfolder.folders(tmp_path)) == 1
+
+
+def test_somebody_who_dies_later_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A producer that goes on for days looks once a minute for what others have left."""
+    from canvasbus import clock
+
+    living, child = spooled(tmp_path), spooled(tmp_path)
+    child.add(item(), 0)
+    die(child)
+    assert living.take() is None
+    later = clock.monotonic() + 61
+    monkeypatch.setattr(clock, "monotonic", lambda: later)
+    assert len(drained(living)) == 1
+
+
+def test_two_who_adopt_at_once(tmp_path: Path) -> None:
+    """Ten folders of dead processes and four that start together: every event is adopted by one of them, once."""
+    items = [item() for _ in range(200)]
+    for at in range(10):
+        dead = spooled(tmp_path)
+        dead.add_many(items[at * 20 : at * 20 + 20], 0)
+        die(dead)
+    buffers = [spooled(tmp_path) for _ in range(4)]
+    got: list[list[Outgoing]] = [[] for _ in buffers]
+    start = threading.Barrier(4)
+
+    def adopt(at: int) -> None:
+        start.wait()
+        got[at] += drained(buffers[at])
+
+    threads = [threading.Thread(target=adopt, args=(at,)) for at in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(each.raw_id for part in got for each in part) == sorted(each.raw_id for each in items)
+    assert sum(b.recovered for b in buffers) == 200 and spoolfolder.folders(tmp_path) == []
+
+
+def test_folders_come_and_go(tmp_path: Path) -> None:
+    """Processes that begin and end while others look for orphans: nobody loses his folder under his hands."""
+    stop, failures = threading.Event(), []
+
+    def look() -> None:
+        while not stop.is_set():
+            b = spooled(tmp_path)
+            drained(b)
+            b.leave()
+
+    def live() -> None:
+        try:
+            for _ in range(150):
+                b, each = spooled(tmp_path), item()
+                b.add(each, 0)
+                assert not b.spool_errors and drained(b)[-1:] == [each]
+                b.leave()
+        except BaseException as error:
+            failures.append(error)
+
+    lookers, livers = [threading.Thread(target=look) for _ in range(2)], [threading.Thread(target=live)]
+    for thread in (*lookers, *livers):
+        thread.start()
+    livers[0].join()
+    stop.set()
+    for thread in lookers:
+        thread.join()
+    assert failures == [] and list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_was_only_just_made(tmp_path: Path) -> None:
+    """A process that was killed between making its folder and locking it leaves nothing behind for ever."""
+    (tmp_path / "000004-00").mkdir()
+    b = spooled(tmp_path)
+    assert b.take() is None and list(tmp_path.iterdir()) == []
+    b.add(item(), 0)
+    assert [path.name[:6] for path in tmp_path.iterdir()] == ["000001"]
+
+
+def test_publishing_from_inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal handler that publishes while its own thread is writing: its event comes after, and both are on disk."""
+    b, outer, inner, last = spooled(tmp_path), item(), item(), item()
+    real = spoolfile._raw_write
+
+    def interrupted(fd: int, data: bytes, size: int) -> int:
+        monkeypatch.setattr(spoolfile, "_raw_write", real)
+        b.add(inner, 0)
+        return real(fd, data, size)
+
+    monkeypatch.setattr(spoolfile, "_raw_write", interrupted)
+    b.add(outer, 0)
+    b.add(last, 0)
+    die(b)
+    assert drained(spooled(tmp_path)) == [outer, inner, last]
+
+
+def test_ctrl_c_in_the_middle_of_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """KeyboardInterrupt before or after the record is written: the event is there once or not at all, its neighbours
+    are, and nobody waits for it for ever."""
+    for when in ("before", "after"):
+        root = tmp_path / when
+        b, items = spooled(root), [item() for _ in range(3)]
+        b.add(items[0], 0)
+        real = spoolfile._raw_write
+
+        def interrupted(fd: int, data: bytes, size: int, when: str = when, real: Any = real) -> int:
+            if when == "after":
+                real(fd, data, size)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(spoolfile, "_raw_write", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            b.add(items[1], 0)
+        monkeypatch.setattr(spoolfile, "_raw_write", real)
+        b.add(items[2], 0)
+        expected = [items[0], *items[1:2] * (when == "after"), items[2]]
+        assert drained(b) == expected
+        assert b.waiting == 0 and b.wait_settled(0) is (when == "after")
+
+
+# --- the spool is full, or cannot be written --------------------------------------------------------------------------
+
+
+def test_a_full_spool_drops_what_is_new(tmp_path: Path) -> None:
+    """Over `spool_bytes` what is published then is dropped and counted; what was accepted before is all there, and when
+    it is gone there is room again."""
+    b, laments = spooled(tmp_path, spool_bytes=20_000), []
+    b._lament = laments.append
+    b.keep_drops = True
+    items = [item(100) for _ in range(300)]
+    for each in items:
+        b.add(each, 0)
+        assert b.spool_bytes_used <= 20_000
+    kept = 300 - b.dropped
+    assert 80 < kept < 150 and b.waiting == kept and b.published == 300
+    assert b.take_drops() == [each.raw_id for each in items[kept:]]
+    assert "the limit is 20,000: what is published now is dropped" in laments[0]
+    assert drained(b) == items[:kept]
+    b.add(items[-1], 0)
+    assert drained(b) == items[-1:]
+
+
+def test_a_full_spool_raises_or_blocks_when_asked_to(tmp_path: Path) -> None:
+    """when_full="raise" and "block" speak of the spool."""
+    b = spooled(tmp_path / "raise", spool_bytes=5000, when_full="raise")
+    with pytest.raises(BufferFull, match=r"in the spool .* limit is 5,000"):
+        for _ in range(100):
+            b.add(item(100), 0)
+    b = spooled(tmp_path / "block", spool_bytes=5000, when_full="block")
+    with pytest.raises(BufferFull, match="no room came within max_block=0 s"):
+        b.add_many([item(100) for _ in range(100)], 0)
+    assert b.waiting == b.spool_statistics()["spool_events"] > 10 and b.dropped == 0
+
+
+def test_a_disk_without_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While nothing can be written events wait in memory, up to its bound; when there is room again they are written
+    down; the order holds, and everything is counted and told."""
+    from canvasbus import clock
+
+    b, laments, offset = spooled(tmp_path, limit=2000), [], 0.0
+    b._lament = laments.append
+    real_clock, real = clock.monotonic, spoolfile._raw_write
+    monkeypatch.setattr(clock, "monotonic", lambda: real_clock() + offset)
+    items = [item(100) for _ in range(60)]
+    for each in items[:30]:
+        b.add(each, 0)  # the last of them are on disk alone
+
+    def full(fd: int, data: bytes, size: int) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(spoolfile, "_raw_write", full)
+    for each in items[30:50]:
+        b.add(each, 0)
+    assert b.spool_errors == 1 and b.dropped == 20 and "No space left on device" in laments[0]
+    first = b.take()
+    assert first is not None and first[1] == items[: len(first[1])]
+    b.settle(*first, stored=len(first[1]))
+    for each in items[50:55]:
+        b.add(each, 0)
+    in_memory = 25 - b.dropped
+    assert in_memory > 0
+    monkeypatch.setattr(spoolfile, "_raw_write", real)
+    offset = 1.1
+    for each in items[55:]:
+        b.add(each, 0)
+    rest = drained(b)
+    assert rest == items[len(first[1]) : 30] + items[50 : 50 + in_memory] + items[55:]
+    assert b.waiting == 0 == b.spool_statistics()["spool_events"]
+
+
+def test_a_batch_that_is_on_disk_in_parts(tmp_path: Path) -> None:
+    """One event of a batch could not be written down: after a crash all the others are doubted together, and what was
+    sent of them in parts is doubted from the last part on."""
+    b, items = spooled(tmp_path), [item() for _ in range(6)]
+    for at, each in enumerate(items):
+        b._failing_until = float("inf") if at == 2 else 0.0  # not tried again yet
+        b.add(each, 0)
+    batch = b.take()
+    assert batch == (0, items) and b.note is not None
+    b.note(items, "me", {"painting.made": b"5-0"})
+    die(b)
+    b = spooled(tmp_path)
+    assert b.take() == (0, items[:2] + items[3:])
+    assert b.doubt is not None and (b.doubt.fence, b.doubt.cursors) == ("me", {"painting.made": b"5-0"})
+    assert b.note is not None
+    b.note(items[:1], "me", {})
+    b.note(items[1:2], "me", {})
+    b.note(items[3:5], "me", {"painting.made": b"7-0"})
+    die(b)
+    b = spooled(tmp_path)
+    assert b.take() == (0, items[3:5]) and b.doubt is not None and b.doubt.cursors == {"painting.made": b"7-0"}
+    b.settle(0, items[3:5], stored=2)
+    assert b.take() == (0, items[5:]) and b.doubt is None
+    b.settle(0, items[5:], stored=1)
+    assert b.take() is None and b.waiting == 0
+
+
+def test_a_batch_on_its_way_while_much_is_published(tmp_path: Path) -> None:
+    """The segment with the note before the batch is long full when the process dies: the batch is doubted all the same."""
+    b = spooled(tmp_path, spool_bytes=100_000)
+    items = [item(100) for _ in range(300)]
+    b.add_many(items[:3], 0)
+    assert b.take() == (0, items[:3]) and b.note is not None
+    b.note(items[:3], "me", {"painting.made": b"5-0"})
+    for each in items[3:]:
+        b.add(each, 0)
+    die(b)
+    b = spooled(tmp_path)
+    assert b.take() == (0, items[:3]) and b.doubt is not None and b.doubt.fence == "me"
+    b.settle(0, items[:3], stored=3)
+    assert drained(b) == items[3:]
+
+
+def test_memory_alone_is_lost_at_the_end_and_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What could never be written down is dropped when the Producer closes, and counted; what is on disk is left."""
+    b, real = spooled(tmp_path), spoolfile._raw_write
+    kept = item()
+    b.add(kept, 0)
+
+    def broken(fd: int, data: bytes, size: int) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(spoolfile, "_raw_write", broken)
+    b.add(item(), 0)
+    monkeypatch.setattr(spoolfile, "_raw_write", real)
+    b.close("closed")
+    b.leave()
+    assert (b.dropped, b.waiting) == (1, 1)
+    assert drained(spooled(tmp_path)) == [kept]
+
+
+def test_files_that_somebody_deletes(tmp_path: Path) -> None:
+    """A folder that is cleared under a living process: what was on disk alone is dropped and counted, the rest goes on."""
+    b = spooled(tmp_path, limit=2000)
+    items = [item(100) for _ in range(60)]
+    for each in items:
+        b.add(each, 0)
+    for path in tmp_path.rglob("*.log"):
+        path.unlink()
+    got = drained(b)
+    assert got == items[: len(got)] and len(got) + b.dropped == 60 and b.waiting == 0 and b.quarantined > 0
+
+
+def test_a_process_without_free_descriptors(
+    away: MemoryServer, namespace: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is on disk cannot be read for a while, for want of descriptors: nothing is given up, it is read later."""
+    real, failed = spoolfile._pread, threading.Event()
+
+    def exhausted(path: Path, offset: int, size: int) -> bytes:
+        if not failed.is_set():
+            failed.set()
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return real(path, offset, size)
+
+    monkeypatch.setattr(spoolfile, "_pread", exhausted)
+    with Producer(away.name, namespace=namespace, spool=tmp_path, buffer_bytes=20_000) as bus:
+        for n in range(500):
+            bus.publish(PaintingMade(number=n))
+        away.set_connected(True)
+        assert bus.flush(timeout=10) is True
+        now = bus.statistics()
+        assert failed.is_set() and now.spool_errors == 1 and "Too many open files" in str(now.last_error)
+    assert numbers(namespace) == list(range(500))
+
+
+def test_a_damaged_spool_is_taken_as_far_as_it_goes(tmp_path: Path) -> None:
+    """Bytes that cannot be read are set aside, counted and told; what is before them is sent."""
+    dead, items = spooled(tmp_path), [item() for _ in range(20)]
+    dead.add_many(items, 0)
+    die(dead)
+    (file,) = tmp_path.rglob("*.log")
+    data = bytearray(file.read_bytes())
+    data[-30] ^= 1
+    file.write_bytes(data)
+    b, laments = spooled(tmp_path), []
+    b._lament = laments.append
+    assert drained(b) == items[:-1]
+    assert (b.recovered, b.quarantined) == (19, 1) and "is damaged" in laments[0]
+    b.leave()
+    (aside,) = tmp_path.iterdir()
+    assert aside == spoolfolder.aside(tmp_path)[0] and data.endswith(aside.read_bytes())
+    assert spooled(tmp_path).take() is None
+
+
+@pytest.mark.parametrize("cut", [0, 10, 40])
+def test_a_spool_without_a_header(tmp_path: Path, cut: int) -> None:
+    """A file that is cut before anything is known of it is set aside whole, or, if it is empty, goes."""
+    dead = spooled(tmp_path)
+    dead.add(item(), 0)
+    die(dead)
+    (file,) = tmp_path.rglob("*.log")
+    os.truncate(file, cut)
+    b = spooled(tmp_path)
+    assert b.take() is None
+    assert [path.stat().st_size for path in tmp_path.iterdir()] == ([cut] if cut else [])
+
+
+# --- a naive model ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", seeds(12, "spool model"))
+def test_lives_and_deaths_against_a_list(tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes publish, send, and die at any moment, a server executes a batch or does not before they know: in the
+    end the server's lists are the lists of what was published, each event once, in order; nothing else was doubted
+    than what was on its way; memory and disk keep their bounds."""
+    print(f"seed {seed}")
+    monkeypatch.setattr("canvasbus.produce.spool.RESTING_BYTES", 3000)
+    rng = random.Random(seed)
+    lanes, limit, disk = rng.choice([1, 1, 3]), rng.choice([600, 5000, 1 << 20]), 200_000
+    published: list[list[bytes]] = [[] for _ in range(lanes)]
+    server: list[list[bytes]] = [[] for _ in range(lanes)]
+    unsure: dict[str, bool] = {}  # fence → whether its batch was executed
+    b = spooled(tmp_path, limit=limit, spool_bytes=disk, lanes=lanes)
+    sent = 0
+
+    def send(end: bool = False) -> None:
+        nonlocal sent
+        batch = b.take()
+        if batch is None:
+            return
+        lane, items = batch
+        executed = False
+        if b.doubt is not None:
+            executed = unsure.pop(b.doubt.fence)
+            assert not executed or [each.raw_id for each in items] == server[lane][-len(items) :]
+        if not executed:
+            sent += 1
+            assert b.note is not None
+            b.note(items, f"fence-{sent}", {"painting.made": b"1-0"})
+            died = not end and rng.random() < 0.3
+            executed = not died or rng.random() < 0.5
+            if executed:
+                server[lane] += [each.raw_id for each in items]
+            if died:
+                unsure[f"fence-{sent}"] = executed
+                restart()
+                return
+        b.settle(lane, items, stored=len(items))
+
+    def restart() -> None:
+        nonlocal b
+        die(b)
+        b = spooled(tmp_path, limit=limit, spool_bytes=disk, lanes=lanes)
+
+    for _ in range(250):
+        action = rng.choices(["one", "many", "send", "die", "leave"], [5, 2, 5, 1, 1])[0]
+        lane = rng.randrange(lanes)
+        if action == "one":
+            each = item(rng.randrange(300))
+            b.add(each, lane)
+            published[lane].append(each.raw_id)
+        elif action == "many":
+            items = [item(rng.randrange(100)) for _ in range(rng.randrange(1, 40))]
+            b.add_many(items, lane)
+            published[lane] += [each.raw_id for each in items]
+        elif action == "send":
+            send()
+        else:
+            if action == "leave":
+                b.leave()
+            restart()
+        assert b.bytes <= limit + 300 and b.spool_bytes_used <= disk + 1000 and b.dropped == 0
+    while b.waiting or not b._looked:
+        send(end=True)
+    assert server == published and unsure == {}
+    b.leave()
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- a Producer on it -------------------------------------------------------------------------------------------------
+
+
+def test_an_outage_longer_than_memory(away: MemoryServer, namespace: str, tmp_path: Path) -> None:
+    """A server that is away for thousands of events with a buffer for a hundred: nothing is lost, the order is kept."""
+    with Producer(away.name, namespace=namespace, spool=tmp_path, buffer_bytes=20_000) as bus:
+        for n in range(3000):
+            bus.publish(PaintingMade(number=n))
+        bus.publish_many(PaintingMade(number=n) for n in range(3000, 5000))
+        now = bus.statistics()
+        assert now.waiting_events == 5000 and now.waiting_bytes <= 20_000 and now.spool_events == 5000
+        assert now.spool_bytes > 500_000 and f"{now.spool_events} in the spool" in repr(bus)
+        away.set_connected(True)
+        assert bus.flush(timeout=20) is True
+        assert numbers(namespace) == list(range(5000))
+        now = bus.statistics()
+        assert (now.stored, now.dropped, now.spool_events) == (5000, 0, 0) and now.spool_bytes < 1100_000
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_left_at_close_is_sent_by_the_next(away: MemoryServer, namespace: str, tmp_path: Path) -> None:
+    """close returns False and leaves events on disk; nobody is told they were lost; the next Producer sends them before
+    its own, without anything being published, and flush waits for them."""
+    told: list[Any] = []
+    bus = Producer(away.name, namespace=namespace, spool=tmp_path, on_delivery=lambda *args: told.append(args))
+    ids = bus.publish_many(PaintingMade(number=n) for n in range(10))
+    assert bus.close(timeout=0.05) is False and told == []
+    now = bus.statistics()
+    assert (now.waiting_events, now.dropped) == (10, 0) and "10 waiting, 10 in the spool, closed" in repr(bus)
+    with pytest.raises(BufferFull, match="closed"):
+        bus.publish(PaintingMade())
+    away.set_connected(True)
+    with Producer(away.name, namespace=namespace, spool=tmp_path, on_delivery=lambda *args: told.append(args)) as bus:
+        assert bus.flush(timeout=10) is True
+        assert numbers(namespace) == list(range(10)) and told == [(event_id, None) for event_id in ids]
+        bus.publish(PaintingMade(number=10))
+        assert bus.flush(timeout=10) is True
+        now = bus.statistics()
+        assert (now.published, now.recovered, now.stored) == (1, 10, 11) and "10 recovered" in repr(bus)
+    assert numbers(namespace) == list(range(11)) and list(tmp_path.iterdir()) == []
+
+
+def test_types_partitions_and_delays_survive(away: MemoryServer, namespace: str, tmp_path: Path) -> None:
+    """What an event is goes through the spool whole: its type, its partition, its delay, its correlation."""
+    options: dict[str, Any] = {"namespace": namespace, "spool": tmp_path, "partitions": 3}
+    bus = Producer(away.name, **options)
+    for n in range(30):
+        bus.publish(PaintingMade(title=f"t{n}", number=n))
+        bus.publish(SculptureMade(title=str(n)))
+    bus.publish(PaintingMade(number=99), delay=3600)
+    bus.close(timeout=0)
+    away.set_connected(True)
+    with Producer(away.name, **options) as bus:
+        assert bus.flush(timeout=10) is True and bus.statistics().stored == 61
+    counts, inbox = [], 0
+    for partition in range(3):
+        eyes = Eyes(away, namespace)
+        eyes.keys = type(eyes.keys)(namespace, partition)
+        found = [made.number for made in eyes.events("painting.made")]
+        assert found == sorted(found)
+        counts += found
+        inbox += eyes.count("~later")
+    assert sorted(counts) == list(range(30)) and inbox == 1
+
+
+def test_other_partitions_wait_for_their_own(memory: MemoryServer, namespace: str, tmp_path: Path) -> None:
+    """A spool that was written for another number of partitions is not sent to wrong ones; it says so."""
+    memory.set_connected(False)
+    bus = Producer(memory.name, namespace=namespace, spool=tmp_path, partitions=2)
+    bus.publish(PaintingMade())
+    bus.close(timeout=0)
+    memory.set_connected(True)
+    with Producer(memory.name, namespace=namespace, spool=tmp_path) as bus:
+        assert bus.flush(timeout=10) is True
+        assert bus.statistics().recovered == 0 and "partitions=2" in str(bus.statistics().last_error)
+    assert len(spoolfolder.folders(tmp_path)) == 1
+
+
+def test_a_full_spool_is_told_once_a_minute(
+    away: MemoryServer, namespace: str, tmp_path: Path, soon: Soon, warnings: Callable[[], list[str]]
+) -> None:
+    """Thousands of events over the limit: one warning, each counted, on_delivery told, flush False."""
+    told: list[Any] = []
+    bus = Producer(
+        away.name, namespace=namespace, spool=tmp_path, spool_bytes=20_000,
+        on_delivery=lambda _, error: told.append(error),
+    )  # fmt: skip
+    for _ in range(2000):
+        bus.publish(PaintingMade())
+    now = bus.statistics()
+    assert now.dropped > 1800 and now.dropped + now.waiting_events == 2000
+    away.set_connected(True)
+    assert bus.flush(timeout=10) is False
+    assert bus.flush(timeout=10) is True
+    bus.close()
+    assert len(warnings()) == 1
+    errors = [error for error in told if error is not None]
+    assert len(errors) == now.dropped and "in the spool" in str(errors[0])
+
+
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        ({"when_full": "spool"}, "without a spool"),
+        ({"spool": "folder", "when_full": "drop_oldest"}, "with a spool"),
+        ({"spool": "folder", "spool_bytes": 0}, "positive"),
+        ({"spool": "file"}, "is no folder"),
+        ({"spool": "file/below"}, "is no folder"),
+    ],
+)
+def test_options_that_cannot_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: Any, part: str) -> None:
+    """They are a ConfigError where the Producer is made."""
+    (tmp_path / "file").touch()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=part):
+        Producer("redis://127.0.0.1:1", **options)
+
+
+def test_a_folder_that_may_not_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A spool that this user may not write to is a ConfigError that names it."""
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(ConfigError, match=f"{tmp_path}.* cannot be written to by this user"):
+        Producer("redis://127.0.0.1:1", spool=tmp_path)
+
+
+def test_switched_off_there_is_no_spool(tmp_path: Path) -> None:
+    """off:// makes no folder."""
+    with Producer("off://", spool=tmp_path / "spool") as bus:
+        bus.publish(PaintingMade())
+    assert not (tmp_path / "spool").exists()
+
+
+def test_no_secret_is_written(tmp_path: Path) -> None:
+    """The URL's password is in no file of the spool, and files are for their user alone."""
+    bus = Producer("redis://ada:s3cret@127.0.0.1:1", spool=tmp_path / "spool")
+    bus.publish(PaintingMade())
+    bus.close(timeout=0)
+    files = [path for path in (tmp_path / "spool").rglob("*") if path.is_file()]
+    assert files and not any(b"s3cret" in path.read_bytes() for path in files)
+    assert {path.stat().st_mode & 0o077 for path in (tmp_path / "spool", *(tmp_path / "spool").rglob("*"))} == {0}
