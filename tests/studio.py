@@ -43,9 +43,9 @@ class SculptureMade(Event):
 class Eyes:
     """What lies on the server, read past the bus with plain commands."""
 
-    def __init__(self, server: str | Server, namespace: str) -> None:
+    def __init__(self, server: str | Server, namespace: str, partition: int = 0) -> None:
         self.server = open_server(server) if isinstance(server, str) else server
-        self.keys = Keys(namespace)
+        self.keys = Keys(namespace, partition)
         self._link = BlockingLink(self.server)
         self._codec = Codec()
 

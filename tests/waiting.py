@@ -57,5 +57,9 @@ class TrioClock:
     def time_ns(self) -> int:
         return int((self._start + self._clock.current_time()) * 1e6) * 1000
 
+    def jump(self, seconds: float) -> None:
+        """Set the wall clock, forward or back; what only goes forward stays as it is."""
+        self._start += seconds
+
     def monotonic(self) -> float:
         return self._clock.current_time()

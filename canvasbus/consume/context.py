@@ -54,7 +54,8 @@ class Context:
         process the runs that use a key wait for each other from here to their end; when another process was faster,
         the handler runs again, and no attempt is counted. From a plain function: `trio.from_thread.run`.
 
-        Raises ContractError when what is stored is no `type`, and TransportError.
+        Raises ContractError when what is stored is no `type`, Refused, and RetryLater while the server is away: passed
+        on, it lets the event run again and costs no attempt.
         """
         return await self._run().state(key, type, default, ttl)
 

@@ -114,7 +114,10 @@ class Membership:
     async def report(self) -> None:
         """Note how far we have read, and write down again what a FLUSHALL took."""
         keys, group = self._keys, self._group
-        news = {s: topic for s, topic in self._topics.items() if topic.cursor != self._reported.get(s, b"0-0")}
+        news: dict[bytes, Topic] = {}
+        # How far we have read on a server that has since lost its last seconds says nothing about the one of now.
+        if self._shared.history == self._settler.reads_from:
+            news = {s: topic for s, topic in self._topics.items() if topic.cursor != self._reported.get(s, b"0-0")}
         args: list[bytes | str | int] = [group, self.declaration]
         for stream, topic in news.items():
             args += (stream, topic.cursor)

@@ -12,6 +12,9 @@ was only read is compared as well: what follows from it would else rest on a val
 
 Parts need none of this: each part is written whole, under an id of its own, so writing it twice changes nothing and
 writers of different parts never meet.
+
+A server that is away is nobody's failure: a run that cannot load what it needs ends as RetryLater, and costs no attempt.
+(As an ordinary exception an outage of a second sent events to the dead letters: retries come fast at first.)
 """
 
 import functools
@@ -24,7 +27,7 @@ import trio
 from canvasbus import ids
 from canvasbus.consume.changes import Changes
 from canvasbus.consume.policy import RetryLater
-from canvasbus.errors import ContractError, EncodeError
+from canvasbus.errors import ContractError, EncodeError, Unavailable
 from canvasbus.transport.link import SharedLink
 from canvasbus.transport.resp import check
 from canvasbus.wire.codec import MAX_EVENT_BYTES
@@ -32,6 +35,8 @@ from canvasbus.wire.keys import Keys
 
 TOKEN = 16
 MAX_STATE_BYTES = MAX_EVENT_BYTES
+AWAY_SECONDS = 1.0
+"""After which a run begins again that could not load something."""
 
 T = TypeVar("T")
 _encode = msgspec.msgpack.Encoder().encode
@@ -94,7 +99,7 @@ class Parts(Generic[T]):
         """All committed parts by id, with what this run has put and removed."""
         found: dict[str, bytes] = {}
         if not self._cleared:
-            reply = check(await self._run.store.shared.call("HGETALL", self._key), "read the parts")
+            reply = await self._run.store.load("HGETALL", self._key, "read the parts")
             found = {reply[at].decode("utf-8", "replace"): reply[at + 1] for at in range(0, len(reply), 2)}
         found |= self._own
         return {part_id: _decoded(data, self._type, part_id) for part_id, data in found.items() if data}
@@ -131,6 +136,8 @@ class StateStore:
         self.keys = keys
         self.group = group
         self._cells: dict[str, _Cell] = {}
+        self._away = False
+        self._again = 0.0
 
     async def acquire(self, name: str, run: "Run") -> _Cell:
         """Wait for one's turn with a state, and load it. Raises RetryLater when the other runs that hold it wait for
@@ -155,11 +162,26 @@ class StateStore:
         cell.holder = run
         run.cells.append(cell)
         if cell.stale or not cell.pending:
-            raw = check(await self.shared.call("GET", cell.key), f"load state {name!r}") or b""
+            raw = await self.load("GET", cell.key, f"load state {name!r}") or b""
             cell.token, cell.value, cell.stale = raw[:TOKEN], raw[TOKEN:], False
         else:
             await trio.lowlevel.checkpoint()
         return cell
+
+    async def load(self, how: str, key: bytes, doing: str) -> Any:
+        """What lies under a key. Raises RetryLater while the server is away, which only one run a second tries anew."""
+        now = trio.current_time()
+        if self._away:
+            if now < self._again:
+                raise RetryLater(self._again - now, f"{doing}: the server is away")
+            self._again = now + AWAY_SECONDS
+        try:
+            reply = check(await self.shared.call(how, key), doing)
+        except Unavailable as error:
+            self._away, self._again = True, trio.current_time() + AWAY_SECONDS
+            raise RetryLater(AWAY_SECONDS, f"{doing}: {error}") from error
+        self._away = False
+        return reply
 
     def release(self, cell: _Cell) -> None:
         """Let the next run have it."""

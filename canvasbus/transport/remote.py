@@ -150,7 +150,7 @@ class RemoteConnection:
             try:
                 reader.feed(data)
                 replies = list(iter(reader.gets, _NOTHING))
-            except hiredis.ProtocolError as error:
+            except (hiredis.ProtocolError, MemoryError) as error:  # the latter: an array of four billion is announced
                 raise Refused(f"{self._name} does not speak the Redis protocol ({error})") from error
             if replies:
                 return replies
@@ -265,7 +265,7 @@ class RemoteBlockingConnection:
         except (exceptions.ConnectionError, exceptions.TimeoutError, OSError, AttributeError) as error:
             self.close()
             raise Unavailable(f"{self._name}: {_told(error)}", ambiguous=True) from error
-        except hiredis.ProtocolError as error:
+        except (hiredis.ProtocolError, MemoryError) as error:
             self.close()
             raise Unavailable(f"{self._name} does not speak the Redis protocol ({error})", ambiguous=True) from error
         except BaseException:  # half a request has gone: whoever comes next must not read its reply

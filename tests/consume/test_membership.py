@@ -105,6 +105,20 @@ async def test_a_group_goes_on_where_the_furthest_of_its_workers_was(any_url: st
     assert sorted(e.number for e in eyes.events("painting.framed")) == list(range(20)) and idle.seen == []
 
 
+async def test_how_far_a_server_of_the_past_was_read_is_not_noted(any_url: str, namespace: str, eyes: Eyes) -> None:
+    """A server that comes back without its last seconds gives those entries out again: should the group be lost then,
+    it must not go on behind them."""
+    async with running(any_url, framing(), namespace=namespace) as bus:
+        subscription = subscription_of(bus)
+        topic, cursors = subscription.topics[eyes.stream()], eyes.keys.cursors("framers")
+        await until(lambda: subscription.settler.reads_from)
+        topic.cursor = b"7-7"
+        await subscription.membership.report()
+        topic.cursor, subscription.settler.reads_from = b"9-9", "its life before"
+        await subscription.membership.report()
+        assert eyes.call("HGET", cursors, topic.stream) == b"7-7"
+
+
 # --- the stream is another one ----------------------------------------------------------------------------------------
 
 

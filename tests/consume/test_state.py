@@ -233,6 +233,36 @@ async def test_what_rests_on_a_value_that_never_came_runs_again(any_url: str, na
     assert max(e.number for e in eyes.events("painting.framed")) == 20
 
 
+@pytest.mark.parametrize("what", ["state", "parts"])
+async def test_a_server_that_is_away_costs_no_attempt(
+    virtual: Clock, memory: MemoryServer, namespace: str, what: str
+) -> None:
+    """What cannot be loaded while the server is away is loaded later; the outage is no failure of the handler."""
+    eyes, worker, runs, away = Eyes(memory, namespace), Worker("framers"), list[int](), trio.Event()
+
+    @worker.on(PaintingMade, retry=Backoff(attempts=1))
+    async def count(event: PaintingMade, ctx: Context) -> PaintingFramed:
+        runs.append(ctx.attempt)
+        await away.wait()
+        if what == "state":
+            (await ctx.state("all", Count)).value.total += 1
+        else:
+            assert await ctx.parts("all", int).items() == {}
+        return PaintingFramed(title=event.title)
+
+    async with running(memory, worker, namespace=namespace) as bus:
+        await bus.publish(PaintingMade())
+        await until(lambda: runs)
+        memory.set_connected(False)
+        away.set()
+        await trio.sleep(10)
+        memory.set_connected(True)
+        await quiet(eyes, timeout=30)
+        assert bus.statistics()[0].dead == bus.statistics()[0].failed == 0
+    assert eyes.dead("framers") == [] and eyes.count("painting.framed") == 1
+    assert len(runs) > 1 and set(runs) == {1}
+
+
 async def test_plain_functions_have_state_too(any_url: str, namespace: str, eyes: Eyes) -> None:
     """From their thread, by trio's own way back."""
     worker = Worker("framers")

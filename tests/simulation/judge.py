@@ -8,14 +8,22 @@ group, what was pending may be lost and what was done may be done again; what ca
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from itertools import pairwise
+from uuid import uuid5
+from zlib import crc32
 
-from simulation.plan import GROUPS, Plan
+import msgspec
+from simulation.network import CALM
+from simulation.plan import GROUPS, Plan, timer_of
 from simulation.world import History, Run
 from studio import Eyes
 
+from canvasbus.consume.state import TOKEN
 from canvasbus.contract.registry import registry
 from canvasbus.errors import CanvasbusError
+from canvasbus.ids import id_order
 from canvasbus.wire.codec import Codec
+from canvasbus.wire.envelope import Envelope
 
 _FAILS = {"fails once": 1, "fails twice": 2, "hangs": 1, "poison": 1 << 30, "kills": 1 << 30}
 
@@ -26,37 +34,57 @@ def ends(plan: Plan, n: int) -> tuple[int, int]:
     return (0, 1) if behaviour == "rejected" or _FAILS.get(behaviour, 0) >= plan.attempts else (1, 0)
 
 
-def judge(plan: Plan, history: History, eyes: Eyes) -> list[str]:
+def judge(plan: Plan, history: History, partitions: list[Eyes]) -> list[str]:
     """Everything that is wrong after a run, one line each."""
     return [
         *history.wrong,
-        *_published(history, _entries(eyes, history, "sim.placed")),
-        *(line for group in plan.groups for line in _handled(plan, history, eyes, group)),
+        *_published(plan, history, partitions),
+        *(line for eyes in partitions for group in plan.groups for line in _handled(plan, history, eyes, group)),
+        *(line for eyes in partitions for group in plan.groups for line in _derived(plan, history, eyes, group)),
+        *(line for eyes in partitions for group in plan.groups for line in _counted(plan, history, eyes, group)),
+        *(line for eyes in partitions for line in _rung(plan, history, eyes)),
+        *_seen(plan, history, partitions),
         *_attempted(plan, history),
     ]
 
 
-def _published(history: History, entries: dict[str, int | None]) -> Iterator[str]:
+def _published(plan: Plan, history: History, partitions: list[Eyes]) -> Iterator[str]:
     """Accepted: there once, under the id that was returned. Refused: not there. Else: once or not at all."""
-    where: dict[int, list[str]] = defaultdict(list)
-    for entry_id, n in entries.items():
-        if n is not None:
-            where[n].append(entry_id)
+    where: dict[int, list[tuple[int, str]]] = defaultdict(list)
+    for number, eyes in enumerate(partitions):
+        for entry_id, n in _entries(eyes, history, "sim.placed").items():
+            if n is not None:
+                where[n].append((number, entry_id))
+    forgotten = history.cut.milliseconds if history.cut else range(0)
     for n, fate in sorted(history.fate.items()):
         found = where.pop(n, [])
-        if fate == "accepted" and found != [history.entry[n]]:
-            yield f"published {n} as {history.entry[n]}, found {found}"
+        entry_id = history.entry.get(n, "")
+        if fate == "accepted" and _ms(entry_id.lstrip("~")) not in forgotten:
+            if n not in history.due and [found_id for _, found_id in found] != [entry_id]:
+                yield f"published {n} as {entry_id}, found {found}"
+            elif len(found) != 1:
+                yield f"published {n} for later as {entry_id}, found {found}"
+        if plan.partitions > 1 and {partition for partition, _ in found} - {crc32(str(n).encode()) % plan.partitions}:
+            yield f"published {n} in another partition than its key's: {found}"
         if len(found) > (fate != "refused"):
             yield f"published {n}: {fate}, found {found}"
+        if (
+            n in history.due
+            and not plan.happens("clock")
+            and any(_ms(one) < int(history.due[n]) - 1 for _, one in found)
+        ):
+            yield f"published {n} for {history.due[n]:.0f} or later, found {found}"
     if where:
         yield f"nobody published {dict(where)}"
 
 
 def _handled(plan: Plan, history: History, eyes: Eyes, group: str) -> Iterator[str]:
+    """One effect or one dead letter for each entry, and which of them."""
     takes, gives = (registry.of(cls).name for cls in GROUPS[group])
+    partition = eyes.keys.partition
     entries = _entries(eyes, history, takes)
     codec = Codec()
-    done = Counter(event.n for event in eyes.events(gives))
+    done = Counter(_entries(eyes, history, gives).values())
     letters = [letter for letter in eyes.dead(group) if letter.event_type == takes]
     dead = Counter(letter.entry_id for letter in letters)
     lost = Counter(
@@ -64,8 +92,10 @@ def _handled(plan: Plan, history: History, eyes: Eyes, group: str) -> Iterator[s
         for event in eyes.events("bus.loss")
         if (event.group, event.topic, event.reason) == (group, takes, "entry_trimmed")
     )
-    trimmed = {entry_id for entry_id, _ in history.trimmed[takes]}
-    loose = history.lost_pending.get(group, set()), history.lost_done.get(group, set())
+    trimmed = {entry_id for entry_id, _ in history.trimmed[eyes.stream(takes)]}
+    loose = (
+        (set(), set()) if partition else (history.lost_pending.get(group, set()), history.lost_done.get(group, set()))
+    )
     failed = Counter(
         event.entry_id for event in eyes.events("handler.failed") if (event.group, event.event_type) == (group, takes)
     )
@@ -99,6 +129,85 @@ def _handled(plan: Plan, history: History, eyes: Eyes, group: str) -> Iterator[s
         yield from _deserved(plan, history, codec, group, entries.get(letter.entry_id), letter)
 
 
+def _derived(plan: Plan, history: History, eyes: Eyes, group: str) -> Iterator[str]:
+    """What follows from an event has an id that follows from the event's (DESIGN 4: uuid5 of parent, group, handler and
+    index), so that whoever runs it again gives it the same."""
+    takes, gives = (registry.of(cls).name for cls in GROUPS[group])
+    handler = f"World._worker.<locals>.{'handle_batch' if plan.batch else 'handle'}"
+    parents = defaultdict(set)
+    for envelope, n in _decoded(eyes, history, takes):
+        parents[n].add(envelope.id)
+    for envelope, n in _decoded(eyes, history, gives):
+        if n in parents and envelope.id not in {uuid5(one, f"{group}\n{handler}\n0") for one in parents[n]}:
+            yield f"{group}: the effect of {n} has the id {envelope.id}"
+
+
+def _counted(plan: Plan, history: History, eyes: Eyes, group: str) -> Iterator[str]:
+    """What handlers counted in `ctx.state`, and the parts they wrote, are what their effects say."""
+    if "state" not in plan.parts:
+        return
+    effects = _entries(eyes, history, registry.of(GROUPS[group][1]).name).values()
+    wanted = Counter(n % 5 for n in effects if n is not None)
+    for number in range(5):
+        value = eyes.call("GET", eyes.keys.state(group, f"count {number}"))
+        counted = msgspec.msgpack.decode(value[TOKEN:]) if value else 0
+        if counted != wanted[number]:
+            yield f"{group}: state {number} has counted {counted} of {wanted[number]} effects"
+    flat = eyes.call("HGETALL", eyes.keys.parts(group, "all"))
+    parts = {int(name): msgspec.msgpack.decode(value) for name, value in zip(flat[::2], flat[1::2], strict=True)}
+    if parts != {n: n for n in effects}:
+        yield f"{group}: parts {sorted(parts)} of effects {sorted(map(str, effects))}"
+
+
+def _rung(plan: Plan, history: History, eyes: Eyes) -> Iterator[str]:
+    """Timers as a person would keep them: what handlers asked for, in the order of their commits, on a sheet of paper."""
+    if "timers" not in plan.parts:
+        return
+    commits = _entries(eyes, history, "sim.framed")
+    rung: dict[int, list[int]] = defaultdict(list)
+    for entry_id, n in _entries(eyes, history, "sim.rung").items():
+        rung[n or 0].append(_ms(entry_id))
+    asked = Counter(commits.values())
+    for n, times in rung.items():
+        timer = timer_of(n)
+        if timer is None or timer.after is None or len(times) > asked[n]:
+            yield f"the timer of {n} ({timer}) came {len(times)} times for {asked[n]} commits"
+    if plan.happens("clock"):
+        return
+    standing: dict[str, tuple[int, int, int]] = {}  # by timer: whose it is, when it was set, when it is due
+    ordered = sorted(commits.items(), key=lambda item: id_order(item[0]))
+    for entry_id, n in ordered:
+        timer = timer_of(n or 0)
+        if timer is None:
+            continue
+        now, name = _ms(entry_id), timer.name or f"of {n}"
+        due = now + round((timer.after or 0) * 1000)
+        owner = standing.pop(name, None)
+        if owner and any(time > now for time in rung[owner[0]]) and asked[owner[0]] == 1 and owner[0] != n:
+            yield f"timer {name} of {owner[0]} came at {rung[owner[0]]}, and {n} had set or removed it at {now}"
+        if timer.after is not None:
+            standing[name] = n or 0, now, due
+            if asked[n] == 1 and any(time < due - 1 for time in rung[n or 0]):
+                yield f"timer {name} of {n} came at {rung[n or 0]}, before {due}"
+    for name, (n, now, due) in standing.items():
+        if not any(time >= due - 1 for time in rung[n]):
+            yield f"timer {name} of {n}, set at {now} for {due}, never came: {rung[n]}"
+
+
+def _seen(plan: Plan, history: History, partitions: list[Eyes]) -> Iterator[str]:
+    """A process with a group of its own handles once what comes while it is there."""
+    seen = Counter((event.who, event.n) for eyes in partitions for event in eyes.events("sim.seen"))
+    for (who, n), times in seen.items():
+        if times > 1:
+            yield f"{who} saw {n} {times} times"
+    for who, instance in history.instances.items():
+        for eyes in partitions:
+            for entry_id, n in _entries(eyes, history, "sim.placed").items():
+                due = n is not None and n not in history.stale and _ms(entry_id) > instance.since
+                if instance.stayed and due and not seen[who, n]:
+                    yield f"{who} never saw {n} ({entry_id}), and was there since {instance.since}"
+
+
 def _unsure(plan: Plan, history: History, group: str, lost: set[int | None]) -> set[int | None]:
     """Events to which something happened: more than one worker ran them, so that attempts may have been forgotten or
     counted for a worker's death; a batch ran them, which counts nothing; they were lost, or may have expired."""
@@ -106,7 +215,7 @@ def _unsure(plan: Plan, history: History, group: str, lost: set[int | None]) -> 
     for run in history.runs:
         if run.group == group:
             lives[run.n].add(run.consumer)
-    moved = {n for n, consumers in lives.items() if len(consumers) > 1 or plan.batch}
+    moved = {n for n, consumers in lives.items() if len(consumers) > 1 or plan.batch or history.cut}
     return {*lost, *moved, *history.stale}
 
 
@@ -120,7 +229,8 @@ def _deserved(plan: Plan, history: History, codec: Codec, group: str, n: int | N
     deaths = history.deaths.total()
     behaviour = plan.behaviours[n]
     if reason in ("exhausted", "lost_workers"):
-        fails = _FAILS.get(behaviour, 0) + deaths
+        downs = sum(run.end == "down" for run in history.runs if (run.group, run.n) == (group, n))
+        fails = _FAILS.get(behaviour, 0) + deaths + downs
         if attempts != plan.attempts or fails < plan.attempts or (reason == "lost_workers" and not deaths):
             yield f"{group}: {n} ({behaviour}) was given up as {reason} after {attempts} of {plan.attempts} attempts"
     elif (reason, behaviour) != ("rejected", "rejected"):
@@ -129,33 +239,80 @@ def _deserved(plan: Plan, history: History, codec: Codec, group: str, n: int | N
 
 def _attempted(plan: Plan, history: History) -> Iterator[str]:
     """Attempts are bounded. Those that a worker could not write down before it went are not known to the next one."""
-    ran: dict[tuple[str, str], list[Run]] = defaultdict(list)
+    ran: dict[tuple[str, int, str], list[Run]] = defaultdict(list)
     for run in history.runs:
-        ran[run.group, run.entry_id].append(run)
+        ran[run.group, run.partition, run.entry_id].append(run)
         if run.attempt > plan.attempts:
             yield f"{run.group}: attempt {run.attempt} of {plan.attempts} at {run.n}"
-    for (group, entry_id), runs in ran.items():
-        if entry_id in history.lost_pending.get(group, ()) or entry_id in history.lost_done.get(group, ()):
+    for (group, _, entry_id), runs in ran.items():
+        if (
+            history.cut
+            or entry_id in history.lost_pending.get(group, ())
+            or entry_id in history.lost_done.get(group, ())
+        ):
             continue
+        yield from _numbered(plan, runs)
         ends_in = Counter(run.end for run in runs)
         lives = len({run.consumer for run in runs})
         if ends_in["kills"] > plan.attempts + 1:
             yield f"{group}: {runs[0].n} killed {ends_in['kills']} workers, {plan.attempts} attempts are allowed"
-        if not plan.batch and ends_in["raised"] > plan.attempts + (plan.attempts - 1) * (lives - 1):
+        unwritten = plan.attempts - (not _silent(plan))  # so often it may fail before anybody hears of it
+        if not plan.batch and ends_in["raised"] > plan.attempts + unwritten * (lives - 1):
             yield f"{group}: {runs[0].n} failed {ends_in['raised']} times in {lives} lives of {plan.attempts} attempts"
 
 
+def _numbered(plan: Plan, runs: list[Run]) -> Iterator[str]:
+    """The runs of one entry, in order, have the right numbers: each failure counts, nothing else does."""
+    for before, run in pairwise(runs):
+        if run.consumer == before.consumer and not plan.batch:
+            counted = run.attempt - before.attempt
+            wanted = {"raised": (1,), "returned": (0,), "later": (0,), "down": (0, 1)}.get(before.end, (0, 1))
+            if counted not in wanted:
+                yield f"{run.group}: attempt {run.attempt} at {run.n} after attempt {before.attempt} {before.end}"
+    failed = 0
+    for run in runs:
+        if run.attempt > 1 + failed:
+            yield f"{run.group}: attempt {run.attempt} at {run.n}, which had failed {failed} times"
+        failed += run.end not in ("returned", "later", "rejected") and (run.end != "killed" or run.suspect)
+
+
+def _silent(plan: Plan) -> bool:
+    """Whether a worker may be out of reach of the server for longer than its attempts take."""
+    return plan.weather != CALM or any(map(plan.happens, ("pause", "cut off", "outage", "mood", "restart")))
+
+
+def _rows(eyes: Eyes, history: History, event_type: str) -> dict[str, list[bytes]]:
+    """Every entry that was ever added to the topic: its id and its fields."""
+    stream = eyes.stream(event_type)
+    rows = [(row[0].decode(), row[1]) for row in eyes.call("XRANGE", stream, "-", "+")]
+    return dict([*history.trimmed[stream], *history.retained[stream], *rows])
+
+
 def _entries(eyes: Eyes, history: History, event_type: str) -> dict[str, int | None]:
-    """Every entry that was ever added to the topic: its id and the number of its event; None: it is a stranger's."""
+    """The same: its id and the number of its event; None: it is a stranger's."""
     codec = Codec()
-    rows = [(row[0].decode(), row[1]) for row in eyes.call("XRANGE", eyes.stream(event_type), "-", "+")]
     found: dict[str, int | None] = {}
-    for entry_id, fields in [*history.trimmed[event_type], *rows]:
+    for entry_id, fields in _rows(eyes, history, event_type).items():
         try:
             found[entry_id] = codec.decode(fields[1], stream_type=event_type, entry_id=entry_id)[1].n  # type: ignore[attr-defined]
         except CanvasbusError:
             found[entry_id] = None
     return found
+
+
+def _decoded(eyes: Eyes, history: History, event_type: str) -> Iterator[tuple[Envelope, int]]:
+    """The envelopes of those that are no stranger's, and the numbers of their events."""
+    codec = Codec()
+    for entry_id, fields in _rows(eyes, history, event_type).items():
+        try:
+            envelope, event = codec.decode(fields[1], stream_type=event_type, entry_id=entry_id)
+        except CanvasbusError:
+            continue
+        yield envelope, event.n  # type: ignore[attr-defined]
+
+
+def _ms(entry_id: str) -> int:
+    return id_order(entry_id)[0]
 
 
 def _entry_id(detail: str) -> str:

@@ -10,10 +10,13 @@ it reaches the server, so that no `finally` and no shielded clean-up does what a
 
 from __future__ import annotations
 
+import copy
+import heapq
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from random import Random
+from typing import Any
 
 import hiredis
 import trio
@@ -21,11 +24,23 @@ import trio
 from canvasbus.errors import Unavailable
 from canvasbus.transport.memory import MemoryServer
 from canvasbus.transport.resp import Reply, ReplyError, pack
-from canvasbus.transport.scripts import REAP, RELEASE, TAKE
+from canvasbus.transport.scripts import FIRE, REAP, RELEASE, SETTLE, TAKE, TRIM, Script
 from canvasbus.wire.keys import Keys
 
-HOT = 3000
+HOT = 1000
 """Packets without a step of time in between that count as a loop without end."""
+
+
+CALM_SECONDS = 8.0
+"""So long after its last trouble a worker is known to be well by everybody."""
+
+
+MATTERS = 8
+"""How much more happens to a packet that changes or brings something."""
+
+
+MOST = 0.25
+"""How many of those meet a fault, at most: where nothing gets through nothing happens."""
 
 
 class Killed(BaseException):
@@ -59,7 +74,8 @@ class Weather:
 
 
 CALM = Weather()
-_FATES = tuple(field.name for field in fields(Weather))
+_AFTER = ("lose", "mute")
+_BEFORE = tuple(field.name for field in fields(Weather) if field.name not in _AFTER)
 
 MOODS = {
     "OOM": "OOM command not allowed when used memory > 'maxmemory'.",
@@ -86,7 +102,7 @@ def refuses(mood: str, command: list[bytes]) -> bool:
         return name not in _READS
     if name in _SCRIPTS:  # the first write of each: XADD of "ack", XACK of the others, XCLAIM, SET of a reap
         settles = b"ack" in command and b"bury" not in command and b"lose" not in command
-        return settles or command[1] == REAP.sha.encode()
+        return settles or _calls(command, REAP)
     return name in _NEEDS_MEMORY or command[:2] == [b"XGROUP", b"CREATE"]
 
 
@@ -102,12 +118,21 @@ class Site:
         """How the network keeps it from the server: "" (not), "refuse" or "hole"."""
         self.scope = trio.CancelScope()
         self.leave = trio.Event()
+        self.leaving_since = 0.0
         self.awake = trio.Event()
         self.awake.set()
-        self.packets = 0
         self.falls_at: tuple[int, str] | None = None
-        """It dies with this packet of its own: "before" or "after" the server has executed it."""
+        """It dies with the so-manieth packet from now that changes or brings something: "before" or "after" the server
+        has executed it."""
+        self.next_fate = ""
+        """What happens to the next packet that changes something ("late"), or that changes or brings it ("lose")."""
         self.connections: list[SimConnection] = []
+        self.troubles: list[float] = []
+        """When its packets met a fault."""
+        self.beats_lost: list[float] = []
+        """The same of heartbeats."""
+        self.calm_from = 0.0
+        """As Network.calm_from."""
         self.incarnations: dict[bytes, list[bytes]] = {}
         """The names under which it has beaten, by group."""
 
@@ -116,6 +141,19 @@ class Site:
         self.dead = True
         self.awake.set()
         self.scope.cancel()
+
+    def falls(self, when: str) -> bool:
+        """Whether it dies now, "before" or "after" a packet that matters."""
+        if self.falls_at is None or self.falls_at[1] != when:
+            return False
+        self.falls_at = self.falls_at[0] - 1, when
+        return self.falls_at[0] <= 0
+
+    def troubled(self, now: float) -> int:
+        """How many heartbeats of it were lost of late; many, if it was out of reach as a whole."""
+        if self.unreachable or not self.awake.is_set() or now < self.calm_from:
+            return 1000
+        return sum(time > now - CALM_SECONDS for time in self.beats_lost)
 
     def check(self) -> None:
         if self.dead:
@@ -149,8 +187,17 @@ class Network:
         """Attempts of each site: packets and connections."""
         self.changed = trio.Event()
         self.version = 0
-        self.derived = Keys("sim").stream("sim.framed")
-        """The one topic that scripts write and workers read: who waits for changes is woken for it."""
+        self.read = {
+            Keys("sim", partition).stream(name) for partition in range(2) for name in ("sim.framed", "sim.placed")
+        }
+        """What scripts write and workers read: who waits for changes is woken for it."""
+        self.restarts = 0
+        self.before_trim: Callable[[bytes], Callable[[list[list[Any]]], None]] = lambda stream: lambda gone: None
+        """Called before a stream is trimmed; what it returns is told which entries are gone."""
+        self.on_reap: Callable[[bytes, bytes], None] = lambda beats, name: None
+        """Told whom a worker takes for dead: the key of the heartbeats and the name."""
+        self.calm_from = 0.0
+        """From when on a heartbeat that is missing tells something, after trouble that all had."""
         self._moment = (-1.0, 0)
 
     def attempt(self, site: Site) -> None:
@@ -163,10 +210,13 @@ class Network:
         if count > HOT:
             raise HotLoop(f"{site.name}: {count} packets at one moment")
 
-    def draw(self, site: Site) -> str:
-        """The fate of one packet. A publisher sends few, so more happens to each."""
-        chance = self.dice.random() / (4 if site.kind == "publisher" else 1)
-        for fate in _FATES:
+    def draw(self, site: Site, fates: tuple[str, ...], *, matters: bool) -> str:
+        """The fate of one packet. Most are looks that can be repeated, so more happens to those that change or bring
+        something, and to a publisher's, who sends few."""
+        total = sum(getattr(self.weather, fate) for fate in fates)
+        times = (MATTERS if matters else 1) * (4 if site.kind == "publisher" else 1)
+        chance = self.dice.random() / max(1.0, min(times, MOST / total if total else 1.0))
+        for fate in fates:
             chance -= getattr(self.weather, fate)
             if chance < 0:
                 return fate
@@ -179,7 +229,11 @@ class Network:
         if any(refused):
             instead = {b"MULTI": b"PING", b"EXEC": b"UNWATCH"}  # a transaction with a refused command does not happen
             asked = [[b"PING"] if no else [instead.get(c[0], c[0]), *c[1:]] for no, c in zip(refused, commands)]
-        replies = link.inner.request(b"".join([pack(*command) for command in asked]), len(asked), 1.0)
+        if any(_calls(command, TRIM) for command in asked):
+            replies = [reply for command in asked for reply in self._trim(link, command)]
+        else:
+            asked = [self._no_news(link, command) for command in asked]
+            replies = link.inner.request(b"".join([pack(*command) for command in asked]), len(asked), 1.0)
         if any(refused):
             frame = {
                 b"MULTI": b"OK",
@@ -194,13 +248,52 @@ class Network:
             self._watch(link.site, command, reply)
         return replies
 
+    def _no_news(self, link: SimConnection, command: list[bytes]) -> list[bytes]:
+        """SADD of what is there: it changes nothing, but fakeredis tells those who WATCH the set that it did, which hides
+        transactions that come late."""
+        if command[0] == b"SADD":
+            there = link.inner.request(pack("SMISMEMBER", command[1], *command[2:]), 1, 1.0)[0]
+            if isinstance(there, list) and all(there):
+                return [b"SINTERCARD", b"2", command[1], b"no such set"]
+        return command
+
+    def _trim(self, link: SimConnection, command: list[bytes]) -> list[Reply]:
+        """Execute one command of a packet with a trim in it, and look what it takes away."""
+        if not _calls(command, TRIM):
+            return link.inner.request(pack(*command), 1, 1.0)
+        stream = command[3]
+        look = pack("XRANGE", stream, "-", "+")
+        (before,) = link.inner.request(look, 1, 1.0)
+        told = self.before_trim(stream)
+        replies = link.inner.request(pack(*command), 1, 1.0)
+        (after,) = link.inner.request(look, 1, 1.0)
+        left = {row[0] for row in after}
+        if gone := [row for row in before if row[0] not in left]:
+            self.seen["trimmed by retention"] += 1
+            told(gone)
+        return replies
+
+    def copy(self) -> dict[bytes, Any]:
+        """All that the server holds."""
+        return copy.deepcopy(self.memory._fake.dbs[0]._dict)
+
+    def restart(self, data: dict[bytes, Any]) -> None:
+        """The server begins anew with this; what was on its way to the old one never arrives."""
+        self.restarts += 1
+        fake = self.memory._fake
+        fake.script_cache.clear()
+        database = fake.dbs[0]
+        database._dict = data
+        database._expiry_heap = [(item.expireat, key) for key, item in data.items() if item.expireat is not None]
+        heapq.heapify(database._expiry_heap)
+
     def _watch(self, site: Site, command: list[bytes], reply: Reply) -> None:
         name = command[0]
         if isinstance(reply, ReplyError):
             if str(reply).startswith("NOSCRIPT"):
                 self.seen["script loaded again"] += 1
             return
-        if name == b"XADD" or name == b"EXEC" or (name in _SCRIPTS and self.derived in command):
+        if name == b"XADD" or name == b"EXEC" or (_calls(command, SETTLE, FIRE) and not self.read.isdisjoint(command)):
             self.version += 1
             self.changed.set()
             self.changed = trio.Event()
@@ -218,11 +311,13 @@ class Network:
             self.seen["audit"] += 1
         elif name in _SCRIPTS and reply == b"FENCED":
             self.seen["fenced"] += 1
-        elif name == b"EVALSHA" and command[1] == REAP.sha.encode() and reply[0] > 0:
-            self.seen["reap"] += 1
-        elif name == b"EVALSHA" and command[1] == TAKE.sha.encode() and reply:
+        elif _calls(command, REAP):
+            self.on_reap(command[4], command[4 + int(command[2])])
+            if reply[0] > 0:
+                self.seen["reap"] += 1
+        elif _calls(command, TAKE) and reply:
             self.seen["take"] += 1
-        elif name == b"EVALSHA" and command[1] == RELEASE.sha.encode() and reply > 0:
+        elif _calls(command, RELEASE) and reply > 0:
             self.seen["hand back"] += 1
 
 
@@ -258,10 +353,10 @@ class SimConnection:
     """One socket."""
 
     client_id: int | None = None
-    history = "memory"
 
     def __init__(self, network: Network, site: Site) -> None:
         self.site = site
+        self.history = f"life {network.restarts} of the server"
         self.inner = network.memory.connect_blocking()
         self._network = network
         self._replies: list[Reply] = []
@@ -282,10 +377,9 @@ class SimConnection:
         await site.come_through()
         network.attempt(site)
         commands = parse(data)
-        site.packets += 1
-        falls = site.falls_at[1] if site.falls_at and site.packets >= site.falls_at[0] else ""
-        if falls == "before":
-            self._fall(commands, falls)
+        changes = any(command[0] == b"XADD" or _calls(command, SETTLE, RELEASE, REAP, FIRE) for command in commands)
+        if changes and site.falls("before"):
+            self._fall(commands, "before")
         self._check()
         away = network.away or site.unreachable
         if away == "refuse":
@@ -294,11 +388,11 @@ class SimConnection:
         if away or self._stalled:
             self._stalled = True
             return
-        fate = network.draw(site)
+        fate = network.draw(site, _BEFORE, matters=changes)
         mood = network.mood
-        if fate:
-            network.seen[f"fault: {fate}"] += 1
-            network.note(site.name, f"{fate}: {show(commands)}")
+        if changes and site.next_fate == "late":
+            fate, site.next_fate = "late", ""
+        self._note(fate, commands)
         if fate == "drop":
             self.break_off("the request was lost")
             self._check()
@@ -322,8 +416,16 @@ class SimConnection:
             self._close()
             return
         replies = network.execute(self, commands, mood)
-        if falls == "after":
-            self._fall(commands, falls)
+        brings = any(
+            reply and (command[0] == b"XREADGROUP" or _calls(command, TAKE))
+            for command, reply in zip(commands, replies, strict=True)
+        )
+        if (changes or brings) and site.falls("after"):
+            self._fall(commands, "after")
+        fate = network.draw(site, _AFTER, matters=changes or brings)
+        if (brings or changes) and site.next_fate == "lose":
+            fate, site.next_fate = "lose", ""
+        self._note(fate, commands)
         if fate == "lose":
             self.break_off("the reply was lost")
         elif fate == "mute":
@@ -332,6 +434,15 @@ class SimConnection:
             self._replies += replies
         self._version = network.version
         self._arrived.set()
+
+    def _note(self, fate: str, commands: list[list[bytes]]) -> None:
+        if fate and fate != "delay":
+            self.site.troubles.append(trio.current_time())
+            if any(command[0] == b"HINCRBY" for command in commands):
+                self.site.beats_lost.append(trio.current_time())
+        if fate:
+            self._network.seen[f"fault: {fate}"] += 1
+            self._network.note(self.site.name, f"{fate}: {show(commands)}")
 
     def _fall(self, commands: list[list[bytes]], when: str) -> None:
         self._network.note(self.site.name, f"killed {when} {show(commands)}")
@@ -343,7 +454,10 @@ class SimConnection:
             raise Unavailable(self._broken, ambiguous=True)
 
     async def _execute_late(self, commands: list[list[bytes]], seconds: float) -> None:
+        life = self._network.restarts
         await trio.sleep(seconds)
+        if life != self._network.restarts:
+            return
         self._network.note(self.site.name, f"executed late: {show(commands)}")
         self._network.execute(self, commands, self._network.mood)
         self.inner.close()
@@ -390,10 +504,15 @@ def parse(data: bytes) -> list[list[bytes]]:
     return list(iter(reader.gets, False))
 
 
-_NAMES = {REAP.sha.encode(): "REAP", TAKE.sha.encode(): "TAKE", RELEASE.sha.encode(): "RELEASE"}
+def _calls(command: list[bytes], *scripts: Script) -> bool:
+    """Whether a command runs one of these."""
+    return (command[0] == b"EVALSHA" and command[1] in [script.sha.encode() for script in scripts]) or (
+        command[0] == b"EVAL" and command[1] in [script.source.encode() for script in scripts]
+    )
 
 
 def show(commands: list[list[bytes]]) -> str:
     """The commands' names."""
-    names = [f"{c[0].decode()} {_NAMES.get(c[1], 'SETTLE')}" if c[0] == b"EVALSHA" else c[0].decode() for c in commands]
+    scripts = {script.sha.encode(): script.name.upper() for script in (SETTLE, REAP, TAKE, RELEASE, FIRE, TRIM)}
+    names = [f"{c[0].decode()} {scripts.get(c[1], '')}" if c[0] == b"EVALSHA" else c[0].decode() for c in commands]
     return " ".join(names[:8]) + (f" … {len(names)}" if len(names) > 8 else "")

@@ -1,10 +1,11 @@
 """What a seed decides before a run begins: who takes part, what is published, what handlers do, which faults happen.
 
-Each seed switches on a part of the faults only (swarm testing: a run with everything at once is mostly outages). The
-events come during the whole time of the faults. Kills, pauses and lost networks end early: later ones would heal what
+Each seed switches on a part of the faults, and of what a bus can do, only (swarm testing: a run with everything at once
+is mostly outages). The events come during the whole time of the faults. Kills, pauses and lost networks end early: later ones would heal what
 an earlier fault has left stuck, because the dead's entries are taken over. Lost packets and moods go on to the end.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from random import Random
 
@@ -34,6 +35,17 @@ class Hung(Event):
     n: int
 
 
+@event("sim.rung")
+class Rung(Event):
+    n: int
+
+
+@event("sim.seen")
+class Seen(Event):
+    n: int
+    who: str
+
+
 GROUPS: dict[str, tuple[type[Event], type[Event]]] = {
     "framers": (Placed, Framed),
     "taggers": (Placed, Tagged),
@@ -54,6 +66,32 @@ BEHAVIOURS = {
 heartbeat limit, "hangs" does so until its timeout, once, and "kills" ends its worker, whichever that is."""
 
 
+PARTS = {
+    "state": 0.5,  # handlers count in ctx.state and write ctx.parts
+    "timers": 0.5,  # handlers return Later and Cancel, and some events are published with a delay
+    "retention": 0.75,  # streams are trimmed as far as their groups allow
+    "breaker": 0.2,  # what the handlers call is away for a while; they have a circuit breaker
+    "instances": 0.2,  # each process has a group of its own besides
+    "partitions": 0.2,  # two
+}
+"""What is switched on in a run besides plain publishing and handling, and how often."""
+
+
+@dataclass(frozen=True)
+class Timer:
+    """What a handler does about a timer: to set it for so many seconds (None: to remove it). Without a name it is one
+    that nobody can set again or remove."""
+
+    name: str
+    after: float | None
+
+
+def timer_of(n: int) -> Timer | None:
+    """What is done about timers for an event."""
+    name = f"{n // 4 % 2}"
+    return (Timer("", n % 7 / 2), Timer(name, 0.5 + n % 3), Timer(name, None), None)[n % 4]
+
+
 @dataclass(frozen=True)
 class Publish:
     """One call of a publisher."""
@@ -61,7 +99,11 @@ class Publish:
     at: float
     numbers: tuple[int, ...]
     how: str
-    """one, many, impatient (cancelled soon), stale (expires soon), bad (cannot be encoded), foreign (not by canvasbus)"""
+    """one, many, impatient (cancelled soon), stale (expires soon), bad (cannot be encoded), foreign (not by canvasbus),
+    delayed"""
+
+
+HOW = {"one": 30, "many": 12, "impatient": 5, "stale": 4, "bad": 1, "foreign": 5, "delayed": 6}
 
 
 @dataclass(frozen=True)
@@ -81,6 +123,7 @@ class Plan:
     """One run."""
 
     seed: int
+    parts: frozenset[str] = frozenset()
     groups: tuple[str, ...] = ("framers",)
     processes: int = 2
     concurrency: int = 8
@@ -95,32 +138,95 @@ class Plan:
     behaviours: dict[int, str] = field(default_factory=dict)
     weather: Weather = CALM
     happenings: list[Happening] = field(default_factory=list)
+    keep: int = 1
+    """With retention: how many handled entries are kept of a type."""
+    cap: int | None = None
+    """With retention: at how many entries publishers are refused."""
+    away: tuple[float, float] = (0.0, 0.0)
+    """From when to when what the handlers call is away."""
+
+    @property
+    def partitions(self) -> int:
+        return 2 if "partitions" in self.parts else 1
+
+    def happens(self, kind: str) -> bool:
+        """Whether a fault of this kind is planned."""
+        return any(happening.kind == kind for happening in self.happenings)
 
     def __str__(self) -> str:
         return (
             f"seed {self.seed}: {self.processes} processes with {' '.join(self.groups)}, concurrency "
             f"{self.concurrency}{', batches' if self.batch else ''}, {self.attempts} attempts, {len(self.behaviours)} "
-            f"events in {self.seconds:.0f} s\n  {self.weather}\n"
+            f"events in {self.seconds:.0f} s, {' '.join(sorted(self.parts)) or 'no parts'}\n  {self.weather}\n"
             + "".join(f"  {h.at:6.2f} {h.kind} {h.who} {h.seconds:.2f} {h.how}\n" for h in self.happenings)
         )
 
 
-def draw(seed: int) -> Plan:
-    """The plan of a seed."""
+def draw(seed: int, *, wanted: Iterable[str] = ()) -> Plan:
+    """The plan of a seed. Wanted parts, kinds of happenings and "kills" are there whatever the seed says of them;
+    "calm" weather is without lost packets, "company" means two processes at least."""
     dice = Random(seed)
     plan = Plan(seed)
     plan.groups = dice.choice([("framers",), ("framers",), ("framers", "taggers"), ("framers", "hangers")])
-    plan.processes = dice.choice([1, 2, 2, 3])
+    plan.processes = dice.choice([1, 2, 2, 2, 3])
     plan.concurrency = dice.choice([1, 4, 16])
     plan.batch = dice.random() < 0.15
     plan.attempts = dice.choice([2, 3, 3, 4])
-    plan.grace = dice.choice([0.0, 0.5, 3.0])
+    plan.grace = dice.choice([0.0, 0.0, 0.5, 3.0])
     plan.patience = dice.choice([None, None, 0.5])
     plan.seconds = dice.uniform(9.0, 13.0)
+    plan.parts = frozenset(
+        {part for part, chance in PARTS.items() if dice.random() < chance} | PARTS.keys() & set(wanted)
+    )
     _draw_events(plan, dice)
     _draw_weather(plan, dice)
     _draw_happenings(plan, dice)
+    if "kills" in wanted and "kills" not in plan.behaviours.values():
+        _draw_killer(plan, dice)
+    for kind in sorted(set(wanted) - PARTS.keys() - {"kills", "calm", "company"}):
+        times = (
+            (0.4,) if kind in ("restart", "group lost") else (0.2, 0.5, 0.8) if kind == "outage" else (0.2, 0.3, 0.4)
+        )
+        if sum(happening.kind == kind for happening in plan.happenings) < len(times):
+            how = "now" if kind == "kill" else "refuse"
+            plan.happenings += [Happening(plan.seconds * time, kind, dice.randrange(9), 2.0, how) for time in times]
+    _draw_parts(plan, dice, set(wanted))
+    if "calm" in wanted:
+        plan.weather = CALM
+        plan.happenings = [one for one in plan.happenings if one.kind not in ("late", "lose")]
+    if "company" in wanted:
+        plan.processes = max(2, plan.processes)
     return plan
+
+
+def _draw_parts(plan: Plan, dice: Random, wanted: set[str]) -> None:
+    """Details of the parts, without those that the oracle could not tell apart from a fault or from each other."""
+    for kind, others in _CLASHES.items():
+        if plan.happens(kind):
+            if wanted & others:
+                plan.happenings = [happening for happening in plan.happenings if happening.kind != kind]
+            else:
+                plan.parts -= others
+    if "kills" in plan.behaviours.values() and "breaker" not in wanted:
+        plan.parts -= {"breaker"}  # six attempts are too many deaths for one run
+    if "breaker" in plan.parts:
+        plan.behaviours = {n: "quick" if how == "kills" else how for n, how in plan.behaviours.items()}
+        plan.parts -= {"state"}
+        plan.attempts = 6
+        start = dice.uniform(0.0, plan.seconds * 0.7)
+        plan.away = start, start + dice.uniform(3.0, 5.0)
+    if plan.parts & {"state", "timers", "breaker"}:
+        plan.batch = False
+    plan.keep = dice.choice([1, 1, 5])
+    plan.cap = dice.choice([None, 10, 20, 40])
+
+
+_CLASHES = {
+    "trim": {"retention", "instances"},
+    "restart": {"retention", "instances"},
+    "group lost": {"partitions"},
+}
+"""Faults that leave no rule by which a part could be judged."""
 
 
 def _draw_events(plan: Plan, dice: Random) -> None:
@@ -128,34 +234,40 @@ def _draw_events(plan: Plan, dice: Random) -> None:
     n, total = 0, dice.choice([20, 40, 60])
     bursts = [dice.uniform(0, plan.seconds) for _ in range(8)]
     while n < total:
-        how = dice.choices(["one", "many", "impatient", "stale", "bad", "foreign"], weights=[30, 12, 5, 2, 1, 2])[0]
+        how = dice.choices(list(HOW), list(HOW.values()))[0]
+        if how == "delayed" and "timers" not in plan.parts:
+            how = "one"
         count = dice.randrange(2, 12) if how == "many" else 1
         numbers = tuple(range(n, n + count))
         n += count
         plan.behaviours.update(zip(numbers, dice.choices(names, weights, k=count), strict=True))
         at = dice.choice(bursts) + dice.choice([0.0, 0.003]) if dice.random() < 0.7 else dice.uniform(0, plan.seconds)
         plan.publishes.append(Publish(at, numbers, how))
-    for behaviour, chance in ("slow", 0.5), ("hangs", 0.3):
+    for behaviour, chance in ("slow", 0.8), ("hangs", 0.3):
         if dice.random() < chance:
             plan.behaviours[dice.randrange(n)] = behaviour
+    for how in "foreign", "stale":  # at least one of each
+        plan.behaviours[n] = "quick"
+        plan.publishes.append(Publish(dice.choice(bursts) + 0.001, (n,), how))
+        n += 1
     plan.publishes.sort(key=lambda publish: publish.at)
 
 
 def _draw_weather(plan: Plan, dice: Random) -> None:
     """Rough weather hides things: with five packets in a hundred lost no watcher sees the others for long enough to
     call one dead, so most runs have less."""
-    scale = dice.choice([0.1, 0.3, 1.0])
+    scale = dice.choice([0.2, 0.5, 1.0])
 
-    def chance(most: float) -> float:
-        return dice.uniform(0, most) * scale if dice.random() < 0.5 else 0.0
+    def chance(most: float, share: float = 0.5) -> float:
+        return dice.uniform(0, most) * scale if dice.random() < share else 0.0
 
     plan.weather = Weather(
         drop=chance(0.03),
         swallow=chance(0.004),
         part=chance(0.02),
-        lose=chance(0.04),
+        lose=chance(0.04, 0.9),
         mute=chance(0.004),
-        late=chance(0.02),
+        late=chance(0.02, 0.8),
         delay=chance(0.05),
         busy=chance(0.03),
     )
@@ -171,9 +283,13 @@ def _draw_happenings(plan: Plan, dice: Random) -> None:
     if dice.random() < 0.6:
         for _ in range(dice.randrange(1, 4)):
             how = dice.choice(["now", "before", "after"])
-            found.append(Happening(dice.uniform(0, early), "kill", who(), dice.randrange(1, 20), how))
+            found.append(Happening(dice.uniform(0, early), "kill", who(), dice.randrange(1, 5), how))
     if dice.random() < 0.25:
         found.append(Happening(dice.uniform(0, early), "kill publisher"))
+    for kind in ("late", "lose", "publish late", "publish lost"):
+        if dice.random() < 0.7:
+            for _ in range(dice.randrange(1, 4)):
+                found.append(Happening(dice.uniform(0, plan.seconds), kind, who()))
     if dice.random() < 0.4:
         for _ in range(dice.randrange(1, 3)):
             found.append(Happening(dice.uniform(0, early), "stop", who()))
@@ -195,12 +311,23 @@ def _draw_happenings(plan: Plan, dice: Random) -> None:
             found.append(Happening(dice.uniform(0, plan.seconds), "trim"))
     if dice.random() < 0.1:
         found.append(Happening(dice.uniform(0, plan.seconds), "group lost", dice.randrange(len(plan.groups))))
-    if dice.random() < 0.15 and plan.behaviours:
-        victim = dice.choice(plan.publishes[: max(1, len(plan.publishes) // 5)])
-        for n in plan.behaviours:
-            if plan.behaviours[n] in ("slow", "hangs"):
-                plan.behaviours[n] = "quick"
-        plan.behaviours[victim.numbers[0]] = "kills"
-        plan.attempts = 2
-        plan.seconds = 24.0
+    if dice.random() < 0.15:
+        how = dice.choice(["refuse", "hole"])
+        found.append(Happening(dice.uniform(2.0, plan.seconds), "restart", 0, dice.choice([0.1, 0.5, 2.0]), how))
+    elif dice.random() < 0.15:
+        # Forward only: fakeredis gives an entry that was read before a clock went back a negative idle time, and then
+        # XCLAIM does not move it. (Servers have no idle time below 0.)
+        found.append(Happening(dice.uniform(0, plan.seconds), "clock", 0, dice.choice([1.0, 5.0, 30.0])))
+    if dice.random() < 0.15:
+        _draw_killer(plan, dice)
     found.sort(key=lambda happening: happening.at)
+
+
+def _draw_killer(plan: Plan, dice: Random) -> None:
+    victim = dice.choice(plan.publishes[: max(1, len(plan.publishes) // 5)])
+    for n in plan.behaviours:
+        if plan.behaviours[n] in ("slow", "hangs"):
+            plan.behaviours[n] = "quick"
+    plan.behaviours[victim.numbers[0]] = "kills"
+    plan.attempts = 2
+    plan.seconds = 24.0

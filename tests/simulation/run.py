@@ -1,18 +1,27 @@
-"""Run seeds of the simulation.
+"""Run seeds of the simulation: real workers and publishers on a server in memory, in virtual time, with faults.
+
+What takes part and what happens: plan.py. The processes: world.py. The road to the server and the faults on it:
+network.py. What must be so in the end, said without looking at how the bus works: judge.py. Bugs that are planted to
+see that it finds them: mutants.py.
 
 python tests/simulation/run.py --seeds 1000 [--jobs 2] [--from N]      many seeds, figures at the end
+nice python tests/simulation/run.py --seeds 20000 --from N             a night's worth; says every 500 seeds how far it is
 python tests/simulation/run.py --seed N --trace                        one, with everything that happens
+python tests/simulation/run.py --mutants [NAME...] [--jobs 2]          planted bugs, and in how many of 40 seeds each is found
+python tests/simulation/run.py --seed N --trace --mutants NAME         one seed with a bug
 """
 
 import argparse
 import gc
 import hashlib
 import os
+import re
 import signal
 import sys
 import time
 import traceback
 from collections import Counter
+from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +32,8 @@ if __name__ == "__main__":
 import structlog
 import trio
 from simulation.judge import judge
-from simulation.plan import draw
+from simulation.mutants import BY_NAME, Mutant
+from simulation.plan import Plan, draw
 from simulation.repeatable import repeatable
 from simulation.world import World
 
@@ -47,6 +57,7 @@ SOMETIMES = (
     *("retry", "reap", "take", "audit", "fence raised", "fenced", "rejoin", "hand back", "script loaded again"),
     *("publish verified", "late transaction aborted", "dead letter: rejected", "dead letter: exhausted"),
     *("dead letter: lost_workers", "loss: entry_trimmed", "loss: group_recreated"),
+    *("trimmed by retention", "timer fired", "seen by an instance", "run down", "fault: restart", "fault: clock"),
 )
 """The ways of recovery: each must be taken in some run, or the runs prove nothing about it."""
 
@@ -60,16 +71,26 @@ SHOWN = 10
 """Failed seeds that are named, at most."""
 
 
+CRASHED = "the run itself crashed"
+
+
 class Endless(BaseException):
     """The seed does not end in real time."""
 
 
-def simulate(seed: int, *, trace: bool = False) -> Result:
-    """Run one seed and judge it."""
-    plan = draw(seed)
+def simulate(seed: int, *, trace: bool = False, mutant: Mutant | None = None) -> Result:
+    """Run one seed and judge it, with a bug planted if there is one: then the first complaint ends it."""
+    if mutant is None:
+        return _simulate(draw(seed), trace=trace, impatient=False)
+    with mutant.planted():
+        return _simulate(draw(seed, wanted=mutant.wants), trace=trace, impatient=True)
+
+
+def _simulate(plan: Plan, *, trace: bool, impatient: bool) -> Result:
+    seed = plan.seed
     if trace:
         print(plan)
-    world = World(plan, trace=trace)
+    world = World(plan, trace=trace, impatient=impatient)
 
     def say(_: object, method: str, facts: dict[str, object]) -> str:
         world.note("log", f"{method}: {facts.pop('event')} {facts}")
@@ -87,9 +108,11 @@ def simulate(seed: int, *, trace: bool = False) -> Result:
         with repeatable(seed) as clock:
             trio.run(world.run, clock=clock)
             virtual = clock.current_time()
-        wrong = judge(plan, world.history, world.eyes)
+        wrong = (
+            world.history.wrong if impatient and world.history.wrong else judge(plan, world.history, world.partitions)
+        )
     except Exception:
-        return Result(seed, [f"the run itself crashed: {traceback.format_exc()}"], world.log)
+        return Result(seed, [f"{CRASHED}: {traceback.format_exc()}"], world.log)
     except Endless:
         return Result(seed, [f"no end within {SECONDS} s of real time"], world.log)
     finally:
@@ -104,6 +127,49 @@ def replay(seed: int) -> str:
     return f"python tests/simulation/run.py --seed {seed} --trace"
 
 
+MUTANT_SEEDS = range(40)
+
+
+@dataclass
+class Hunt:
+    """What became of a planted bug."""
+
+    caught: int
+    tried: int
+    complaints: Counter[str]
+
+
+def hunt(name: str, seeds: Iterable[int] = MUTANT_SEEDS, *, enough: int | None = None, give_up: int = 1 << 30) -> Hunt:
+    """Run seeds with a bug; end when it was found in `enough` of them, or was not in `give_up`. A run that crashes has
+    not found it."""
+    found = Hunt(0, 0, Counter())
+    for seed in seeds:
+        wrong = simulate(seed, mutant=BY_NAME[name]).wrong
+        found.tried += 1
+        if wrong and CRASHED not in wrong[0] and "NameError" not in wrong[0]:
+            found.caught += 1
+            found.complaints[re.sub(r"[\d.-]+", "…", wrong[0])[:90]] += 1
+        elif wrong:
+            found.complaints["!" + wrong[0][-200:]] += 1
+        if found.caught == enough or found.tried - found.caught == give_up:
+            break
+    return found
+
+
+def hunt_all(names: list[str], jobs: int) -> int:
+    """Plant bugs one after the other, and print a table."""
+    names = names or list(BY_NAME)
+    missed = 0
+    print(f"{'promise':8} {'planted':44} caught  the usual complaint")
+    with ProcessPoolExecutor(jobs, initializer=gc.freeze) as pool:
+        for name, found in zip(names, pool.map(hunt, names), strict=True):
+            missed += 2 * found.caught < found.tried
+            complaint, _ = found.complaints.most_common(1)[0] if found.complaints else ("none", 0)
+            print(f"{BY_NAME[name].promise:8} {name:44} {found.caught:2}/{found.tried}   {complaint}", flush=True)
+    print(f"{len(names)} bugs, {missed} of them found in less than half of the seeds")
+    return int(missed > 0)
+
+
 def digest(result: Result) -> str:
     """A short name for all that happened."""
     return hashlib.sha256("\n".join([*result.log, *result.wrong]).encode()).hexdigest()[:16]
@@ -116,10 +182,14 @@ def main() -> int:
     parser.add_argument("--seed", type=int, help="this one only")
     parser.add_argument("--trace", action="store_true", help="print everything that happens")
     parser.add_argument("--jobs", type=int, default=1, help="processes")
+    parser.add_argument("--mutants", nargs="*", metavar="NAME", choices=BY_NAME, help="plant bugs; all of them")
     options = parser.parse_args()
+    if options.mutants is not None and options.seed is None:
+        return hunt_all(options.mutants, options.jobs)
+    mutant = BY_NAME[options.mutants[0]] if options.mutants else None
     seeds = [options.seed] if options.seed is not None else range(options.start, options.start + options.seeds)
     if options.trace:
-        results = [simulate(seed, trace=True) for seed in seeds]
+        results = [simulate(seed, trace=True, mutant=mutant) for seed in seeds]
         for result in results:
             print("\n".join(result.wrong) or "sound")
         return int(any(result.wrong for result in results))
@@ -128,7 +198,9 @@ def main() -> int:
     schedules: Counter[str] = Counter()
     failed, virtual, commands = [], 0.0, 0
     with ProcessPoolExecutor(options.jobs, initializer=gc.freeze) as pool:
-        for result in pool.map(simulate, seeds, chunksize=10):
+        for done, result in enumerate(pool.map(simulate, seeds, chunksize=10), start=1):
+            if done % 500 == 0:
+                print(f"{done} seeds, {len(failed)} failed", flush=True)
             seen += result.seen
             schedules.update(result.seen.keys())
             virtual += result.virtual

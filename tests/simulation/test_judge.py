@@ -5,15 +5,17 @@ from collections.abc import Callable
 import pytest
 import trio
 from simulation.judge import ends, judge
-from simulation.plan import Plan, Publish
+from simulation.plan import Plan, Publish, Rung
 from simulation.repeatable import repeatable
 from simulation.world import World
 from studio import Eyes
 
+from canvasbus.wire.codec import Codec
+
 
 def sound_run() -> World:
     """Eight quick events and one poison, no faults."""
-    plan = Plan(7, seconds=2.0, processes=1)
+    plan = Plan(7, seconds=2.0, processes=1, parts=frozenset({"state", "timers", "instances"}))
     plan.behaviours = {**dict.fromkeys(range(8), "quick"), 8: "poison"}
     plan.publishes = [Publish(n / 10, (n,), "one") for n in range(9)]
     world = World(plan)
@@ -31,6 +33,11 @@ def remove(eyes: Eyes, key: bytes, at: int = 0) -> None:
     eyes.call("XDEL", key, eyes.call("XRANGE", key, "-", "+")[at][0])
 
 
+def rung(eyes: Eyes, n: int) -> list[bytes]:
+    """An entry of a timer's event."""
+    return [b"e", Codec().encode(Rung(n=n)).data]
+
+
 WRONG: dict[str, Callable[[World, Eyes], object]] = {
     "an effect is lost": lambda _, eyes: remove(eyes, eyes.stream("sim.framed")),
     "an effect is doubled": lambda _, eyes: copy(eyes, eyes.stream("sim.framed")),
@@ -44,6 +51,19 @@ WRONG: dict[str, Callable[[World, Eyes], object]] = {
     "an accepted event has another id": lambda world, _: world.history.entry.update({3: "1-1"}),
     "an innocent one was given up": lambda world, _: world.plan.behaviours.update({8: "quick"}),
     "too many attempts": lambda world, _: world.history.runs.extend(world.history.runs[-1:] * 4),
+    "an attempt has the number of another": lambda world, _: setattr(world.history.runs[-1], "attempt", 2),
+    "a state has counted wrongly": lambda _, eyes: eyes.call(
+        "SET", eyes.keys.state("framers", "count 1"), b"t" * 16 + b"\x09"
+    ),
+    "a state is lost": lambda _, eyes: eyes.call("DEL", eyes.keys.state("framers", "count 2")),
+    "a part is lost": lambda _, eyes: eyes.call("HDEL", eyes.keys.parts("framers", "all"), "3"),
+    "a part is nobody's": lambda _, eyes: eyes.call("HSET", eyes.keys.parts("framers", "all"), "9", b"\x09"),
+    "a timer never came": lambda _, eyes: remove(eyes, eyes.stream("sim.rung")),
+    "a timer came twice": lambda _, eyes: copy(eyes, eyes.stream("sim.rung")),
+    "a timer came that was removed": lambda _, eyes: eyes.call("XADD", eyes.stream("sim.rung"), "*", *rung(eyes, 5)),
+    "an effect has another id": lambda world, _: setattr(world.plan, "batch", True),
+    "an instance missed an event": lambda _, eyes: remove(eyes, eyes.stream("sim.seen")),
+    "an instance saw an event twice": lambda _, eyes: copy(eyes, eyes.stream("sim.seen")),
 }
 
 
@@ -51,9 +71,9 @@ WRONG: dict[str, Callable[[World, Eyes], object]] = {
 def test_the_judge_finds(what: str) -> None:
     """A sound run is sound; with one thing put wrong it is not."""
     world = sound_run()
-    assert judge(world.plan, world.history, world.eyes) == []
+    assert judge(world.plan, world.history, world.partitions) == []
     WRONG[what](world, world.eyes)
-    assert judge(world.plan, world.history, world.eyes) != []
+    assert judge(world.plan, world.history, world.partitions) != []
 
 
 def test_the_model_knows_what_becomes_of_an_event() -> None:

@@ -2,6 +2,7 @@
 
 from collections import Counter
 
+import pytest
 from simulation.run import Result, never, replay, simulate
 
 FIXED = range(60)
@@ -12,6 +13,7 @@ def told(result: Result) -> str:
     return "\n".join([*result.wrong[:10], f"again: {replay(result.seed)}"])
 
 
+@pytest.mark.timeout(600)
 def test_fixed_seeds_are_sound_and_take_every_way_of_recovery() -> None:
     """Nothing is wrong in any of them, and each way of recovery is taken in some."""
     seen: Counter[str] = Counter()

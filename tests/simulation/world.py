@@ -6,32 +6,43 @@ did, what was published and what was done to the server is written down for the 
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
+import msgspec
 import trio
-from simulation.network import CALM, HotLoop, Killed, Network, SimServer, Site
-from simulation.plan import GROUPS, Happening, Placed, Plan, Publish
+from simulation.network import CALM, CALM_SECONDS, HotLoop, Killed, Network, SimServer, Site
+from simulation.plan import GROUPS, Happening, Placed, Plan, Publish, Rung, Seen, timer_of
 from studio import Eyes, replace_server
+from waiting import TrioClock
 
-from canvasbus import EncodeError, Event, Unavailable
-from canvasbus.bus import EventBus
+from canvasbus import EncodeError, Event, Unavailable, clock
+from canvasbus.bus import PER_INSTANCE, EventBus, Retention
+from canvasbus.consume.breaker import Breaker
 from canvasbus.consume.policy import Backoff, Reject, RetryLater
+from canvasbus.consume.timers import Cancel, Later
 from canvasbus.contract.registry import registry
+from canvasbus.errors import StreamFull
 from canvasbus.transport.resp import pairs
+from canvasbus.wire.keys import LATER_INBOX
 from canvasbus.worker import Context, Worker
 
 HEAL_SECONDS = 40.0
 """In which everything must be done once the faults are over: the heartbeat limit, a lease, suspects one by one."""
 
 IDLE_SECONDS = 3.0
-IDLE_COMMANDS = 20.0
+IDLE_COMMANDS = 25.0
 """Packets a second that an idle worker may send, for each of its groups."""
 
 OUTAGE_COMMANDS = 40.0
 """Attempts a second of a process whose server is away, for each of its groups."""
+
+
+STALE_SECONDS = 0.2
 
 
 class Boom(Exception):
@@ -44,13 +55,36 @@ class Run:
 
     group: str
     n: int
+    partition: int
     entry_id: str
     site: Site
     consumer: str
     attempt: int
+    suspect: bool
+    """Its worker before had died: in quarantine an attempt is counted before it begins."""
     began: float
+    ended: float = math.inf
     end: str = "runs"
-    """returned, raised, later, rejected, cancelled, killed"""
+    """returned, raised, down, later, rejected, cancelled, killed"""
+
+
+@dataclass
+class Instance:
+    """A process with a group of its own."""
+
+    group: str
+    since: int
+    """From which ms of the server's clock on it reads."""
+    stayed: bool = True
+    """It was there to the end."""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A restart of the server after which it knows nothing of what happened between two moments."""
+
+    since: float
+    milliseconds: range
 
 
 @dataclass
@@ -63,8 +97,10 @@ class History:
     """The entry ids of what was accepted."""
     foreign: set[str] = field(default_factory=set)
     """Entry ids of what strangers wrote."""
-    trimmed: dict[str, list[tuple[str, list[bytes]]]] = field(default_factory=lambda: defaultdict(list))
-    """By type: entries that were trimmed by hand."""
+    trimmed: dict[bytes, list[tuple[str, list[bytes]]]] = field(default_factory=lambda: defaultdict(list))
+    """By stream: entries that were trimmed by hand."""
+    retained: dict[bytes, list[tuple[str, list[bytes]]]] = field(default_factory=lambda: defaultdict(list))
+    """The same: by retention."""
     lost_pending: dict[str, set[str]] = field(default_factory=dict)
     """By group that was destroyed: the entry ids that were pending then."""
     lost_done: dict[str, set[str]] = field(default_factory=dict)
@@ -72,8 +108,12 @@ class History:
     runs: list[Run] = field(default_factory=list)
     deaths: Counter[str] = field(default_factory=Counter)
     """Kills, pauses and cut networks: each may cost what ran an attempt. Stops do not."""
-    stale: set[int] = field(default_factory=set)
-    """Events that expire soon: handled or skipped."""
+    stale: dict[int, float] = field(default_factory=dict)
+    """Events that expire soon, and when: handled before that or skipped."""
+    due: dict[int, float] = field(default_factory=dict)
+    """Events published with a delay: before which ms they must not come."""
+    instances: dict[str, Instance] = field(default_factory=dict)
+    cut: Cut | None = None
     wrong: list[str] = field(default_factory=list)
     """What was seen to be wrong on the way."""
 
@@ -81,8 +121,10 @@ class History:
 class World:
     """One run of a plan."""
 
-    def __init__(self, plan: Plan, *, trace: bool = False) -> None:
+    def __init__(self, plan: Plan, *, trace: bool = False, impatient: bool = False) -> None:
+        """`impatient`: the first thing that is wrong ends the run, and whether it idles well is not looked at."""
         self.plan = plan
+        self.impatient = impatient
         self.dice = Random(f"{plan.seed} world")
         self.history = History()
         self.log: list[str] = []
@@ -90,7 +132,7 @@ class World:
         self.sites: dict[str, Site] = {}
         self.over = False
         self.failed: dict[tuple[str, int, str], int] = defaultdict(int)
-        self._active: dict[tuple[str, str], Run] = {}
+        self._active: dict[tuple[str, int, str], Run] = {}
         self._publishing = len(plan.publishes)
         self._still_up: set[str] = set()
 
@@ -103,15 +145,23 @@ class World:
     def wrong(self, what: str) -> None:
         self.note("WRONG", what)
         self.history.wrong.append(what)
+        if self.impatient:
+            self.over = True
+            self._scope.cancel()
 
     # --- the run -------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
         """The whole run; what is wrong is in the history."""
         async with trio.open_nursery() as nursery:
+            self._scope = nursery.cancel_scope
             self.network = Network(Random(f"{self.plan.seed} network"), nursery, self.note)
-            self.eyes = Eyes(self.network.memory, "sim")
+            self.partitions = [Eyes(self.network.memory, "sim", number) for number in range(self.plan.partitions)]
+            self.eyes = self.partitions[0]
+            self.network.before_trim, self.network.on_reap = self._before_trim, self._check_dead
             self.network.weather = self.plan.weather
+            for eyes in self.partitions:  # a cap that is never reached, so that maintainers look once a second
+                eyes.call("HSET", eyes.keys.retention, "sim.tagged", msgspec.json.encode(Retention(cap=1_000_000)))
             for number in range(self.plan.processes):
                 self._still_up.add(f"worker {number}")
                 nursery.start_soon(self._keep_alive, "worker", number)
@@ -119,10 +169,12 @@ class World:
             nursery.start_soon(self._keep_alive, "publisher", 0)
             for happening in self.plan.happenings:
                 nursery.start_soon(self._happen, happening, nursery)
+            if "retention" in self.plan.parts:
+                nursery.start_soon(self._retain)
             await trio.sleep(self.plan.seconds)
             self._heal()
             await self._be_done()
-            if not self.history.wrong:
+            if not (self.history.wrong or self.impatient):
                 await self._be_idle()
             self.over = True
             with trio.move_on_after(20) as scope:
@@ -134,8 +186,13 @@ class World:
     def _heal(self) -> None:
         self.note("world", "no more faults")
         network = self.network
-        network.weather, network.mood, network.away = CALM, "", ""
+        network.weather = CALM
+        if network.mood or network.away:
+            network.mood = network.away = ""
+            self._recover()
         for site in self.sites.values():
+            if site.unreachable or not site.awake.is_set():
+                site.calm_from = trio.current_time() + CALM_SECONDS
             site.unreachable = ""
             site.falls_at = None
             site.awake.set()
@@ -143,25 +200,35 @@ class World:
     async def _be_done(self) -> None:
         """Wait until everything that was published is done."""
         with trio.move_on_after(HEAL_SECONDS):
-            while self._publishing or not all(self._done(group) for group in self.plan.groups):
+            while self._publishing or not all(map(self._done, self.partitions)):
                 await trio.sleep(0.5)
             self.note("world", "everything is done")
             return
         self.wrong(
             f"not done {HEAL_SECONDS:.0f} s after the last fault: {self._publishing} publishes, "
-            + "; ".join(f"{g} {self.eyes.pending(g, _input(g))[:5]}" for g in self.plan.groups)
+            + "; ".join(f"{g} {eyes.pending(g, input_of(g))[:5]}" for g in self.plan.groups for eyes in self.partitions)
         )
 
-    def _done(self, group: str) -> bool:
-        stream = self.eyes.stream(_input(group))
-        if not self.eyes.call("EXISTS", stream):
-            return False
-        info = next((row for row in self._rows("GROUPS", stream) if row[b"name"] == group.encode()), None)
-        last = pairs(self.eyes.call("XINFO", "STREAM", stream))[b"last-generated-id"]
-        return info is not None and info[b"pending"] == 0 and info[b"last-delivered-id"] == last
+    def _done(self, eyes: Eyes) -> bool:
+        """Nothing waits in this partition, for a group or for its time."""
+        keys, here = eyes.keys, {site.name for site in self.sites.values() if not site.dead}
+        names = {group: input_of(group) for group in self.plan.groups}
+        names |= {one.group: "sim.placed" for who, one in self.history.instances.items() if who in here}
+        inbox = eyes.call("XREVRANGE", eyes.stream(LATER_INBOX), "+", "-", "COUNT", 1)
+        read = not inbox or eyes.call("GET", keys.inbox_cursor) == inbox[0][0]
+        return (
+            read
+            and not eyes.call("ZCARD", keys.timers)
+            and all(self._is_through(eyes, group, event_type) for group, event_type in names.items())
+        )
 
-    def _rows(self, what: str, *where: bytes | str) -> list[dict[bytes, Any]]:
-        return [pairs(row) for row in self.eyes.call("XINFO", what, *where)]
+    def _is_through(self, eyes: Eyes, group: str, event_type: str) -> bool:
+        stream = eyes.stream(event_type)
+        if not eyes.call("EXISTS", stream):
+            return False
+        info = next((row for row in _groups(eyes, stream) if row[b"name"] == group.encode()), None)
+        last = pairs(eyes.call("XINFO", "STREAM", stream))[b"last-generated-id"]
+        return info is not None and info[b"pending"] == 0 and info[b"last-delivered-id"] == last
 
     async def _be_idle(self) -> None:
         """Nothing to do: few commands."""
@@ -170,13 +237,19 @@ class World:
         await trio.sleep(IDLE_SECONDS)
         for site in self.sites.values():
             rate = (self.network.commands[site.name] - before[site.name]) / IDLE_SECONDS
-            most = IDLE_COMMANDS * (len(self.plan.groups) if site.kind == "worker" else 1)
-            if rate > most:
+            if rate > IDLE_COMMANDS * self._shares(site):
                 self.wrong(f"{site.name} sends {rate:.1f} packets a second with nothing to do")
+
+    def _shares(self, site: Site) -> int:
+        """How many groups in how many partitions a process works for; a publisher counts as one, retention too."""
+        groups = len(self.plan.groups) + ("instances" in self.plan.parts) if site.kind == "worker" else 1
+        return (groups + ("retention" in self.plan.parts)) * self.plan.partitions
 
     async def _leave(self) -> None:
         for site in self.sites.values():
-            site.leave.set()
+            if not site.leave.is_set():
+                site.leave.set()
+                site.leaving_since = trio.current_time()
         while self._still_up:
             await trio.sleep(0.05)
 
@@ -187,9 +260,12 @@ class World:
             seen[f"run {run.end}"] += 1
             if run.attempt > 1:
                 seen["retry"] += 1
-        for group in self.plan.groups:
-            seen.update(f"dead letter: {letter.reason}" for letter in self.eyes.dead(group))
-        seen.update(f"loss: {loss.reason}" for loss in self.eyes.events("bus.loss"))
+        for eyes in self.partitions:
+            for group in self.plan.groups:
+                seen.update(f"dead letter: {letter.reason}" for letter in eyes.dead(group))
+            seen.update(f"loss: {loss.reason}" for loss in eyes.events("bus.loss"))
+            seen.update("timer fired" for _ in eyes.events("sim.rung"))
+            seen.update("seen by an instance" for _ in eyes.events("sim.seen"))
         return seen
 
     # --- processes -----------------------------------------------------------------------------------------------
@@ -209,6 +285,7 @@ class World:
                     else:
                         await self._publish(site)
                     ended = "left"
+                    self._check_left(site)
             except* Killed:
                 pass
             except* HotLoop as group:
@@ -222,6 +299,8 @@ class World:
             for run in self._active.values():
                 if run.site is site and run.end == "runs":
                     run.end = "killed"
+            if site.name in self.history.instances:
+                self.history.instances[site.name].stayed = self.over
             self.note(site.name, ended or "is dead")
             if not ended and not site.dead:
                 self.wrong(f"{site.name} ended by itself")
@@ -230,31 +309,46 @@ class World:
         self._still_up.discard(f"{kind} {number}")
 
     async def _work(self, site: Site) -> None:
-        bus = EventBus("memory://", namespace="sim", grace=self.plan.grace)
+        bus = EventBus("memory://", namespace="sim", grace=self.plan.grace, partitions=self.plan.partitions)
         replace_server(bus, SimServer(self.network, site))
         for group in self.plan.groups:
             bus.add(self._worker(site, group))
+        if "instances" in self.plan.parts:
+            bus.add(self._watcher(site))
         async with bus:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._look, site, bus)
+                if "instances" in self.plan.parts:
+                    nursery.start_soon(self._note_instance, site, bus)
                 await site.leave.wait()
                 nursery.cancel_scope.cancel()
             self.note(site.name, "leaves")
 
+    async def _note_instance(self, site: Site, bus: EventBus) -> None:
+        await bus.wait_ready()
+        group = next(one.group for one in bus._runners if one.worker.group is PER_INSTANCE)
+        self.history.instances[site.name] = Instance(group, clock.time_ns() // 1_000_000 + 1)
+
     async def _look(self, site: Site, bus: EventBus) -> None:
         """Somebody who asks over the bus's own link, and does not always wait for the answer."""
         asked = 0
-        while True:
-            await trio.sleep(self.dice.uniform(0.5, 1.5))
-            asked += 1
-            word = f"{site.name} {asked}".encode()
-            with trio.move_on_after(self.dice.choice([0.0, 0.001, 0.1, 5.0])):
+
+        async def ask(word: bytes, patience: float) -> None:
+            with trio.move_on_after(patience):
                 try:
                     reply = await bus.link.call("ECHO", word)
                 except Unavailable:
-                    continue
+                    return
                 if isinstance(reply, bytes) and reply != word:
                     self.wrong(f"{site.name} asked for {word!r} and was given {reply!r}")
+
+        while True:
+            await trio.sleep(self.dice.uniform(0.5, 1.5))
+            asked += 1
+            async with trio.open_nursery() as nursery:
+                for number in range(3):
+                    word = f"{site.name} {asked}.{number}".encode()
+                    nursery.start_soon(ask, word, self.dice.choice([0.0, 0.001, 0.1, 5.0]))
 
     # --- handlers ------------------------------------------------------------------------------------------------
 
@@ -262,6 +356,7 @@ class World:
         plan, worker = self.plan, Worker(group)
         takes, gives = GROUPS[group]
         retry = Backoff(plan.attempts, base=0.2, cap=1.0)
+        breaker = Breaker(3, 10.0, 0.5, 2.0, (ConnectionError,)) if "breaker" in plan.parts else None
         if plan.batch:
 
             @worker.on_batch(takes, max_size=plan.concurrency, max_wait=0.05, timeout=plan.timeout, retry=retry)
@@ -272,45 +367,111 @@ class World:
 
         else:
 
-            @worker.on(takes, concurrency=plan.concurrency, timeout=plan.timeout, retry=retry)
-            async def handle(event: Any, ctx: Context) -> Event:
+            @worker.on(takes, concurrency=plan.concurrency, timeout=plan.timeout, retry=retry, breaker=breaker)
+            async def handle(event: Any, ctx: Context) -> list[Event | Later | Cancel]:
                 await self._handle(site, group, event.n, ctx)
-                return gives(n=event.n)
+                timer = timer_of(event.n) if "timers" in plan.parts and group == "framers" else None
+                if timer is None:
+                    return [gives(n=event.n)]
+                if timer.after is None:
+                    return [gives(n=event.n), Cancel(timer.name)]
+                return [gives(n=event.n), Later(Rung(n=event.n), after=timer.after, timer=timer.name or None)]
+
+        return worker
+
+    def _watcher(self, site: Site) -> Worker:
+        worker = Worker("watchers", group=PER_INSTANCE)
+
+        @worker.on(Placed)
+        async def see(event: Placed) -> Seen:
+            await trio.sleep(event.n % 3 / 10)
+            return Seen(n=event.n, who=site.name)
 
         return worker
 
     async def _handle(self, site: Site, group: str, n: int, ctx: Context) -> None:
-        consumer = ctx._delivery.topic.settler.consumer
-        run = Run(group, n, ctx.entry_id, site, consumer, ctx.attempt, trio.current_time())
+        settler = ctx._delivery.topic.settler
+        partition = settler.keys.partition
+        suspect = ctx._delivery.suspect
+        run = Run(group, n, partition, ctx.entry_id, site, settler.consumer, ctx.attempt, suspect, trio.current_time())
         self._check_alone(run)
-        self._active[group, run.entry_id] = run
+        expired = input_of(group) == "sim.placed" and clock.time() > self.history.stale.get(n, math.inf) + 0.001
+        if expired and not self.plan.batch:  # there one waits for the others
+            self.wrong(f"{group} {n} began after it had expired")
+        self._active[group, partition, run.entry_id] = run
         self.history.runs.append(run)
         try:
+            late = self.plan.behaviours[n] in ("slow", "hangs", "kills")  # others would wait for what it holds
+            if not late:
+                await self._count(run, ctx)
             await self._behave(run)
+            if late:
+                await self._count(run, ctx)
             run.end = "returned"
         except trio.Cancelled:
             run.end = "killed" if site.dead else "cancelled"
             raise
         except BaseException as error:
-            run.end = {RetryLater: "later", Reject: "rejected"}.get(type(error), "raised")  # type: ignore[arg-type]
+            ends: dict[type, str] = {RetryLater: "later", Reject: "rejected", ConnectionError: "down"}
+            run.end = ends.get(type(error), "raised")
+            if isinstance(error, Unavailable):
+                self.wrong(f"{group} {n} has failed because the server was away: {error}")
             raise
         finally:
+            run.ended = trio.current_time()
             self.note(site.name, f"{group} {n} attempt {run.attempt} {run.end}")
+
+    async def _count(self, run: Run, ctx: Context) -> None:
+        """One more in a state, and a part of its own."""
+        if "state" in self.plan.parts:
+            ctx.parts("all", int).put(str(run.n), run.n)
+            state = await ctx.state(f"count {run.n % 5}", int)
+            await trio.sleep(run.n % 4 / 40)
+            state.value += 1
+
+    def _check_dead(self, beats: bytes, name: bytes) -> None:
+        """Nobody is taken for dead who is well."""
+        now, network = trio.current_time(), self.network
+        if network.away or network.mood or now < network.calm_from:
+            return
+        for site in self.sites.values():
+            alive = site.incarnations.get(beats, [b""])[-1] == name and not site.dead and not site.leave.is_set()
+            if alive and site.troubled(now) < 3:
+                self.wrong(f"{site.name} is taken for dead, and is well")
+
+    def _check_left(self, site: Site) -> None:
+        """Whoever leaves undisturbed leaves nothing behind."""
+        now, network = trio.current_time(), self.network
+        unwell = network.away or network.mood or now < network.calm_from or site.troubled(now) >= 1000
+        if site.kind != "worker" or unwell or any(time >= site.leaving_since - 0.5 for time in site.troubles):
+            return
+        names = {name.decode() for all_names in site.incarnations.values() for name in all_names[-1:]}
+        for eyes in self.partitions:
+            for group in self.plan.groups:
+                there = {row[0].decode() for row in eyes.call("XRANGE", eyes.stream(input_of(group)), "-", "+")}
+                left = [i for i, owner, _ in eyes.pending(group, input_of(group)) if owner in names and i in there]
+                if left:
+                    self.wrong(f"{site.name} has left, and {group} {left} are pending in its name")
 
     def _check_alone(self, run: Run) -> None:
         """Nobody else runs it, but for those whom others may take for dead."""
-        other, history = self._active.get((run.group, run.entry_id)), self.history
+        other, history = self._active.get((run.group, run.partition, run.entry_id)), self.history
         if other is None or other.end != "runs":
+            return
+        if history.cut and other.began >= history.cut.since:  # the server has forgotten whom it gave it to
             return
         if run.entry_id in history.lost_pending.get(run.group, ()) or run.entry_id in history.lost_done.get(
             run.group, ()
         ):
             return
-        if self.eyes.call("GET", self.eyes.keys.fence(other.consumer)) != b"dead":
+        keys = self.partitions[run.partition].keys
+        if all(self.eyes.call("GET", keys.fence(one.consumer)) != b"dead" for one in (run, other)):
             self.wrong(f"{run.group} {run.n} runs in {other.site.name}, and {run.site.name} begins it too")
 
     async def _behave(self, run: Run) -> None:
         behaviour = self.plan.behaviours[run.n]
+        if self.plan.away[0] <= trio.current_time() < self.plan.away[1] and behaviour != "kills":
+            raise ConnectionError("what is outside is away")
         times = self.failed
         key = run.group, run.n, behaviour
 
@@ -319,7 +480,7 @@ class World:
             return times[key] <= count
 
         if behaviour == "brief":
-            await trio.sleep(run.n % 10 / 10)
+            await trio.sleep(run.n % 10 / (50 if "state" in self.plan.parts else 10))
         elif behaviour == "slow":
             await trio.sleep(5.5 + run.n % 2)
         elif behaviour == "hangs" and first(1):
@@ -342,7 +503,7 @@ class World:
     # --- publishing ----------------------------------------------------------------------------------------------
 
     async def _publish(self, site: Site) -> None:
-        bus = EventBus("memory://", namespace="sim", patience=self.plan.patience)
+        bus = EventBus("memory://", namespace="sim", patience=self.plan.patience, partitions=self.plan.partitions)
         replace_server(bus, SimServer(self.network, site))
         todo = self.plan.publishes
         async with bus, trio.open_nursery() as nursery:
@@ -358,13 +519,13 @@ class World:
         fate.update(dict.fromkeys(numbers, "unknown"))
         n = numbers[0]
         if publish.how == "stale":
-            self.history.stale.add(n)
+            self.history.stale[n] = clock.time() + STALE_SECONDS
         try:
             if publish.how == "many":
                 try:
                     entry.update(zip(numbers, await bus.publish_many([Placed(n=n) for n in numbers]), strict=True))
                     fate.update(dict.fromkeys(numbers, "accepted"))
-                except* Unavailable:
+                except* (Unavailable, StreamFull):
                     pass  # which of them it does not say
             elif publish.how == "foreign":
                 written = self.eyes.put(self.dice.choice([b"", b"\xc1", b"{", b'{"data": 1}']), "sim.placed")
@@ -373,11 +534,16 @@ class World:
             else:
                 event = Placed(n=n, weight=float("nan") if publish.how == "bad" else 0.0)
                 with trio.move_on_after(self.dice.uniform(0, 0.01) if publish.how == "impatient" else 1e9):
-                    found = await bus.publish(event, expires_in=0.3 if publish.how == "stale" else None)
+                    delay = n % 5 if publish.how == "delayed" else None
+                    if delay is not None:
+                        self.history.due[n] = clock.time() * 1000 + delay * 1000
+                    found = await bus.publish(
+                        event, expires_in=STALE_SECONDS if publish.how == "stale" else None, delay=delay
+                    )
                     assert found is not None
                     entry[n] = found
                     fate[n] = "accepted"
-        except EncodeError:
+        except (EncodeError, StreamFull):
             fate[n] = "refused"
         except Unavailable as error:
             fate[n] = "unknown" if error.ambiguous else "refused"
@@ -395,39 +561,68 @@ class World:
         if what.kind == "kill":
             self.history.deaths["killed"] += 1
             if what.how == "now":
+                await self._be_busy(site)
                 site.kill()
             else:
-                site.falls_at = site.packets + int(what.seconds), what.how
+                site.falls_at = int(what.seconds), what.how
+        elif what.kind in ("late", "lose"):
+            site.next_fate = what.kind
+        elif what.kind in ("publish late", "publish lost"):
+            self.sites["publisher 0"].next_fate = "late" if what.kind == "publish late" else "lose"
         elif what.kind == "kill publisher":
             self.sites["publisher 0"].kill()
         elif what.kind == "stop":
+            await self._be_busy(site, many=2)
             site.leave.set()
+            site.leaving_since = trio.current_time()
         elif what.kind == "pause":
             self.history.deaths["paused"] += 1
             site.awake = trio.Event()
             await trio.sleep(what.seconds)
             site.awake.set()
+            site.calm_from = trio.current_time() + CALM_SECONDS
         elif what.kind == "cut off":
             self.history.deaths["cut off"] += 1
             site.unreachable = what.how
             self._break([site], what.how)
             await trio.sleep(what.seconds)
             site.unreachable = ""
+            site.calm_from = trio.current_time() + CALM_SECONDS
         elif what.kind == "outage":
             await self._be_away(what)
         elif what.kind == "mood":
             network.mood = what.how
             await trio.sleep(what.seconds)
             network.mood = ""
+            self._recover()
+        elif what.kind == "restart":
+            await self._restart(what)
+        elif what.kind == "clock":
+            wall = clock.current()
+            assert isinstance(wall, TrioClock)
+            wall.jump(what.seconds)
         elif what.kind == "scripts flushed":
             self.eyes.call("SCRIPT", "FLUSH")
         elif what.kind == "trim":
             self._trim()
         elif what.kind == "group lost":
-            self._destroy(self.plan.groups[what.who])
+            await self._be_busy(many=2)
+            self._destroy(self.plan.groups[what.who % len(self.plan.groups)])
+
+    async def _be_busy(
+        self, site: Site | None = None, since: float = 0.0, many: int = 1, patience: float = 2.0
+    ) -> None:
+        """Wait until a process (None: any) has something in its hands that began after a moment, for a while."""
+        deadline = trio.current_time() + patience
+        while trio.current_time() < deadline:
+            busy = [run for run in self._active.values() if site in (None, run.site) and run.end == "runs"]
+            if sum(run.began >= since for run in busy) >= many:
+                return
+            await trio.sleep(0.01)
 
     async def _be_away(self, what: Happening) -> None:
         network = self.network
+        await self._be_busy()
         network.away = what.how
         self._break(list(self.sites.values()), what.how)
         await trio.sleep(1.0 if what.seconds > 2 else 0.0)  # the first attempts come fast
@@ -436,10 +631,60 @@ class World:
         await trio.sleep(max(seconds, 0.5))
         for site in self.sites.values():
             rate = (network.commands[site.name] - before[site.name]) / max(seconds, 1.0)
-            most = OUTAGE_COMMANDS * (len(self.plan.groups) if site.kind == "worker" else 1)
-            if seconds > 1 and rate > most:
+            if network.away and seconds > 1 and rate > OUTAGE_COMMANDS * self._shares(site):
                 self.wrong(f"{site.name} tries {rate:.1f} times a second while the server is away")
         network.away = ""
+        self._recover()
+
+    def _recover(self) -> None:
+        """All have been in trouble, and are no longer."""
+        self.network.calm_from = trio.current_time() + CALM_SECONDS
+
+    async def _restart(self, what: Happening) -> None:
+        """The server ends, and comes back with what it had some time before that."""
+        data, since, from_ms = self.network.copy(), trio.current_time(), clock.time_ns() // 1_000_000
+        await trio.sleep(what.seconds)
+        await self._be_busy(since=since, patience=5.0)
+        self.network.away = what.how
+        self._break(list(self.sites.values()), "refuse")
+        self.network.restart(data)
+        self.history.cut = Cut(since, range(from_ms, clock.time_ns() // 1_000_000 + 1))
+        await trio.sleep(what.seconds / 4)
+        self.network.away = ""
+        self._recover()
+
+    async def _retain(self) -> None:
+        """Set the targets as soon as every group is declared: a group that is not keeps nothing."""
+        keep = Retention(max_age=None, max_length=self.plan.keep, cap=self.plan.cap, when_full="reject")
+        policy = msgspec.json.encode(keep)
+        for eyes in self.partitions:
+            while not {*self.plan.groups} <= {name.decode() for name in eyes.call("HKEYS", eyes.keys.groups)}:
+                await trio.sleep(0.1)
+            eyes.call("HSET", eyes.keys.retention, "sim.placed", policy)
+            if "hangers" in self.plan.groups:
+                eyes.call("HSET", eyes.keys.retention, "sim.framed", policy)
+
+    def _before_trim(self, stream: bytes) -> Callable[[list[list[Any]]], None]:
+        """Remember what the declared groups have handled, to see that nothing else goes."""
+        eyes = next(eyes for eyes in self.partitions if stream.startswith(eyes.keys.topics.removesuffix(b"topics")))
+        declared = set(eyes.call("HKEYS", eyes.keys.groups))
+        event_type = stream.rpartition(b":")[2].decode()
+        read = {}
+        for row in _groups(eyes, stream):
+            name = row[b"name"].decode()
+            if row[b"name"] in declared:
+                pending = {entry_id.encode() for entry_id, _, _ in eyes.pending(name, event_type)}
+                read[name] = _order(row[b"last-delivered-id"]), pending
+
+        def told(gone: list[list[Any]]) -> None:
+            self.note("world", f"{event_type}: retention removed {len(gone)} up to {gone[-1][0].decode()}")
+            self.history.retained[stream] += [(row[0].decode(), row[1]) for row in gone]
+            for name, (cursor, pending) in read.items():
+                early = [row[0].decode() for row in gone if row[0] in pending or _order(row[0]) > cursor]
+                if early:
+                    self.wrong(f"retention removed {early} of {event_type}, which {name} has not handled")
+
+        return told
 
     def _break(self, sites: list[Site], how: str) -> None:
         if how == "refuse":
@@ -450,39 +695,46 @@ class World:
     def _trim(self) -> None:
         """Trim what every group has read, handled or not."""
         event_type = "sim.placed"
-        stream = self.eyes.stream(event_type)
-        if not self.eyes.call("EXISTS", stream):
-            return
-        cursors = [_order(row[b"last-delivered-id"]) for row in self._rows("GROUPS", stream)]
-        if len(cursors) < sum(_input(group) == event_type for group in self.plan.groups):
-            return
-        rows = [row for row in self.eyes.call("XRANGE", stream, "-", "+") if _order(row[0]) <= min(cursors)]
-        rows = rows[: self.dice.randrange(len(rows) + 1)]
-        if rows:
-            self.history.trimmed[event_type] += [(row[0].decode(), row[1]) for row in rows]
-            milliseconds, sequence = _order(rows[-1][0])
-            self.eyes.call("XTRIM", stream, "MINID", f"{milliseconds}-{sequence + 1}")
-            self.note("world", f"trimmed {len(rows)} entries")
+        for eyes in self.partitions:
+            stream = eyes.stream(event_type)
+            if not eyes.call("EXISTS", stream):
+                continue
+            cursors = [_order(row[b"last-delivered-id"]) for row in _groups(eyes, stream)]
+            if len(cursors) < sum(input_of(group) == event_type for group in self.plan.groups):
+                continue
+            rows = [row for row in eyes.call("XRANGE", stream, "-", "+") if _order(row[0]) <= min(cursors)]
+            rows = rows[: self.dice.randrange(len(rows) + 1)]
+            if rows:
+                self.history.trimmed[stream] += [(row[0].decode(), row[1]) for row in rows]
+                milliseconds, sequence = _order(rows[-1][0])
+                eyes.call("XTRIM", stream, "MINID", f"{milliseconds}-{sequence + 1}")
+                self.note("world", f"trimmed {len(rows)} entries")
 
     def _destroy(self, group: str) -> None:
-        stream = self.eyes.stream(_input(group))
+        stream = self.eyes.stream(input_of(group))
         if group in self.history.lost_pending or not self.eyes.call("EXISTS", stream):
             return
-        infos = self._rows("GROUPS", stream)
+        infos = _groups(self.eyes, stream)
         cursor = next((_order(info[b"last-delivered-id"]) for info in infos if info[b"name"] == group.encode()), None)
         if cursor is None:
             return
-        pending = {entry_id for entry_id, _, _ in self.eyes.pending(group, _input(group))}
+        pending = {entry_id for entry_id, _, _ in self.eyes.pending(group, input_of(group))}
         there = self.eyes.call("XRANGE", stream, "-", "+")
         read = {row[0].decode() for row in there if _order(row[0]) <= cursor}
-        read |= {entry_id for entry_id, _ in self.history.trimmed[_input(group)]}
+        history = self.history
+        read |= {entry_id for entry_id, _ in [*history.trimmed[stream], *history.retained[stream]]}
         self.history.lost_pending[group] = pending
         self.history.lost_done[group] = read - pending
         self.eyes.call("XGROUP", "DESTROY", stream, group)
 
 
-def _input(group: str) -> str:
+def input_of(group: str) -> str:
+    """The type that a group of the plan reads."""
     return registry.of(GROUPS[group][0]).name
+
+
+def _groups(eyes: Eyes, stream: bytes) -> list[dict[bytes, Any]]:
+    return [pairs(row) for row in eyes.call("XINFO", "GROUPS", stream)] if eyes.call("EXISTS", stream) else []
 
 
 def _order(entry_id: bytes) -> tuple[int, int]:

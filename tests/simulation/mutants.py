@@ -1,0 +1,327 @@
+"""Bugs that were planted: known-wrong variants of the product, each of which the simulation must find.
+
+A plant changes a few words of one function or script, in this process and for one run, and fails loudly when those
+words are no longer there. Whatever cannot be caught is not tested, however many seeds are sound: so every promise has a
+plant here, and every bug that was found later joins them. `wants` names what its seeds must contain, for bugs of a part
+or after a fault that most seeds do without; the plan is otherwise the seed's own.
+
+python tests/simulation/run.py --mutants        all of them, 40 seeds each
+"""
+
+import inspect
+import textwrap
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from canvasbus import ids
+from canvasbus.consume import breaker, dispatch, leaving, outcomes, runner, settle, state, subscription, sweep
+from canvasbus.consume.liveness import Watcher
+from canvasbus.produce import fenced, publisher
+from canvasbus.transport import group_scripts, link, scripts
+from canvasbus.transport.scripts import Script
+
+Change = Callable[[pytest.MonkeyPatch], None]
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A bug."""
+
+    name: str
+    promise: str
+    """Which line of DESIGN section 5 it breaks."""
+    changes: tuple[Change, ...]
+    wants: frozenset[str] = frozenset()
+    asked_for: bool = False
+    """One of the six that issue 3 names."""
+
+    @contextmanager
+    def planted(self) -> Iterator[None]:
+        """The product has this bug until the block ends."""
+        with pytest.MonkeyPatch.context() as patch:
+            for change in self.changes:
+                change(patch)
+            yield
+
+
+def words(owner: Any, name: str, old: str, new: str) -> Change:
+    """Change the text of a function of a class or module."""
+
+    def change(patch: pytest.MonkeyPatch) -> None:
+        function = inspect.getattr_static(owner, name)
+        source = textwrap.dedent(inspect.getsource(function))
+        assert source.count(old) == 1, f"{owner.__name__}.{name} has {source.count(old)} times {old!r}"
+        made: dict[str, Any] = {}
+        module = inspect.getmodule(function)
+        assert module is not None
+        code = compile(
+            "from __future__ import annotations\n" + source.replace(old, new), f"<{name} with a bug>", "exec"
+        )
+        exec(code, vars(module) | {"__name__": module.__name__}, made)
+        patch.setattr(owner, name, made[name])
+
+    return change
+
+
+def lua(script: Script, old: str, new: str) -> Change:
+    """Change the text of a script."""
+
+    def change(patch: pytest.MonkeyPatch) -> None:
+        assert script.source.count(old) == 1, f"{script.name} has {script.source.count(old)} times {old!r}"
+        wrong = Script(script.name, script.source.replace(old, new))
+        patch.setattr(script, "source", wrong.source)
+        patch.setattr(script, "sha", wrong.sha)
+
+    return change
+
+
+ACK_FIRST = """
+    for commit in chunk:
+        await self._link.request(command("XACK", commit.delivery.topic.stream, self._group, commit.delivery.entry_id))
+    keys = [self.keys.fence(self.consumer), *places]
+"""
+
+BY_AGE = """
+    dead = []
+    for stream in subscription.topics if reaper else ():
+        old = await self._shared.call("XPENDING", stream, self._group, "IDLE", 2000, "-", "+", 100)
+        for entry_id, *_ in check(old, "look"):
+            await self._shared.call("XCLAIM", stream, self._group, self._consumer, 2000, entry_id, "JUSTID")
+            subscription.audit_soon()
+"""
+
+MUTANTS = (
+    # The six of the issue.
+    Mutant(
+        "acknowledged before it is committed",
+        "2",
+        (words(settle.Settler, "_send", "    keys = [self.keys.fence(self.consumer), *places]\n", ACK_FIRST),),
+        asked_for=True,
+    ),
+    Mutant(
+        "settled without fence and owner",
+        "2",
+        (
+            lua(scripts.SETTLE, "if fence ~= ARGV[1] then", "if false then"),
+            lua(scripts.SETTLE, "elseif look or verb", "elseif verb"),
+        ),
+        asked_for=True,
+    ),
+    Mutant(
+        "claimed by age",
+        "3",
+        (words(sweep.Sweep, "_sweep", "    dead = self._watcher.judge(now, beats, owners)\n", BY_AGE),),
+        asked_for=True,
+    ),
+    Mutant(
+        "trimmed up to what was delivered",
+        "6",
+        (lua(scripts.TRIM, "if one['pending'] > 0 then", "if false then"),),
+        frozenset({"retention"}),
+        asked_for=True,
+    ),
+    Mutant(
+        "published again without looking",
+        "1",
+        (words(fenced.FencedSender, "send", "if unsure:", "if False:"),),
+        asked_for=True,
+    ),
+    Mutant(
+        "a cancelled reply goes to the next",
+        "8",
+        (
+            words(
+                link.SharedLink,
+                "request",
+                "    await waiter.event.wait()\n",
+                "    try:\n        await waiter.event.wait()\n    except BaseException:\n"
+                "        self._waiters.remove(waiter)\n        raise\n",
+            ),
+            words(
+                link.SharedLink,
+                "_read",
+                "if not waiters:",
+                "if not waiters:\n                break\n            if False:",
+            ),
+        ),
+        asked_for=True,
+    ),
+    # One more for each promise, and those that were found.
+    Mutant(
+        "a late transaction is not fenced off",
+        "1",
+        (words(fenced.FencedSender, "_investigate", '("INCR", self._fence)', '("GET", self._fence)'),),
+        frozenset({"publish late"}),
+    ),
+    Mutant("derived ids are drawn", "2", (words(ids, "derived", "parent.bytes + name", "os.urandom(16)"),)),
+    Mutant(
+        "a lost reply of a read is not looked for",
+        "3",
+        (words(subscription.Subscription, "audit", "    suspect =", "    return\n    suspect ="),),
+        frozenset({"lose"}),
+    ),
+    Mutant(
+        "the dead are not looked for",
+        "3",
+        (words(Watcher, "judge", "return dead", "return []"),),
+        frozenset({"kill"}),
+    ),
+    Mutant(
+        "heartbeats are not listened to",
+        "3",
+        (words(Watcher, "judge", "if seen is None or seen[0] != count:", "if seen is None:"),),
+    ),
+    Mutant("attempts are not counted", "4", (words(outcomes, "decide", "failures += 1", "pass"),)),
+    Mutant(
+        "the attempt of a suspect is not written down",
+        "4",
+        (
+            words(
+                dispatch.Lane,
+                "_run_suspect",
+                "    await delivery.topic.settler.write_attempt(delivery, delivery.failures + 1).wait()\n",
+                "",
+            ),
+        ),
+        frozenset({"kills"}),
+    ),
+    Mutant(
+        "a takeover counts as an attempt",
+        "4",
+        (lua(scripts.TAKE, "result[#result + 1] = row[4]", "result[#result + 1] = row[4] + 1"),),
+        frozenset({"kill"}),
+    ),
+    Mutant(
+        "what cannot be read is dropped",
+        "5",
+        (
+            words(
+                outcomes.Outcomes,
+                "bury",
+                "    unread = delivery.error is not None\n",
+                "    unread = delivery.error is not None\n    if unread:\n        return self.done(delivery)\n",
+            ),
+        ),
+    ),
+    Mutant(
+        "expired events are handled",
+        "5",
+        (words(dispatch.Lane, "_skip", "envelope.expires_on < clock.time()", "False"),),
+    ),
+    Mutant(
+        "a lost group begins at its end",
+        "8",
+        (
+            lua(
+                group_scripts.RENEW,
+                "redis.call('XGROUP', 'CREATE', stream, group, start)",
+                "redis.call('XGROUP', 'CREATE', stream, group, '$')",
+            ),
+        ),
+        frozenset({"group lost", "company"}),
+    ),
+    Mutant(
+        "a server that restarted is believed",
+        "8",
+        (words(settle.Settler, "_doubts", "    link = self._link\n", "    return False\n    link = self._link\n"),),
+        frozenset({"restart", "company"}),
+    ),
+    Mutant(
+        "an outage costs attempts",
+        "8",
+        (words(state.StateStore, "load", "raise RetryLater(AWAY_SECONDS,", "raise Unavailable("),),
+        frozenset({"state", "outage"}),
+    ),
+    Mutant(
+        "nothing is handed back",
+        "9",
+        (
+            words(
+                leaving.Leaving,
+                "_release",
+                "    for subscription in self._subscriptions:\n",
+                "    for subscription in ():\n",
+            ),
+        ),
+        frozenset({"stop", "calm"}),
+    ),
+    Mutant(
+        "state is not compared",
+        "10",
+        (lua(scripts.SETTLE, "== ARGV[at + 2] or 2", "~= nil"),),
+        frozenset({"state", "company"}),
+    ),
+    Mutant(
+        "parts are not committed",
+        "10",
+        (lua(scripts.SETTLE, "redis.call('HSET', key, ARGV[at + 2], ARGV[at + 3])", "local _ = key"),),
+        frozenset({"state"}),
+    ),
+    Mutant(
+        "timers and state are missing in a commit that looks",
+        "time",
+        (
+            words(
+                settle.Settler,
+                "_send",
+                "changes = commit.changes\n",
+                "changes = commit.changes if not look else None\n",
+            ),
+        ),
+        frozenset({"timers", "state"}),
+    ),
+    Mutant(
+        "a timer comes again",
+        "time",
+        (
+            lua(
+                scripts.FIRE,
+                "        redis.call('ZREM', KEYS[1], timer)\n        redis.call('HDEL', KEYS[2], timer)\n        result[1]",
+                "        redis.call('ZADD', KEYS[1], string.format('%.0f', now + 2000), timer)\n        result[1]",
+            ),
+        ),
+        frozenset({"timers"}),
+    ),
+    Mutant(
+        "what is delayed is read again",
+        "time",
+        (lua(scripts.DUE, "redis.call('SET', KEYS[4], rows[#rows][1])", "local _ = rows"),),
+        frozenset({"timers"}),
+    ),
+    Mutant(
+        "a timer cannot be set anew",
+        "time",
+        (
+            lua(
+                scripts.SETTLE,
+                "redis.call('ZADD', key, due, ARGV[at + 3])",
+                "redis.call('ZADD', key, 'NX', due, ARGV[at + 3])",
+            ),
+        ),
+        frozenset({"timers"}),
+    ),
+    Mutant(
+        "a circuit never opens",
+        "4",
+        (words(breaker.Circuit, "failed", 'if self.state != "closed":', "if True:"),),
+        frozenset({"breaker"}),
+    ),
+    Mutant(
+        "instances share a group",
+        "fan-out",
+        (words(runner.Runner, "__init__", 'f"{worker.name}@{consumer_name()}"', 'f"{worker.name}@all"'),),
+        frozenset({"instances"}),
+    ),
+    Mutant(
+        "a key's partition is drawn",
+        "wire",
+        (lambda patch: patch.setattr(publisher, "partition_of", lambda key, count: ids._bits(8) % count),),
+        frozenset({"partitions"}),
+    ),
+)
+
+BY_NAME = {mutant.name: mutant for mutant in MUTANTS}
