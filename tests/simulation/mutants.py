@@ -36,8 +36,8 @@ class Mutant:
     """Which line of DESIGN section 5 it breaks."""
     changes: tuple[Change, ...]
     wants: frozenset[str] = frozenset()
-    asked_for: bool = False
-    """One of the six that issue 3 names."""
+    classic: bool = False
+    """One of the six that every event bus must be free of: half of the seeds must find it."""
 
     @contextmanager
     def planted(self) -> Iterator[None]:
@@ -95,12 +95,12 @@ BY_AGE = """
 """
 
 MUTANTS = (
-    # The six of the issue.
+    # The six that must be found in half of the seeds.
     Mutant(
         "acknowledged before it is committed",
         "2",
         (words(settle.Settler, "_send", "    keys = [self.keys.fence(self.consumer), *places]\n", ACK_FIRST),),
-        asked_for=True,
+        classic=True,
     ),
     Mutant(
         "settled without fence and owner",
@@ -109,26 +109,26 @@ MUTANTS = (
             lua(scripts.SETTLE, "if fence ~= ARGV[1] then", "if false then"),
             lua(scripts.SETTLE, "elseif look or verb", "elseif verb"),
         ),
-        asked_for=True,
+        classic=True,
     ),
     Mutant(
         "claimed by age",
         "3",
         (words(sweep.Sweep, "_sweep", "    dead = self._watcher.judge(now, beats, owners)\n", BY_AGE),),
-        asked_for=True,
+        classic=True,
     ),
     Mutant(
         "trimmed up to what was delivered",
         "6",
         (lua(scripts.TRIM, "if one['pending'] > 0 then", "if false then"),),
         frozenset({"retention"}),
-        asked_for=True,
+        classic=True,
     ),
     Mutant(
         "published again without looking",
         "1",
         (words(fenced.FencedSender, "send", "if unsure:", "if False:"),),
-        asked_for=True,
+        classic=True,
     ),
     Mutant(
         "a cancelled reply goes to the next",
@@ -148,7 +148,7 @@ MUTANTS = (
                 "if not waiters:\n                break\n            if False:",
             ),
         ),
-        asked_for=True,
+        classic=True,
     ),
     # One more for each promise, and those that were found.
     Mutant(
