@@ -7,45 +7,19 @@ Imports are late: a command loads what it needs when it runs, `--help` loads non
 """
 
 import argparse
-import difflib
+import errno
 import importlib
 import os
-import re
 import sys
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any
 
 from canvasbus import __version__
+from canvasbus.cli.arguments import Parser, near, open_outlets
 from canvasbus.errors import CanvasbusError, ConfigError, ContractError
 
 _SETTINGS = ("url", "namespace", "partitions")
 GROUP_VERBS = ["list", "pause", "resume", "reset", "forget"]
-
-
-class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose errors are one line and know what was meant."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**{"allow_abbrev": False, **options})
-
-    def error(self, message: str) -> NoReturn:
-        """Print one line and leave with 2."""
-        choice = re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message)
-        if choice:
-            known = re.findall(r"[\w-]+", choice[2])
-            message = f"there is no {choice[1]!r}{_near(choice[1], known) or '; there are ' + ', '.join(known)}"
-        print(f"{self.prog}: {message} (see {self.prog} --help)", file=sys.stderr)
-        raise SystemExit(2)
-
-    def refuse_unknown(self, rest: list[str]) -> NoReturn:
-        """Say which arguments nobody knows."""
-        hints = [_near(word, list(self._option_string_actions)) for word in rest if word.startswith("-")]
-        self.error(f"unknown argument {' '.join(rest)}{next(filter(None, hints), '')}")
-
-
-def _near(word: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(word, known, n=1)
-    return f"; did you mean {close[0]}?" if close else ""
 
 
 def parser() -> Parser:
@@ -247,7 +221,7 @@ def _with_verb(argv: list[str]) -> list[str]:
         return argv
     if rest[:1] and rest[0] in GROUP_VERBS:
         return argv
-    if len(rest) > 1 and not rest[0].startswith("-") and not rest[1].startswith("-") and _near(rest[0], GROUP_VERBS):
+    if len(rest) > 1 and not rest[0].startswith("-") and not rest[1].startswith("-") and near(rest[0], GROUP_VERBS):
         return argv  # a mistyped verb; argparse says what was meant
     return [*argv[: at + 1], "list", *rest]
 
@@ -262,14 +236,19 @@ def _common(to: Parser, *, default: Any) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns its exit code."""
+    open_outlets()
     try:
         code = _run(argv)
         sys.stdout.flush()
         return code
     except BrokenPipeError:
-        # Whoever read our output has seen enough. Nothing more may be written to it, not even by the interpreter's exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _write_no_more()  # whoever read our output has seen enough
         return 0
+    except OSError as error:
+        if error.errno not in _CANNOT_WRITE:
+            raise
+        _write_no_more()
+        return _fail(CanvasbusError(f"the output cannot be written: {error.strerror}"), 1)
     except KeyboardInterrupt:
         return 130
     except SystemExit as error:  # argparse: --help, --version, bad usage
@@ -278,6 +257,14 @@ def main(argv: list[str] | None = None) -> int:
         return _fail(error, 2)
     except CanvasbusError as error:
         return _fail(error, 1)
+
+
+_CANNOT_WRITE = (errno.ENOSPC, errno.EIO, errno.EBADF, errno.EFBIG, errno.EDQUOT)
+
+
+def _write_no_more() -> None:
+    """Let nothing more be written to stdout, not even by the interpreter's exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _run(argv: list[str] | None) -> int:

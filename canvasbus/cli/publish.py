@@ -156,7 +156,9 @@ class _Publishing:
         if known:
             out.line(f"{'it was' if known == self._stored == 1 else f'{known:,} of them were'} there already")
         if self.failed:
-            out.note(f"canvasbus: {self.failed:,} line{'s' if self.failed != 1 else ''} not published")
+            lines = f"{self.failed:,} line{'s' if self.failed != 1 else ''}"
+            advice = "; publish only what was mended, the others are stored" if self._stored and not self._dry else ""
+            out.note(f"canvasbus: {lines} not published{advice}")
 
     def _encoded(self, text: bytes, type_name: str | None) -> Outgoing:
         try:

@@ -14,6 +14,8 @@ import os
 import sys
 from typing import Any
 
+from canvasbus import __version__
+from canvasbus.cli.arguments import Parser, open_outlets
 from canvasbus.errors import CanvasbusError, ConfigError, ContractError
 from canvasbus.log import configure, get_logger
 
@@ -21,11 +23,12 @@ WAITING_SAID_EVERY = 60.0
 HIGHEST_PORT = 65535
 
 
-def parser() -> argparse.ArgumentParser:
-    result = argparse.ArgumentParser(
+def parser() -> Parser:
+    result = Parser(
         prog="canvasbus-worker",
         description="Run workers until SIGTERM, then drain: finish what runs, hand back the rest, leave.",
     )
+    result.add_argument("--version", action="version", version=f"canvasbus {__version__}")
     result.add_argument("targets", nargs="+", metavar="TARGET", help="a registered name, or module:attribute")
     result.add_argument("--url", help="the bus (else CANVASBUS_URL, else canvasbus.toml)")
     result.add_argument("--namespace", help="prefix of all keys (default canvasbus)")
@@ -46,7 +49,11 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the program; returns its exit code."""
-    options = parser().parse_args(argv)
+    open_outlets()
+    known = parser()
+    options, rest = known.parse_known_args(argv)
+    if rest:
+        known.refuse_unknown(rest)
     try:
         if options.processes < 1:
             raise ConfigError(f"--processes {options.processes}: there is at least one")
@@ -90,7 +97,7 @@ def _work(options: argparse.Namespace) -> int:
 
     loaded = _load(options)
     settings = loaded.settings
-    url = loaded.require_url("canvasbus-worker")
+    url = loaded.require_url("the worker")
     _check_url(url)
     for module in settings.modules:
         plugins.import_module(module, "modules")
@@ -204,7 +211,7 @@ def _supervise(options: argparse.Namespace) -> int:
     from canvasbus.operate import plugins
 
     loaded = _load(options)
-    _check_url(loaded.require_url("canvasbus-worker"))
+    _check_url(loaded.require_url("the worker"))
     _configure_log(loaded.settings)
     # The URL may hold a password, and every user of the machine can read a command line.
     environ = dict(os.environ) | ({"CANVASBUS_URL": options.url} if options.url else {})

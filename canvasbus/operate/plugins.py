@@ -20,8 +20,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import canvasbus
 from canvasbus.consume.handlers import Worker
-from canvasbus.errors import ConfigError
+from canvasbus.errors import ConfigError, ContractError
 
 GROUP = "canvasbus.workers"
 
@@ -138,7 +139,8 @@ def _known(name: str, points: Iterable[str]) -> str:
 
 
 def _or_module(name: str) -> str:
-    return f" (a module is written {name}:worker)" if name.replace(".", "").isidentifier() else ""
+    module = name.removesuffix(".py").replace("/", ".")
+    return f" (a module is written {module}:worker)" if module.replace(".", "").isidentifier() else ""
 
 
 def _near_module(name: str) -> str:
@@ -155,6 +157,9 @@ def _place(error: BaseException) -> str:
         return ""  # its text says so already
     frames = [f for f in traceback.extract_tb(error.__traceback__) if "importlib" not in f.filename]
     inner = [f for f in frames if f.filename != __file__]
+    if isinstance(error, ContractError):  # whose declaration it was, not where it was found out
+        ours = str(Path(canvasbus.__file__).parent)
+        inner = [f for f in inner if not f.filename.startswith(ours)] or inner
     return f" ({inner[-1].filename}, line {inner[-1].lineno})" if inner else ""
 
 

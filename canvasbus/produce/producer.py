@@ -305,6 +305,8 @@ class Producer:
             return self._closed
         self._buffer.close("closed")
         stored = self.flush(timeout)
+        if not stored:
+            sender.tell_left("the Producer is closed", self._flush_timeout if timeout is None else timeout)
         sender.stop(1.0 if stored else 0.1)
         self._closed = stored
         return stored

@@ -173,13 +173,18 @@ class Sender:
             self.buffer.close("muted")
         if waiting:
             self.nudge()
-        if not self.buffer.wait_settled(deadline) and self.buffer.waiting:
-            logger.warning(
-                "%s: the program ends and %s did not reach the server within %g s%s%s",
-                self._server.name, _events(self.buffer.waiting), self.flush_timeout, self._because(), self._kept(),
-            )  # fmt: skip
+        if not self.buffer.wait_settled(deadline):
+            self.tell_left("the program ends", self.flush_timeout)
         # No wait for the thread: being a daemon it ends with the interpreter, and it must not log meanwhile.
         self.stop(0.0 if not self.buffer.keeps or self.buffer.waiting else 1.0)  # but for an empty spool to be removed
+
+    def tell_left(self, when: str, seconds: float) -> None:
+        """Say what did not reach the server within its time, before it is dropped or left to the next Producer."""
+        if self.buffer.waiting:
+            logger.warning(
+                "%s: %s and %s did not reach the server within %g s%s%s",
+                self._server.name, when, _events(self.buffer.waiting), seconds, self._because(), self._kept(),
+            )  # fmt: skip
 
     def _because(self) -> str:
         return f" ({self.last_error})" if self._troubled and self.last_error else ""

@@ -93,7 +93,8 @@ _WAIT = {
 _REFUSE = {
     "NOAUTH": "the server wants a password: put it into the URL (redis://:password@host) or CANVASBUS_URL",
     "WRONGPASS": "the server refuses this user or password",
-    "NOPERM": "the ACL of this user forbids the command",
+    "NOPERM": "the ACL of this user forbids the command; `canvasbus doctor --acl producer|worker|operator` prints what each "
+    "role needs",
     "WRONGTYPE": "the key holds another type of value than the bus keeps there",
     "NOPROTO": "the server does not speak this protocol version",
     "CROSSSLOT": "the keys lie in different cluster slots",

@@ -164,6 +164,22 @@ def test_tail_into_publish_copies_a_bus(
     copy.close()
 
 
+@pytest.mark.parametrize(
+    ("to", "code", "says"),
+    [(">&-", 0, ""), (">/dev/full", 1, "canvasbus: the output cannot be written: No space left on device\n")],
+)
+def test_an_output_that_takes_nothing(server_url: str, namespace: str, to: str, code: int, says: str) -> None:
+    """Closed, as under a supervisor: the command does its work. On a full disk it says so, in one line."""
+    event = '{"model_name": "m"}'
+    command = f"{sys.executable} -m canvasbus publish drift.resolved '{event}' {to}"
+    environ = dict(os.environ) | {"CANVASBUS_URL": server_url, "CANVASBUS_NAMESPACE": namespace}
+    done = subprocess.run(command, shell=True, env=environ, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (code, says)
+    eyes = Eyes(server_url, namespace)
+    assert eyes.count("drift.resolved") == 1
+    eyes.close()
+
+
 def test_a_reader_that_has_seen_enough_ends_tail_quietly(server_url: str, namespace: str, eyes: Eyes) -> None:
     """`| head -1`: exit code 0 and not a word on stderr."""
     put(eyes, 600)

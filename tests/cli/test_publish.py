@@ -150,7 +150,7 @@ def test_bad_lines_are_named_and_lose_no_other(run: Run, eyes: Eyes) -> None:
     assert ran.out == "published 3 events\n"
     errors = ran.err.splitlines()
     assert [line.split(": ")[1] for line in errors[:-1]] == [f"line {n}" for n in (3, 5, 6, 7, 8)]
-    assert errors[-1] == "canvasbus: 5 lines not published"
+    assert errors[-1] == "canvasbus: 5 lines not published; publish only what was mended, the others are stored"
     assert "did you mean 'drift.detected'" in errors[1] and "drift_score" in errors[2] and "'surprise'" in errors[3]
 
 

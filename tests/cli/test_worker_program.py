@@ -124,6 +124,8 @@ def get(port: int, path: str) -> tuple[int, dict[str, Any]]:
         (["wont_import:worker"], "nothing_like_this"),
         (["unit_workers:worker", "unit_workers:worker"], "named twice"),
         (["unit_workers:worker", "--processes", "0"], "at least one"),
+        (["unit_workers:worker", "--grase", "3"], "unknown argument --grase 3; did you mean --grace?"),
+        ([], "the following arguments are required: TARGET"),
         (["unit_workers:worker", "--url", "reds://localhost"], "did you mean redis://?"),
         (["unit_workers:worker", "--url", "memory://"], "inside one process"),
         (["unit_workers:worker", "--url", "off://"], "switches the bus off"),
@@ -135,7 +137,11 @@ def test_bad_usage_is_one_line(
     """Wrong targets, URLs and numbers exit with 2 and one line that names them."""
     given = arguments if "--url" in arguments else [*arguments, "--url", "redis://127.0.0.1:1"]
 
-    assert main(given) == 2
+    try:
+        code: object = main(given)
+    except SystemExit as usage:  # argparse's
+        code = usage.code
+    assert code == 2
     said = capsys.readouterr().err
     assert says in said
     assert said.count("\n") == 1

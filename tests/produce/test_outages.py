@@ -99,6 +99,15 @@ def test_an_idle_producer_whose_server_restarts_empty(make_server: MakeServer, n
     assert numbers(server.url, namespace) == [1, 2]
 
 
+def test_closing_tells_what_is_lost(namespace: str, warnings: Callable[[], list[str]]) -> None:
+    """Leaving the block is not silent about events that nobody has: how many, and why."""
+    with Producer(f"redis://127.0.0.1:{free_port()}", namespace=namespace, flush_timeout=0.1) as bus:
+        bus.publish_many(PaintingMade(number=number) for number in range(3))
+    said = warnings()[-1]
+    assert "the Producer is closed and 3 events did not reach the server within 0.1 s" in said
+    assert "nobody listens there" in said
+
+
 def test_a_server_that_stops_answering(server: ServerProcess, namespace: str) -> None:
     """A frozen server: publish goes on, flush and close return in time, and the callers are told that it is late."""
     bus = Producer(server.url, namespace=namespace)

@@ -1,0 +1,43 @@
+"""What both programs do before they know what they are asked for: read their arguments, and have somewhere to write."""
+
+import argparse
+import difflib
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+
+def open_outlets() -> None:
+    """Give a program that was started without stdout or stderr (`>&-`, some supervisors) the null device for it."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115  as long as the program lives
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are one line and know what was meant."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"allow_abbrev": False, **options})
+
+    def error(self, message: str) -> NoReturn:
+        """Print one line and leave with 2."""
+        choice = re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message)
+        if choice:
+            known = re.findall(r"[\w-]+", choice[2])
+            message = f"there is no {choice[1]!r}{near(choice[1], known) or '; there are ' + ', '.join(known)}"
+        print(f"{self.prog}: {message} (see {self.prog} --help)", file=sys.stderr)
+        raise SystemExit(2)
+
+    def refuse_unknown(self, rest: list[str]) -> NoReturn:
+        """Say which arguments nobody knows."""
+        hints = [near(word, list(self._option_string_actions)) for word in rest if word.startswith("-")]
+        self.error(f"unknown argument {' '.join(rest)}{next(filter(None, hints), '')}")
+
+
+def near(word: str, known: list[str]) -> str:
+    """A question after the known word that comes closest; empty: none does."""
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {close[0]}?" if close else ""
