@@ -19,7 +19,7 @@ from canvasbus import BufferFull, EncodeError, Unavailable, clock
 from canvasbus.bus import EventBus
 from canvasbus.transport.connect import open_server
 from canvasbus.transport.memory import MemoryServer
-from canvasbus.transport.scripts import REAP
+from canvasbus.transport.scripts import REAP, RELEASE
 from canvasbus.wire.codec import decode_envelope
 from canvasbus.worker import Backoff, Context, Worker
 
@@ -518,6 +518,25 @@ async def test_leaving_finishes_what_runs_and_hands_back_the_rest(any_url: str, 
 async def _open_soon(bus: EventBus, gate: trio.Event) -> None:
     await until(lambda: runner_of(bus).state == "draining")
     gate.set()
+
+
+@pytest.mark.parametrize("lost", ["lose_request", "lose_reply"])
+async def test_leaving_over_lost_packets(faulty: FaultyServer, namespace: str, eyes: Eyes, lost: Any) -> None:
+    """What is handed back gets there although the network loses it, twice: nobody has to wait until we count as dead."""
+    worker, began = Worker("framers"), trio.Event()
+
+    @worker.on(PaintingMade)
+    async def hang(event: PaintingMade) -> None:
+        began.set()
+        await trio.sleep_forever()
+
+    async with running(faulty, worker, namespace=namespace, grace=0.01) as bus:
+        await bus.publish(PaintingMade(number=3))
+        await began.wait()
+        faulty.faults.append(Fault(lost, RELEASE.sha.encode(), times=2))
+    assert faulty.struck == 2
+    assert eyes.consumers("framers") <= {"~free"}
+    assert [owner for _, owner, _ in eyes.pending("framers")] == ["~free"]
 
 
 async def test_after_the_grace_time_what_still_runs_is_handed_back(any_url: str, namespace: str, eyes: Eyes) -> None:

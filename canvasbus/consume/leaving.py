@@ -9,7 +9,7 @@ import trio
 from canvasbus.consume.delivery import Delivery
 from canvasbus.consume.dispatch import Lane
 from canvasbus.consume.subscription import Subscription
-from canvasbus.errors import TransportError
+from canvasbus.errors import TransportError, Unavailable
 from canvasbus.log import get_logger
 from canvasbus.transport.link import Link, SharedLink
 from canvasbus.transport.resp import check, chunks, command
@@ -29,6 +29,8 @@ HAND_BACK_SECONDS = 1.0
 
 AWAY_SECONDS = 0.5
 """The same with a server that has just not answered."""
+
+_NOT_HANDED_BACK = "could not hand back; others take over in a few seconds"
 
 log = get_logger("canvasbus.worker")
 
@@ -104,7 +106,27 @@ class Leaving:
         return AWAY_SECONDS if any(s.away for s in self._subscriptions) else LEAVE_SECONDS
 
     async def leave(self, server: Server) -> None:
-        """Hand back all that is still held and leave the group."""
+        """Hand back all that is still held and leave the group. Tried until the caller's deadline (`seconds`): a lost
+        reply must not keep what we held from others until they take us for dead."""
+        failure = "it took too long"
+        pause = 0.02
+        try:
+            while True:
+                try:
+                    await self._leave(server)
+                    return
+                except Unavailable as error:  # repeated it finds what is left; done, it finds nothing
+                    failure = str(error)
+                    await trio.sleep(pause)
+                    pause = min(pause * 2, 0.5)
+        except TransportError as error:
+            failure = str(error)
+        except trio.Cancelled:
+            log.warning(_NOT_HANDED_BACK, group=self._group, error=failure)
+            raise
+        log.warning(_NOT_HANDED_BACK, group=self._group, error=failure)
+
+    async def _leave(self, server: Server) -> None:
         link = Link(server)  # of its own: the bus may be closing the shared one at this moment
         try:
             for subscription in self._subscriptions:
@@ -114,8 +136,6 @@ class Leaving:
                         topic.held.difference_update(topic.acks)
             held = [(t.stream, i, 0) for s in self._subscriptions for t in s.topics.values() for i in t.held]
             await self._release(link, held, leave=True)
-        except TransportError as error:
-            log.warning("could not hand back; others take over in a few seconds", group=self._group, error=str(error))
         finally:
             await link.aclose()
 

@@ -313,7 +313,7 @@ class _Incarnation:
             if not self._fenced.is_set():
                 with trio.CancelScope(shield=True, deadline=trio.current_time() + self._leaving.seconds):
                     await self._leaving.leave(runner._server)
-                    runner.state = "left"
+                runner.state = "left"
         return self._fenced.is_set() and not runner._stop.is_set()
 
     async def _live(self) -> None:

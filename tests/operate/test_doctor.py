@@ -211,7 +211,7 @@ def test_too_few_replicas(making: Making) -> None:
 
 def test_a_cluster_that_is_down(making: Making) -> None:
     """What a node without slots says to a write."""
-    url, _ = making("--cluster-enabled", "yes")
+    url, _ = making("--cluster-enabled", "yes", "--cluster-port", str(free_port()))
     finding = about(look(url), "writes")
     assert finding.level == "error" and "the cluster is down (CLUSTERDOWN" in finding.found
 

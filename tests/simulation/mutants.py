@@ -157,7 +157,7 @@ MUTANTS = (
         (words(fenced.FencedSender, "_investigate", '("INCR", self._fence)', '("GET", self._fence)'),),
         frozenset({"publish late"}),
     ),
-    Mutant("derived ids are drawn", "2", (words(ids, "derived", "parent.bytes + name", "os.urandom(16)"),)),
+    Mutant("derived ids are drawn", "2", (words(ids, "derived", "parent.bytes", "os.urandom(16)"),)),
     Mutant(
         "a lost reply of a read is not looked for",
         "3",
