@@ -31,7 +31,7 @@ from canvasbus.errors import TransportError
 from canvasbus.log import get_logger
 from canvasbus.transport.blocking import BlockingLink
 from canvasbus.transport.link import Link
-from canvasbus.transport.resp import Packet, ReplyError, pack
+from canvasbus.transport.resp import Packet, Reply, ReplyError, pack
 from canvasbus.transport.server import Server
 from canvasbus.wire.keys import Keys
 
@@ -151,7 +151,9 @@ class Heart:
     def _run(self) -> None:
         link = BlockingLink(self._server, timeout=2.0)
         told = stuck = False
-        while not self._stop.wait(self._every if self.beats or stuck else 0):
+        pause = 0.0  # the first beat goes at once
+        while not self._stop.wait(pause):
+            pause = self._every
             now = clock.monotonic()
             silent = now - self._progress.at
             if silent > self._max_block and now >= self._allowed():
@@ -164,12 +166,14 @@ class Heart:
                 self._tell_blocked(silent)
             told = silent > self._blocked
             try:
-                replies = link.request(self._packet)
-                if not any(isinstance(r, ReplyError) for r in replies):
-                    self.beats += 1
+                self._sent(link.request(self._packet))
             except TransportError:
-                self._stop.wait(self._every)
+                pass  # told by those who read and settle
         link.close()
+
+    def _sent(self, replies: list[Reply]) -> None:
+        """A server at its maxmemory, say, answers and has not counted: that is no beat."""
+        self.beats += not any(isinstance(reply, ReplyError) for reply in replies)
 
     def _tell_blocked(self, seconds: float) -> None:
         log.warning(
@@ -207,8 +211,7 @@ class Heart:
         try:
             while True:
                 try:
-                    await link.request(self._packet)
-                    self.beats += 1
+                    self._sent(await link.request(self._packet))
                 except TransportError:
                     pass
                 await trio.sleep(self._every)

@@ -236,28 +236,56 @@ def wait_stubbornly(condition: Callable[[], bool]) -> None:
 
 async def test_a_heart_survives_an_outage() -> None:
     """It beats again when the server is back."""
-    server, keys = MemoryServer(), Keys()
-    heart = Heart(server, [keys], "g", "me", Progress(), every=0.005)
+    server = FaultyServer(MemoryServer())
+    heart = Heart(server, [Keys()], "g", "me", Progress(), every=0.005)
     heart.start_thread()
     await until(lambda: heart.beats >= 2)
-    server.set_connected(False)
+    server.faults.append(Fault("lose_request", b"HINCRBY", times=3))
+    await until(lambda: server.struck == 3)
     before = heart.beats
-    server.set_connected(True)
     await until(lambda: heart.beats > before + 2)
     heart.stop()
     heart.join(5)
 
 
+class Pauses(threading.Event):
+    """Instead of a heart's stop: notes for how long it would wait, and lets time pass at once."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.seconds: list[float] = []
+        self._count = count
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.seconds.append(timeout or 0.0)
+        return len(self.seconds) > self._count
+
+
+@pytest.mark.parametrize("kind", ["answer", "lose_request"])
+def test_a_heart_in_trouble_keeps_its_pace(kind: Any) -> None:
+    """Refused or unheard from the first beat on, it tries once a second; what the server did not count is no beat."""
+    server, progress = FaultyServer(MemoryServer()), Progress()
+    server.faults.append(Fault(kind, b"HINCRBY", "OOM command not allowed when used memory > 'maxmemory'.", times=3))
+    progress.mark()
+    heart = Heart(server, [Keys()], "g", "me", progress, every=1.0)
+    heart._stop = pauses = Pauses(5)
+    heart._run()
+    assert pauses.seconds == [0.0, 1.0, 1.0, 1.0, 1.0, 1.0]
+    assert server.struck == 3 and heart.beats == 2
+
+
 async def test_a_heart_in_a_task_beats_on_trios_clock(
     autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
 ) -> None:
-    """In one process with a memory server: one beat a second of simulated time, outages forgiven."""
+    """In one process with a memory server: one beat a second of simulated time, outages forgiven, refusals not
+    counted."""
     server, keys = FaultyServer(MemoryServer()), Keys()
     server.faults.append(Fault("lose_request", b"HINCRBY", times=2))
+    server.faults.append(Fault("answer", b"HINCRBY", "OOM no", times=3))
     heart = Heart(server, [keys], "g", "me", Progress())
     nursery.start_soon(heart.run_task)
     await trio.sleep(10.5)
-    assert heart.beats == 9 == beats_of(server.inner, keys)
+    assert heart.beats == 6 == beats_of(server.inner, keys)
     nursery.cancel_scope.cancel()
 
 
