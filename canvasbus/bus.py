@@ -20,13 +20,13 @@ import trio
 from canvasbus.consume.handlers import Worker
 from canvasbus.consume.instances import PER_INSTANCE, PerInstance
 from canvasbus.consume.leaving import GRACE_SECONDS
-from canvasbus.consume.liveness import MAX_BLOCK_SECONDS
+from canvasbus.consume.liveness import MAX_BLOCK_SECONDS, Progress
 from canvasbus.consume.maintain import Maintainer
 from canvasbus.consume.parking import PATIENCE_SECONDS
 from canvasbus.consume.retention import check_policies, declare
 from canvasbus.consume.runner import Runner, WorkerStatistics
 from canvasbus.contract.event import Event, correlation
-from canvasbus.errors import BufferFull, ConfigError, ContractError, LifespanError
+from canvasbus.errors import BufferFull, ConfigError, ContractError, LifespanError, Unavailable
 from canvasbus.log import get_logger
 from canvasbus.produce.fenced import Durability, declare_partitions, wants_replicas
 from canvasbus.produce.once import Dedupe
@@ -103,6 +103,7 @@ class EventBus:
         self._partitions = partitions
         self._grace = grace
         self._park = park
+        self._progress = Progress()
         self._max_block = max_block
         self._on_stuck = on_stuck
         self._connect_timeout = connect_timeout
@@ -139,6 +140,7 @@ class EventBus:
         self._nursery = nursery = await self._manager.__aenter__()
         if self._server is None:
             return self
+        nursery.start_soon(self._progress.run)
         try:
             await nursery.start(self._shared.run_tasks)
             await self._agree()
@@ -163,8 +165,6 @@ class EventBus:
         return self
 
     async def _agree(self) -> None:
-        from canvasbus.errors import Unavailable
-
         deadline = trio.current_time() + self._connect_timeout
         while True:
             try:
@@ -270,8 +270,9 @@ class EventBus:
             partitions=self._partitions,
             grace=self._grace,
             park=self._park,
+            progress=self._progress,  # they all share one loop
             max_block=self._max_block,
-            allowed=lambda: max(runner.extended for runner in self._runners),  # they all share one loop
+            allowed=self._extended,
             on_stuck=self._on_stuck,
         )
         left = trio.Event()
@@ -396,10 +397,15 @@ class EventBus:
         """One record for each worker on this bus."""
         return [runner.statistics() for runner in self._runners]
 
+    def _extended(self) -> float:
+        """Until when some handler may go on by its own word."""
+        return max((runner.extended for runner in self._runners), default=0.0)
+
     @property
     def progressing(self) -> bool:
-        """False when a worker's loop is stuck."""
-        return all(runner.progressing for runner in self._runners)
+        """False when the loop is stuck, by the same measure as for the heartbeat: a worker that waits for the server, to
+        join or to leave, is not."""
+        return self._nursery is None or not self._progress.stuck(self._max_block, self._extended())
 
     @property
     def joined(self) -> bool:

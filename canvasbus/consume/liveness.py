@@ -22,7 +22,6 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
 import trio
 
@@ -41,6 +40,9 @@ DEAD_SECONDS = 5.0
 
 BLOCKED_SECONDS = 3.0
 """A loop that makes no progress for so long is told: some handler waits without giving way to the others."""
+
+PULSE_SECONDS = 1.0
+"""How often a loop shows that it turns."""
 
 MAX_BLOCK_SECONDS = 60.0
 """A loop that makes no progress for so long stops the beat: the worker is stuck, and others shall have its work."""
@@ -97,14 +99,30 @@ class Watcher:
         return f"<Watcher {self._me} watches {len(self._seen)}>"
 
 
-@dataclass(slots=True)
 class Progress:
-    """What the loop leaves behind for the heartbeat: when it was last seen turning."""
+    """What a loop leaves behind for hearts and for /livez: when it was last seen turning. One for each loop, whatever
+    runs on it, from before its workers join until after they have left."""
 
-    at: float = 0.0
+    def __init__(self) -> None:
+        self.mark()
 
     def mark(self) -> None:
         self.at = clock.monotonic()
+
+    def stuck(self, max_block: float, allowed: float) -> bool:
+        """It has been silent for `max_block` seconds, and the time until which handlers said that they would take is
+        over."""
+        now = clock.monotonic()
+        return now - self.at > max_block and now >= allowed
+
+    async def run(self) -> None:
+        """Show that the loop turns, whatever the server does, until cancelled."""
+        while True:
+            self.mark()
+            await trio.sleep(PULSE_SECONDS)
+
+    def __repr__(self) -> str:
+        return f"<Progress {clock.monotonic() - self.at:.1f} s ago>"
 
 
 class Heart:
@@ -154,9 +172,8 @@ class Heart:
         pause = 0.0  # the first beat goes at once
         while not self._stop.wait(pause):
             pause = self._every
-            now = clock.monotonic()
-            silent = now - self._progress.at
-            if silent > self._max_block and now >= self._allowed():
+            silent = clock.monotonic() - self._progress.at
+            if self._progress.stuck(self._max_block, self._allowed()):
                 if not stuck:
                     self._stuck(silent)
                 stuck = True

@@ -21,7 +21,7 @@ from typing import Any
 
 import trio
 
-from canvasbus import clock, ids
+from canvasbus import ids
 from canvasbus.consume.batches import BatchLane
 from canvasbus.consume.dispatch import Lane
 from canvasbus.consume.handlers import Handler, Worker
@@ -42,8 +42,6 @@ from canvasbus.transport.link import SharedLink
 from canvasbus.transport.server import Server
 from canvasbus.wire.codec import Codec
 from canvasbus.wire.keys import Keys
-
-PULSE_SECONDS = 1.0
 
 log = get_logger("canvasbus.worker")
 
@@ -101,6 +99,7 @@ class Runner:
         partitions: int,
         grace: float = GRACE_SECONDS,
         park: float = PATIENCE_SECONDS,
+        progress: Progress,
         max_block: float = MAX_BLOCK_SECONDS,
         allowed: Callable[[], float] | None = None,
         on_stuck: Callable[[], None] | None = None,
@@ -120,6 +119,7 @@ class Runner:
         self._keys = [Keys(namespace, partition) for partition in range(partitions)]
         self._grace = grace
         self._park = park
+        self._progress = progress
         self._max_block = max_block
         self._allowed = allowed or (lambda: self.extended)
         self._on_stuck = on_stuck
@@ -159,12 +159,6 @@ class Runner:
         self._stop.set()
         if self._lifespan is not None:
             self._lifespan.interrupt()
-
-    @property
-    def progressing(self) -> bool:
-        """False when the loop has not turned for a while, for example because a handler blocks it (see `/livez`)."""
-        current = self._current
-        return current is None or clock.monotonic() - current.progress.at < 15.0
 
     @property
     def extended(self) -> float:
@@ -219,7 +213,6 @@ class _Incarnation:
         self.runner = runner
         self.group = runner.group
         self.consumer = consumer_name()
-        self.progress = Progress()
         self._fenced = trio.Event()
         self._shared = runner._shared
         quarantine = trio.Lock()
@@ -259,7 +252,7 @@ class _Incarnation:
             runner._keys,
             self.group,
             self.consumer,
-            self.progress,
+            runner._progress,
             max_block=runner._max_block,
             allowed=runner._allowed,
             on_stuck=runner._on_stuck,
@@ -329,7 +322,6 @@ class _Incarnation:
                 self._heart.start_thread()
             else:
                 nursery.start_soon(self._heart.run_task)
-            nursery.start_soon(self._run_pulse)
             for sweep in self._sweeps:
                 nursery.start_soon(sweep.run)
             nursery.start_soon(self._taking.run)
@@ -380,12 +372,6 @@ class _Incarnation:
                 await self.runner._stop.wait()
             backoff = min(backoff * 2, 2.0)
         return False
-
-    async def _run_pulse(self) -> None:
-        """Shows that the loop turns, whatever the server does."""
-        while True:
-            self.progress.mark()
-            await trio.sleep(PULSE_SECONDS)
 
 
 async def _first(*events: trio.Event) -> None:

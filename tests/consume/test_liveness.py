@@ -10,14 +10,17 @@ import structlog.testing
 import trio
 import trio.testing
 from faulty import Fault, FaultyServer
-from waiting import until
+from studio import PaintingMade, running
+from waiting import TurnedClock, until
 
 from canvasbus import clock
+from canvasbus.bus import EventBus
 from canvasbus.consume import liveness
 from canvasbus.consume.liveness import Heart, Progress, Watcher
 from canvasbus.transport.blocking import BlockingLink
 from canvasbus.transport.memory import MemoryServer
 from canvasbus.wire.keys import Keys
+from canvasbus.worker import Worker
 
 Look = tuple[float, dict[str, int], set[str]] | None
 """When, the counts on the server, the consumers that own something. None: the look failed."""
@@ -130,6 +133,49 @@ def test_repr_says_who_is_watched() -> None:
     watcher = Watcher("me")
     watcher.judge(0, {"me": 1, "a": 1, "b": 2}, set())
     assert repr(watcher) == "<Watcher me watches 2>"
+
+
+# --- the loop ---------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_a_stuck_loop() -> None:
+    """Silent for longer than max_block, and no handler has asked for more time, or its time is over."""
+    turned = TurnedClock()
+    with clock.using(turned):
+        progress = Progress()
+        begun = clock.monotonic()
+        turned.turn(60)
+        assert not progress.stuck(60, 0)
+        turned.turn(1)
+        assert progress.stuck(60, 0) and not progress.stuck(100, 0)
+        assert not progress.stuck(60, begun + 62) and progress.stuck(60, begun + 61)
+        progress.mark()
+        assert not progress.stuck(60, 0)
+
+
+async def test_a_worker_that_waits_for_the_server_is_alive(
+    virtual: trio.testing.MockClock, memory: MemoryServer, namespace: str
+) -> None:
+    """Joining, reading and leaving while the server is away: nobody may take the program for stuck and end it."""
+    early, late = Worker("early"), Worker("late")
+    for worker in (early, late):
+        worker.on(PaintingMade)(lambda event: None)
+    async with running(memory, early, namespace=namespace, grace=1) as bus:
+        memory.set_connected(False)
+        bus.add(late)
+        await trio.sleep(1000)
+        assert [s.state for s in bus.statistics()] == ["running", "joining"]
+        assert bus.progressing
+        memory.set_connected(True)
+        await bus.wait_ready()
+        memory.set_connected(False)
+
+
+async def test_a_bus_that_waits_to_be_entered_is_alive(virtual: trio.testing.MockClock, memory: MemoryServer) -> None:
+    """A program may wait for its server before it enters the bus."""
+    bus = EventBus("memory://", server=memory)
+    await trio.sleep(1000)
+    assert bus.progressing
 
 
 # --- the heart --------------------------------------------------------------------------------------------------------
