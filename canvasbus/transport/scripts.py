@@ -452,7 +452,8 @@ FIRE: Final = Script(
 -- Publish timers that are due. Each is gone in the same step, so that no two of those who run this publish it twice.
 -- KEYS[1] timers; KEYS[2] their bodies; KEYS[3] set of topics; KEYS[4..] streams
 -- ARGV: index of a stream in KEYS, its type, timer; in turn
--- Returns how many were published, then those whose stream refuses them: they are tried again in a minute
+-- Returns how many were published, then those whose stream refuses them, or whose body names no type: they are tried
+-- again in a minute
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 local result, wrote, refuses = {0}, false, {}
@@ -468,9 +469,9 @@ for at = 1, #ARGV, 3 do
     local body = redis.call('HGET', KEYS[2], timer)
     if not body then
       redis.call('ZREM', KEYS[1], timer)
-    elseif string.sub(body, 1, #kind + 1) == kind .. '\\n' then
+    elseif string.sub(body, 1, (string.find(body, '\\n', 1, true) or 1) - 1) == kind then  -- else it was set anew
       local made = {err = 'WRONGTYPE'}
-      if not refuses[stream] then made = redis.pcall('XADD', stream, '*', 'e', string.sub(body, #kind + 2)) end
+      if kind ~= '' and not refuses[stream] then made = redis.pcall('XADD', stream, '*', 'e', string.sub(body, #kind + 2)) end
       if type(made) == 'table' and made.err then
         if not wrote and string.sub(made.err, 1, 3) == 'OOM' then return redis.error_reply(made.err) end
         redis.call('ZADD', KEYS[1], string.format('%.0f', now + 60000), timer)

@@ -18,6 +18,7 @@ from canvasbus.consume import maintain
 from canvasbus.transport.connect import open_server
 from canvasbus.transport.memory import MemoryServer
 from canvasbus.transport.scripts import DUE, FIRE, SETTLE
+from canvasbus.wire.keys import LATER_INBOX
 from canvasbus.worker import Backoff, Cancel, Later, Worker
 
 Clock = trio.testing.MockClock
@@ -266,6 +267,24 @@ async def test_a_stream_that_refuses_holds_up_no_other_timer(
             eyes.call("DEL", eyes.stream("painting.framed"))
             await until(lambda: eyes.count("painting.framed"), timeout=70)
     eyes.close()
+
+
+async def test_a_foreign_writer_holds_up_no_timer(any_url: str, namespace: str, eyes: Eyes) -> None:
+    """What somebody else puts into the inbox and cannot be published waits a minute, is told, and others come; nobody
+    asks for it again and again."""
+    for value in (b"0\nno type at all", b"0\n", b"0\n\nno name", b"0", b"", b"soon\nsculpture.made\nx"):
+        eyes.put(value, LATER_INBOX)
+    worker, seen = arrivals()
+    with structlog.testing.capture_logs() as logs:
+        async with running(any_url, worker, namespace=namespace) as bus:
+            await bus.publish(SculptureMade(title="ours"), delay=0)
+            await until(lambda: seen)
+            await until(lambda: eyes.call("ZCARD", eyes.keys.timers) == 3)
+            seconds = int(eyes.call("TIME")[0])
+            due = eyes.call("ZRANGE", eyes.keys.timers, 0, -1, "WITHSCORES")[1::2]
+            assert all(float(at) / 1000 > seconds + 30 for at in due)
+    assert len([log for log in logs if "a timer cannot be published" in log["event"]]) == 3
+    assert b"" not in eyes.call("SMEMBERS", eyes.keys.topics)
 
 
 @pytest.mark.parametrize(
