@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 
 from canvasbus.errors import Refused
 from canvasbus.ids import id_order as id_order
+from canvasbus.produce.fenced import MAX_PARTITIONS
 from canvasbus.transport.resp import Operation, ReplyError, check, code, command, commands, pairs
 from canvasbus.wire.keys import Keys
 from canvasbus.wire.retention import Full, read_full
@@ -50,17 +51,20 @@ class TopicKey:
 def recorded_partitions(namespace: str) -> Operation[int | None]:
     """How many partitions the namespace has on this server; None: nobody has used it yet.
 
-    Raises Refused when what is on record is no number: publishing to none of 0 partitions would lose events.
+    Raises Refused when what is on record cannot be their number: publishing to none of 0 partitions would lose events,
+    and asking a billion of them would never end.
     """
     (reply,) = yield command("HGET", Keys(namespace, 0).meta, "partitions")
     value = check(reply, f"look at the namespace {namespace!r}")
     if value is None:
         return None
-    if not value.isdigit() or int(value) < 1:
+    number = int(value) if value.isdigit() and len(value) < 10 else 0  # int() raises for thousands of digits
+    if not 1 <= number <= MAX_PARTITIONS:
         raise Refused(
-            f"the namespace {namespace!r} has {value!r} on record as its number of partitions: HDEL or correct it"
+            f"the namespace {namespace!r} has {value[:40]!r} on record as its number of partitions, which must be 1 to "
+            f"{MAX_PARTITIONS}: HDEL or correct it"
         )
-    return int(value)
+    return number
 
 
 def scan(pattern: bytes) -> Operation[set[bytes]]:

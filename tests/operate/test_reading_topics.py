@@ -86,11 +86,11 @@ def test_other_namespaces_are_not_seen(eyes: Eyes, link: BlockingLink, namespace
 
 
 def test_the_number_of_partitions_on_record(eyes: Eyes, link: BlockingLink, namespace: str) -> None:
-    """None until somebody used the namespace."""
+    """None until somebody used the namespace; what cannot be a number of partitions, or more than there may be, is told."""
     assert link.run(recorded_partitions(namespace)) is None
     eyes.call("HSET", eyes.keys.meta, "partitions", 4)
     assert link.run(recorded_partitions(namespace)) == 4
-    for nonsense in ("0", "-2", "many", ""):
+    for nonsense in ("0", "-2", "many", "", "4097", "999999999", "9" * 5000):
         eyes.call("HSET", eyes.keys.meta, "partitions", nonsense)
         with pytest.raises(Refused, match="on record as its number of partitions"):
             link.run(recorded_partitions(namespace))
