@@ -274,17 +274,24 @@ class Settler:
         while True:
             try:
                 replies = await self._link.request(packet)
-                failure = next((translate(r, "acknowledge") for r in replies if isinstance(r, ReplyError)), None)
-                if not isinstance(failure, Unavailable):
+                failures = [translate(r, "acknowledge") if isinstance(r, ReplyError) else None for r in replies]
+                failure: TransportError | None = next((f for f in failures if isinstance(f, Unavailable)), None)
+                if failure is None:
                     break
             except TransportError as error:
                 failure = error
             self.statistics.repeated += 1
             await backoff.wait(failure)
-        if failure is not None:
-            log.error("acknowledging was refused; the entries stay pending", group=self._group, error=str(failure))
-        for topic, entry_ids in batches:
-            self.statistics.acked += len(entry_ids)
+        for (topic, entry_ids), refused in zip(batches, failures, strict=True):
+            if refused is None:
+                self.statistics.acked += len(entry_ids)
+            else:
+                log.error(
+                    "acknowledging was refused; the entries stay pending",
+                    group=self._group,
+                    topic=topic.event_type,
+                    error=str(refused),
+                )
             topic.held.difference_update(entry_ids)
             if topic.suspects:
                 for entry_id in entry_ids:

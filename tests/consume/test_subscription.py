@@ -4,6 +4,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+import structlog.testing
 import trio
 import trio.testing
 from faulty import Fault, FaultyServer
@@ -208,3 +209,22 @@ async def test_a_subscription_shows_itself(any_url: str, namespace: str, eyes: E
         subscription = subscription_of(bus)
         assert subscription.statistics.entries == 7
         assert "framers" in repr(subscription)
+
+
+async def test_an_acknowledgement_that_is_refused_does_not_count(any_url: str, namespace: str, eyes: Eyes) -> None:
+    """One that the server has no memory for is repeated; one that it refuses is told, and its entry stays pending."""
+    faulty = FaultyServer(open_server(any_url))
+    worker, seen = collecting("readers", PaintingMade)
+    with structlog.testing.capture_logs() as logs:
+        async with running(faulty, worker, namespace=namespace) as bus:
+            settler = subscription_of(bus).settler
+            faulty.faults.append(Fault("answer", b"XACK", "OOM command not allowed", times=2))
+            await bus.publish(PaintingMade(number=1))
+            await quiet(eyes)
+            assert (settler.statistics.acked, settler.statistics.repeated) == (1, 2)
+            faulty.faults.append(Fault("answer", b"XACK", "WRONGTYPE no stream"))
+            await bus.publish(PaintingMade(number=2))
+            await until(lambda: [log for log in logs if log["event"].startswith("acknowledging was refused")])
+            assert settler.statistics.acked == 1
+            assert len(eyes.pending("readers")) == 1
+    assert numbers(seen) == [1, 2]
