@@ -7,8 +7,14 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import structlog
+import trio.testing
 from seeds import RUN_SEED
 from servers import ServerProcess, binaries
+from studio import Eyes
+from waiting import TrioClock
+
+from canvasbus import clock
+from canvasbus.transport.memory import MemoryServer
 
 for _name in list(os.environ):  # a developer's own settings must not steer the tests
     if _name.startswith("CANVASBUS_") and not _name.startswith(("CANVASBUS_TEST_", "CANVASBUS_REQUIRE_")):
@@ -82,3 +88,25 @@ def make_server() -> Iterator[Callable[..., ServerProcess]]:
     yield make
     for server in made:
         server.remove()
+
+
+@pytest.fixture
+def eyes(any_url: str, namespace: str) -> Iterator[Eyes]:
+    """What lies on the server behind `any_url`, and a way to put things there."""
+    eyes = Eyes(any_url, namespace)
+    yield eyes
+    eyes.close()
+
+
+@pytest.fixture
+def virtual(autojump_clock: trio.testing.MockClock) -> Iterator[trio.testing.MockClock]:
+    """Time that passes only when every task waits, for trio, for canvasbus and for memory servers alike. A test names it
+    itself, also where it needs a memory server only: trio gives its clock to no other."""
+    with clock.using(TrioClock(autojump_clock)):
+        yield autojump_clock
+
+
+@pytest.fixture
+def memory(virtual: trio.testing.MockClock) -> MemoryServer:
+    """A memory server in virtual time."""
+    return MemoryServer()

@@ -33,13 +33,6 @@ class Later:
         return clock.SystemClock.time_ns() + self._ahead
 
 
-@pytest.fixture
-def eyes(any_url: str, namespace: str) -> Iterator[Eyes]:
-    eyes = Eyes(any_url, namespace)
-    yield eyes
-    eyes.close()
-
-
 def door(name: str, url: str, namespace: str) -> Publish:
     """A way to publish."""
 

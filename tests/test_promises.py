@@ -13,28 +13,15 @@ from faulty import Fault, FaultyServer
 from servers import ServerProcess
 from studio import Eyes, PaintingFramed, PaintingMade, SculptureMade, quiet, runner_of, running
 from trio.abc import Clock
-from waiting import TrioClock, until
+from waiting import until
 
-from canvasbus import BufferFull, EncodeError, Unavailable, clock
+from canvasbus import BufferFull, EncodeError, Unavailable
 from canvasbus.bus import EventBus
 from canvasbus.transport.connect import open_server
 from canvasbus.transport.memory import MemoryServer
 from canvasbus.transport.scripts import REAP, RELEASE
 from canvasbus.wire.codec import decode_envelope
 from canvasbus.worker import Backoff, Context, Worker
-
-
-@pytest.fixture
-def eyes(any_url: str, namespace: str) -> Any:
-    eyes = Eyes(any_url, namespace)
-    yield eyes
-    eyes.close()
-
-
-@pytest.fixture
-def virtual(autojump_clock: Clock) -> Any:
-    with clock.using(TrioClock(autojump_clock)):
-        yield autojump_clock
 
 
 @pytest.fixture

@@ -98,13 +98,6 @@ def start(folder: Path, server_url: str, namespace: str) -> Iterator[Callable[..
 
 
 @pytest.fixture
-def eyes(server_url: str, namespace: str) -> Iterator[Eyes]:
-    eyes = Eyes(server_url, namespace)
-    yield eyes
-    eyes.close()
-
-
-@pytest.fixture
 def bus(server_url: str, namespace: str) -> Iterator[Producer]:
     with Producer(server_url, namespace=namespace) as bus:
         yield bus

@@ -10,14 +10,6 @@ from canvasbus.transport.blocking import BlockingLink
 
 
 @pytest.fixture
-def eyes(any_url: str, namespace: str) -> Iterator[Eyes]:
-    """What lies on the server behind `any_url`, and a way to put things there."""
-    eyes = Eyes(any_url, namespace)
-    yield eyes
-    eyes.close()
-
-
-@pytest.fixture
 def link(eyes: Eyes) -> Iterator[BlockingLink]:
     """A link of one's own to the same server."""
     link = BlockingLink(eyes.server)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from servers import python_path
+from studio import Eyes
 
 UNIT = """
 import os
@@ -74,3 +75,11 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Program]]:
         if program.process.poll() is None:
             program.process.terminate()  # a supervisor takes its processes along
             program.process.wait(20)
+
+
+@pytest.fixture
+def eyes(server_url: str, namespace: str) -> Iterator[Eyes]:
+    """What lies on that server."""
+    eyes = Eyes(server_url, namespace)
+    yield eyes
+    eyes.close()

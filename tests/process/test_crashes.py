@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-import pytest
 from studio import Eyes, quiet
 from waiting import until
 
@@ -22,13 +21,6 @@ class Asked(Event):
 class Answered(Event):
     number: int
     pid: int
-
-
-@pytest.fixture
-def eyes(server_url: str, namespace: str) -> Any:
-    eyes = Eyes(server_url, namespace)
-    yield eyes
-    eyes.close()
 
 
 def answers(eyes: Eyes) -> Counter[int]:

@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-import pytest
 from studio import Eyes, quiet
 from waiting import until
 
@@ -60,13 +59,6 @@ class Asked(Event):
 class Answered(Event):
     number: int
     known: int
-
-
-@pytest.fixture
-def eyes(server_url: str, namespace: str) -> Any:
-    eyes = Eyes(server_url, namespace)
-    yield eyes
-    eyes.close()
 
 
 async def test_producers_may_be_upgraded_before_the_workers(

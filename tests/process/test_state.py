@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import pytest
 from studio import Eyes, quiet
 from waiting import until
 
@@ -29,13 +28,6 @@ class PictureScored(Event):
 class PicturesCounted(Event):
     model_name: str
     pictures: int
-
-
-@pytest.fixture
-def eyes(server_url: str, namespace: str) -> Any:
-    eyes = Eyes(server_url, namespace)
-    yield eyes
-    eyes.close()
 
 
 async def test_counts_are_exact_under_kill_9(

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
 from servers import python_path
 from studio import Eyes, quiet
 from waiting import until
@@ -71,13 +70,6 @@ class Asked(Event):
 @event("stuck.answered")
 class Answered(Event):
     number: int
-
-
-@pytest.fixture
-def eyes(server_url: str, namespace: str) -> Any:
-    eyes = Eyes(server_url, namespace)
-    yield eyes
-    eyes.close()
 
 
 STUCK = "the worker's loop has made no progress; its heartbeat stops and others take over its events"
