@@ -11,12 +11,13 @@ import trio
 
 from canvasbus import ids
 from canvasbus.consume import instances
+from canvasbus.consume.lease import hold_lease
 from canvasbus.consume.retention import Trimmer
 from canvasbus.contract.event import Event
 from canvasbus.errors import ConfigError, TransportError, Unavailable
 from canvasbus.log import get_logger
 from canvasbus.transport.link import SharedLink
-from canvasbus.transport.resp import check, commands
+from canvasbus.transport.resp import check
 from canvasbus.transport.scripts import DUE, FIRE
 from canvasbus.wire.keys import LATER_INBOX, Keys
 
@@ -27,7 +28,6 @@ IDLE_SECONDS = 1.0
 """While there are none; what is set with a shorter delay than that comes up to so much late."""
 
 LEASE_SECONDS = 1.0
-LEASE_MS = 4000
 AT_ONCE = 500
 INBOX_MS = 3_600_000
 """How long publishers find in the inbox what they are unsure of."""
@@ -88,18 +88,9 @@ class Maintainer:
         return wait
 
     async def _hold_lease(self) -> bool:
-        key = self._keys.maintainer
-        made, holder = await self._shared.request(
-            commands(("SET", key, self._name, "NX", "PX", LEASE_MS), ("GET", key))
-        )
-        check(made, "lease")
-        if check(holder, "lease") != self._name.encode():
-            return False
-        steps: list[tuple[bytes | str | int, ...]] = [("PEXPIRE", key, LEASE_MS)]
-        if self._partitions:
-            steps.append(("HSETNX", self._keys.meta, "partitions", self._partitions))
-        await self._shared.request(commands(*steps))
-        return True
+        keys = self._keys
+        record = [("HSETNX", keys.meta, "partitions", self._partitions)] if self._partitions else []
+        return await self._shared.run(hold_lease(keys.maintainer, self._name, *record))
 
     async def _fire(self) -> float:
         """Publish what is due; returns after how many seconds to look again."""

@@ -12,6 +12,7 @@ import trio
 from canvasbus import clock
 from canvasbus.consume.complaints import Complaints
 from canvasbus.consume.joining import Joining
+from canvasbus.consume.lease import hold_lease
 from canvasbus.consume.liveness import Watcher
 from canvasbus.consume.subscription import Subscription
 from canvasbus.errors import TransportError
@@ -22,7 +23,6 @@ from canvasbus.transport.scripts import REAP
 from canvasbus.wire.keys import SUSPECT_POOL
 
 SWEEP_SECONDS = 1.0
-LEASE_MS = 4000
 FENCE_SECONDS = 7 * 24 * 3600
 REAP_AT_ONCE = 500
 SCAN_EVERY = 30  # sweeps between two searches for streams that a foreign writer made
@@ -91,7 +91,7 @@ class Sweep:
         flat = check(seen, "look at heartbeats")
         beats = {_name(flat[i]): _count(flat[i + 1]) for i in range(0, len(flat), 2)}
         # Everybody watches, so that the next reaper has seen enough when the lease of a dead one ends.
-        reaper = await self._hold_lease()
+        reaper = await self._shared.run(hold_lease(keys.reaper(self._group), self._consumer))
         if reaper and self._sweeps % AUDIT_EVERY == 0:
             self._others = await self._other_streams()
         if reaper:
@@ -126,17 +126,6 @@ class Sweep:
                 if not isinstance(reply, ReplyError):
                     found |= {_name(row[1]) for row in reply}
         return {name for name in found if not name.startswith("~")}
-
-    async def _hold_lease(self) -> bool:
-        key = self._keys.reaper(self._group)
-        made, holder = await self._shared.request(
-            commands(("SET", key, self._consumer, "NX", "PX", LEASE_MS), ("GET", key))
-        )
-        check(made, "lease")
-        if check(holder, "lease") != self._consumer.encode():
-            return False
-        await self._shared.call("PEXPIRE", key, LEASE_MS)
-        return True
 
     async def _reap(self, streams: list[bytes], dead: str) -> None:
         moved, *gone = check(

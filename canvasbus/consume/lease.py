@@ -1,0 +1,21 @@
+"""A lease on the server: of many who could do something, one does it.
+
+It only spares the others the work. What is done under it must be safe when two believe to hold it: the holder may have
+been paused for longer than its lease, and nothing fences it.
+"""
+
+from canvasbus.transport.resp import Argument, Operation, check, commands
+
+LEASE_MS = 4000
+"""How long after its holder's last word a lease can be had by somebody else."""
+
+
+def hold_lease(key: bytes, name: str, *also: tuple[Argument, ...]) -> Operation[bool]:
+    """Take the lease, or keep it for another LEASE_MS. False: somebody else has it. `also`: what its holder says in the
+    same packet. Raises TransportError."""
+    made, holder = yield commands(("SET", key, name, "NX", "PX", LEASE_MS), ("GET", key))
+    check(made, "lease")
+    if check(holder, "lease") != name.encode():
+        return False
+    yield commands(("PEXPIRE", key, LEASE_MS), *also)
+    return True
