@@ -12,7 +12,7 @@ from servers import ServerProcess, binaries
 from studio import Eyes
 
 from canvasbus import ConfigError, Refused
-from canvasbus.transport import scripts
+from canvasbus.transport import group_scripts, scripts
 from canvasbus.transport.blocking import BlockingLink
 from canvasbus.transport.connect import open_server
 from canvasbus.transport.rights import RIGHTS, ROLES, acl, acl_name, denied, user
@@ -93,7 +93,12 @@ class Code:
             path.relative_to(PACKAGE).as_posix(): ast.parse(path.read_text()) for path in PACKAGE.rglob("*.py")
         }
         self._imports, self._of_piece = cache(self._imports_of), cache(self._find_piece)
-        self.lua = {name: self._in_lua(s.source) for name, s in vars(scripts).items() if isinstance(s, scripts.Script)}
+        self.lua = {
+            (f"transport/{module.__name__.rpartition('.')[2]}.py", name): self._in_lua(value.source)
+            for module in (scripts, group_scripts)
+            for name, value in vars(module).items()
+            if isinstance(value, scripts.Script)
+        }
 
     def _in_lua(self, source: str) -> set[str]:
         calls = re.findall(r"(?:redis\.p?call\(|\{)'([A-Z]+)'(?:, (?:KEYS\[\w+\], )?'([A-Z]+)')?", source)
@@ -124,8 +129,8 @@ class Code:
 
     def _find_piece(self, file: str, name: str) -> tuple[set[str], list[tuple[str, str]]]:
         """What one function or class of a file sends, and the pieces that it names; the transport has none."""
-        if file == "transport/scripts.py" and name in self.lua:
-            return self.lua[name] | {"eval", "evalsha"}, []
+        if (file, name) in self.lua:
+            return self.lua[file, name] | {"eval", "evalsha"}, []
         if file not in self.trees or file.startswith("transport/"):
             return set(), []
         visitor = Sent(self.known)
