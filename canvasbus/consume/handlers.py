@@ -94,8 +94,6 @@ class Worker:
             check_name("worker name", self.name)
         except Exception as error:
             raise ContractError(str(error)) from None
-        if self.name.startswith("~"):
-            raise ContractError("a worker name must not start with ~")
         if self.group not in (None, PER_INSTANCE):
             raise ContractError(
                 f"worker {self.name!r}: its name is its group; group={self.group!r} is not possible, group=PER_INSTANCE is"

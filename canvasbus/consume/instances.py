@@ -26,7 +26,7 @@ from canvasbus.consume.liveness import Watcher
 from canvasbus.errors import TransportError
 from canvasbus.log import get_logger
 from canvasbus.transport.link import Link, SharedLink
-from canvasbus.transport.resp import Operation, check, chunks, command, commands
+from canvasbus.transport.resp import Operation, check, chunks, command, commands, pairs
 from canvasbus.transport.scripts import FORGET
 from canvasbus.transport.server import Server
 from canvasbus.wire.keys import Keys
@@ -120,12 +120,12 @@ class Instances:
 
     async def _look(self) -> None:
         keys = self._keys
-        declared = _mapping(check(await self._shared.call("HGETALL", keys.groups), "look for groups"))
+        declared = pairs(check(await self._shared.call("HGETALL", keys.groups), "look for groups"))
         groups = [name.decode("utf-8", "replace") for name, about in declared.items() if is_instance(about)]
         beats: dict[str, dict[bytes, bytes]] = {}
         for some in chunks(groups):
             replies = await self._shared.request(commands(*(("HGETALL", keys.beats(group)) for group in some)))
-            beats |= {g: _mapping(check(r, "look at heartbeats")) for g, r in zip(some, replies, strict=True)}
+            beats |= {g: pairs(check(r, "look at heartbeats")) for g, r in zip(some, replies, strict=True)}
         # The watcher judges only while its own beat moves: here, while looking gets through.
         self._looks += 1
         counts = {group: _sum(found) for group, found in beats.items()} | {"": self._looks}
@@ -153,10 +153,6 @@ async def dismiss(server: Server, partitions: list[Keys], group: str, beating: C
         log.warning("the group of this process could not be removed; others do", group=group, error=str(error))
     finally:
         await link.aclose()
-
-
-def _mapping(flat: list[bytes]) -> dict[bytes, bytes]:
-    return dict(zip(flat[::2], flat[1::2], strict=True))
 
 
 def _sum(beats: dict[bytes, bytes]) -> int:

@@ -1,7 +1,6 @@
 """How a worker joins: it makes its groups, checks that its user may do what it will need, and finds topics of globs."""
 
 import json
-import re
 
 from canvasbus.consume.dispatch import Lane
 from canvasbus.consume.handlers import Handler, Worker
@@ -91,7 +90,7 @@ class Joining:
         cursor: bytes | int = 0
         while scan:
             cursor, found = check(
-                await self._shared.call("SCAN", cursor, "MATCH", _escaped(keys.stream_pattern), "COUNT", 1000),
+                await self._shared.call("SCAN", cursor, "MATCH", keys.stream_pattern, "COUNT", 1000),
                 "look for streams",
             )
             names |= {keys.type_of(stream) for stream in found if stream.isascii()}
@@ -108,8 +107,3 @@ class Joining:
             except Refused as error:  # one key that is no stream must not stop the other topics
                 self._unusable.add(name)
                 log.error("a topic that a glob matches cannot be read", group=self._group, topic=name, error=str(error))
-
-
-def _escaped(pattern: bytes) -> bytes:
-    """The pattern with everything but its last star taken literally."""
-    return re.sub(rb"([\[\]?\\])", rb"\\\1", pattern)

@@ -33,7 +33,7 @@ Returnable = Event | Later | Cancel
 
 @dataclass(slots=True)
 class LaneStatistics:
-    """Counters of one handler since its worker started."""
+    """Counters of one handler since its worker joined; one that was taken for dead and joins again counts from 0."""
 
     handled: int = 0
     """Deliveries whose handler returned."""
@@ -78,8 +78,8 @@ class Outcomes:
     def ended(
         self, delivery: Delivery, outcome: Outcome | None, result: Any = None, *, spared: bool = False
     ) -> float | None:
-        """Judge a run: an outcome, or what the handler returned. `spared`: a failure costs no attempt. Returns after how many seconds it should run again;
-        None: it is settled."""
+        """Judge a run: an outcome, or what the handler returned. `spared`: a failure costs no attempt. Returns after how
+        many seconds it should run again; None: it is settled."""
         outgoing: list[Outgoing] = []
         run, changes = delivery.run, None
         delivery.run = None

@@ -20,19 +20,17 @@ from collections.abc import Iterable, Mapping, Sequence
 import msgspec
 from msgspec import Struct
 
+from canvasbus.consume import instances
 from canvasbus.consume.handlers import glob_matches
 from canvasbus.contract.bus_events import OWN_TYPES, BusLoss
 from canvasbus.errors import ConfigError
-from canvasbus.transport.resp import Operation, ReplyError, check, chunks, command, commands
+from canvasbus.transport.resp import Operation, ReplyError, check, chunks, command, commands, pairs
 from canvasbus.transport.scripts import TRIM
 from canvasbus.wire.keys import Keys
 from canvasbus.wire.retention import Full, Retention
 
 GROUP_LEASE_SECONDS = 7 * 86400.0
 """A group none of whose workers has beaten for so long keeps nothing any more."""
-
-INSTANCE_LEASE_SECONDS = 60.0
-"""The same for a group of one process."""
 
 LOOK_SECONDS = 5.0
 CAPPED_LOOK_SECONDS = 1.0
@@ -152,9 +150,7 @@ class Trimmer:
         keys = self._keys
         stream = keys.stream(event_type)
         (rows,) = yield command("XINFO", "GROUPS", stream)
-        there = (
-            set() if isinstance(rows, ReplyError) else {dict(zip(r[::2], r[1::2], strict=True))[b"name"] for r in rows}
-        )
+        there = set() if isinstance(rows, ReplyError) else {pairs(row)[b"name"] for row in rows}
         counting = [g.name for g in groups if g.listens_to(event_type) or g.name.encode() in there]
         drops = policy.when_full == "drop_with_loss_event"
         args: list[bytes | str | int] = [
@@ -208,7 +204,7 @@ class Trimmer:
             for group, beats in zip(asked, replies, strict=True):
                 total = sum(int(count) for _, count in _pairs(check(beats, "look at heartbeats")) if count.isdigit())
                 last_total, last_seconds, told = _seen(known.get(group.name))
-                lease = INSTANCE_LEASE_SECONDS if group.instance else self._lease
+                lease = instances.LEASE_SECONDS if group.instance else self._lease
                 if total != last_total:
                     # In steps: written at each beat it would be a command a second for each group.
                     if seconds - last_seconds >= min(lease / 4, 3600.0) or told:

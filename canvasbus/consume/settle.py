@@ -8,8 +8,8 @@ Two ways to the server:
 
 * Deliveries that emit nothing: one XACK per stream. It is idempotent, so it is simply repeated until answered. It
   needs no ownership check, because it changes nothing but "done", and done is what the handler said.
-* Everything else (derived events, timers, state, dead letters, written attempts): the settle script, which checks the fence and
-  changes all or nothing. When its reply is lost the fence number is raised first, over the new connection: the lost
+* Everything else (derived events, timers, state, dead letters, written attempts): the settle script, which checks the
+  fence and changes all or nothing. When its reply is lost the fence number is raised first, over the new connection: the lost
   copy can then no longer do anything, and the repeated one looks up entry by entry what is still ours.
 
 Fenced means: others have declared this incarnation dead and taken its entries. Nothing was changed; `on_fenced` makes

@@ -245,8 +245,8 @@ class Run:
         return Parts(self, self.store.keys.parts(self.store.group, name), type_, _milliseconds(ttl))
 
     def finish(self, timers: Changes | None) -> Changes:
-        """The handler has returned: what is to be committed, `timers` included. Raises EncodeError for a value that cannot be stored; then
-        nothing is changed, and `drop` must follow."""
+        """The handler has returned: what is to be committed, `timers` included. Raises EncodeError for a value that cannot
+        be stored; then nothing is changed, and `drop` must follow."""
         changes = self.open()
         made = [(state, _encoded(state.value, state._type, f"state {name!r}")) for name, state in self._states.items()]
         for state, value in made:

@@ -54,8 +54,7 @@ class Taking:
             if took:
                 await self._again.wait()
             else:
-                with trio.move_on_after(SWEEP_SECONDS * self._random.uniform(0.75, 1.25)):
-                    await trio.sleep_forever()
+                await trio.sleep(SWEEP_SECONDS * self._random.uniform(0.75, 1.25))
 
     async def _take(self, subscription: Subscription) -> None:
         free = min(TAKE_AT_ONCE, sum(max(0, lane.free) for lane in self._lanes))

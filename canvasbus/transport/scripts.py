@@ -1,4 +1,4 @@
-"""All Lua of the bus.
+"""The Lua of the bus; what is about a group that may get lost lies in `group_scripts`.
 
 Rules for every script: keys of one partition only, all declared; check ownership first; look at types before the first
 write and acknowledge last, because Lua does not roll back; time from the server; flat arrays in the reply; loops

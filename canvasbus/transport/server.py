@@ -1,4 +1,4 @@
-"""The seam: what a kind of server must offer. Two small protocols; `memory` and `redis` implement them.
+"""The seam: what a kind of server must offer. Small protocols that `memory`, `remote` and `sentinel` implement.
 
 Upwards nothing knows which one it talks to. What a back end cannot do is declared here (`blocks`), not guessed.
 """
