@@ -24,7 +24,8 @@ from canvasbus.errors import CanvasbusError, ConfigError, DecodeError, EncodeErr
 from canvasbus.ids import keyed, uuid7
 from canvasbus.produce.fenced import declare_partitions
 from canvasbus.produce.once import Dedupe, PartitionSender
-from canvasbus.wire.codec import Codec, Outgoing, expiry, from_json
+from canvasbus.wire.cloudevents import from_json
+from canvasbus.wire.codec import Codec, Outgoing, expiry
 from canvasbus.wire.keys import partition_of
 from canvasbus.wire.marks import WINDOW_SECONDS, window_ms
 

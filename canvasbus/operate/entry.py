@@ -17,7 +17,8 @@ import msgspec
 from canvasbus import ids
 from canvasbus.errors import DecodeError
 from canvasbus.operate.topics import time_of
-from canvasbus.wire.codec import Codec, to_cloudevent
+from canvasbus.wire.cloudevents import structured, to_cloudevent
+from canvasbus.wire.codec import Codec
 from canvasbus.wire.envelope import Envelope
 
 
@@ -67,21 +68,14 @@ def view(entry: Entry, codec: Codec) -> View:
     occurred = data.pop("occurred_on", None)
     correlation = data.pop("correlation_id", None)
     return View(
-        {
-            "specversion": "1.0",
-            "id": str(envelope.id),
-            "source": envelope.source or "canvasbus",
-            "type": envelope.type,
-            "time": occurred or _stamp(entry),
-            **({"subject": envelope.key} if envelope.key is not None else {}),
-            "dataschema": f"urn:canvasbus:{envelope.type}/v{envelope.version}",
-            **({"correlationid": _uuid(correlation)} if correlation else {}),
-            **({"causationid": str(envelope.causation_id)} if envelope.causation_id else {}),
-            **({"traceparent": envelope.traceparent} if envelope.traceparent else {}),
-            "reason": reason,
-            "problem": problem,
-            "data": data,
-        },
+        structured(
+            envelope,
+            data,
+            time=occurred or _stamp(entry),
+            correlation=_uuid(correlation) if correlation else None,
+            reason=reason,
+            problem=problem,
+        ),
         reason,
     )
 

@@ -12,7 +12,6 @@ Bounds against hostile bytes: the size limit holds before decoding, types bound 
 RecursionError and UnicodeDecodeError, which msgspec lets through, are decode errors too.
 """
 
-import json
 import re
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -24,13 +23,13 @@ from typing import Annotated, Any
 from uuid import UUID
 
 import msgspec
-from msgspec import Raw
 
 from canvasbus import clock, ids
 from canvasbus.contract.event import Event
 from canvasbus.contract.registry import EventType, Registry, non_finite_path, registry
 from canvasbus.errors import ContractError, DecodeError, EncodeError
 from canvasbus.wire import later
+from canvasbus.wire.cloudevents import BAD_BYTES, open_json, said
 from canvasbus.wire.envelope import Envelope
 from canvasbus.wire.keys import LATER_INBOX
 
@@ -59,7 +58,6 @@ _BAD_EVENT = (msgspec.MsgspecError, TypeError, OverflowError, UnicodeEncodeError
 _HEAD = b"\x99\xc4\x10"  # an array of nine, then the id as 16 bytes
 _UUID_BYTES = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
 _looks_non_finite = re.compile(rb"\xcb[\x7f\xff][\xf0-\xff]", re.DOTALL).search
-_BAD_BYTES = (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError, OverflowError)
 
 
 class Outgoing(msgspec.Struct, frozen=True, gc=False):
@@ -249,8 +247,8 @@ class Codec:
             return envelope, decoder.decode(envelope.data)
         except msgspec.ValidationError as error:
             raise DecodeError(f"{envelope.type} v{envelope.version}: {error}", reason="invalid") from error
-        except _BAD_BYTES as error:
-            raise DecodeError(f"{envelope.type} v{envelope.version}: {_said(error)}") from error
+        except BAD_BYTES as error:
+            raise DecodeError(f"{envelope.type} v{envelope.version}: {said(error)}") from error
 
     def _open(self, value: bytes, stream_type: str, entry_id: str) -> tuple[Envelope, EventType, bool]:
         is_json = value[:1] == b"{"
@@ -273,11 +271,11 @@ class Codec:
         if len(value) > self.limit:
             raise DecodeError(f"{len(value):,} bytes, over the limit of {self.limit:,}", reason="oversize")
         if value[:1] == b"{":
-            return _open_json(value, stream_type, entry_id)
+            return open_json(value, stream_type, entry_id)
         try:
             envelope = decode_envelope(value)
-        except _BAD_BYTES as error:
-            raise DecodeError(f"not an envelope: {_said(error)}") from error
+        except BAD_BYTES as error:
+            raise DecodeError(f"not an envelope: {said(error)}") from error
         if envelope.type != stream_type:
             raise DecodeError(
                 f"an event of type {envelope.type!r} lies on the stream of {stream_type!r}", reason="foreign"
@@ -324,10 +322,6 @@ def _refuse_non_finite(plan: _Plan, event: Event) -> None:
         )
 
 
-def _said(error: BaseException) -> str:
-    return str(error) or type(error).__name__
-
-
 def _not_an_event(event: object, known: Registry) -> Exception:
     if isinstance(event, Event):
         try:
@@ -335,133 +329,6 @@ def _not_an_event(event: object, known: Registry) -> Exception:
         except Exception as error:
             return error
     return EncodeError(f"publish takes an Event, not {type(event).__qualname__}")
-
-
-# --- JSON: what other languages write, and what people read -----------------------------------------------------------
-
-
-class _JsonEnvelope(msgspec.Struct):
-    """A CloudEvents 1.0 structured object; only `type` and `data` are required. `version` is a shorthand of ours."""
-
-    type: str
-    data: Raw
-    id: UUID | None = None
-    source: str = ""
-    subject: str | None = None
-    time: str | None = None
-    dataschema: str | None = None
-    version: int | None = None
-    correlationid: UUID | None = None
-    causationid: UUID | None = None
-    traceparent: str | None = None
-
-
-_decode_json = msgspec.json.Decoder(_JsonEnvelope).decode
-_decode_fields = msgspec.json.Decoder(dict[str, Raw]).decode
-
-
-def _open_json(value: bytes, stream_type: str, entry_id: str) -> Envelope:
-    try:
-        raw = _decode_json(value)
-    except _BAD_BYTES as error:
-        raise DecodeError(f"not a JSON envelope: {_said(error)}") from error
-    if raw.type != stream_type:
-        raise DecodeError(f"an event of type {raw.type!r} lies on the stream of {stream_type!r}", reason="foreign")
-    return Envelope(
-        raw.id or ids.foreign(stream_type, entry_id),
-        raw.type,
-        raw.version or _version_in(raw.dataschema) or 1,
-        raw.source,
-        raw.subject,
-        raw.causationid,
-        raw.traceparent,
-        _with_event_fields(raw),
-    )
-
-
-def _with_event_fields(raw: _JsonEnvelope) -> Raw:
-    """The payload with `time` and `correlationid` of the outer object put where an Event carries them."""
-    if raw.time is None and raw.correlationid is None:
-        return raw.data
-    try:
-        fields = _decode_fields(raw.data)
-    except _BAD_BYTES:
-        return raw.data  # no object; decoding it as an event says what is wrong
-    if raw.time is not None:
-        fields.setdefault("occurred_on", Raw(msgspec.json.encode(raw.time)))
-    if raw.correlationid is not None:
-        fields.setdefault("correlation_id", Raw(msgspec.json.encode(raw.correlationid)))
-    return Raw(msgspec.json.encode(fields))
-
-
-def _version_in(dataschema: str | None) -> int | None:
-    tail = (dataschema or "").rpartition("/v")[2].removesuffix(".json")
-    return int(tail) if re.fullmatch("[0-9]{1,9}", tail) else None
-
-
-def to_cloudevent(envelope: Envelope, event: Event) -> dict[str, Any]:
-    """An event as a CloudEvents 1.0 structured object, ready for `json.dumps`."""
-    data = msgspec.to_builtins(event)
-    return {
-        "specversion": "1.0",
-        "id": str(envelope.id),
-        "source": envelope.source or "canvasbus",
-        "type": envelope.type,
-        "time": data.pop("occurred_on"),
-        **({"subject": envelope.key} if envelope.key is not None else {}),
-        "dataschema": f"urn:canvasbus:{envelope.type}/v{envelope.version}",
-        "correlationid": data.pop("correlation_id"),
-        **({"causationid": str(envelope.causation_id)} if envelope.causation_id else {}),
-        **({"traceparent": envelope.traceparent} if envelope.traceparent else {}),
-        "data": data,
-    }
-
-
-def from_json(
-    value: str | bytes, *, type_name: str | None = None, known: Registry = registry
-) -> tuple[Event, UUID | None]:
-    """Read one event that a person or a file gives: a CloudEvents object, or the bare data with the type named.
-
-    Returns the event and the id that the object carried (None: it is to get a new one).
-    Raises EncodeError, since the move is the giver's: unknown type, unknown or missing field, wrong type.
-    """
-    try:
-        outer = json.loads(value)
-    except (ValueError, RecursionError) as error:
-        raise EncodeError(f"not JSON: {error}") from error
-    if not isinstance(outer, dict):
-        raise EncodeError("an event is a JSON object")
-    event_id = None
-    version = None
-    if "specversion" in outer or (type_name is None and "data" in outer):
-        try:
-            raw = _decode_json(value)
-        except (*_BAD_BYTES, *_BAD_EVENT) as error:
-            raise EncodeError(f"not a CloudEvents object: {_said(error)}") from error
-        if type_name is not None and raw.type != type_name:
-            raise EncodeError(f"the object says type {raw.type!r}, the command says {type_name!r}")
-        type_name, event_id = raw.type, raw.id
-        version = raw.version or _version_in(raw.dataschema)
-        outer = json.loads(bytes(_with_event_fields(raw)))
-    if type_name is None:
-        raise EncodeError('the object names no event type: give one, or use {"type": ..., "data": {...}}')
-    declared = known.get(type_name, version) if version else known.latest(type_name)
-    if declared is None:
-        import difflib
-
-        near = difflib.get_close_matches(type_name, known.names(), n=1, cutoff=0.75)
-        hint = f"; did you mean {near[0]!r}?" if near else "; is the module that declares it imported (--module)?"
-        raise EncodeError(f"unknown event type {type_name!r}{f' v{version}' if version else ''}{hint}")
-    surplus = sorted(set(outer) - set(declared.cls.__struct_encode_fields__)) if isinstance(outer, dict) else []
-    if surplus:
-        raise EncodeError(
-            f"{type_name} v{declared.version} has no field {', '.join(map(repr, surplus))}; its fields are "
-            + ", ".join(declared.cls.__struct_encode_fields__)
-        )
-    try:
-        return declared.json_decoder.decode(msgspec.json.encode(outer)), event_id
-    except (*_BAD_BYTES, *_BAD_EVENT) as error:
-        raise EncodeError(f"{type_name} v{declared.version}: {_said(error)}") from error
 
 
 def expiry(expires_in: float | None, *, after: float | None = None, at: datetime | None = None) -> float | None:

@@ -36,7 +36,7 @@ from canvasbus.cli.world import ONSET_CORRUPTED, ONSET_NEW_HANDS, WINDOWS, World
 from canvasbus.operate import plugins
 from canvasbus.transport.blocking import BlockingLink
 from canvasbus.transport.connect import open_server
-from canvasbus.wire.codec import from_json
+from canvasbus.wire.cloudevents import from_json
 from canvasbus.wire.envelope import Envelope
 
 SEED = 0

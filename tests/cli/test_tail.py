@@ -22,7 +22,8 @@ from canvasbus.cli.times import start_of
 from canvasbus.errors import ConfigError
 from canvasbus.operate.entry import Entry, view
 from canvasbus.transport.blocking import BlockingLink
-from canvasbus.wire.codec import Codec, from_json, to_cloudevent
+from canvasbus.wire.cloudevents import from_json, to_cloudevent
+from canvasbus.wire.codec import Codec
 
 SECOND = 1_700_000_000
 

@@ -21,7 +21,8 @@ from canvasbus import ALLOW_NON_FINITE, AwareDatetime, Event, clock, event
 from canvasbus.contract.registry import registry
 from canvasbus.errors import ContractError, DecodeError, EncodeError
 from canvasbus.wire import deadletter
-from canvasbus.wire.codec import Codec, decode_envelope, expiry, from_json, to_cloudevent
+from canvasbus.wire.cloudevents import from_json, to_cloudevent
+from canvasbus.wire.codec import Codec, decode_envelope, expiry
 from canvasbus.wire.envelope import Envelope
 
 NAN, INF = float("nan"), float("inf")
