@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+from collections.abc import Sequence
 
 from canvasbus.cli.context import Context
 from canvasbus.cli.output import Cell, Column, ago
@@ -25,12 +26,7 @@ def run(context: Context, args: argparse.Namespace) -> int:
     out, link = context.out, context.link
     found = link.run(groups(context.partitions, trust_lag=link.server.shared))
     if args.group is not None:
-        known = [group.name for group in found]
-        found = [group for group in found if group.name == args.group]
-        if not found:
-            near = difflib.get_close_matches(args.group, known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}" if known else "there is none"
-            raise CanvasbusError(f"no group {args.group!r} in {context.where}; {hint}")
+        found = [named(args.group, found, context)]
     if out.json:
         for group in found:
             out.record(_for_machines(group))
@@ -41,6 +37,17 @@ def run(context: Context, args: argparse.Namespace) -> int:
         spare = 0 if any(row[-1].text for row in rows) else 1  # nothing to note: no column for it
         out.table(COLUMNS[: len(COLUMNS) - spare], [row[: len(row) - spare] for row in rows])
     return 0
+
+
+def named(name: str, found: Sequence[Group], context: Context) -> Group:
+    """The group of this name. Raises CanvasbusError, with what may have been meant."""
+    for group in found:
+        if group.name == name:
+            return group
+    known = [group.name for group in found]
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}" if known else "there is none"
+    raise CanvasbusError(f"no group {name!r} in {context.where}; {hint}")
 
 
 def _rows(group: Group) -> list[list[Cell]]:

@@ -23,6 +23,8 @@ from unicodedata import combining, east_asian_width
 
 import msgspec
 
+from canvasbus.operate import words
+
 _UNSAFE_IN_JSON = re.compile("[\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 _GAP = 2
 _FLEXIBLE_LEAST = 30
@@ -150,14 +152,14 @@ def short(text: str, width: int) -> str:
 def moment(when: datetime | None) -> str:
     """A time that can be pasted into `--from`, to the millisecond."""
     if when is None:
-        return "–"
+        return NOTHING
     return f"{when:%Y-%m-%dT%H:%M:%S}.{when.microsecond // 1000:03d}Z"
 
 
 def ago(seconds: float | None) -> str:
     """A length of time in its two largest units."""
     if seconds is None:
-        return "–"
+        return NOTHING
     if seconds < 1:
         return "<1s"
     whole = int(seconds)
@@ -170,11 +172,4 @@ def ago(seconds: float | None) -> str:
 
 def size(count: int | None) -> str:
     """Bytes, readable."""
-    if count is None:
-        return "–"
-    value = float(count)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if value < 1024:
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1024
-    return f"{value:.1f} TiB"
+    return NOTHING if count is None else words.size(count)

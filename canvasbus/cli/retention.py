@@ -8,6 +8,7 @@ import msgspec
 
 from canvasbus.cli.context import Context
 from canvasbus.cli.output import Cell, Column, size
+from canvasbus.cli.times import UNITS, seconds_of
 from canvasbus.consume.retention import Trimmer, check_policies, declare, policy_for, read_policies
 from canvasbus.errors import CanvasbusError, ConfigError
 from canvasbus.operate.topics import topic_keys
@@ -23,7 +24,6 @@ COLUMNS = (
     Column("WHEN FULL"),
     Column("NOW", flexible=True),
 )
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 _SIZES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 
 
@@ -66,7 +66,7 @@ def run_set(context: Context, args: argparse.Namespace) -> int:
         raise ConfigError(f"{args.type!r} is neither a type nor a glob")
     known = context.link.run(read_policies(context.partitions[0]))
     changes: dict[str, Any] = {}
-    for name, parse in (("max_age", seconds), ("max_length", count), ("max_bytes", count), ("cap", count)):
+    for name, parse in (("max_age", _age_of), ("max_length", count), ("max_bytes", count), ("cap", count)):
         value = getattr(args, name)
         if value is not None:
             changes[name] = None if value in ("any", "none") else parse(value)
@@ -110,12 +110,8 @@ def run_trim(context: Context, _: argparse.Namespace) -> int:
     return 0
 
 
-def seconds(text: str) -> float:
-    """A length of time like 90s, 15m, 12h, 7d or 2w. Raises ConfigError."""
-    found = re.fullmatch(r"(\d{1,9}(?:\.\d{1,6})?)\s*([smhdw])", text.strip().lower())
-    if not found or float(found[1]) == 0:
-        raise ConfigError(f"{text!r} is no length of time: use a number with s, m, h, d or w, like 7d, or any")
-    return float(found[1]) * _UNITS[found[2]]
+def _age_of(text: str) -> float:
+    return seconds_of(text, "--max-age")
 
 
 def count(text: str) -> int:
@@ -129,6 +125,6 @@ def count(text: str) -> int:
 
 def _age(value: float) -> str:
     for unit in ("w", "d", "h", "m"):
-        if value >= _UNITS[unit] and value % _UNITS[unit] == 0:
-            return f"{value / _UNITS[unit]:g}{unit}"
+        if value >= UNITS[unit] and value % UNITS[unit] == 0:
+            return f"{value / UNITS[unit]:g}{unit}"
     return f"{value:g}s"

@@ -1,12 +1,12 @@
 """canvasbus groups pause | resume | reset | forget"""
 
 import argparse
-import difflib
 import getpass
 import socket
 
 from canvasbus.cli.confirm import confirm
 from canvasbus.cli.context import Context
+from canvasbus.cli.groups import named
 from canvasbus.cli.output import Cell, Column, ago
 from canvasbus.cli.times import seconds_of, start_of
 from canvasbus.consume.handlers import glob_matches
@@ -110,14 +110,8 @@ def run_forget(context: Context, args: argparse.Namespace) -> int:
 
 
 def _group(context: Context, name: str) -> Group:
-    found = context.link.run(groups(context.partitions, trust_lag=context.link.server.shared))
-    for group in found:
-        if group.name == name:
-            return group
-    known = [group.name for group in found]
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}" if known else "there is none"
-    raise CanvasbusError(f"no group {name!r} in {context.where}; {hint}")
+    link = context.link
+    return named(name, link.run(groups(context.partitions, trust_lag=link.server.shared)), context)
 
 
 def _workers(group: Group) -> str:

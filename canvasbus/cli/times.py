@@ -8,8 +8,9 @@ from canvasbus.cli.output import short
 from canvasbus.errors import ConfigError
 
 _ENTRY_ID = re.compile("[0-9]+(-[0-9]+)?")
-_AGO = re.compile(r"([0-9]+(?:\.[0-9]+)?)([smhd])")
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_AGO = re.compile(r"([0-9]+(?:\.[0-9]+)?)([smhdw])")
+UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+"""Seconds."""
 
 
 def start_of(text: str, option: str = "--from") -> str:
@@ -20,7 +21,7 @@ def start_of(text: str, option: str = "--from") -> str:
         return text
     ago = _AGO.fullmatch(text)
     if ago:
-        since = clock.time() - float(ago[1]) * _UNITS[ago[2]]
+        since = clock.time() - float(ago[1]) * UNITS[ago[2]]
         return str(int(since * 1000)) if since > 0 else "0"
     try:
         when = datetime.fromisoformat(text)
@@ -37,8 +38,8 @@ def start_of(text: str, option: str = "--from") -> str:
 
 def seconds_of(text: str, option: str) -> float:
     """A length of time. Raises ConfigError that names the option."""
-    length = _AGO.fullmatch(text)
-    seconds = float(length[1]) * _UNITS[length[2]] if length else 0.0
+    length = _AGO.fullmatch(text.strip().lower())
+    seconds = float(length[1]) * UNITS[length[2]] if length else 0.0
     if not 0 < seconds <= 10 * 366 * 86400:
-        raise ConfigError(f"{option} {short(text, 50)}: give a length of time, like 90s, 30m, 2h or 1d")
+        raise ConfigError(f"{option} {short(text, 50)}: give a length of time, like 90s, 30m, 2h, 1d or 2w")
     return seconds

@@ -6,7 +6,8 @@ import pytest
 from cli.commands import Run
 from studio import Eyes
 
-from canvasbus.cli.retention import count, seconds
+from canvasbus.cli.retention import count
+from canvasbus.cli.times import seconds_of
 from canvasbus.errors import ConfigError
 
 
@@ -50,7 +51,7 @@ def test_settings_add_up(run: Run, eyes: Eyes) -> None:
     ("argv", "said"),
     [
         (("set", "painting.made"), "say what to change"),
-        (("set", "painting.made", "--max-age", "soon"), "'soon' is no length of time"),
+        (("set", "painting.made", "--max-age", "soon"), "--max-age soon: give a length of time, like 90s"),
         (("set", "painting.made", "--cap", "0"), "'0' is no number"),
         (("set", "Not A Type", "--cap", "5"), "neither a type nor a glob"),
     ],
@@ -87,10 +88,10 @@ def test_trimming_once(run: Run, eyes: Eyes) -> None:
 
 def test_lengths_and_numbers() -> None:
     """Units as people write them."""
-    assert [seconds(t) for t in ("90s", "1.5h", "7d", "2W")] == [90, 5400, 604800, 1209600]
+    assert [seconds_of(t, "--max-age") for t in ("90s", "1.5h", "7d", "2W")] == [90, 5400, 604800, 1209600]
     assert [count(t) for t in ("10", "5k", "1_000", "512Mi", "2GB")] == [10, 5000, 1000, 2**29, 2 * 10**9]
     for wrong in ("", "x", "-1", "1y", "0"):
         with pytest.raises(ConfigError):
-            seconds(wrong)
+            seconds_of(wrong, "--max-age")
         with pytest.raises(ConfigError):
             count(wrong)

@@ -64,7 +64,7 @@ def test_a_pause_for_a_while(run: Run, filled: Eyes) -> None:
     assert 1790 < left <= 1800
     assert "paused for another 29m" in run("groups", "framers").lines[1]
     for wrong in ("30", "0s", "m", "-5m", "999999d"):
-        run("groups", "pause", "framers", f"--for={wrong}").failed(2, "--for", "like 90s, 30m, 2h or 1d")
+        run("groups", "pause", "framers", f"--for={wrong}").failed(2, "--for", "like 90s, 30m, 2h, 1d or 2w")
 
 
 def test_an_unknown_group_is_not_paused(run: Run, filled: Eyes) -> None:

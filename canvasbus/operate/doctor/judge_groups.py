@@ -5,7 +5,7 @@ from shlex import quote
 
 from canvasbus.operate.doctor.finding import Finding
 from canvasbus.operate.doctor.namespace import GroupFacts, NamespaceFacts, Owner
-from canvasbus.operate.doctor.words import count, some, span, text
+from canvasbus.operate.words import count, some, span, text
 from canvasbus.wire.keys import FREE_POOL, SUSPECT_POOL, version_in
 
 WAIT_SECONDS = 30.0

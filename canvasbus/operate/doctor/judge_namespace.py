@@ -6,7 +6,7 @@ from canvasbus.contract.bus_events import OWN_TYPES
 from canvasbus.operate.doctor.finding import Finding, Level
 from canvasbus.operate.doctor.judge_groups import judge_groups
 from canvasbus.operate.doctor.namespace import NamespaceFacts
-from canvasbus.operate.doctor.words import count, some, span, text
+from canvasbus.operate.words import count, some, span, text
 
 LATE_SECONDS = 5.0
 """Timers are looked at twice a second; one that is later has nobody who looks."""

@@ -11,7 +11,7 @@ from canvasbus.consume.subscription import READ_COUNT
 from canvasbus.errors import TransportError
 from canvasbus.operate.doctor.finding import Finding, Level
 from canvasbus.operate.doctor.server import ServerFacts
-from canvasbus.operate.doctor.words import size
+from canvasbus.operate.words import size
 from canvasbus.transport.address import Address
 
 CLOCK_SECONDS = 2.0
