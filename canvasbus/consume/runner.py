@@ -22,6 +22,7 @@ from typing import Any
 import trio
 
 from canvasbus import ids
+from canvasbus.consume.backoff import ServerBackoff
 from canvasbus.consume.batches import BatchLane
 from canvasbus.consume.dispatch import Lane
 from canvasbus.consume.handlers import Handler, Worker
@@ -353,8 +354,7 @@ class _Incarnation:
         return sorted({t.event_type for s in self.subscriptions for t in s.topics.values()})
 
     async def _join(self) -> bool:
-        backoff = 0.1
-        warned = -math.inf
+        backoff = ServerBackoff("joining waits for the server", self.group)
         while not self.runner._stop.is_set():
             try:
                 for subscription in self.subscriptions:
@@ -364,13 +364,8 @@ class _Incarnation:
             except TransportError as error:
                 if isinstance(error, Refused):
                     raise
-                now = trio.current_time()
-                if now - warned > 60:
-                    warned = now
-                    log.warning("joining waits for the server", group=self.group, error=str(error))
-            with trio.move_on_after(backoff):
-                await self.runner._stop.wait()
-            backoff = min(backoff * 2, 2.0)
+                with trio.move_on_after(backoff.next(error)):
+                    await self.runner._stop.wait()
         return False
 
 

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from canvasbus.consume.backoff import ServerBackoff
 from canvasbus.consume.changes import Changes
 from canvasbus.consume.delivery import NO_DOUBT, Delivery, Topic
 from canvasbus.consume.state import StateStore
@@ -270,7 +271,7 @@ class Settler:
             b"".join([pack("XACK", topic.stream, self._group, *entry_ids) for topic, entry_ids in batches]),
             len(batches),
         )
-        backoff = _Backoff(self._group)
+        backoff = ServerBackoff("settling waits for the server", self._group)
         while True:
             try:
                 replies = await self._link.request(packet)
@@ -299,7 +300,7 @@ class Settler:
             topic.lane.settled(len(entry_ids))
 
     async def _commit(self, chunk: list[_Commit]) -> None:
-        backoff = _Backoff(self._group)
+        backoff = ServerBackoff("settling waits for the server", self._group)
         look = any(commit.delivery.look for commit in chunk)
         raise_fence = False
         while True:
@@ -496,24 +497,3 @@ class Settler:
 
     def __repr__(self) -> str:
         return f"<Settler {self._group} {self.keys!r} {len(self._commits)} to commit, {self.statistics}>"
-
-
-class _Backoff:
-    """Waits between attempts; says so once, and again every minute."""
-
-    def __init__(self, group: str) -> None:
-        self._group = group
-        self._seconds = 0.05
-        self._said = float("-inf")
-
-    async def wait(self, failure: Exception | None) -> None:
-        await trio.sleep(self.next(failure))
-
-    def next(self, failure: Exception | None) -> float:
-        """The seconds to wait now."""
-        now = trio.current_time()
-        if now - self._said > 60:
-            self._said = now
-            log.warning("settling waits for the server", group=self._group, error=str(failure))
-        seconds, self._seconds = self._seconds, min(self._seconds * 2, 2.0)
-        return seconds

@@ -19,12 +19,12 @@ What can go wrong, and what happens then:
 * The server is away or refuses: backoff, a warning a minute, never a hot loop, never giving up.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import trio
 
+from canvasbus.consume.backoff import ServerBackoff
 from canvasbus.consume.delivery import NO_DOUBT, Delivery, Topic, deliver, deliver_many
 from canvasbus.consume.dispatch import Lane
 from canvasbus.consume.handlers import start_id
@@ -193,8 +193,7 @@ class Subscription:
 
     async def run(self) -> None:
         """Read until `stop`."""
-        backoff = 0.05
-        warned = -math.inf
+        backoff = ServerBackoff("reading waits for the server", self.group)
         epoch = 0
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._run_interrupts)
@@ -209,18 +208,14 @@ class Subscription:
                         if self._audit_due:
                             await self.audit()
                         await self._read()
-                        backoff, self.away = 0.05, False
+                        backoff.reset()
+                        self.away = False
                     except TransportError as error:
                         self.away = True
-                        now = trio.current_time()
-                        if now - warned > 60:
-                            warned = now
-                            log.warning("reading waits for the server", group=self.group, error=str(error))
-                        with trio.move_on_after(backoff):
+                        with trio.move_on_after(backoff.next(error)):
                             while not self._stopping:
                                 self._room = trio.Event()
                                 await self._room.wait()
-                        backoff = min(backoff * 2, 2.0)
             finally:
                 with trio.CancelScope(shield=True):
                     await self._link.aclose()
