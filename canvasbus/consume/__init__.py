@@ -3,6 +3,6 @@
 subscription  reads entries          → Delivery          (delivery)
 dispatch      runs the handler       → Outcome           (invoke, batches)
 policy        decides, purely        → Verdict           (outcomes carries it out)
-settle        commits the verdict    → the server
+settle        commits the verdict    → the server        (commit)
 liveness      who is alive; runner: one worker in this process, from joining to leaving
 """

@@ -25,7 +25,8 @@ from typing import TYPE_CHECKING
 import trio
 
 from canvasbus.consume.backoff import ServerBackoff
-from canvasbus.consume.changes import Changes
+from canvasbus.consume.changes import Argument, Changes
+from canvasbus.consume.commit import Commit, script_words
 from canvasbus.consume.delivery import NO_DOUBT, Delivery, Topic
 from canvasbus.consume.state import StateStore
 from canvasbus.errors import CanvasbusError, Refused, TransportError, Unavailable
@@ -82,43 +83,6 @@ class SettlerStatistics:
     """Commits sent again after a failure."""
 
 
-class _Commit:
-    __slots__ = ("attempts", "burial", "changes", "delivery", "derived", "done", "lost", "payloads", "pool", "size")
-
-    def __init__(
-        self,
-        delivery: Delivery,
-        payloads: list[tuple[bytes, bytes]],
-        *,
-        derived: int = 0,
-        attempts: int | None = None,
-        burial: bool = False,
-        lost: bool = False,
-        changes: Changes | None = None,
-        pool: str = "",
-    ) -> None:
-        self.delivery = delivery
-        self.payloads = payloads
-        self.changes = changes
-        self.size = sum([len(data) for _, data in payloads]) + (changes.size if changes else 0)
-        self.derived = derived
-        self.attempts = attempts
-        """Failures to write down; None: this one acknowledges."""
-        self.burial = burial
-        """It goes through at maxmemory too, and waits in hand when its stream is refused."""
-        self.lost = lost
-        """Its entry is gone from the stream, and pending under whatever name."""
-        self.pool = pool
-        """Where the entry goes instead of being acknowledged."""
-        self.done: trio.Event | None = None
-        """Set when the server has it; there is one only where somebody waits."""
-
-    @property
-    def needs_memory(self) -> bool:
-        """A server at its maxmemory may refuse it."""
-        return not self.burial and bool(self.payloads or self.changes)
-
-
 class Settler:
     """Commits outcomes of one group in one partition, under one incarnation."""
 
@@ -144,8 +108,8 @@ class Settler:
         self.states = StateStore(shared, keys, group)
         """What handlers keep in this partition; committed here."""
         self._topics: list[Topic] = []
-        self._commits: deque[_Commit] = deque()
-        self._refused_burials: list[_Commit] = []
+        self._commits: deque[Commit] = deque()
+        self._refused_burials: list[Commit] = []
         self._bury_again = 0.0
         self._known: set[str] = set()
         self._fresh: set[str] = set()
@@ -166,7 +130,7 @@ class Settler:
         """Acknowledge, and in the same step add the derived events and make the changes."""
         keys = self.keys
         payloads = [(keys.stream(item.type), item.data) for item in derived]
-        self._commits.append(_Commit(delivery, payloads, derived=len(derived), changes=changes))
+        self._commits.append(Commit(delivery, payloads, derived=len(derived), changes=changes))
         self._declare(derived)
         self._work.set()
 
@@ -182,24 +146,24 @@ class Settler:
         payloads = [(keys.dead(self._group), deadletter.encode(record))]
         payloads += [(keys.stream(item.type), item.data) for item in announced]
         self.statistics.buried += 1
-        self._commits.append(_Commit(delivery, payloads, burial=True, changes=changes))
+        self._commits.append(Commit(delivery, payloads, burial=True, changes=changes))
         self._declare(announced)
         self._work.set()
 
     def lose(self, delivery: Delivery, told: Outgoing) -> None:
         """Acknowledge an entry that is gone from its stream and publish that, once whoever else finds it too."""
-        self._commits.append(_Commit(delivery, [(self.keys.stream(told.type), told.data)], burial=True, lost=True))
+        self._commits.append(Commit(delivery, [(self.keys.stream(told.type), told.data)], burial=True, lost=True))
         self._declare([told])
         self._work.set()
 
     def park(self, delivery: Delivery, pool: str) -> None:
         """Leave the entry to workers that take from this pool."""
-        self._commits.append(_Commit(delivery, [], pool=pool))
+        self._commits.append(Commit(delivery, [], pool=pool))
         self._work.set()
 
-    def note_attempt(self, delivery: Delivery, failures: int) -> _Commit:
+    def note_attempt(self, delivery: Delivery, failures: int) -> Commit:
         """Write down how often the delivery has failed, so that whoever gets it next knows."""
-        commit = _Commit(delivery, [], attempts=failures)
+        commit = Commit(delivery, [], attempts=failures)
         self._commits.append(commit)
         self._work.set()
         return commit
@@ -252,7 +216,7 @@ class Settler:
         if waiting:
             await self._acknowledge(waiting)
         while self._commits:
-            chunk: list[_Commit] = []
+            chunk: list[Commit] = []
             size = 0
             burial = self._commits[0].burial  # on their own: they pass where others wait for memory
             while self._commits and len(chunk) < COMMIT_ENTRIES and size < COMMIT_BYTES:
@@ -299,7 +263,7 @@ class Settler:
                     topic.suspects.pop(entry_id, None)
             topic.lane.settled(len(entry_ids))
 
-    async def _commit(self, chunk: list[_Commit]) -> None:
+    async def _commit(self, chunk: list[Commit]) -> None:
         backoff = ServerBackoff("settling waits for the server", self._group)
         look = any(commit.delivery.look for commit in chunk)
         raise_fence = False
@@ -357,7 +321,7 @@ class Settler:
                 await self._work.wait()
         self._passing = False
 
-    async def _doubts(self, chunk: list[_Commit]) -> bool:
+    async def _doubts(self, chunk: list[Commit]) -> bool:
         """Whether the server may have given to others what we hold: it restarted or was replaced since it gave it to us."""
         link = self._link
         await link.connect()
@@ -381,7 +345,7 @@ class Settler:
                 await self._link.run(HOLD.call(keys, [self.fence, self._group, self.consumer, *some]))
             self._holds.pop()
 
-    async def _send(self, chunk: list[_Commit], look: bool) -> Reply:
+    async def _send(self, chunk: list[Commit], look: bool) -> Reply:
         look = await self._doubts(chunk) or look
         if self._holds:  # first of all: what is looked up must be found
             await self._hold_again()
@@ -391,37 +355,10 @@ class Settler:
             if not isinstance(replies[0], ReplyError):
                 self._known.update(fresh)
                 self._fresh.difference_update(fresh)
-        places: dict[bytes, int] = {}
-        kinds: list[str] = []
-
-        def index(key: bytes, kind: str = "x") -> int:
-            place = places.get(key)
-            if place is None:
-                place = places[key] = len(places) + 2
-                kinds.append(kind)
-            return place
-
-        args: list[bytes | str | int] = []
-        for commit in chunk:
-            delivery = commit.delivery
-            args += (index(delivery.topic.stream), delivery.entry_id)
-            if commit.attempts is not None:
-                args += ("try", 0, commit.attempts + 1)
-            elif commit.pool:
-                args += ("park", 0, commit.pool)
-            else:
-                verb = "lose" if commit.lost else "bury" if commit.burial else "ack"
-                changes = commit.changes
-                args += (verb, len(commit.payloads) + (len(changes) if changes else 0))
-                if changes:
-                    args += changes.before(index)
-                for stream, data in commit.payloads:
-                    args += (index(stream), data)
-                if changes:
-                    args += changes.after(index)
+        places, kinds, args = script_words(chunk)
         keys = [self.keys.fence(self.consumer), *places]
         look_up = 1 if look else 0
-        head: list[bytes | str | int] = [self.fence, self._group, self.consumer, look_up, "".join(kinds), len(chunk)]
+        head: list[Argument] = [self.fence, self._group, self.consumer, look_up, kinds, len(chunk)]
         return await self._link.run(SETTLE.call(keys, head + args))
 
     async def _raise_fence(self) -> None:
@@ -434,7 +371,7 @@ class Settler:
             raise translate(replies[0], "settle")
         self.fence = replies[0]
 
-    async def _refused(self, chunk: list[_Commit], failure: Exception) -> None:
+    async def _refused(self, chunk: list[Commit], failure: Exception) -> None:
         """The server refuses the commit as such, for example because a derived event's key is no stream. Find out
         whose fault it is: alone, a delivery that is refused has failed."""
         if len(chunk) > 1:
@@ -462,7 +399,7 @@ class Settler:
                 commit.changes.settled(applied=False)
             commit.delivery.topic.lane.refused(commit.delivery, failure)
 
-    def _finish(self, chunk: list[_Commit], reply: list[int | bytes]) -> None:
+    def _finish(self, chunk: list[Commit], reply: list[int | bytes]) -> None:
         settled: dict[Lane, int] = {}  # told once per lane: being told makes a lane look for room
         statistics = self.statistics
         for commit, ours in zip(chunk, reply, strict=True):

@@ -1,0 +1,80 @@
+"""One outcome on its way to the server, and how a batch of them is put to the settle script (see SETTLE for the words)."""
+
+from collections.abc import Iterable, Sequence
+
+import trio
+
+from canvasbus.consume.changes import Argument, Changes
+from canvasbus.consume.delivery import Delivery
+
+
+class Commit:
+    """What the settle script is to do about one delivery."""
+
+    __slots__ = ("attempts", "burial", "changes", "delivery", "derived", "done", "lost", "payloads", "pool", "size")
+
+    def __init__(
+        self,
+        delivery: Delivery,
+        payloads: list[tuple[bytes, bytes]],
+        *,
+        derived: int = 0,
+        attempts: int | None = None,
+        burial: bool = False,
+        lost: bool = False,
+        changes: Changes | None = None,
+        pool: str = "",
+    ) -> None:
+        self.delivery = delivery
+        self.payloads = payloads
+        self.changes = changes
+        self.size = sum([len(data) for _, data in payloads]) + (changes.size if changes else 0)
+        self.derived = derived
+        self.attempts = attempts
+        """Failures to write down; None: this one acknowledges."""
+        self.burial = burial
+        """It goes through at maxmemory too, and waits in hand when its stream is refused."""
+        self.lost = lost
+        """Its entry is gone from the stream, and pending under whatever name."""
+        self.pool = pool
+        """Where the entry goes instead of being acknowledged."""
+        self.done: trio.Event | None = None
+        """Set when the server has it; there is one only where somebody waits."""
+
+    @property
+    def needs_memory(self) -> bool:
+        """A server at its maxmemory may refuse it."""
+        return not self.burial and bool(self.payloads or self.changes)
+
+
+def script_words(commits: Sequence[Commit]) -> tuple[Iterable[bytes], str, list[Argument]]:
+    """The keys that the outcomes touch, a letter for the type of each, and the outcomes in the script's words."""
+    places: dict[bytes, int] = {}
+    kinds: list[str] = []
+
+    def index(key: bytes, kind: str = "x") -> int:
+        place = places.get(key)
+        if place is None:
+            place = places[key] = len(places) + 2
+            kinds.append(kind)
+        return place
+
+    args: list[Argument] = []
+    for commit in commits:
+        delivery = commit.delivery
+        args += (index(delivery.topic.stream), delivery.entry_id)
+        if commit.attempts is not None:
+            args += ("try", 0, commit.attempts + 1)
+        elif commit.pool:
+            args += ("park", 0, commit.pool)
+        else:
+            verb = "lose" if commit.lost else "bury" if commit.burial else "ack"
+            changes = commit.changes
+            args += (verb, len(commit.payloads) + (len(changes) if changes else 0))
+            if changes:
+                args += changes.before(index)
+            for stream, data in commit.payloads:
+                args += (index(stream), data)
+            if changes:
+                args += changes.after(index)
+    return places, "".join(kinds), args
