@@ -133,8 +133,8 @@ def translate(error: ReplyError, doing: str, *, kind: str = "") -> Exception:
     word, text = code(error), str(error)
     if word == "WRONGTYPE" and kind:
         return Refused(f"{doing}: the key holds something that is not a {kind} ({text})")
-    if word == "EXECABORT" and any(wait in text for wait in ("OOM", "LOADING", "READONLY", "MASTERDOWN")):
-        return Unavailable(f"{doing}: {text}")
+    if word == "EXECABORT" and (why := text.partition("because of: ")[2]):  # what EXEC itself was refused for
+        return translate(ReplyError(why), doing, kind=kind)
     if word in _WAIT or "max number of clients" in text:
         return Unavailable(f"{doing}: {_WAIT.get(word, 'the server has too many clients')} ({text})")
     if word in _REFUSE:

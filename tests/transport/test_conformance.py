@@ -12,10 +12,21 @@ import pytest
 import trio
 from waiting import until
 
+from canvasbus.errors import Refused, Unavailable
 from canvasbus.transport.blocking import BlockingLink
 from canvasbus.transport.connect import open_server
 from canvasbus.transport.link import Link
-from canvasbus.transport.resp import Packet, ReplyError, XaddHeads, code, command, commands, is_no_group, pack
+from canvasbus.transport.resp import (
+    Packet,
+    ReplyError,
+    XaddHeads,
+    code,
+    command,
+    commands,
+    is_no_group,
+    pack,
+    translate,
+)
 from canvasbus.transport.server import Server
 
 GROUP = b"readers"
@@ -460,3 +471,26 @@ async def test_a_script_answers_status_and_errors(desk: Desk) -> None:
     assert await desk.call("EVAL", "return redis.status_reply('FENCED')", 0) == b"FENCED"
     wrong = await desk.call("EVAL", "return redis.error_reply('WRONGTYPE k holds a string')", 0)
     assert isinstance(wrong, ReplyError) and code(wrong) == "WRONGTYPE"
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("OOM command not allowed when used memory > 'maxmemory'.", Unavailable),
+        (
+            "MISCONF Redis is configured to save RDB snapshots, but it's currently unable to persist to disk.",
+            Unavailable,
+        ),
+        ("NOREPLICAS Not enough good replicas to write.", Unavailable),
+        ("NOPERM this user has no permissions to run the 'xadd' command", Refused),
+    ],
+)
+def test_a_transaction_that_is_refused_as_a_whole_means_what_its_reason_means(text: str, kind: type) -> None:
+    """A server that came into trouble between queueing and EXEC says why behind EXECABORT: then waiting helps or not, as
+    it does for the single command."""
+    alone = translate(ReplyError(text), "publish")
+    whole = translate(ReplyError(f"EXECABORT Transaction discarded because of: {text}"), "publish")
+    assert type(whole) is type(alone) is kind and str(whole) == str(alone)
+    assert isinstance(
+        translate(ReplyError("EXECABORT Transaction discarded because of previous errors."), "x"), Refused
+    )
