@@ -145,7 +145,6 @@ class Settler:
         keys = self.keys
         payloads = [(keys.dead(self._group), deadletter.encode(record))]
         payloads += [(keys.stream(item.type), item.data) for item in announced]
-        self.statistics.buried += 1
         self._commits.append(Commit(delivery, payloads, burial=True, changes=changes))
         self._declare(announced)
         self._work.set()
@@ -425,6 +424,7 @@ class Settler:
             elif ours:
                 statistics.acked += 1
                 statistics.derived += commit.derived
+                statistics.buried += commit.burial and not commit.lost
             topic = commit.delivery.topic
             topic.held.discard(commit.delivery.entry_id)
             topic.suspects.pop(commit.delivery.entry_id, None)

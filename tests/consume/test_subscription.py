@@ -9,13 +9,15 @@ import trio
 import trio.testing
 from faulty import Fault, FaultyServer
 from studio import Eyes, PaintingFramed, PaintingMade, SculptureMade, quiet, running, subscription_of
+from trio.abc import Clock
 from waiting import until
 
 from canvasbus import Event, clock, event
 from canvasbus.bus import EventBus
 from canvasbus.transport.connect import open_server
+from canvasbus.transport.memory import MemoryServer
 from canvasbus.wire.keys import Keys
-from canvasbus.worker import Worker
+from canvasbus.worker import Reject, Worker
 
 
 @event("mural.made", key="wall")
@@ -228,3 +230,29 @@ async def test_an_acknowledgement_that_is_refused_does_not_count(any_url: str, n
             assert settler.statistics.acked == 1
             assert len(eyes.pending("readers")) == 1
     assert numbers(seen) == [1, 2]
+
+
+async def test_a_dead_letter_that_nothing_takes_is_kept_in_hand(
+    virtual: Clock, memory: MemoryServer, namespace: str
+) -> None:
+    """Something else lies where the group's dead letters go: the event stays pending and is not counted as written; its
+    neighbours are handled, and mended, the letter is there."""
+    eyes, worker = Eyes(memory, namespace), Worker("readers")
+
+    @worker.on(PaintingMade)
+    async def read(event: PaintingMade) -> None:
+        if event.number == 1:
+            raise Reject("never")
+
+    eyes.call("SET", eyes.keys.dead("readers"), "something else")
+    async with running(memory, worker, namespace=namespace) as bus:
+        settler = subscription_of(bus).settler
+        await bus.publish_many([PaintingMade(number=n) for n in range(3)])
+        await until(lambda: settler.statistics.acked == 2)
+        await trio.sleep(12)
+        assert (settler.statistics.buried, len(eyes.pending("readers"))) == (0, 1)
+        eyes.call("DEL", eyes.keys.dead("readers"))
+        await until(lambda: settler.statistics.buried == 1, 10)
+        await quiet(eyes)
+    (letter,) = eyes.dead("readers")
+    assert (letter.reason, letter.attempts) == ("rejected", 1)
