@@ -29,7 +29,7 @@ from canvasbus.consume.changes import Argument, Changes
 from canvasbus.consume.commit import Commit, script_words
 from canvasbus.consume.delivery import NO_DOUBT, Delivery, Topic
 from canvasbus.consume.state import StateStore
-from canvasbus.errors import CanvasbusError, Refused, TransportError, Unavailable
+from canvasbus.errors import Refused, TransportError, Unavailable
 from canvasbus.ids import id_order
 from canvasbus.log import get_logger
 from canvasbus.transport.group_scripts import HOLD
@@ -57,10 +57,6 @@ BURIAL_SECONDS = 5.0
 """Between two attempts at a dead letter that the server refuses."""
 
 log = get_logger("canvasbus.worker")
-
-
-class Fenced(CanvasbusError):
-    """Others have declared this incarnation dead; it must join again under a new name."""
 
 
 @dataclass(slots=True)

@@ -98,7 +98,7 @@ _REFUSE = {
     "WRONGTYPE": "the key holds another type of value than the bus keeps there",
     "NOPROTO": "the server does not speak this protocol version",
     "CROSSSLOT": "the keys lie in different cluster slots",
-    "MOVED": "this is one node of a Redis Cluster; the bus needs a single server or a cluster URL",
+    "MOVED": "this is one node of a Redis Cluster; the bus needs a server of its own, or one behind redis+sentinel://",
     "EXECABORT": "the server refused a command of the transaction",
 }
 
