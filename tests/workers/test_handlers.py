@@ -16,6 +16,7 @@ from canvasbus.events import (
     IncidentOpened,
     IncidentResolved,
     LabelsRecorded,
+    MetricRecovered,
     MetricThresholdBreached,
     ModelPromoted,
     ObservationsRecorded,
@@ -248,3 +249,26 @@ async def test_a_drift_opens_an_incident_and_its_end_resolves_it(autojump_clock:
     assert opened.cause.event == drifted
     assert resolved.event.incident_id == opened.event.incident_id
     assert [len(bus.attempts(told)) for told in (opened, resolved)] == [1, 1]
+
+
+async def test_an_incident_is_opened_although_its_worker_dies(autojump_clock: MockClock, model: str) -> None:
+    """It dies before it could say so: who runs the drift again opens it. It dies later: the incident is open still."""
+    drifted = DriftDetected(model_name=model, drift_score=0.5, drift_type="ks:sharpness", episode_id="e1")
+    async with TestBus(alerts.worker) as bus:
+        bus.fail_next("commit", "crash", group="alerts")
+        await bus.publish(drifted)
+        await bus.settle()
+        assert len(bus.attempts(drifted)) == 2
+        (opened,) = bus.published(IncidentOpened)
+        await bus.crash("alerts")
+        await bus.publish(MetricThresholdBreached(model_name=model, metric="accuracy", episode_id="e2"))
+        await bus.settle()
+        for over in (
+            DriftResolved(model_name=model, episode_id="e1"),
+            MetricRecovered(model_name=model, metric="accuracy", episode_id="e2"),
+        ):
+            await bus.publish(over)
+            await bus.settle()
+    told = [(one.incident_id, one.severity, one.escalated) for one in events(bus, IncidentOpened)]
+    assert told == [(opened.event.incident_id, "warning", False), (opened.event.incident_id, "critical", True)]
+    assert [one.incident_id for one in events(bus, IncidentResolved)] == [opened.event.incident_id]

@@ -1,29 +1,30 @@
 """Signals become incidents."""
 
+from collections import defaultdict
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 from canvasbus.events import IncidentOpened, IncidentResolved
-from canvasbus_workers.alerts.incidents import Desk
+from canvasbus_workers.alerts.incidents import Incident
 
 BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 class Play:
-    """A desk, and an event a minute."""
+    """What is open of each model, and an event a minute."""
 
     def __init__(self) -> None:
-        self.desk = Desk()
+        self.incidents: defaultdict[str, Incident] = defaultdict(Incident)
         self.number = 0
 
     def ring(self, signal: str, severity: str = "warning", model: str = "m") -> IncidentOpened | None:
         self.number += 1
         when = BEGAN + timedelta(minutes=self.number)
-        return self.desk.signal(model, signal, severity, signal, when, UUID(int=self.number))  # type: ignore[arg-type]
+        return self.incidents[model].ring(model, signal, severity, signal, when, UUID(int=self.number))  # type: ignore[arg-type]
 
     def hush(self, signal: str, model: str = "m") -> IncidentResolved | None:
         self.number += 1
-        return self.desk.quiet(model, signal, "over", BEGAN + timedelta(minutes=self.number))
+        return self.incidents[model].hush(model, signal, "over", BEGAN + timedelta(minutes=self.number))
 
 
 def test_one_incident_gathers_all_signals() -> None:
