@@ -232,6 +232,20 @@ async def test_labels_whose_images_do_not_fit_are_refused(autojump_clock: MockCl
     assert not retrain.handlers.curriculum_of(model).ready
 
 
+async def test_a_start_that_was_not_committed_is_made_again(autojump_clock: MockClock, model: str) -> None:
+    """The worker is taken for dead with its decision in hand: the request comes again and starts the one training."""
+    async with TestBus(retrain.worker) as bus:
+        await bus.publish(labels(model, "base", "train", 90, 1))
+        await bus.settle()
+        bus.fail_next("commit", "crash", group="retrain")
+        await bus.publish(asked := RetrainRequested(model_name=model, reason="first"))
+        await bus.settle()
+    assert len(bus.attempts(asked)) == 2
+    (started,) = events(bus, RetrainStarted)
+    (promoted,) = events(bus, ModelPromoted)
+    assert started.run_id == promoted.run_id and started.correlation_id == asked.correlation_id
+
+
 # --- alerts ----------------------------------------------------------------------------------------------------------
 
 

@@ -12,7 +12,9 @@ restarted one cannot train a run that it finds (retrain.failed says so) and lear
 
 import threading
 import zlib
+from collections import OrderedDict
 from collections.abc import Sequence
+from uuid import UUID
 
 from canvasbus import Event
 from canvasbus.events import (
@@ -35,8 +37,12 @@ archive = Archive()
 _models: dict[str, Curriculum] = {}
 _starts: dict[str, Start] = {}
 _networks: dict[str, Network] = {}
+_decided: OrderedDict[UUID, RetrainStarted] = OrderedDict()
+"""Event id → the start that it led to. When that could not be committed, for example because others took this worker for
+dead, the event comes again, and the training that is in flight is its own."""
 _lock = threading.Lock()
 
+KEPT_DECISIONS = 1000
 LABELS_ON_THEIR_WAY = 0.5
 """Seconds after which a request that came before any labels is looked at again."""
 
@@ -92,15 +98,20 @@ async def on_breach(event: MetricThresholdBreached, ctx: Context) -> RetrainStar
 
 def _decide(model_name: str, reason: str, episode_id: str, windows: int, ctx: Context) -> RetrainStarted | None:
     with _lock:
+        if (known := _decided.get(ctx.envelope.id)) is not None:
+            return known
         decision = curriculum_of(model_name).decide(windows, episode_id)
         if isinstance(decision, Not):
             ctx.log.info("no training", model_name=model_name, why=decision.why)
             return None
         run_id = f"{model_name}/{decision.version}"
         _starts[run_id] = decision
-    return RetrainStarted(
-        model_name=model_name, run_id=run_id, model_version=decision.version, reason=reason, episode_id=episode_id
-    )
+        started = _decided[ctx.envelope.id] = RetrainStarted(
+            model_name=model_name, run_id=run_id, model_version=decision.version, reason=reason, episode_id=episode_id
+        )
+        if len(_decided) > KEPT_DECISIONS:
+            _decided.popitem(last=False)
+    return started
 
 
 @worker.on(RetrainStarted, concurrency=1, timeout=3600)
