@@ -95,7 +95,9 @@ class Inbox:
         there is always a mark to commit."""
 
         async def unless_double(event: Any, delivery: Any) -> Any:
-            return await self.judge(delivery) or await call(event, delivery) or ()
+            not_run = await self.judge(delivery)
+            result = not_run or await call(event, delivery)
+            return () if result is None else result
 
         return unless_double
 

@@ -327,7 +327,7 @@ class Subscription:
 
     async def _take_in(self, reply: Reply) -> None:
         codec = self._codec
-        failure: TransportError | None = None
+        taken: list[tuple[Topic, list[Delivery]]] = []
         for stream, entries in reply:
             topic = self.topics[stream]
             if topic.doubt != NO_DOUBT:  # it forgot that we have these, and has given them to us again
@@ -337,7 +337,9 @@ class Subscription:
             topic.held.update([entry[0] for entry in entries])
             topic.cursor = entries[-1][0]
             self.statistics.entries += len(entries)
-            deliveries = deliver_many(codec, topic, entries)
+            taken.append((topic, deliver_many(codec, topic, entries)))
+        failure: TransportError | None = None
+        for topic, deliveries in taken:  # all of them are held by now, so that nothing is with nobody while we ask
             inbox = topic.lane.inbox
             if inbox is not None and failure is None:
                 try:

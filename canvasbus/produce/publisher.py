@@ -45,7 +45,7 @@ class _Batch:
         self.items: list[Outgoing | Event] = []
         """Events of single publishes are encoded together, when the batch goes out: half the price of one by one."""
         self.bytes = 0
-        """Of the items that are encoded."""
+        """Of the items; those that are not encoded yet count as what the last ones had."""
         self.marked = False
         """Some of them are to be stored once. (Looking through all batches for that would cost 20 ns an event.)"""
         self.results: Sequence[bytes | Exception] = ()
@@ -153,6 +153,8 @@ class Publisher:
         self._limit = buffer_bytes
         self._patience = patience
         self._bytes = 0
+        self._typical = 256
+        """Bytes that an event counts for which is not encoded yet."""
         self._room = trio.Event()
         self._failed = 0
         self._closed: Callable[[], CanvasbusError] | None = partial(ContractError, _NOT_OPEN)
@@ -175,7 +177,8 @@ class Publisher:
         elif self._closed is not None:
             raise self._closed()
         else:
-            batch, index = self._lanes[0].add(event, 0)
+            self._bytes += self._typical
+            batch, index = self._lanes[0].add(event, self._typical)
         await batch.wait()
         result = batch.results[index]  # as `_result`, whose coroutine would cost one in twenty of these calls
         if isinstance(result, bytes):
@@ -291,6 +294,7 @@ class Publisher:
             task_status.started()
 
     async def _send(self, lane: _Lane) -> None:
+        batch: _Batch | None = None
         try:
             while True:
                 batch = lane.next()
@@ -301,6 +305,8 @@ class Publisher:
                     await lane.work.wait()
                     continue
                 errors, outgoing = self._encode(batch.items)
+                if outgoing:
+                    self._typical = sum([len(item.data) for item in outgoing]) // len(outgoing)
                 sent: list[Result] = []
                 for part in [outgoing] if outgoing is batch.items and batch.bytes <= BATCH_BYTES else _parts(outgoing):
                     for run in lane.sender.runs(part) if batch.marked else [part]:
@@ -316,8 +322,24 @@ class Publisher:
                 room, self._room = self._room, trio.Event()
                 room.set()
         finally:
+            self.close()
+            self._give_up(lane, batch)
             with trio.CancelScope(shield=True):
                 await lane.link.aclose()
+
+    def _give_up(self, lane: _Lane, in_hand: _Batch | None) -> None:
+        """Tell whoever waits that nobody sends any more."""
+        left = in_hand if in_hand is not None and not in_hand.results else lane.next()
+        while left is not None:
+            why = "the bus was closed before the server had the event"
+            error = Unavailable(why)
+            if left is in_hand:
+                error = Unavailable(f"{why}; it may be stored all the same", ambiguous=True)
+            self._failed += len(left.items)
+            self._bytes -= left.bytes
+            left.done([error] * len(left.items))
+            left = lane.next()
+        self._room.set()
 
     def _each(self, expires_in: float | None, dedupe_key: Callable[[Event], str] | None) -> Callable[[Event], Outgoing]:
         """What encodes one of many."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 from faulty import Fault, FaultyServer
 from studio import Eyes, PaintingFramed, PaintingMade, running
 
@@ -256,3 +257,41 @@ async def test_a_bus_that_has_ended_takes_no_worker(any_url: str, namespace: str
 
     with pytest.raises(ContractError, match="has ended"):
         bus.subscribe(PaintingMade, handle, group="late")
+
+
+async def test_a_bus_that_closes_tells_who_waits(any_url: str, namespace: str) -> None:
+    """The server is away and the bus is left: whoever waits for an event is told that it was not sent, or that it may
+    have been, instead of waiting for ever; so is whoever waits for room."""
+    faulty = FaultyServer(open_server(any_url))
+    told: list[Exception] = []
+    async with trio.open_nursery() as tasks:
+        async with running(faulty, namespace=namespace, grace=0.1, buffer_bytes=20_000) as bus:
+
+            async def one(number: int) -> None:
+                try:
+                    await bus.publish(PaintingMade(title="x" * 400, number=number))
+                except (Unavailable, BufferFull) as error:
+                    told.append(error)
+
+            await bus.publish(PaintingMade(title="x" * 400))
+            faulty.cut()
+            for number in range(300):
+                tasks.start_soon(one, number)
+            await trio.testing.wait_all_tasks_blocked(0.01)
+        with trio.fail_after(5):
+            while len(told) < 300:
+                await trio.sleep(0.005)
+    assert {type(error) for error in told} == {Unavailable, BufferFull}
+    assert bus.publisher_statistics().waiting_bytes == 0
+
+
+async def test_publishes_that_are_cancelled_are_bounded(any_url: str, namespace: str, eyes: Eyes) -> None:
+    """While the server is away, tasks that give up leave no more behind than `buffer_bytes`."""
+    faulty = FaultyServer(open_server(any_url))
+    async with running(faulty, namespace=namespace, grace=0.1, buffer_bytes=50_000) as bus:
+        await bus.publish(PaintingMade(title="x" * 400))
+        faulty.cut()
+        for number in range(1000):
+            with trio.move_on_after(0):
+                await bus.publish(PaintingMade(title="x" * 400, number=number))
+        assert 45_000 < bus.publisher_statistics().waiting_bytes < 55_000
