@@ -131,6 +131,8 @@ class World:
         self.trace = trace
         self.sites: dict[str, Site] = {}
         self.over = False
+        self.healed = False
+        """Faults that were still waiting for their moment do not happen any more."""
         self.failed: dict[tuple[str, int, str], int] = defaultdict(int)
         self._active: dict[tuple[str, int, str], Run] = {}
         self._publishing = len(plan.publishes)
@@ -185,6 +187,7 @@ class World:
 
     def _heal(self) -> None:
         self.note("world", "no more faults")
+        self.healed = True
         network = self.network
         network.weather = CALM
         if network.mood or network.away:
@@ -607,7 +610,8 @@ class World:
             self._trim()
         elif what.kind == "group lost":
             await self._be_busy(many=2)
-            self._destroy(self.plan.groups[what.who % len(self.plan.groups)])
+            if not self.healed:
+                self._destroy(self.plan.groups[what.who % len(self.plan.groups)])
 
     async def _be_busy(
         self, site: Site | None = None, since: float = 0.0, many: int = 1, patience: float = 2.0
@@ -623,6 +627,8 @@ class World:
     async def _be_away(self, what: Happening) -> None:
         network = self.network
         await self._be_busy()
+        if self.healed:
+            return
         network.away = what.how
         self._break(list(self.sites.values()), what.how)
         await trio.sleep(1.0 if what.seconds > 2 else 0.0)  # the first attempts come fast
@@ -645,6 +651,8 @@ class World:
         data, since, from_ms = self.network.copy(), trio.current_time(), clock.time_ns() // 1_000_000
         await trio.sleep(what.seconds)
         await self._be_busy(since=since, patience=5.0)
+        if self.healed:
+            return
         self.network.away = what.how
         self._break(list(self.sites.values()), "refuse")
         self.network.restart(data)
