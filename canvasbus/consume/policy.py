@@ -180,6 +180,10 @@ def opened(error: BaseException) -> BaseException:
 def word_of(error: BaseException) -> BaseException:
     """What a handler meant, if it said a word of ours; else the exception as it came."""
     inner = opened(error)
+    if isinstance(inner, BaseExceptionGroup):  # several tasks that all say "later", say when the server is away
+        said = [each for each in map(opened, inner.exceptions) if isinstance(each, RetryLater)]
+        if len(said) == len(inner.exceptions):
+            return max(said, key=lambda each: each.after)
     return inner if isinstance(inner, Reject | RetryLater | BatchFailure) else error
 
 

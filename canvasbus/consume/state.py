@@ -31,7 +31,7 @@ from canvasbus.errors import ContractError, EncodeError, Unavailable
 from canvasbus.transport.link import SharedLink
 from canvasbus.transport.resp import check
 from canvasbus.wire.codec import MAX_EVENT_BYTES
-from canvasbus.wire.keys import Keys
+from canvasbus.wire.keys import Keys, is_label
 
 TOKEN = 16
 MAX_STATE_BYTES = MAX_EVENT_BYTES
@@ -205,7 +205,7 @@ class StateStore:
 class Run:
     """One run of a handler: what it holds and what it changes."""
 
-    __slots__ = ("_states", "cells", "changes", "store", "waits_for")
+    __slots__ = ("_states", "_turn", "cells", "changes", "store", "waits_for")
 
     def __init__(self, store: StateStore) -> None:
         self.store = store
@@ -214,6 +214,7 @@ class Run:
         self.changes: Changes | None = Changes()
         """None: the run has ended."""
         self._states: dict[str, State[Any]] = {}
+        self._turn = trio.Lock()
 
     def open(self) -> Changes:
         """The changes, while the handler runs."""
@@ -226,9 +227,10 @@ class Run:
         self.open()
         check_key("state", name)
         milliseconds = _milliseconds(ttl)
-        if name in self._states:
-            return self._states[name]
-        cell = await self.store.acquire(name, self)
+        async with self._turn:  # else two tasks of one handler would wait for each other, and for ever
+            if name in self._states:
+                return self._states[name]
+            cell = await self.store.acquire(name, self)
         if cell.value:
             value = _decoded(cell.value, type_, name)
         elif default is not None:
@@ -293,8 +295,8 @@ _DELETED: Any = object()
 
 def check_key(kind: str, name: str) -> None:
     """Raise ContractError for what is no name of a state or a part."""
-    if not isinstance(name, str) or not 0 < len(name) <= 500:
-        raise ContractError(f"{kind} {name!r}: use a string of 1 to 500 characters")
+    if not is_label(name):
+        raise ContractError(f"{kind} {name!r}: use a string of 1 to 500 characters (lone surrogates are none)")
 
 
 def _milliseconds(ttl: float | None) -> int:

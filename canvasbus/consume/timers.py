@@ -11,6 +11,7 @@ from datetime import datetime
 from canvasbus.contract.event import Event
 from canvasbus.errors import ContractError
 from canvasbus.wire import later
+from canvasbus.wire.keys import is_label
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,5 +52,5 @@ class Cancel:
 
 
 def _check(timer: str) -> None:
-    if not isinstance(timer, str) or not 0 < len(timer) <= 500:
-        raise ContractError(f"timer={timer!r}: a timer's name has 1 to 500 characters")
+    if not is_label(timer):
+        raise ContractError(f"timer={timer!r}: a timer's name has 1 to 500 characters (lone surrogates are none)")

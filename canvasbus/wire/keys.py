@@ -10,6 +10,7 @@ from binascii import crc32
 from canvasbus.errors import ConfigError
 
 _NAME = re.compile(r"[A-Za-z0-9_.\-]{1,100}")
+_SURROGATES = re.compile("[\ud800-\udfff]")
 
 FREE_POOL = "~free"
 """Owner, in a group's pending list, of entries that were handed back; anybody takes them."""
@@ -48,6 +49,12 @@ def check_name(kind: str, name: str) -> str:
     if not _NAME.fullmatch(name):
         raise ConfigError(f"{kind} {name!r}: use 1 to 100 letters, digits, dots, dashes and underscores")
     return name
+
+
+def is_label(name: object) -> bool:
+    """Whether a handler may name something so (a state, a part, a timer): 1 to 500 characters, no lone surrogates, which
+    UTF-8 cannot carry."""
+    return isinstance(name, str) and 0 < len(name) <= 500 and not _SURROGATES.search(name)
 
 
 def partition_of(key: str | None, partitions: int) -> int:

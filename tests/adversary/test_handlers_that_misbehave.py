@@ -10,7 +10,7 @@ from studio import Eyes, PaintingFramed, PaintingMade, quiet, running
 from trio.abc import Clock
 
 from canvasbus.transport.memory import MemoryServer
-from canvasbus.worker import Backoff, BatchFailure, Reject, RetryLater, Worker
+from canvasbus.worker import Backoff, BatchFailure, Cancel, Context, Later, Reject, RetryLater, Worker
 
 
 async def stale_cancellation() -> None:
@@ -189,3 +189,47 @@ async def test_a_handlers_word_is_heard_out_of_a_nursery(
     (letter,) = eyes.dead("framers")
     assert (letter.reason, letter.attempts) == ("rejected", 1)
     assert sorted(runs) == ([0, 1, 2] if batch else [0, 1, 1, 1, 1, 1, 2])
+
+
+LONE = "\ud800"
+"""Half a character, as file names that are no UTF-8 bring along; nothing can be called so on a server."""
+
+
+async def lone_timer(ctx: Context) -> Any:
+    return Later(PaintingFramed(), after=1, timer=LONE)
+
+
+async def lone_cancel(ctx: Context) -> Any:
+    return Cancel(LONE)
+
+
+async def lone_part(ctx: Context) -> Any:
+    ctx.parts("window", int).put(LONE, 1)
+
+
+async def lone_parts(ctx: Context) -> Any:
+    ctx.parts(LONE, int).put("one", 1)
+
+
+async def lone_state(ctx: Context) -> Any:
+    (await ctx.state(LONE, int)).value += 1
+
+
+@pytest.mark.parametrize("act", [lone_timer, lone_cancel, lone_part, lone_parts, lone_state], ids=lambda a: a.__name__)
+async def test_a_name_that_cannot_be_sent(any_url: str, namespace: str, act: Any) -> None:
+    """The event that asks for it is given up with the reason; the worker and its other events go on."""
+    worker, seen, eyes = Worker("framers"), set[int](), Eyes(any_url, namespace)
+
+    @worker.on(PaintingMade, retry=Backoff(attempts=1))
+    async def frame(event: PaintingMade, ctx: Context) -> Any:
+        if event.number == 1:
+            return await act(ctx)
+        seen.add(event.number)
+        return None
+
+    async with running(any_url, worker, namespace=namespace) as bus:
+        await bus.publish_many([PaintingMade(number=n) for n in range(3)])
+        await quiet(eyes)
+        (letter,) = eyes.dead("framers")
+    assert seen == {0, 2} and letter.error.startswith("ContractError") and "surrogates" in letter.error
+    eyes.close()

@@ -127,6 +127,8 @@ BY_KIND = RetryRules(
         (ExceptionGroup("", [ExceptionGroup("", [Offline()])]), 0, Retry(9.0, 1)),
         (ExceptionGroup("", [Offline(), Offline()]), 0, Retry(1.0, 1)),
         (ExceptionGroup("", [ValueError()]), 0, DeadLetter("exhausted")),
+        (ExceptionGroup("", [RetryLater(2), ExceptionGroup("", [RetryLater(5)])]), 3, Retry(5.0, 3)),
+        (ExceptionGroup("", [RetryLater(2), Offline()]), 0, Retry(1.0, 1)),
         (Offline(), 1, Retry(18.0, 2)),
         (FileNotFoundError(), 1, DeadLetter("exhausted")),
         (RetryLater(3), 1, Retry(3.0, 1)),

@@ -369,3 +369,29 @@ async def test_states_that_nobody_uses_are_not_kept(any_url: str, namespace: str
         await quiet(eyes)
         settler = runner_of(bus)._current.settlers[0]  # type: ignore[union-attr]
         await until(lambda: not settler.states._cells)
+
+
+async def test_several_tasks_of_one_run(any_url: str, namespace: str, eyes: Eyes) -> None:
+    """Tasks of one handler that load the same state at once have the same object, and do not wait for each other for
+    ever; those that load several have all of them."""
+    worker = Worker("framers")
+
+    @worker.on(PaintingMade, timeout=5, retry=Backoff(attempts=1))
+    async def count(event: PaintingMade, ctx: Context) -> None:
+        found = []
+
+        async def load(name: str) -> None:
+            found.append(await ctx.state(name, Count))
+
+        async with trio.open_nursery() as nursery:
+            for name in "ababab":
+                nursery.start_soon(load, name)
+        assert len(set(map(id, found))) == 2
+        for state in found:
+            state.value.total += 1
+
+    async with running(any_url, worker, namespace=namespace) as bus:
+        await bus.publish_many([PaintingMade(), PaintingMade()])
+        await quiet(eyes)
+        assert bus.statistics()[0].failed == 0
+    assert [stored(eyes, "framers", name)["total"] for name in "ab"] == [6, 6]
