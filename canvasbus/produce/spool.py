@@ -18,6 +18,7 @@ A record is believed when its checksum is right. Nothing behind the first that i
 damaged record is not to be trusted either, and a record cut short is what a process leaves that was killed while writing.
 """
 
+import re
 import struct
 from bisect import bisect_right
 from collections.abc import Iterator
@@ -39,6 +40,9 @@ SEGMENT_BYTES: Final = 8 * 1024 * 1024
 """A segment is full then; a smaller spool has smaller ones, so that room comes back in eighths of it."""
 RESTING_BYTES: Final = 1024 * 1024
 """A log in which all is settled begins a new segment when it has grown so far: a healthy spool holds no more."""
+
+LAST_NUMBER: Final = 1 << 62
+"""No log gets so far; what is beyond was written by nobody."""
 
 _head = struct.Struct(">IBQ").pack
 _crc = struct.Struct(">I").pack
@@ -85,6 +89,7 @@ class Record(NamedTuple):
     """Where in the file it ends."""
 
 
+_is_entry_id = re.compile(rb"[0-9]{1,20}-[0-9]{1,20}").fullmatch
 encode_event = msgspec.msgpack.Encoder().encode
 decode_event = msgspec.msgpack.Decoder(Outgoing).decode
 _decode_header = msgspec.msgpack.Decoder(Header).decode
@@ -137,13 +142,16 @@ def whole(data: bytes) -> int:
 
 def read_record(record: Record) -> Header | Outgoing | Sending | int | None:
     """What a record says; a number: all below it is settled; None: nothing that is known here."""
+    if record.number > LAST_NUMBER:
+        return None
     try:
         if record.kind == EVENT:
             return decode_event(record.payload)
         if record.kind == SETTLED:
             return record.number
         if record.kind == SENDING:
-            return Sending(record.number, *_decode_sending(record.payload))
+            sending = Sending(record.number, *_decode_sending(record.payload))
+            return sending if all(map(_is_entry_id, sending.cursors.values())) else None
         if record.kind == HEADER:
             header = _decode_header(record.payload)
             return header if header.version == VERSION else None

@@ -373,7 +373,10 @@ class SpooledBuffer(Buffer):
         hand = self._hand
         ids = [item.raw_id for item in hand.items]
         first = ids.index(part[0].raw_id, hand.settled)
-        numbers = hand.numbers[first : ids.index(part[-1].raw_id, first) + 1]
+        last, at = part[-1].raw_id, first - 1
+        for _ in range(sum([item.raw_id == last for item in part])):  # published twice under one key, it has one id
+            at = ids.index(last, at + 1)
+        numbers = hand.numbers[first : at + 1]
         if hand.log is None or hand.unlogged.issuperset(numbers):
             return
         with self.lock:
@@ -395,7 +398,8 @@ class SpooledBuffer(Buffer):
             super().settle(lane, items, stored=stored, refused=refused, unknown=unknown)
         for file in files:
             discard(file)
-        if log in self._folders and log is not None and log.taken >= log.ledger.next:
+        whole = hand.settled == len(hand.items)  # else the rest of the batch is still to be sent
+        if whole and log in self._folders and log is not None and log.taken >= log.ledger.next:
             self._finish(lane, log)
 
     def _measure(self) -> None:

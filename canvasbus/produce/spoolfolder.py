@@ -11,6 +11,7 @@ and its lock is had: a lock counts only when it is still the one that the name l
 
 import errno
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,10 @@ from pathlib import Path
 from canvasbus import ids
 from canvasbus.produce.spool import Header, Ledger, Segment, look
 from canvasbus.produce.spoolfile import Log, Whose, discard, set_aside
+
+_FOLDER = re.compile(r"([0-9]{6,9})-[0-9a-f]{32}")
+"""A name that is nearly this one is somebody else's: it is neither read nor removed."""
+_SEGMENT = re.compile(r"([0-9]{1,9})-([0-9]{1,9})\.log")
 
 
 class Folder:
@@ -49,7 +54,7 @@ class Folder:
 def create(root: Path) -> Folder:
     """A new folder, behind all others. Raises OSError."""
     while True:
-        number = max((int(path.name[:6]) for path in folders(root)), default=0) + 1
+        number = max(map(_number, folders(root)), default=0) + 1
         path = root / f"{number:06}-{ids.uuid7().hex}"
         try:
             path.mkdir(0o700)
@@ -110,7 +115,14 @@ def _locked(path: Path, flags: int) -> int:
 
 def folders(root: Path) -> list[Path]:
     """The folders of all processes, those left first in front. Raises OSError."""
-    return sorted(path for path in root.iterdir() if path.name[:6].isdigit() and path.is_dir())
+    return sorted(
+        (path for path in root.iterdir() if _FOLDER.fullmatch(path.name) and path.is_dir()),
+        key=lambda path: (_number(path), path.name),
+    )
+
+
+def _number(path: Path) -> int:
+    return int(path.name.partition("-")[0])
 
 
 def aside(root: Path) -> list[Path]:
@@ -139,6 +151,8 @@ def read_folder(path: Path) -> list[FoundLog]:
         log = found.setdefault(partition, FoundLog(partition))
         data = file.read_bytes()
         seen = look(data, log.ledger.settled if log.header else None)
+        if seen is not None and not seen.header.partition == partition < seen.header.partitions:
+            seen = None  # renamed by hand: nobody knows where its events belong
         if (intact := seen.size if seen else 0) < len(data):
             log.damaged.append((file, intact, len(data)))
         if seen is None:
@@ -158,9 +172,8 @@ def read_folder(path: Path) -> list[FoundLog]:
 
 def _segments(path: Path) -> Iterator[tuple[Path, int, int]]:
     for file in path.iterdir():
-        partition, _, serial = file.stem.partition("-")
-        if file.suffix == ".log" and partition.isdigit() and serial.isdigit():
-            yield file, int(partition), int(serial)
+        if (name := _SEGMENT.fullmatch(file.name)) and file.is_file():
+            yield file, int(name[1]), int(name[2])
 
 
 def set_damaged_aside(log: FoundLog) -> int:

@@ -124,6 +124,41 @@ def test_kill_while_a_batch_is_on_its_way(
     assert program.stored() == list(range(10))
 
 
+@pytest.mark.parametrize("kind", binaries())
+def test_killed_with_one_key_twice_in_a_batch(
+    program: Program, make_server: Callable[..., ServerProcess], kind: str, soon: Soon
+) -> None:
+    """A producer with dedupe is killed, its batch executed and the answer lost; the first and the last of it are one
+    event. The next producer, without dedupe, stores nothing again."""
+    server = make_server(kind)
+    with Proxy(server.port) as proxy:
+        program.url = proxy.url
+        process = program.start(
+            """
+            bus = producer(spool=SPOOL, dedupe=True)
+            bus.publish(PaintingMade(number=-1))
+            assert bus.flush(10)
+            print("ready", flush=True)
+            sys.stdin.readline()
+            with bus._buffer.lock:  # all in one batch
+                for n in (0, 1, 2, 3, 0):
+                    bus.publish(PaintingMade(number=n), dedupe_key=None if n else "first")
+            bus.flush(60)
+            """
+        )
+        assert process.stdin is not None and process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        for _ in range(100):
+            proxy.next(b"EVAL", "lose")
+        process.stdin.write("\n")
+        process.stdin.flush()
+        soon(lambda: "lose" in proxy.faults)
+        killed(process)
+        program.url = server.url
+        drain(program)
+    assert program.stored() == [-1, 0, 1, 2, 3]
+
+
 def test_killed_again_while_it_is_resolved(
     program: Program, make_server: Callable[..., ServerProcess], soon: Soon
 ) -> None:

@@ -199,7 +199,7 @@ def test_folders_come_and_go(tmp_path: Path) -> None:
 
 def test_a_folder_that_was_only_just_made(tmp_path: Path) -> None:
     """A process that was killed between making its folder and locking it leaves nothing behind for ever."""
-    (tmp_path / "000004-00").mkdir()
+    (tmp_path / f"000004-{0:032x}").mkdir()
     b = spooled(tmp_path)
     assert b.take() is None and list(tmp_path.iterdir()) == []
     b.add(item(), 0)
@@ -342,6 +342,40 @@ def test_a_batch_that_is_on_disk_in_parts(tmp_path: Path) -> None:
     assert b.take() == (0, items[5:]) and b.doubt is None
     b.settle(0, items[5:], stored=1)
     assert b.take() is None and b.waiting == 0
+
+
+def test_a_batch_with_one_event_twice(tmp_path: Path) -> None:
+    """What was published twice under one key has one id: the note before a batch names all of it nevertheless, so that
+    whoever finds it sends all of it in the way in which it was sent."""
+    b, again = spooled(tmp_path), ids.uuid7_bytes()
+    items = [Outgoing(raw_id, "painting.made", None, b"x") for raw_id in (again, ids.uuid7_bytes(), again, again)]
+    b.add_many([*items, item()], 0)
+    b.take()
+    assert b.note is not None
+    b.note(items, "me", {})
+    die(b)
+    c = spooled(tmp_path)
+    assert c.take() == (0, items) and c.doubt is not None and c.doubt.fence == "me"
+
+
+def test_the_parts_of_a_batch_that_was_adopted(tmp_path: Path) -> None:
+    """A batch that is sent in parts (events with and without a key) stays on disk until the last of them is settled: who
+    dies between two of them leaves the rest to the next, and nothing is written off."""
+    items = [item() for _ in range(5)]
+    first = spooled(tmp_path)
+    first.add_many(items, 0)
+    die(first)
+    second = spooled(tmp_path)
+    assert second.take() == (0, items)
+    second.settle(0, items[:2], stored=2)
+    assert (second.dropped, second.waiting, second.spool_statistics()["spool_events"]) == (0, 3, 3)
+    die(second)
+    third = spooled(tmp_path)
+    assert third.take() == (0, items[2:])
+    third.settle(0, items[2:3], stored=1)
+    third.settle(0, items[3:], stored=2)
+    assert (third.stored, third.dropped, third.waiting, third.bytes) == (3, 0, 0, 0)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_batch_on_its_way_while_much_is_published(tmp_path: Path) -> None:
@@ -580,6 +614,46 @@ def test_types_partitions_and_delays_survive(away: MemoryServer, namespace: str,
         counts += found
         inbox += eyes.count("~later")
     assert sorted(counts) == list(range(30)) and inbox == 1
+
+
+@pytest.mark.parametrize("name", ["²²²²²²", "20240101-results", "202401-02", "٣٣٣٣٣٣-x", "1000000-x"])
+def test_folders_of_somebody_else(tmp_path: Path, name: str) -> None:
+    """A spool may lie in a folder in which there are others: they are neither read nor counted nor removed."""
+    (tmp_path / name).mkdir()
+    b = spooled(tmp_path)
+    b.add(item(), 0)
+    assert len(drained(b)) == 1
+    assert sorted(path.name[:7] for path in tmp_path.iterdir()) == sorted([name[:7], "000001-"])
+    b.leave()
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("name", ["7-00000001.log", "²-00000001.log", "0-²²².log", "0-1-1.log", "0-99999999999.log"])
+def test_files_that_somebody_renamed(tmp_path: Path, name: str) -> None:
+    """What cannot be said to which partition it belongs is not sent anywhere and not lost; the rest is sent."""
+    first, second = spooled(tmp_path), spooled(tmp_path)
+    first.add(item(), 0)
+    second.add(last := item(), 0)
+    die(first)
+    die(second)
+    (log,) = next(path for path in sorted(tmp_path.iterdir())).glob("*.log")
+    data = log.rename(log.with_name(name)).read_bytes()
+    b = spooled(tmp_path)
+    assert drained(b) == [last]
+    b.leave()
+    kept = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and path.name != "lock"]
+    assert kept == [data]
+
+
+def test_numbers_from_eight_digits_on(tmp_path: Path) -> None:
+    """The order of folders is that of their numbers, however many have been made."""
+    items = [item(), item()]
+    for number, each in zip((999_999, 1_000_000), items, strict=True):
+        (tmp_path / f"{number - 1:06}-{0:032x}").mkdir(exist_ok=True)
+        b = spooled(tmp_path)
+        b.add(each, 0)
+        die(b)
+    assert drained(spooled(tmp_path)) == items
 
 
 def test_other_partitions_wait_for_their_own(memory: MemoryServer, namespace: str, tmp_path: Path) -> None:
