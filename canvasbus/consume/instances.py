@@ -22,7 +22,7 @@ from typing import Any, Final
 import msgspec
 import trio
 
-from canvasbus.consume.liveness import Watcher
+from canvasbus.consume.liveness import Watcher, count_in
 from canvasbus.errors import TransportError
 from canvasbus.log import get_logger
 from canvasbus.transport.link import Link, SharedLink
@@ -57,7 +57,7 @@ def is_instance(declaration: bytes) -> bool:
     """True for what an instance declares of itself in `Keys.groups`."""
     try:
         about = msgspec.json.decode(declaration)
-    except msgspec.DecodeError:
+    except (msgspec.MsgspecError, ValueError, RecursionError):
         return False
     return isinstance(about, dict) and about.get("instance") is True
 
@@ -156,4 +156,4 @@ async def dismiss(server: Server, partitions: list[Keys], group: str, beating: C
 
 
 def _sum(beats: dict[bytes, bytes]) -> int:
-    return sum(int(count) for count in beats.values() if count.isdigit())
+    return sum(count_in(count) or 0 for count in beats.values())

@@ -157,7 +157,7 @@ class Membership:
     async def _note_missed(self, topic: Topic, note: bytes, gone: int, history: bytes) -> None:
         keys, payload = self._keys, b""
         known, _, theirs = note.partition(b" ")
-        lost = gone - int(known) if known.isdigit() and theirs == history else 0
+        lost = gone - int(known) if known.isdigit() and len(known) < 20 and theirs == history else 0
         if lost > 0 and not await self._told_by_retention(topic.event_type):
             payload = self._codec.encode(
                 BusLoss(

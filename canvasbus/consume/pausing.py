@@ -45,7 +45,7 @@ def answer(replies: Sequence[Reply]) -> Pause | None:
         return None
     try:
         by = str(msgspec.json.decode(value).get("by", ""))
-    except (msgspec.DecodeError, AttributeError):
+    except (msgspec.MsgspecError, ValueError, RecursionError, AttributeError):
         by = ""  # somebody's SET by hand
     return Pause(by, left / 1000 if left >= 0 else None)
 

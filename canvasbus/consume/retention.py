@@ -22,6 +22,7 @@ from msgspec import Struct
 
 from canvasbus.consume import instances
 from canvasbus.consume.handlers import glob_matches
+from canvasbus.consume.liveness import count_in
 from canvasbus.contract.bus_events import OWN_TYPES, BusLoss
 from canvasbus.errors import ConfigError
 from canvasbus.transport.resp import Operation, ReplyError, check, chunks, command, commands, pairs
@@ -82,7 +83,7 @@ def read_policies(keys: Keys) -> Operation[dict[str, Retention]]:
     for name, value in _pairs(check(flat, "look at the retention")):
         try:
             found[name] = _decode(value)
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise ConfigError(
                 f"the retention of {name!r} on record is none ({error}): `canvasbus retention set` or `clear` it"
             ) from None
@@ -202,7 +203,7 @@ class Trimmer:
         for asked in chunks(declared):
             replies = yield commands(*(("HGETALL", keys.beats(group.name)) for group in asked))
             for group, beats in zip(asked, replies, strict=True):
-                total = sum(int(count) for _, count in _pairs(check(beats, "look at heartbeats")) if count.isdigit())
+                total = sum(count_in(count) or 0 for _, count in _pairs(check(beats, "look at heartbeats")))
                 last_total, last_seconds, told = _seen(known.get(group.name))
                 lease = instances.LEASE_SECONDS if group.instance else self._lease
                 if total != last_total:

@@ -13,7 +13,7 @@ from canvasbus import clock
 from canvasbus.consume.complaints import Complaints
 from canvasbus.consume.joining import Joining
 from canvasbus.consume.lease import hold_lease
-from canvasbus.consume.liveness import Watcher
+from canvasbus.consume.liveness import Watcher, count_in
 from canvasbus.consume.subscription import Subscription
 from canvasbus.errors import TransportError
 from canvasbus.log import get_logger
@@ -162,4 +162,5 @@ def _plain(name: str) -> str:
 
 def _count(value: bytes) -> int:
     """A count of heartbeats; what is none stands still, and is removed like one."""
-    return int(value) if value.isdigit() else -1
+    found = count_in(value)
+    return -1 if found is None else found

@@ -27,6 +27,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from canvasbus.consume.instances import is_instance
+from canvasbus.consume.liveness import count_in
 from canvasbus.consume.pausing import Pause, answer, question
 from canvasbus.operate.topics import TopicKey, id_order, topic_keys
 from canvasbus.transport import resp
@@ -282,7 +283,7 @@ def _beats(partitions: Sequence[Keys], names: list[str]) -> Operation[dict[str, 
         replies = yield commands(*(("HGETALL", keys.beats(name)) for name in names))
         for name, reply in zip(names, replies, strict=True):
             for consumer, beats in pairs(check(reply, "look at heartbeats")).items():
-                count = int(beats) if beats.isdigit() else 0  # what is no number is no heartbeat
+                count = count_in(beats) or 0
                 result[name][consumer] = max(count, result[name].get(consumer, 0))
     return result
 

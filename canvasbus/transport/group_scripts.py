@@ -30,7 +30,8 @@ for i = 3, #ARGV, 2 do
 end
 local gone = 0
 if redis.call('HEXISTS', KEYS[2], ARGV[1]) == 0 then gone = redis.call('HSET', KEYS[2], ARGV[1], ARGV[2]) end
-return {tonumber(redis.call('HGET', KEYS[1], '~made') or 0), gone}
+local made = redis.call('HGET', KEYS[1], '~made') or ''
+return {string.find(made, '^%d+$') and #made < 16 and tonumber(made) or 0, gone}
 """,
 )
 

@@ -424,9 +424,9 @@ for _, row in ipairs(rows) do
   local value = row[2][2]
   local newline = string.find(value, '\\n', 1, true) or 1
   local due = string.sub(value, 1, newline - 1)
-  local after = tonumber(string.match(due, '^%+(%d+)$'))
-  due = after and tonumber(string.match(row[1], '^%d+')) + after or tonumber(due)
-  if due then
+  local after, number = string.match(due, '^(%+?)(%d+)$')  -- what is neither, a stranger wrote: passed by
+  if number and #number < 16 then
+    due = tonumber(number) + (after == '+' and tonumber(string.match(row[1], '^%d+')) or 0)
     redis.call('ZADD', KEYS[1], string.format('%.0f', due), '~' .. row[1])
     redis.call('HSET', KEYS[2], '~' .. row[1], string.sub(value, newline + 1))
   end

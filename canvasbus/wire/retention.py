@@ -46,5 +46,5 @@ def read_full(value: bytes | None) -> dict[str, Full]:
     """The types that take no more, from what maintainers write down; what cannot be read stops nobody."""
     try:
         return _decode_full(value) if value else {}
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return {}

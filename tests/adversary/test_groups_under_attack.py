@@ -252,6 +252,56 @@ async def test_garbage_among_the_heartbeats_stops_nobody(
         }
 
 
+NO_JSON = [b'"\xff"', b"[" * 50_000, b"{", b"[]", b"5"]
+
+
+async def test_garbage_in_what_the_bus_remembers(
+    virtual: Clock, memory: MemoryServer, namespace: str, eyes: Eyes
+) -> None:
+    """Counts of thousands of digits, declarations and pauses that are no text: workers and maintainers pass them by."""
+    worker, seen, keys = Worker("framers"), list[int](), eyes.keys
+
+    @worker.on(PaintingMade)
+    async def note(event: PaintingMade) -> None:
+        seen.append(event.number)
+
+    eyes.call("HSET", keys.beats("framers"), "foreign", "9" * 5000)
+    eyes.call("HSET", keys.beats("elsewhere"), "foreign", "9" * 5000)
+    eyes.call("HSET", keys.groups, "elsewhere", b'{"types": [], "globs": [], "instance": true}')
+    for number, garbage in enumerate(NO_JSON):
+        eyes.call("HSET", keys.groups, f"g{number}", garbage)
+    async with running(memory, worker, namespace=namespace) as bus:
+        for number, garbage in enumerate(NO_JSON):
+            eyes.call("SET", keys.paused("framers"), garbage)
+            await until(lambda: bus.statistics()[0].state == "paused", 20)
+            eyes.call("DEL", keys.paused("framers"))
+            await until(lambda: bus.statistics()[0].state == "running", 20)
+            await bus.publish(PaintingMade(number=number))
+            await until(lambda number=number: number in seen, 20)
+        await until(lambda: eyes.call("HEXISTS", keys.beats("framers"), "foreign") == 0, 30)
+
+
+async def test_a_worker_joins_among_garbage(any_url: str, namespace: str) -> None:
+    """The same on every server, for a moment: who joins a group of which only nonsense is known works."""
+    worker, seen, eyes = Worker("framers"), list[int](), Eyes(any_url, namespace)
+    keys = eyes.keys
+
+    @worker.on(PaintingMade)
+    async def note(event: PaintingMade) -> None:
+        seen.append(event.number)
+
+    eyes.call("HSET", keys.beats("framers"), "foreign", "9" * 5000)
+    eyes.call("HSET", keys.cursors("framers"), "~made", "9" * 400)
+    eyes.call("HSET", keys.groups, "g", NO_JSON[0])
+    eyes.call("SET", keys.paused("framers"), NO_JSON[0], "PX", 1)
+    async with running(any_url, worker, namespace=namespace) as bus:
+        mine = bus.statistics()[0].consumer
+        await until(lambda: int(eyes.call("HGET", keys.beats("framers"), mine) or 0) >= 3)
+        await bus.publish(PaintingMade(number=1))
+        await until(lambda: seen == [1])
+    eyes.close()
+
+
 async def test_a_heart_beats_again_when_the_loop_turns_again(server_url: str, namespace: str) -> None:
     """A loop that was stuck and got free is a living worker again, which its peers must be able to see."""
     from canvasbus.transport.connect import open_server

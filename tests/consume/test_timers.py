@@ -133,6 +133,20 @@ def test_a_producer_publishes_with_a_delay(any_url: str, namespace: str) -> None
     eyes.close()
 
 
+@pytest.mark.parametrize("due", [b"nan", b"-nan", b"+nan", b"inf", b"1e400", b"0x10", b"+" + b"9" * 400, b"-5", b""])
+async def test_what_a_stranger_puts_into_the_inbox(any_url: str, namespace: str, due: bytes) -> None:
+    """An entry whose time is none is passed by, and holds up nothing that comes after it."""
+    worker, seen = arrivals()
+    eyes = Eyes(any_url, namespace)
+    async with running(any_url, worker, namespace=namespace) as bus:
+        eyes.call("XADD", eyes.keys.stream(LATER_INBOX), "*", "e", due + b"\nsculpture.made\nnobody knows")
+        eyes.call("XADD", eyes.keys.stream(LATER_INBOX), "*", due, due)
+        await bus.publish(SculptureMade(title="mine"), delay=0.01)
+        await until(lambda: len(seen) == 1)
+    assert seen[0][1].title == "mine"
+    eyes.close()
+
+
 # --- timers of handlers -----------------------------------------------------------------------------------------------
 
 
