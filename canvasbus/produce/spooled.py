@@ -481,6 +481,9 @@ class SpooledBuffer(Buffer):
                 folder.release()
             self._measure()
             if not self.closed:  # the sender's thread ended by a fault: the next one adopts what this one had
+                self.recovered -= sum(log.ledger.events for log in self._all_logs())  # which is no news then
+                self._in_hand = [0 for _ in self._lanes]
+                self.bytes = 0
                 self._forget()
                 self._looked = False
 
@@ -507,6 +510,6 @@ class SpooledBuffer(Buffer):
             "spool_events": sum(log.ledger.events for log in self._all_logs()),
             "spool_bytes": self.spool_bytes_used,
             "spool_errors": self.spool_errors,
-            "recovered": self.recovered,
+            "recovered": max(0, self.recovered),
             "quarantined": self.quarantined,
         }

@@ -378,6 +378,20 @@ def test_the_parts_of_a_batch_that_was_adopted(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_sender_that_ends_by_a_fault(tmp_path: Path) -> None:
+    """The next one takes up what it had in hand and what waited, from disk; the counts, the memory and flush are right."""
+    b, items = spooled(tmp_path), [item() for _ in range(60)]
+    b.add_many(items, 0)
+    batch = b.take()
+    assert batch is not None and len(batch[1]) < len(items)
+    b.settle(0, batch[1][:5], stored=5)
+    b.leave()
+    b.add(last := item(), 0)
+    assert drained(b) == [*items[5:], last]
+    assert (b.stored, b.published, b.dropped, b.waiting, b.bytes) == (61, 61, 0, 0, 0)
+    assert b.spool_statistics()["recovered"] == 0 and b.wait_settled(0) is True
+
+
 def test_a_batch_on_its_way_while_much_is_published(tmp_path: Path) -> None:
     """The segment with the note before the batch is long full when the process dies: the batch is doubted all the same."""
     b = spooled(tmp_path, spool_bytes=100_000)
