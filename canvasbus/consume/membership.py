@@ -37,7 +37,7 @@ from canvasbus.ids import id_order
 from canvasbus.log import get_logger
 from canvasbus.transport.group_scripts import MISSED, RENEW, REPORT
 from canvasbus.transport.link import Link, SharedLink
-from canvasbus.transport.resp import Reply, ReplyError, check, chunks, command, commands, pairs, translate
+from canvasbus.transport.resp import Operation, Reply, ReplyError, check, chunks, command, commands, pairs, translate
 from canvasbus.wire.codec import Codec
 from canvasbus.wire.keys import Keys
 
@@ -89,6 +89,7 @@ class Membership:
     async def join(self, stream: bytes, event_type: str, start: str) -> bytes:
         """Make stream and group if need be; returns the last entry that the group was given."""
         keys, group = self._keys, self._group
+        await self._renew_lost(stream, event_type)
         entries_read = ("ENTRIESREAD", 0) if start == "0" else ()
         replies = await self._shared.request(
             commands(
@@ -103,6 +104,20 @@ class Membership:
         if not isinstance(replies[1], ReplyError):  # what was noted about an earlier group of this name means nothing
             await self._shared.call("HDEL", keys.cursors(group), stream, b"~gone:" + stream)
         return cursor_of(replies[2], group.encode()) or b"0-0"
+
+    async def _renew_lost(self, stream: bytes, event_type: str) -> None:
+        """A group of which is noted how far it had read, and which is not there, is lost: it is made anew where it was,
+        and that is told, rather than begun at the start once more. Its living workers, if any, do that themselves."""
+        keys, group = self._keys, self._group
+        look = commands(("HGET", keys.cursors(group), stream), ("XINFO", "GROUPS", stream), ("HLEN", keys.beats(group)))
+        cursor, groups, beating = await self._shared.request(look)
+        if not isinstance(cursor, bytes) or cursor_of(groups, group.encode()) is not None:
+            return
+        if isinstance(beating, int) and beating:
+            await trio.sleep(GATHER_SECONDS)
+        check(
+            await self._shared.run(self._renewal(stream, event_type, b"0-0", only_other=False)), f"join group {group!r}"
+        )
 
     def _list(self, stream: bytes, event_type: str) -> bytes:
         """The list that names the stream: of the topics, or of what was redriven out of the group's dead letters."""
@@ -214,22 +229,8 @@ class Membership:
             await self._renew(link, self._topics[stream], only_other=False)
 
     async def _renew(self, link: Link, topic: Topic, *, only_other: bool) -> None:
-        keys, group = self._keys, self._group
-        where = topic.stream.decode()
-        details = {
-            "group_recreated": f"group {group} was missing on {where} and goes on behind the last entry that its workers "
-            "had been given; what had been handed back or left by the dead is lost",
-            "stream_recreated": f"{where} is another stream than before, and group {group} reads it from its start; what "
-            "was in the old one is lost",
-        }
-        losses = [
-            self._codec.encode(BusLoss(topic=topic.event_type, group=group, reason=reason, detail=detail)).data
-            for reason, detail in details.items()
-        ]
-        listed = self._list(topic.stream, topic.event_type)
-        names = [keys.cursors(group), topic.stream, listed, keys.topics, keys.stream("bus.loss")]
-        args: list[bytes | str | int] = [group, topic.event_type, topic.cursor, int(only_other), *losses]
-        reply = await link.run(RENEW.call(names, args))
+        group = self._group
+        reply = await link.run(self._renewal(topic.stream, topic.event_type, topic.cursor, only_other=only_other))
         if isinstance(reply, ReplyError):
             failure = translate(reply, f"make group {group!r} anew on {topic.stream.decode()}")
             if isinstance(failure, Unavailable):
@@ -251,6 +252,23 @@ class Membership:
                 "a consumer group was gone and has been made anew", group=group, topic=topic.event_type, what=what
             )
         await self._made_anew([topic])
+
+    def _renewal(self, stream: bytes, event_type: str, cursor: bytes, *, only_other: bool) -> Operation[Reply]:
+        keys, group, where = self._keys, self._group, stream.decode()
+        details = {
+            "group_recreated": f"group {group} was missing on {where} and goes on behind the last entry that its workers "
+            "had been given; what had been handed back or left by the dead is lost",
+            "stream_recreated": f"{where} is another stream than before, and group {group} reads it from its start; what "
+            "was in the old one is lost",
+        }
+        losses = [
+            self._codec.encode(BusLoss(topic=event_type, group=group, reason=reason, detail=detail)).data
+            for reason, detail in details.items()
+        ]
+        listed = self._list(stream, event_type)
+        names = [keys.cursors(group), stream, listed, keys.topics, keys.stream("bus.loss")]
+        args: list[bytes | str | int] = [group, event_type, cursor, int(only_other), *losses]
+        return RENEW.call(names, args)
 
     async def _made_anew(self, topics: list[Topic]) -> None:
         """Some group is a new one: what we hold is not pending in it."""

@@ -212,6 +212,27 @@ def noted(eyes: Eyes) -> bytes | None:
     return note
 
 
+async def test_who_joins_a_group_that_was_destroyed(any_url: str, namespace: str, eyes: Eyes) -> None:
+    """A worker that starts where its group was destroyed meanwhile goes on behind what the group had been given, and that
+    is told; it does not begin at the start of the stream once more. After `forget`, which takes the note along, it does."""
+    async with running(any_url, framing(), namespace=namespace) as bus:
+        await bus.publish_many([PaintingMade(number=n) for n in range(20)])
+        await quiet(eyes)
+        last = eyes.call("XREVRANGE", eyes.stream(), "+", "-", "COUNT", 1)[0][0]
+        await until(lambda: eyes.call("HGET", eyes.keys.cursors("framers"), eyes.stream()) == last)
+    eyes.call("XGROUP", "DESTROY", eyes.stream(), "framers")
+    async with running(any_url, framing(), namespace=namespace) as bus:
+        await bus.publish_many([PaintingMade(number=n) for n in range(20, 25)])
+        await quiet(eyes)
+    assert sorted(made.number for made in eyes.events("painting.framed")) == list(range(25))
+    assert losses(eyes) == [("painting.made", "group_recreated", None)]
+    eyes.call("XGROUP", "DESTROY", eyes.stream(), "framers")
+    eyes.call("DEL", eyes.keys.cursors("framers"))
+    async with running(any_url, framing(), namespace=namespace):
+        await quiet(eyes)
+    assert eyes.count("painting.framed") == 50 and len(losses(eyes)) == 1
+
+
 @pytest.mark.parametrize("kind", binaries())
 async def test_a_server_that_forgets_its_counts_has_lost_nothing(
     make_server: Callable[..., ServerProcess], kind: str, namespace: str
