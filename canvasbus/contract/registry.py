@@ -11,16 +11,18 @@ import re
 import types
 import typing
 from collections import abc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import is_dataclass
 from datetime import datetime
 from itertools import repeat
+from types import MappingProxyType
 from typing import Annotated, Any, TypeVar
 
 import msgspec
 from msgspec import Meta, Struct
 
 from canvasbus.contract.event import Event
+from canvasbus.contract.upcasting import Upcaster, Upcasters
 from canvasbus.errors import ContractError
 
 E = TypeVar("E", bound=type[Event])
@@ -39,11 +41,13 @@ _KEY_TYPES = (str, int, enum.Enum)
 class EventType:
     """One version of one event type: its name, its Struct and how to decode it."""
 
-    __slots__ = ("cls", "decoder", "has_floats", "json_decoder", "key", "name", "one_float", "version")
+    __slots__ = ("cls", "decoder", "has_floats", "json_decoder", "key", "name", "one_float", "upcasters", "version")
 
-    def __init__(self, name: str, version: int, key: str | None, cls: type[Event]) -> None:
+    def __init__(self, name: str, version: int, key: str | None, cls: type[Event], upcasters: Upcasters) -> None:
         self.name = name
         self.version = version
+        self.upcasters = upcasters
+        """How older versions become this one."""
         self.key = key
         """The field that orders and partitions; None: the event has no key."""
         self.cls = cls
@@ -63,10 +67,21 @@ class Registry:
 
     def __init__(self) -> None:
         self._by_name: dict[str, dict[int, EventType]] = {}
+        self._newest: dict[str, EventType] = {}
         self._by_class: dict[type[Event], EventType] = {}
 
-    def register(self, cls: type[Event], name: str, version: int, key: str | None) -> EventType:
-        """Add `cls`. Raises ContractError for a bad name, a taken (name, version) or a field that cannot work."""
+    def register(
+        self,
+        cls: type[Event],
+        name: str,
+        version: int,
+        key: str | None,
+        *,
+        since: int = 1,
+        upcast: Mapping[int, Upcaster] = MappingProxyType({}),
+    ) -> EventType:
+        """Add `cls`. Raises ContractError for a bad name, a taken (name, version), a field that cannot work, or a
+        version that older ones do not lead to."""
         _check_name(name)
         if not (isinstance(cls, type) and issubclass(cls, Event)):
             raise ContractError(f"{name}: {getattr(cls, '__qualname__', cls)} is not a subclass of canvasbus.Event")
@@ -83,8 +98,16 @@ class Registry:
         _check_fields(cls, name)
         if key is not None:
             _check_key(cls, name, key)
-        entry = EventType(name, version, key, cls)
-        self._by_name.setdefault(name, {})[version] = entry
+        entry = EventType(name, version, key, cls, Upcasters(name, version, since, upcast))
+        versions = {**self._by_name.get(name, {}), version: entry}
+        newest, oldest = versions[max(versions)], versions[min(versions)]
+        if oldest.version < newest.upcasters.since:
+            raise ContractError(
+                f"{_where(oldest.cls)} is v{oldest.version} of {name}, which {_where(newest.cls)} does not read: it says "
+                f"since={newest.upcasters.since}. Remove one of the two"
+            )
+        self._by_name[name] = versions
+        self._newest[name] = newest
         self._by_class[cls] = entry
         return entry
 
@@ -102,8 +125,7 @@ class Registry:
 
     def latest(self, name: str) -> EventType | None:
         """The newest version of `name`, or None when this process does not know the type."""
-        versions = self._by_name.get(name)
-        return versions[max(versions)] if versions else None
+        return self._newest.get(name)
 
     def names(self) -> list[str]:
         """All type names, sorted."""
@@ -111,7 +133,7 @@ class Registry:
 
     def __iter__(self) -> Iterator[EventType]:
         for name in self.names():
-            yield from self._by_name[name].values()
+            yield from (self._by_name[name][version] for version in sorted(self._by_name[name]))
 
     def __repr__(self) -> str:
         return f"<Registry {len(self._by_class)} event types>"
@@ -121,10 +143,20 @@ registry = Registry()
 """The process's registry. A type is known once the module that declares it has been imported."""
 
 
-def event(name: str, /, *, version: int = 1, key: str | None = None) -> Callable[[E], E]:
+def event(
+    name: str,
+    /,
+    *,
+    version: int = 1,
+    key: str | None = None,
+    since: int = 1,
+    upcast: Mapping[int, Upcaster] = MappingProxyType({}),
+) -> Callable[[E], E]:
     """Declare an Event subclass under `name`, for example "drift.detected".
 
     `key` names the field whose value orders and partitions the type's events: a str, an int, a UUID or an enum.
+    `upcast` has, for each older version, the function from its fields to those of the next (see
+    `canvasbus.contract.upcasting`); versions before `since` are not read.
     Raises ContractError at import for whatever could fail later.
     """
 
@@ -132,7 +164,7 @@ def event(name: str, /, *, version: int = 1, key: str | None = None) -> Callable
         raise ContractError(f'@event takes the name of a type, like @event("drift.detected"), not {name!r}')
 
     def declare(cls: E) -> E:
-        entry = registry.register(cls, name, version, key)
+        entry = registry.register(cls, name, version, key, since=since, upcast=upcast)
         cls.__event_type__ = entry  # type: ignore[attr-defined]
         return cls
 

@@ -141,15 +141,20 @@ def from_json(
         outer = json.loads(bytes(_with_event_fields(raw)))
     if type_name is None:
         raise EncodeError('the object names no event type: give one, or use {"type": ..., "data": {...}}')
-    declared = known.get(type_name, version) if version else known.latest(type_name)
-    if declared is None:
+    declared = known.latest(type_name)
+    if declared is None or (version and not declared.upcasters.since <= version <= declared.version):
         import difflib
 
         near = difflib.get_close_matches(type_name, known.names(), n=1, cutoff=0.75)
         hint = f"; did you mean {near[0]!r}?" if near else "; is the module that declares it imported (--module)?"
         raise EncodeError(f"unknown event type {type_name!r}{f' v{version}' if version else ''}{hint}")
     surplus = sorted(set(outer) - set(declared.cls.__struct_encode_fields__)) if isinstance(outer, dict) else []
-    if surplus:
+    if version and version < declared.version and isinstance(outer, dict):
+        try:
+            outer = declared.upcasters(version, outer)  # what a step leaves over is ignored, as on the stream
+        except DecodeError as error:
+            raise EncodeError(str(error)) from error
+    elif surplus:
         raise EncodeError(
             f"{type_name} v{declared.version} has no field {', '.join(map(repr, surplus))}; its fields are "
             + ", ".join(declared.cls.__struct_encode_fields__)
