@@ -53,13 +53,18 @@ class EventType:
         self.cls = cls
         self.decoder: msgspec.msgpack.Decoder[Event] = msgspec.msgpack.Decoder(cls)
         self.json_decoder: msgspec.json.Decoder[Event] = msgspec.json.Decoder(cls)
-        types = list(_walk_types(msgspec.inspect.type_info(cls)))
+        types = list(walk_types(msgspec.inspect.type_info(cls)))
         self.has_floats = any(isinstance(t, msgspec.inspect.FloatType) for t in types)
         self.one_float = _only_float(cls, types)
         """Gets the only float there is, where that is a plain field; such events are checked for NaN the short way."""
 
     def __repr__(self) -> str:
         return f"<EventType {self.name} v{self.version} {self.cls.__module__}.{self.cls.__qualname__}>"
+
+
+def schema_id(name: str, version: int) -> str:
+    """What names the JSON Schema of one version: its `$id`, and `dataschema` of a CloudEvents object."""
+    return f"urn:canvasbus:{name}/v{version}"
 
 
 class Registry:
@@ -222,9 +227,6 @@ def _check_fields(cls: type[Event], name: str) -> None:
         raise ContractError(f"{name}: the envelope names the type; do not pass tag= or tag_field=")
     try:
         hints = typing.get_type_hints(cls, include_extras=True)
-        info = msgspec.inspect.type_info(cls)
-        msgspec.msgpack.Decoder(cls)
-        msgspec.json.Decoder(cls)
     except (TypeError, NameError) as error:
         raise ContractError(f"{name}: msgspec cannot encode {_where(cls)}: {error}") from error
     for field, hint in hints.items():
@@ -233,8 +235,14 @@ def _check_fields(cls: type[Event], name: str) -> None:
         problem = _problem(hint, set())
         if problem:
             raise ContractError(f"{name}: field {field!r} {problem}")
+    try:
+        info = msgspec.inspect.type_info(cls)
+        msgspec.msgpack.Decoder(cls)
+        msgspec.json.Decoder(cls)
+    except (TypeError, NameError) as error:
+        raise ContractError(f"{name}: msgspec cannot encode {_where(cls)}: {error}") from error
     for found in info.fields:  # type: ignore[attr-defined]
-        problem = _base_problem(found) or next(filter(None, map(_type_problem, _walk_types(found.type))), None)
+        problem = _base_problem(found) or next(filter(None, map(_type_problem, walk_types(found.type))), None)
         if problem:
             raise ContractError(f"{name}: field {found.name!r} {problem}")
 
@@ -271,6 +279,22 @@ def _type_problem(info: Any) -> str | None:
     if isinstance(info, inspect.CustomType):
         return f"holds a {getattr(info.cls, '__qualname__', info.cls)}, which msgspec cannot encode"
     return None
+
+
+_LIMITS = ("ge", "gt", "le", "lt", "multiple_of", "min_length", "max_length")
+
+
+def _crashes(options: tuple[Any, ...]) -> bool:
+    """msgspec looks for the types of a fixed tuple where the limits of another option lie. (Asked of the hints: msgspec's
+    own view of a type makes a decoder first, which may be the end of the process.)"""
+    plain, limited = [], False
+    for option in options:
+        if typing.get_origin(option) is Annotated:
+            option, *metas = typing.get_args(option)
+            limited |= any(isinstance(m, Meta) and getattr(m, limit) is not None for m in metas for limit in _LIMITS)
+        plain.append(option)
+    fixed = (typing.get_origin(option) is tuple and Ellipsis not in typing.get_args(option) for option in plain)
+    return limited and any(fixed)
 
 
 _MUTABLE: dict[Any, str] = {
@@ -313,7 +337,12 @@ def _problem(hint: Any, seen: set[Any]) -> str | None:
             problem = _problem(inner, seen)
             if problem:
                 return f"holds a {holder.__qualname__} whose field {field!r} {problem}"
-    if origin in (typing.Union, types.UnionType) or origin is not None:
+    if origin in (typing.Union, types.UnionType) and _crashes(typing.get_args(hint)):
+        return (
+            "allows either a tuple of fixed length or a value with limits, which msgspec 0.22 decodes into wrong memory, up "
+            "to a crash: declare the tuple as tuple[X, ...] or as a Struct, or leave the limits out"
+        )
+    if origin is not None:
         for inner in typing.get_args(hint):
             if inner is not Ellipsis and not isinstance(inner, str | int | bytes | list):
                 problem = _problem(inner, seen)
@@ -339,7 +368,8 @@ _NAIVE = (
 )
 
 
-def _walk_types(info: Any, seen: set[int] | None = None) -> Iterator[Any]:
+def walk_types(info: Any, seen: set[int] | None = None) -> Iterator[Any]:
+    """`info` and every type inside of it, as msgspec sees them."""
     seen = set() if seen is None else seen
     if id(info) in seen:
         return
@@ -354,7 +384,7 @@ def _walk_types(info: Any, seen: set[int] | None = None) -> Iterator[Any]:
         children.extend(getattr(info, slot, ()) or ())
     children.extend(field.type for field in getattr(info, "fields", ()) or ())
     for child in children:
-        yield from _walk_types(child, seen)
+        yield from walk_types(child, seen)
 
 
 def non_finite_path(value: Any, info: Any, path: str = "$") -> str | None:

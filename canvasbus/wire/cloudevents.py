@@ -14,7 +14,7 @@ from msgspec import Raw
 
 from canvasbus import ids
 from canvasbus.contract.event import Event
-from canvasbus.contract.registry import Registry, registry
+from canvasbus.contract.registry import Registry, registry, schema_id
 from canvasbus.errors import DecodeError, EncodeError
 from canvasbus.wire.envelope import Envelope
 
@@ -104,7 +104,7 @@ def structured(
         "type": envelope.type,
         "time": time,
         **({"subject": envelope.key} if envelope.key is not None else {}),
-        "dataschema": f"urn:canvasbus:{envelope.type}/v{envelope.version}",
+        "dataschema": schema_id(envelope.type, envelope.version),
         **({"correlationid": correlation} if correlation else {}),
         **({"causationid": str(envelope.causation_id)} if envelope.causation_id else {}),
         **({"traceparent": envelope.traceparent} if envelope.traceparent else {}),

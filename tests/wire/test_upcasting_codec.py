@@ -12,7 +12,8 @@ from canvasbus import AwareDatetime, Event
 from canvasbus.contract.registry import Registry
 from canvasbus.errors import DecodeError, EncodeError
 from canvasbus.operate.entry import Entry, view
-from canvasbus.wire.codec import Codec, from_json
+from canvasbus.wire.cloudevents import from_json
+from canvasbus.wire.codec import Codec
 
 STORY, PICTURE = UUID(int=7), UUID(int=8)
 MOMENT = datetime(2026, 1, 2, 3, 4, 5, 600000, tzinfo=UTC)
