@@ -16,8 +16,8 @@ imported, which no module knows; this way the declaration that would leave a gap
 modules come.
 
 Cost: events of the newest version pay nothing; an older one is decoded without types, changed, encoded and decoded
-again. Untyped, an event of 1 MiB (the limit) can take up to 90 MB for that moment: declare a type's size limit lower where
-strangers publish.
+again (5.4 µs for 100 bytes against 1.7). Untyped, 1 MiB of hostile bytes, the limit, take 76 MB for that moment; where
+strangers publish and that is too much, lower `max_event_bytes`.
 """
 
 import inspect
@@ -45,6 +45,8 @@ class Upcasters:
 
     def __init__(self, name: str, version: int, since: int, steps: Mapping[int, Upcaster]) -> None:
         """Raises ContractError for a gap, a step that leads nowhere and for what is no function."""
+        if not isinstance(steps, Mapping):
+            raise ContractError(f"{name} v{version}: upcast= takes {{version: function}}, not {steps!r}")
         self.name = name
         self.version = version
         self.since = since

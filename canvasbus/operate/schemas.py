@@ -41,7 +41,7 @@ class Move(enum.StrEnum):
 
     EXPORT = "run `canvasbus schema export` and commit what it writes"
     VERSION = "publish it as a new version with an upcaster"
-    RESTORE = "declare it again, or decide that nothing of it is left on any stream"
+    RESTORE = "name the module that declares it (--module), or declare it again: there may be events of it on a stream"
     MEND = "mend the upcaster, or restore the file"
 
 

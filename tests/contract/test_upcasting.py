@@ -50,6 +50,7 @@ def test_a_chain_leads_from_any_older_version_to_the_newest() -> None:
         (1, {"upcast": {1: dict}}, r"the step from v1 .* from none"),
         (3, {"since": 2, "upcast": {1: dict, 2: dict}}, r"the step from v1 .* steps from v2"),
         (2, {"upcast": {1: "dict"}}, r"must be a plain function, not 'dict'"),
+        (2, {"upcast": [dict]}, r"upcast= takes \{version: function\}, not \["),
         (2, {"since": 3}, r"since=3 is no version from 1 to 2"),
         (2, {"since": 0, "upcast": {0: dict, 1: dict}}, r"since=0 is no version"),
     ],
