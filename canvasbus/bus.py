@@ -17,7 +17,7 @@ from uuid import UUID
 
 import trio
 
-from canvasbus.consume.handlers import Worker
+from canvasbus.consume.handlers import Worker, check_newest
 from canvasbus.consume.instances import PER_INSTANCE, PerInstance
 from canvasbus.consume.leaving import GRACE_SECONDS
 from canvasbus.consume.liveness import MAX_BLOCK_SECONDS, Progress
@@ -249,6 +249,8 @@ class EventBus:
             raise ContractError(f"worker {worker.name!r} has no handlers: register some with @worker.on(...)")
         if any((other.name, other.group) == (worker.name, worker.group) for other in self._workers):
             raise ContractError(f"a worker {worker.name!r} is already on this bus")
+        for handler in worker.handlers:
+            check_newest(worker.name, handler)
         if self._left:
             raise ContractError("this bus has ended: add workers before or while it runs")
         self._workers.append(worker)

@@ -36,7 +36,8 @@ class EncodeError(CanvasbusError):
 class DecodeError(CanvasbusError):
     """The bytes of one entry are not a valid event. The entry goes to the dead letters with its bytes.
 
-    `reason` is one word for machines: foreign, undecodable, invalid, unknown_type, newer_version or oversize.
+    `reason` is one word for machines: foreign, undecodable, invalid, unknown_type, newer_version, upcast_failed
+    or oversize.
     """
 
     def __init__(self, message: str, *, reason: str = "undecodable") -> None:

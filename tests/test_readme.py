@@ -184,6 +184,25 @@ assert [event.pictures for event in told] == [100], told
 """
 
 
+def test_an_old_style_is_read(folder: Path) -> None:
+    """The example of a new version reads what the old one published, and what was published before `artist` came."""
+    (folder / "drive.py").write_text(DRIVE_STYLES)
+    run(folder, sys.executable, "drive.py", url="memory://")
+
+
+DRIVE_STYLES = """
+from canvasbus.wire.codec import Codec
+from my_styles import StyleChosen
+
+def read(version, data):
+    entry = b'{"type": "style.chosen", "version": %d, "data": %s}' % (version, data)
+    return Codec().decode(entry, stream_type="style.chosen", entry_id="1-0")[1]
+
+old, new = read(1, b'{"name": "ukiyo-e/2"}'), read(2, b'{"style": "ukiyo-e", "revision": 2}')
+assert (old.style, old.revision) == (new.style, new.revision) == ("ukiyo-e", 2)
+"""
+
+
 def test_the_middleware_lets_events_through(folder: Path) -> None:
     """The one-process example runs the same with the README's middleware around its worker."""
     (folder / "drive.py").write_text("import my_middleware, one_process\nassert one_process.worker.middleware")

@@ -61,6 +61,11 @@ class Context:
             wanted = recorded
         return [Keys(namespace, partition) for partition in range(wanted)]
 
+    @property
+    def modules(self) -> list[str]:
+        """The user's modules that declare events."""
+        return [*self.settings.modules, *self._modules]
+
     @cached_property
     def codec(self) -> Codec:
         """Knows the domain's events, the bus's own, and those of the modules that the user named."""

@@ -137,6 +137,8 @@ def parser() -> Parser:
         help="only print the ACL line of a user that may be a producer, a worker or an operator, and no more",
     )
 
+    _schema(commands, add, typed)
+
     config = commands.add_parser("config", help="The settings in force.").add_subparsers(
         title="commands", metavar="COMMAND", required=True
     )
@@ -152,6 +154,34 @@ def parser() -> Parser:
     sub.add_argument("shell", choices=("bash", "zsh", "tcsh"))
     sub.set_defaults(run="canvasbus.cli.main:print_completion", parser=sub)
     return result
+
+
+def _schema(commands: Any, add: Callable[..., Parser], typed: Parser) -> None:
+    schema = commands.add_parser("schema", help="What events look like, and whether a change breaks somebody.")
+    schema = schema.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    which = "Your own events with --module; without, those that come with canvasbus."
+    folder = Parser(add_help=False)
+    folder.add_argument("folder", nargs="?", default="schemas", metavar="FOLDER", help="default: schemas")
+    revision = Parser(add_help=False)
+    text = "compare with the folder as it is in a git revision, like main or v1.2"
+    revision.add_argument("--against", metavar="REV", help=text)
+    add(
+        schema,
+        "export",
+        "schema:run_export",
+        "Write JSON Schemas, examples and golden bytes.",
+        typed,
+        folder,
+        more=which,
+    )
+    text = "Is the folder what the code exports, do all its examples still decode, and, --against, is what was published kept?"
+    add(schema, "check", "schema:run_check", text, typed, folder, revision, more=which)
+    text = "What changed since the folder was written, or --against a revision, and who can read whom."
+    add(schema, "diff", "schema:run_diff", text, typed, folder, revision, more=which)
+    sub = add(
+        schema, "catalog", "schema:run_catalog", "Every event type: versions, key, fields, meaning.", typed, more=which
+    )
+    sub.add_argument("glob", nargs="?", default="*", metavar="GLOB", help="only these types, like 'drift.*'")
 
 
 def _groups(commands: Any, add: Callable[..., Parser]) -> None:

@@ -49,8 +49,10 @@ class Handler:
     name: str
     """Qualified name; part of the ids of derived events, so renaming it changes them."""
     function: Callable[..., Any]
+    classes: tuple[type[Event], ...]
+    """Event classes that it names."""
     types: tuple[str, ...]
-    """Exact type names."""
+    """Exact type names, those of the classes among them."""
     globs: tuple[str, ...]
     """Patterns in which * stands for any characters."""
     concurrency: int
@@ -180,6 +182,7 @@ class Worker:
             handler = Handler(
                 name=name,
                 function=function,
+                classes=tuple(item for item in what if isinstance(item, type)),
                 types=types,
                 globs=globs,
                 concurrency=concurrency,
@@ -200,6 +203,7 @@ class Worker:
                         f"worker {self.name!r}: {other.name} and {name} would both get {clash}. Within a worker one "
                         "handler serves a type; to do two things with an event, use two workers"
                     )
+            check_newest(self.name, handler)
             self.handlers.append(handler)
             return function
 
@@ -241,6 +245,20 @@ class Worker:
     def __repr__(self) -> str:
         listens = ", ".join(t for h in self.handlers for t in (*h.types, *h.globs))
         return f"<Worker {self.name}: {listens or 'no handlers'}>"
+
+
+def check_newest(worker: str, handler: Handler) -> None:
+    """Handlers get the newest version of a type: raises ContractError when one names the class of an older one. Asked
+    again when the worker starts, since modules that declare newer versions may be imported later."""
+    for cls in handler.classes:
+        declared = registry.of(cls)
+        newest = registry.latest(declared.name)
+        if newest is not None and newest.version > declared.version:
+            raise ContractError(
+                f"worker {worker!r}: {handler.name} names {cls.__qualname__}, v{declared.version} of {declared.name}; "
+                f"handlers get the newest version, v{newest.version}: name {newest.cls.__module__}."
+                f"{newest.cls.__qualname__}"
+            )
 
 
 def glob_matches(pattern: str, text: str) -> bool:

@@ -30,7 +30,8 @@ class HandlerFailed(Event):
     event_id: UUID | None = None
     """The id of the event that failed; None when it could not be read."""
     reason: str
-    """Why it was given up: exhausted, rejected, undecodable, invalid, unknown_type, foreign, oversize or lost_workers."""
+    """Why it was given up: exhausted, rejected, undecodable, invalid, unknown_type, upcast_failed, foreign, oversize
+    or lost_workers."""
     error: str
     """The last error, as `Type: message`, cut to 500 characters."""
     attempts: Count

@@ -11,16 +11,18 @@ import re
 import types
 import typing
 from collections import abc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import is_dataclass
 from datetime import datetime
 from itertools import repeat
+from types import MappingProxyType
 from typing import Annotated, Any, TypeVar
 
 import msgspec
 from msgspec import Meta, Struct
 
 from canvasbus.contract.event import Event
+from canvasbus.contract.upcasting import Upcaster, Upcasters
 from canvasbus.errors import ContractError
 
 E = TypeVar("E", bound=type[Event])
@@ -39,17 +41,19 @@ _KEY_TYPES = (str, int, enum.Enum)
 class EventType:
     """One version of one event type: its name, its Struct and how to decode it."""
 
-    __slots__ = ("cls", "decoder", "has_floats", "json_decoder", "key", "name", "one_float", "version")
+    __slots__ = ("cls", "decoder", "has_floats", "json_decoder", "key", "name", "one_float", "upcasters", "version")
 
-    def __init__(self, name: str, version: int, key: str | None, cls: type[Event]) -> None:
+    def __init__(self, name: str, version: int, key: str | None, cls: type[Event], upcasters: Upcasters) -> None:
         self.name = name
         self.version = version
+        self.upcasters = upcasters
+        """How older versions become this one."""
         self.key = key
         """The field that orders and partitions; None: the event has no key."""
         self.cls = cls
         self.decoder: msgspec.msgpack.Decoder[Event] = msgspec.msgpack.Decoder(cls)
         self.json_decoder: msgspec.json.Decoder[Event] = msgspec.json.Decoder(cls)
-        types = list(_walk_types(msgspec.inspect.type_info(cls)))
+        types = list(walk_types(msgspec.inspect.type_info(cls)))
         self.has_floats = any(isinstance(t, msgspec.inspect.FloatType) for t in types)
         self.one_float = _only_float(cls, types)
         """Gets the only float there is, where that is a plain field; such events are checked for NaN the short way."""
@@ -58,15 +62,31 @@ class EventType:
         return f"<EventType {self.name} v{self.version} {self.cls.__module__}.{self.cls.__qualname__}>"
 
 
+def schema_id(name: str, version: int) -> str:
+    """What names the JSON Schema of one version: its `$id`, and `dataschema` of a CloudEvents object."""
+    return f"urn:canvasbus:{name}/v{version}"
+
+
 class Registry:
     """All event types of this process."""
 
     def __init__(self) -> None:
         self._by_name: dict[str, dict[int, EventType]] = {}
+        self._newest: dict[str, EventType] = {}
         self._by_class: dict[type[Event], EventType] = {}
 
-    def register(self, cls: type[Event], name: str, version: int, key: str | None) -> EventType:
-        """Add `cls`. Raises ContractError for a bad name, a taken (name, version) or a field that cannot work."""
+    def register(
+        self,
+        cls: type[Event],
+        name: str,
+        version: int,
+        key: str | None,
+        *,
+        since: int = 1,
+        upcast: Mapping[int, Upcaster] = MappingProxyType({}),
+    ) -> EventType:
+        """Add `cls`. Raises ContractError for a bad name, a taken (name, version), a field that cannot work, or a
+        version that older ones do not lead to."""
         _check_name(name)
         if not (isinstance(cls, type) and issubclass(cls, Event)):
             raise ContractError(f"{name}: {getattr(cls, '__qualname__', cls)} is not a subclass of canvasbus.Event")
@@ -83,8 +103,16 @@ class Registry:
         _check_fields(cls, name)
         if key is not None:
             _check_key(cls, name, key)
-        entry = EventType(name, version, key, cls)
-        self._by_name.setdefault(name, {})[version] = entry
+        entry = EventType(name, version, key, cls, Upcasters(name, version, since, upcast))
+        versions = {**self._by_name.get(name, {}), version: entry}
+        newest, oldest = versions[max(versions)], versions[min(versions)]
+        if oldest.version < newest.upcasters.since:
+            raise ContractError(
+                f"{_where(oldest.cls)} is v{oldest.version} of {name}, which {_where(newest.cls)} does not read: it says "
+                f"since={newest.upcasters.since}. Remove one of the two"
+            )
+        self._by_name[name] = versions
+        self._newest[name] = newest
         self._by_class[cls] = entry
         return entry
 
@@ -102,8 +130,7 @@ class Registry:
 
     def latest(self, name: str) -> EventType | None:
         """The newest version of `name`, or None when this process does not know the type."""
-        versions = self._by_name.get(name)
-        return versions[max(versions)] if versions else None
+        return self._newest.get(name)
 
     def names(self) -> list[str]:
         """All type names, sorted."""
@@ -111,7 +138,7 @@ class Registry:
 
     def __iter__(self) -> Iterator[EventType]:
         for name in self.names():
-            yield from self._by_name[name].values()
+            yield from (self._by_name[name][version] for version in sorted(self._by_name[name]))
 
     def __repr__(self) -> str:
         return f"<Registry {len(self._by_class)} event types>"
@@ -121,10 +148,20 @@ registry = Registry()
 """The process's registry. A type is known once the module that declares it has been imported."""
 
 
-def event(name: str, /, *, version: int = 1, key: str | None = None) -> Callable[[E], E]:
+def event(
+    name: str,
+    /,
+    *,
+    version: int = 1,
+    key: str | None = None,
+    since: int = 1,
+    upcast: Mapping[int, Upcaster] = MappingProxyType({}),
+) -> Callable[[E], E]:
     """Declare an Event subclass under `name`, for example "drift.detected".
 
     `key` names the field whose value orders and partitions the type's events: a str, an int, a UUID or an enum.
+    `upcast` has, for each older version, the function from its fields to those of the next (see
+    `canvasbus.contract.upcasting`); versions before `since` are not read.
     Raises ContractError at import for whatever could fail later.
     """
 
@@ -132,7 +169,7 @@ def event(name: str, /, *, version: int = 1, key: str | None = None) -> Callable
         raise ContractError(f'@event takes the name of a type, like @event("drift.detected"), not {name!r}')
 
     def declare(cls: E) -> E:
-        entry = registry.register(cls, name, version, key)
+        entry = registry.register(cls, name, version, key, since=since, upcast=upcast)
         cls.__event_type__ = entry  # type: ignore[attr-defined]
         return cls
 
@@ -190,9 +227,6 @@ def _check_fields(cls: type[Event], name: str) -> None:
         raise ContractError(f"{name}: the envelope names the type; do not pass tag= or tag_field=")
     try:
         hints = typing.get_type_hints(cls, include_extras=True)
-        info = msgspec.inspect.type_info(cls)
-        msgspec.msgpack.Decoder(cls)
-        msgspec.json.Decoder(cls)
     except (TypeError, NameError) as error:
         raise ContractError(f"{name}: msgspec cannot encode {_where(cls)}: {error}") from error
     for field, hint in hints.items():
@@ -201,8 +235,14 @@ def _check_fields(cls: type[Event], name: str) -> None:
         problem = _problem(hint, set())
         if problem:
             raise ContractError(f"{name}: field {field!r} {problem}")
+    try:
+        info = msgspec.inspect.type_info(cls)
+        msgspec.msgpack.Decoder(cls)
+        msgspec.json.Decoder(cls)
+    except (TypeError, NameError) as error:
+        raise ContractError(f"{name}: msgspec cannot encode {_where(cls)}: {error}") from error
     for found in info.fields:  # type: ignore[attr-defined]
-        problem = _base_problem(found) or next(filter(None, map(_type_problem, _walk_types(found.type))), None)
+        problem = _base_problem(found) or next(filter(None, map(_type_problem, walk_types(found.type))), None)
         if problem:
             raise ContractError(f"{name}: field {found.name!r} {problem}")
 
@@ -239,6 +279,22 @@ def _type_problem(info: Any) -> str | None:
     if isinstance(info, inspect.CustomType):
         return f"holds a {getattr(info.cls, '__qualname__', info.cls)}, which msgspec cannot encode"
     return None
+
+
+_LIMITS = ("ge", "gt", "le", "lt", "multiple_of", "min_length", "max_length")
+
+
+def _crashes(options: tuple[Any, ...]) -> bool:
+    """msgspec looks for the types of a fixed tuple where the limits of another option lie. (Asked of the hints: msgspec's
+    own view of a type makes a decoder first, which may be the end of the process.)"""
+    plain, limited = [], False
+    for option in options:
+        if typing.get_origin(option) is Annotated:
+            option, *metas = typing.get_args(option)
+            limited |= any(isinstance(m, Meta) and getattr(m, limit) is not None for m in metas for limit in _LIMITS)
+        plain.append(option)
+    fixed = (typing.get_origin(option) is tuple and Ellipsis not in typing.get_args(option) for option in plain)
+    return limited and any(fixed)
 
 
 _MUTABLE: dict[Any, str] = {
@@ -281,7 +337,12 @@ def _problem(hint: Any, seen: set[Any]) -> str | None:
             problem = _problem(inner, seen)
             if problem:
                 return f"holds a {holder.__qualname__} whose field {field!r} {problem}"
-    if origin in (typing.Union, types.UnionType) or origin is not None:
+    if origin in (typing.Union, types.UnionType) and _crashes(typing.get_args(hint)):
+        return (
+            "allows either a tuple of fixed length or a value with limits, which msgspec 0.22 decodes into wrong memory, up "
+            "to a crash: declare the tuple as tuple[X, ...] or as a Struct, or leave the limits out"
+        )
+    if origin is not None:
         for inner in typing.get_args(hint):
             if inner is not Ellipsis and not isinstance(inner, str | int | bytes | list):
                 problem = _problem(inner, seen)
@@ -307,7 +368,8 @@ _NAIVE = (
 )
 
 
-def _walk_types(info: Any, seen: set[int] | None = None) -> Iterator[Any]:
+def walk_types(info: Any, seen: set[int] | None = None) -> Iterator[Any]:
+    """`info` and every type inside of it, as msgspec sees them."""
     seen = set() if seen is None else seen
     if id(info) in seen:
         return
@@ -322,7 +384,7 @@ def _walk_types(info: Any, seen: set[int] | None = None) -> Iterator[Any]:
         children.extend(getattr(info, slot, ()) or ())
     children.extend(field.type for field in getattr(info, "fields", ()) or ())
     for child in children:
-        yield from _walk_types(child, seen)
+        yield from walk_types(child, seen)
 
 
 def non_finite_path(value: Any, info: Any, path: str = "$") -> str | None:

@@ -13,7 +13,7 @@ Fraction = Annotated[float, Meta(ge=0.0, le=1.0)]
 NonNegative = Annotated[float, Meta(ge=0.0)]
 """A distance, a duration in seconds or another amount that has no sign."""
 
-Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
+Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$", examples=["0" * 63 + "1"])]
 """A SHA-256 in lower-case hexadecimal."""
 
 Severity = Literal["info", "warning", "critical"]

@@ -2,7 +2,8 @@
 
 Showing never fails: an event of a type that nobody imported is decoded as plain data, one whose bytes make no sense is
 shown as bytes. In every case the result is a CloudEvents object; what is not in order has two more attributes, `reason`
-(one word, as in a dead letter) and `problem` (a sentence).
+(one word, as in a dead letter) and `problem` (a sentence). An event of an older version is shown as it was published, and
+its `dataschema` says which version that was.
 """
 
 import base64
@@ -45,7 +46,7 @@ class View:
     cloudevent: Mapping[str, Any]
     """Ready for JSON."""
     reason: str | None = None
-    """unknown_type, newer_version, invalid, undecodable, foreign or oversize; None: a valid event."""
+    """unknown_type, newer_version, invalid, undecodable, upcast_failed, foreign or oversize; None: a valid event."""
 
 
 def view(entry: Entry, codec: Codec) -> View:
@@ -56,15 +57,23 @@ def view(entry: Entry, codec: Codec) -> View:
         data = {_text(name): _text(value) for name, value in zip(fields[::2], fields[1::2], strict=False)}
         return _marked(entry, "foreign", f"not an entry of the bus: it has the fields {names}", data=data)
     value = fields[1]
+    reason, problem = None, ""
     try:
-        return View(to_cloudevent(*codec.decode(value, stream_type=entry.topic, entry_id=entry.entry_id)))
+        envelope, event = codec.decode(value, stream_type=entry.topic, entry_id=entry.entry_id)
+        newest = codec.registry.latest(envelope.type)
+        if newest is not None and newest.version == envelope.version:
+            return View(to_cloudevent(envelope, event))
     except DecodeError as error:
         reason, problem = error.reason, str(error)
+    is_json = value[:1] == b"{"
     try:
         envelope = codec.open_envelope(value, stream_type=entry.topic, entry_id=entry.entry_id)
-        data = _plain(envelope, is_json=value[:1] == b"{")
+        old = codec.registry.get(envelope.type, envelope.version)
+        if old is not None and reason is None:
+            return View(to_cloudevent(envelope, (old.json_decoder if is_json else old.decoder).decode(envelope.data)))
+        data = _plain(envelope, is_json=is_json)
     except (DecodeError, msgspec.MsgspecError, ValueError, TypeError, RecursionError, OverflowError):
-        return _marked(entry, reason, problem, data_base64=base64.b64encode(value[:4096]).decode())
+        return _marked(entry, reason or "invalid", problem, data_base64=base64.b64encode(value[:4096]).decode())
     occurred = data.pop("occurred_on", None)
     correlation = data.pop("correlation_id", None)
     return View(
@@ -73,8 +82,7 @@ def view(entry: Entry, codec: Codec) -> View:
             data,
             time=occurred or _stamp(entry),
             correlation=_uuid(correlation) if correlation else None,
-            reason=reason,
-            problem=problem,
+            **({"reason": reason, "problem": problem} if reason is not None else {}),
         ),
         reason,
     )

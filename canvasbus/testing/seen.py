@@ -55,7 +55,8 @@ class DeadLetter:
 
     group: str
     reason: str
-    """exhausted, rejected, lost_workers, undecodable, invalid, unknown_type, newer_version, foreign or oversize."""
+    """exhausted, rejected, lost_workers, undecodable, invalid, unknown_type, newer_version, upcast_failed,
+    foreign or oversize."""
     error: str
     """The last error as `Type: message`."""
     attempts: int

@@ -14,7 +14,7 @@ from msgspec import Raw
 
 from canvasbus import ids
 from canvasbus.contract.event import Event
-from canvasbus.contract.registry import Registry, registry
+from canvasbus.contract.registry import Registry, registry, schema_id
 from canvasbus.errors import DecodeError, EncodeError
 from canvasbus.wire.envelope import Envelope
 
@@ -104,7 +104,7 @@ def structured(
         "type": envelope.type,
         "time": time,
         **({"subject": envelope.key} if envelope.key is not None else {}),
-        "dataschema": f"urn:canvasbus:{envelope.type}/v{envelope.version}",
+        "dataschema": schema_id(envelope.type, envelope.version),
         **({"correlationid": correlation} if correlation else {}),
         **({"causationid": str(envelope.causation_id)} if envelope.causation_id else {}),
         **({"traceparent": envelope.traceparent} if envelope.traceparent else {}),
@@ -141,15 +141,20 @@ def from_json(
         outer = json.loads(bytes(_with_event_fields(raw)))
     if type_name is None:
         raise EncodeError('the object names no event type: give one, or use {"type": ..., "data": {...}}')
-    declared = known.get(type_name, version) if version else known.latest(type_name)
-    if declared is None:
+    declared = known.latest(type_name)
+    if declared is None or (version and not declared.upcasters.since <= version <= declared.version):
         import difflib
 
         near = difflib.get_close_matches(type_name, known.names(), n=1, cutoff=0.75)
         hint = f"; did you mean {near[0]!r}?" if near else "; is the module that declares it imported (--module)?"
         raise EncodeError(f"unknown event type {type_name!r}{f' v{version}' if version else ''}{hint}")
     surplus = sorted(set(outer) - set(declared.cls.__struct_encode_fields__)) if isinstance(outer, dict) else []
-    if surplus:
+    if version and version < declared.version and isinstance(outer, dict):
+        try:
+            outer = declared.upcasters(version, outer)  # what a step leaves over is ignored, as on the stream
+        except DecodeError as error:
+            raise EncodeError(str(error)) from error
+    elif surplus:
         raise EncodeError(
             f"{type_name} v{declared.version} has no field {', '.join(map(repr, surplus))}; its fields are "
             + ", ".join(declared.cls.__struct_encode_fields__)

@@ -242,6 +242,8 @@ class Codec:
     def decode(self, value: bytes, *, stream_type: str, entry_id: str) -> tuple[Envelope, Event]:
         """Decode the value of an entry's `e` field. Raises DecodeError, whose `reason` says what kind it is."""
         envelope, declared, is_json = self._open(value, stream_type, entry_id)
+        if envelope.version != declared.version:
+            return envelope, _upcast(envelope, declared, is_json)
         try:
             decoder = declared.json_decoder if is_json else declared.decoder
             return envelope, decoder.decode(envelope.data)
@@ -253,18 +255,23 @@ class Codec:
     def _open(self, value: bytes, stream_type: str, entry_id: str) -> tuple[Envelope, EventType, bool]:
         is_json = value[:1] == b"{"
         envelope = self.open_envelope(value, stream_type=stream_type, entry_id=entry_id)
-        declared = self.registry.get(envelope.type, envelope.version)
-        if declared is None:
-            newest = self.registry.latest(envelope.type)
-            if newest is None:
-                raise DecodeError(
-                    f"no event class for {envelope.type!r} is imported in this process", reason="unknown_type"
-                )
+        newest = self.registry.latest(envelope.type)
+        if newest is None:
+            raise DecodeError(
+                f"no event class for {envelope.type!r} is imported in this process", reason="unknown_type"
+            )
+        if envelope.version > newest.version:
             raise DecodeError(
                 f"{envelope.type} v{envelope.version} is not known here; the newest known version is v{newest.version}",
-                reason="newer_version" if 0 < envelope.version - newest.version <= VERSIONS_AHEAD else "unknown_type",
+                reason="newer_version" if envelope.version - newest.version <= VERSIONS_AHEAD else "unknown_type",
             )
-        return envelope, declared, is_json
+        if envelope.version < newest.upcasters.since:
+            raise DecodeError(
+                f"{envelope.type} v{envelope.version} is not read here; the oldest version that is read is "
+                f"v{newest.upcasters.since}",
+                reason="unknown_type",
+            )
+        return envelope, newest, is_json
 
     def open_envelope(self, value: bytes, *, stream_type: str, entry_id: str) -> Envelope:
         """Read the envelope and leave the payload alone (routing, dead letters, `tail`)."""
@@ -281,6 +288,32 @@ class Codec:
                 f"an event of type {envelope.type!r} lies on the stream of {stream_type!r}", reason="foreign"
             )
         return envelope
+
+
+_msgpack_fields = msgspec.msgpack.Decoder(dict[str, Any]).decode
+_json_fields = msgspec.json.Decoder(dict[str, Any]).decode
+
+
+def _upcast(envelope: Envelope, declared: EventType, is_json: bool) -> Event:
+    """An event of an older version as one of the newest."""
+    version = envelope.version
+    try:
+        raw = (_json_fields if is_json else _msgpack_fields)(envelope.data)
+    except msgspec.ValidationError as error:
+        raise DecodeError(f"{envelope.type} v{version}: {error}", reason="invalid") from error
+    except BAD_BYTES as error:
+        raise DecodeError(f"{envelope.type} v{version}: {said(error)}") from error
+    raw = declared.upcasters(version, raw)
+    try:
+        if is_json:
+            return declared.json_decoder.decode(msgspec.json.encode(raw))
+        return declared.decoder.decode(_encode(raw))
+    except (*BAD_BYTES, *_BAD_EVENT) as error:
+        raise DecodeError(
+            f"{envelope.type} v{version}, upcast by {declared.upcasters.path(version)}, is no v{declared.version}: "
+            f"{said(error)}",
+            reason="upcast_failed",
+        ) from error
 
 
 def _validator(declared: EventType) -> Callable[[bytes], object]:

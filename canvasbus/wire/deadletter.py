@@ -20,7 +20,8 @@ class DeadLetterRecord(Struct, frozen=True, kw_only=True):
     handler: str
     """The handler that failed; empty when the entry never reached one."""
     reason: str
-    """exhausted, rejected, lost_workers, undecodable, invalid, unknown_type, newer_version, foreign or oversize."""
+    """exhausted, rejected, lost_workers, undecodable, invalid, unknown_type, newer_version, upcast_failed,
+    foreign or oversize."""
     error: str
     """The last error as `Type: message`."""
     traceback: str

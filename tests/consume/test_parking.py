@@ -40,13 +40,13 @@ class Mosaic:
             colours: int = 7
 
         elsewhere = Registry()
-        Later.__event_type__ = elsewhere.register(Later, self.name, version, None)  # type: ignore[attr-defined]
+        Later.__event_type__ = elsewhere.register(Later, self.name, version, None, since=version)  # type: ignore[attr-defined]
         return Codec("laid", registry=elsewhere).encode(Later(number=number)).data
 
     def deploy(self, version: int = 2) -> None:
         """From now on this process knows it."""
 
-        @event(self.name, version=version)
+        @event(self.name, version=version, upcast=dict.fromkeys(range(1, version), dict))
         class Later(Event):
             number: int = 0
             colours: int = 0

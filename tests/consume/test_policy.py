@@ -58,7 +58,7 @@ class Loaded(Random):
         (Raised(Reject("no")), 3, DeadLetter("rejected")),
         *(
             (Raised(DecodeError("x", reason=reason)), 0, DeadLetter(reason))
-            for reason in ("foreign", "undecodable", "invalid", "unknown_type", "oversize")
+            for reason in ("foreign", "undecodable", "invalid", "unknown_type", "oversize", "upcast_failed")
         ),
         (Raised(DecodeError("x", reason="newer_version")), 0, Park()),
         (Raised(DecodeError("x", reason="newer_version")), 9, Park()),

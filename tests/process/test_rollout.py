@@ -34,7 +34,7 @@ async def on_asked(event: Event) -> Answered:
 NEXT = (
     UNIT
     + """
-@event("rollout.asked", version=2)
+@event("rollout.asked", version=2, upcast={1: dict})
 class Asked(Event):
     number: int
     tone: str = "kind"
@@ -49,7 +49,7 @@ class AskedBefore(Event):
     number: int
 
 
-@event("rollout.asked", version=2)
+@event("rollout.asked", version=2, upcast={1: dict})
 class Asked(Event):
     number: int
     tone: str = "kind"

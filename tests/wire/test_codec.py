@@ -57,7 +57,7 @@ class Node(msgspec.Struct, frozen=True):
     children: tuple["Node", ...] = ()
 
 
-@event("codec.everything", version=3, key="name")
+@event("codec.everything", version=3, since=3, key="name")
 class Everything(Event):
     name: str
     whole: int = 0
