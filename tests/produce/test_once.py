@@ -56,6 +56,7 @@ def mark(driver: Driver, item: Outgoing) -> Any:
 def test_a_key_is_stored_once(driver: Driver) -> None:
     """The second time nothing is stored, also inside one batch; all get the entry id of the first, which its mark
     holds. A batch costs one packet, the first one a second for loading the script."""
+    driver.eyes.call("SCRIPT", "FLUSH")  # other tests use this server, too
     first = driver.drive(keyed(driver, 1, 2))
     assert driver.packets == 2 and driver.numbers() == [1, 2] and rows(driver) == first
     assert driver.drive(keyed(driver, 3, 2, 3, 1)) == [rows(driver)[2], first[1], rows(driver)[2], first[0]]
