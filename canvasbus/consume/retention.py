@@ -116,6 +116,8 @@ class Trimmer:
         self._lengths: dict[str, int] = {}
         self._looked_at_all = float("-inf")
         self._was_full = False
+        self._declared = 0
+        """How many groups were declared when it was last found out which of them count."""
 
     def look(self, now: float) -> Operation[tuple[float, list[BusLoss]]]:
         """Trim what has grown. Returns seconds until the next look, and what must be told."""
@@ -160,9 +162,12 @@ class Trimmer:
             policy.max_bytes or 0,
             policy.cap or 0,
             1 if drops else 0,
+            self._declared,
         ]
-        reply = yield from TRIM.call([stream, keys.marks(event_type)], [*args, *counting])
+        reply = yield from TRIM.call([stream, keys.marks(event_type), keys.groups], [*args, *counting])
         left, removed, lost, holder, is_full = check(reply, f"trim {event_type}")
+        if removed < 0:
+            return  # other groups are declared by now: at the next look
         self.trimmed += removed
         self._lengths[event_type] = left
         group = holder.decode("utf-8", "replace")
@@ -196,6 +201,7 @@ class Trimmer:
         keys = self._keys
         flat, seen, now = yield commands(("HGETALL", keys.groups), ("HGETALL", keys.group_seen), ("TIME",))
         declared = [_group(name, about) for name, about in _pairs(check(flat, "look at the groups"))]
+        self._declared = len(declared)
         known = dict(_pairs(check(seen, "look at the groups")))
         seconds = int(check(now, "look at the clock")[0])
         counting: list[Group] = []

@@ -527,15 +527,19 @@ TRIM: Final = Script(
     "trim",
     """
 -- Remove the oldest entries of a stream as far as its targets ask for it and no group that counts still needs them.
--- KEYS[1] the stream; KEYS[2] marks: now and then an entry id, by how many entries had been added when it was the last
+-- KEYS[1] the stream; KEYS[2] marks: now and then an entry id, by how many entries had been added when it was the last;
+-- KEYS[3] hash of declarations
 -- ARGV[1] age in ms (0: any); [2] entries to keep at most (0: any); [3] bytes to keep at most (0: any); [4] cap: how many
--- there may be, handled or not (0: any); [5] 1: above the cap remove what is not handled too; [6..] the groups that count
+-- there may be, handled or not (0: any); [5] 1: above the cap remove what is not handled too; [6] how many groups were
+-- declared when it was found out which count: one that came since might have to read what would go; [7..] those that count
 -- Returns entries left, entries removed, entries removed that some group had not handled, the group that keeps older
--- entries than the targets ask for ("": none does), 1 when the cap is reached
+-- entries than the targets ask for ("": none does), 1 when the cap is reached; entries removed is -1, and nothing was
+-- done, when other groups are declared by now
 local info = redis.pcall('XINFO', 'STREAM', KEYS[1])
 if info.err then return {0, 0, 0, '', 0} end
 local facts = {}
 for i = 1, #info, 2 do facts[info[i]] = info[i + 1] end
+if redis.call('HLEN', KEYS[3]) ~= tonumber(ARGV[6]) then return {0, -1, 0, '', 0} end
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 local length, added, last = facts['length'], facts['entries-added'] or facts['length'], facts['last-generated-id']
@@ -598,7 +602,7 @@ for _, row in ipairs(groups.err and {} or groups) do
   read[one['name']] = one
 end
 local floor, holder = '', ''
-for i = 6, #ARGV do
+for i = 7, #ARGV do
   local one, id = read[ARGV[i]], '0-0'
   if one then
     id = after(one['last-delivered-id'])

@@ -1,5 +1,6 @@
 """Retention: what goes when, that nothing unread goes with it, and what happens when a stream is full."""
 
+import contextlib
 import json
 from random import Random
 from typing import Any
@@ -14,6 +15,8 @@ from canvasbus import ConfigError, Producer, StreamFull, Unavailable
 from canvasbus.bus import EventBus, Retention
 from canvasbus.consume.retention import Trimmer, declare, policy_for
 from canvasbus.transport.memory import MemoryServer
+from canvasbus.transport.resp import Packet, ReplyError
+from canvasbus.transport.scripts import TRIM
 from canvasbus.worker import Worker
 
 
@@ -246,6 +249,28 @@ def test_nothing_unread_goes(any_url: str, namespace: str, eyes: Eyes, seed: int
 
 
 # --- with a bus around it ---------------------------------------------------------------------------------------------
+
+
+def test_a_group_that_comes_meanwhile_loses_nothing(any_url: str, namespace: str, eyes: Eyes) -> None:
+    """Between finding out which groups count and trimming another one is declared: nothing that it has to read is
+    removed, neither at once nor when it is known."""
+    house = House(eyes, Retention(max_age=None, max_length=3))
+    house.add(*[f"{n}-1" for n in range(1, 11)])
+    look, replies, declared = house.trimmer.look(100.0), None, False
+    with contextlib.suppress(StopIteration):
+        while True:
+            packet = look.send(replies)
+            assert isinstance(packet, Packet)
+            if TRIM.sha.encode() in packet.data:
+                house.group("framers")
+                declared = True
+            replies = eyes._link.request(packet)
+            if isinstance(replies[0], ReplyError):  # NOSCRIPT
+                eyes.call("SCRIPT", "LOAD", TRIM.source)
+                replies = eyes._link.request(packet)
+    assert declared and len(house.left()) == 10
+    house.look()
+    assert len(house.left()) == 10 and house.trimmer.trimmed == 0
 
 
 async def test_a_bus_keeps_what_it_was_told(any_url: str, namespace: str, eyes: Eyes) -> None:

@@ -37,8 +37,11 @@ class Admin:
         self._link = BlockingLink(open_server(server.unix_url))
         self.call("PING")
 
+    def reply(self, *args: bytes | str | float) -> Reply:
+        return self._link.call(*args)
+
     def call(self, *args: bytes | str | float) -> Any:
-        reply: Reply = self._link.call(*args)
+        reply = self.reply(*args)
         assert not isinstance(reply, ReplyError), reply
         return reply
 
@@ -201,6 +204,9 @@ async def a_long_script(studio: Studio) -> AsyncIterator[None]:
     with socket.socket(socket.AF_UNIX) as culprit:
         culprit.connect(studio.admin.server.socket)
         culprit.sendall(b"EVAL 'while true do end' 0\r\n")
+        await until(
+            lambda: isinstance(studio.admin.reply("PING"), ReplyError)
+        )  # else what comes next may be served yet
         yield
         studio.admin.call("SCRIPT", "KILL")
 
