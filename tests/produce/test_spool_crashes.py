@@ -79,7 +79,10 @@ def test_kill_at_any_moment(program: Program, make_server: Callable[..., ServerP
     stored = program.stored()
     assert stored == sorted(set(stored))
     missing = set(range(number)) - set(stored)
-    assert len(missing) <= 8 and list(program.spool.iterdir()) == []
+    # A kill may cut the record of an event whose publish had not returned yet; its beginning is set aside.
+    torn = list(program.spool.iterdir())
+    assert len(missing) <= 8 and len(torn) <= 8
+    assert all(path.suffix == ".damaged" and path.stat().st_size < 400 for path in torn), torn
 
 
 @pytest.mark.parametrize("fault", ["cut", "tear", "lose", "hold"])
