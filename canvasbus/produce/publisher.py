@@ -32,8 +32,15 @@ BUFFER_BYTES = 64 * 1024 * 1024
 """Encoded bytes that may wait for the server, by default."""
 
 _STORED = {bytes}
+_current_task = trio.lowlevel.current_task
+_sleep = trio.lowlevel.wait_task_rescheduled
+_wake = trio.lowlevel.reschedule
 _NOT_OPEN = "this bus has not been entered: publish inside `async with EventBus(...) as bus:`"
 _CLOSED = "the bus is closed: nothing more can be published on it"
+
+
+def _let_go(_: object) -> trio.lowlevel.Abort:
+    return trio.lowlevel.Abort.SUCCEEDED
 
 
 class _Batch:
@@ -54,22 +61,25 @@ class _Batch:
 
     async def wait(self) -> None:
         """Return when `results` is filled."""
-        if self.results:
-            return
-        task = trio.lowlevel.current_task()
+        if not self.results:
+            await _sleep(self.sleeper())
+
+    def sleeper(self) -> Callable[[object], trio.lowlevel.Abort]:
+        """Note that the current task waits, which it does with `await _sleep(…)` of what this returns."""
+        task = _current_task()
+        task.custom_sleep_data = self  # trio makes it None when a task is woken, so also when its wait is cancelled
         self.waiting.append(task)
+        return _let_go
 
-        def abort(_: object) -> trio.lowlevel.Abort:
-            self.waiting.remove(task)
-            return trio.lowlevel.Abort.SUCCEEDED
-
-        await trio.lowlevel.wait_task_rescheduled(abort)
+    def unwrap(self) -> None:
+        """What a woken task gets from trio is this batch: an Outcome for each, which is used once, would cost 0.2 µs."""
 
     def done(self, results: Sequence[bytes | Exception]) -> None:
         self.results = results
         waiting, self.waiting = self.waiting, []
         for task in waiting:
-            trio.lowlevel.reschedule(task)
+            if task.custom_sleep_data is self:
+                _wake(task, self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,13 +112,15 @@ class _Lane:
 
     def add(self, item: Outgoing | Event, size: int) -> tuple[_Batch, int]:
         batch = self.gathering
-        index = len(batch.items)
-        batch.items.append(item)
+        items = batch.items
+        index = len(items)
+        items.append(item)
         batch.bytes += size
         if index + 1 >= GATHER_EVENTS or batch.bytes >= BATCH_BYTES:
             self.sealed.append(batch)
             self.gathering = _Batch()
-        self.work.set()
+        if index == 0:  # with an earlier one of this batch it was told already
+            self.work.set()
         return batch, index
 
     def add_batch(self, items: list[Outgoing]) -> _Batch:
@@ -177,10 +189,13 @@ class Publisher:
         elif self._closed is not None:
             raise self._closed()
         else:
-            self._bytes += self._typical
-            batch, index = self._lanes[0].add(event, self._typical)
-        await batch.wait()
-        result = batch.results[index]  # as `_result`, whose coroutine would cost one in twenty of these calls
+            size = self._typical
+            self._bytes += size
+            batch, index = self._lanes[0].add(event, size)
+        # As `_result` and `_Batch.wait`, whose coroutines would cost one in ten of these calls.
+        if not batch.results:
+            await _sleep(batch.sleeper())
+        result = batch.results[index]
         if isinstance(result, bytes):
             return result.decode()
         raise result

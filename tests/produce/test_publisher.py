@@ -181,6 +181,38 @@ async def test_a_cancelled_publish_leaves_the_others_alone(any_url: str, namespa
     assert sorted(e.number for e in eyes.events("painting.made")) == list(range(11))
 
 
+async def test_who_gave_up_is_not_woken_by_what_it_published(any_url: str, namespace: str) -> None:
+    """A task whose publish was cancelled waits for something else when its batch is stored, and goes on waiting for it."""
+    faulty = FaultyServer(open_server(any_url))
+    woken: list[str] = []
+    elsewhere = trio.Event()
+
+    async def impatient(scope: trio.CancelScope) -> None:
+        with scope:
+            await bus.publish(PaintingMade(number=2))
+        await elsewhere.wait()
+        woken.append("impatient")
+
+    async def patient() -> None:
+        await bus.publish(PaintingMade(number=1))
+        woken.append("patient")
+
+    async with running(faulty, namespace=namespace) as bus:
+        await bus.publish(PaintingMade(number=0))
+        faulty.faults.append(Fault("answer", b"XADD", "LOADING still", times=1))
+        async with trio.open_nursery() as others:
+            async with trio.open_nursery() as nursery:
+                scope = trio.CancelScope()
+                nursery.start_soon(patient)
+                others.start_soon(impatient, scope)
+                await trio.testing.wait_all_tasks_blocked()
+                scope.cancel()
+            await bus.publish(PaintingMade(number=3))
+            elsewhere.set()
+    assert scope.cancelled_caught
+    assert woken == ["patient", "impatient"]
+
+
 async def test_after_the_end_nothing_is_taken(any_url: str, namespace: str) -> None:
     """Publishing on a bus that has ended is an error, not a wait for ever."""
     async with EventBus(any_url, namespace=namespace) as bus:
