@@ -134,17 +134,26 @@ class Leaving:
                     if topic.acks:  # done, but the settler had no time to say so
                         await link.request(command("XACK", topic.stream, self._group, *topic.acks))
                         topic.held.difference_update(topic.acks)
+            for subscription in self._subscriptions:
+                await subscription.settler.shut_out(link)
+                await self._release_unheld(link, subscription)
             held = [(t.stream, i, 0) for s in self._subscriptions for t in s.topics.values() for i in t.held]
             await self._release(link, held, leave=True)
         finally:
             await link.aclose()
 
+    async def _release_unheld(self, link: Link, subscription: Subscription) -> None:
+        """Hand back what the group has given us without our knowing, as it was."""
+        found, suspects = await subscription.unheld(link)
+        place = {stream: index for index, stream in enumerate(subscription.topics)}
+        words: list[tuple[bytes | str | int, ...]] = [(place[s] + 3, entry_id, "") for s, entry_id in found]
+        for chunk in chunks(words):
+            await self._call_release(link, subscription, SUSPECT_POOL if suspects else FREE_POOL, chunk, leave=False)
+
     async def _release(self, link: Link | SharedLink, entries: list[tuple[bytes, bytes, int]], *, leave: bool) -> None:
         """Entries: stream, id and failures to write down once more, since that may still be on its way (0: none)."""
         for subscription in self._subscriptions:
-            keys, consumer = subscription.keys, subscription.consumer
-            streams = list(subscription.topics)
-            place = {stream: index + 3 for index, stream in enumerate(streams)}
+            place = {stream: index + 3 for index, stream in enumerate(subscription.topics)}
             free: list[tuple[bytes | str | int, ...]] = []
             suspects: list[tuple[bytes | str | int, ...]] = []
             for stream, entry_id, failures in entries:
@@ -161,9 +170,20 @@ class Leaving:
             calls = [(SUSPECT_POOL, chunk) for chunk in chunks(suspects)]
             calls += [(FREE_POOL, chunk) for chunk in chunks(free)] or [(FREE_POOL, [])]
             for number, (pool, chunk) in enumerate(calls):
-                last = leave and number == len(calls) - 1
-                args: list[Any] = [subscription.settler.fence, self._group, consumer, pool, 1 if last else 0]
-                for entry in chunk:
-                    args += entry
-                names = [keys.fence(consumer), keys.beats(self._group), *streams]
-                check(await link.run(RELEASE.call(names, args)), "hand back")
+                await self._call_release(link, subscription, pool, chunk, leave=leave and number == len(calls) - 1)
+
+    async def _call_release(
+        self,
+        link: Link | SharedLink,
+        subscription: Subscription,
+        pool: str,
+        entries: Sequence[tuple[bytes | str | int, ...]],
+        *,
+        leave: bool,
+    ) -> None:
+        keys, consumer = subscription.keys, subscription.consumer
+        names = [keys.fence(consumer), keys.beats(self._group), *subscription.topics]
+        args: list[Any] = [subscription.settler.fence, self._group, consumer, pool, 1 if leave else 0]
+        for entry in entries:
+            args += entry
+        check(await link.run(RELEASE.call(names, args)), "hand back")

@@ -20,7 +20,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import trio
 
@@ -113,6 +113,8 @@ class Settler:
         self._passing = False
         self._compared = ""
         self._holds: list[tuple[Topic, bytes]] = []
+        self._on_the_way = False
+        """A commit was sent, and no answer of the server says that it will not be executed later."""
 
     def watch(self, topic: Topic) -> None:
         """Take care of this topic's acknowledgements."""
@@ -230,18 +232,12 @@ class Settler:
             b"".join([pack("XACK", topic.stream, self._group, *entry_ids) for topic, entry_ids in batches]),
             len(batches),
         )
-        backoff = ServerBackoff("settling waits for the server", self._group)
-        while True:
-            try:
-                replies = await self._link.request(packet)
-                failures = [translate(r, "acknowledge") if isinstance(r, ReplyError) else None for r in replies]
-                failure: TransportError | None = next((f for f in failures if isinstance(f, Unavailable)), None)
-                if failure is None:
-                    break
-            except TransportError as error:
-                failure = error
-            self.statistics.repeated += 1
-            await backoff.wait(failure)
+        try:
+            failures = await self._repeat(packet)
+        except trio.Cancelled:  # whoever leaves says it once more
+            for topic, entry_ids in batches:
+                topic.acks[:0] = entry_ids
+            raise
         for (topic, entry_ids), refused in zip(batches, failures, strict=True):
             if refused is None:
                 self.statistics.acked += len(entry_ids)
@@ -258,6 +254,21 @@ class Settler:
                     topic.suspects.pop(entry_id, None)
             topic.lane.settled(len(entry_ids))
 
+    async def _repeat(self, packet: Packet) -> list[Exception | None]:
+        """Send acknowledgements until they are answered; returns which were refused, and why."""
+        backoff = ServerBackoff("settling waits for the server", self._group)
+        while True:
+            try:
+                replies = await self._link.request(packet)
+                failures = [translate(r, "acknowledge") if isinstance(r, ReplyError) else None for r in replies]
+                failure: TransportError | None = next((f for f in failures if isinstance(f, Unavailable)), None)
+                if failure is None:
+                    return failures
+            except TransportError as error:
+                failure = error
+            self.statistics.repeated += 1
+            await backoff.wait(failure)
+
     async def _commit(self, chunk: list[Commit]) -> None:
         backoff = ServerBackoff("settling waits for the server", self._group)
         look = any(commit.delivery.look for commit in chunk)
@@ -265,7 +276,8 @@ class Settler:
         while True:
             try:
                 if raise_fence:
-                    await self._raise_fence()
+                    if not await self._raise_fence(self._link):
+                        await self._stop_fenced()
                     raise_fence, look = False, True
                 reply = await self._send(chunk, look)
                 if not isinstance(reply, ReplyError):
@@ -290,12 +302,15 @@ class Settler:
             else:
                 await backoff.wait(failure)
         if reply == b"FENCED":
-            self._on_fenced()
-            await trio.sleep_forever()
+            await self._stop_fenced()
         turned_down = [(commit, why) for commit, why in zip(chunk, reply, strict=True) if isinstance(why, bytes)]
         for commit, why in turned_down:
             await self._refused([commit], translate(ReplyError(why.decode("utf-8", "replace")), "settle"))
         self._finish(chunk, reply)
+
+    async def _stop_fenced(self) -> NoReturn:
+        self._on_fenced()
+        await trio.sleep_forever()
 
     async def _let_pass(self, seconds: float) -> None:
         """While a commit waits for a server that is there (it has no memory, say), settle what needs none of that:
@@ -354,17 +369,28 @@ class Settler:
         keys = [self.keys.fence(self.consumer), *places]
         look_up = 1 if look else 0
         head: list[Argument] = [self.fence, self._group, self.consumer, look_up, kinds, len(chunk)]
-        return await self._link.run(SETTLE.call(keys, head + args))
+        self._on_the_way = True
+        reply = await self._link.run(SETTLE.call(keys, head + args))
+        self._on_the_way = False
+        return reply
 
-    async def _raise_fence(self) -> None:
+    async def shut_out(self, link: Link) -> None:
+        """After the end of `run`: no commit that may still be on its way is executed any more, so that what it settles
+        can be handed back."""
+        if self._on_the_way:
+            await self._raise_fence(link)  # if others have, handing back finds out
+            self._on_the_way = False
+
+    async def _raise_fence(self, link: Link) -> bool:
+        """Shut out what was sent until now. False: others have taken us for dead."""
         key = self.keys.fence(self.consumer)
-        replies = await self._link.request(commands(("INCR", key), ("EXPIRE", key, 7 * 24 * 3600)))
+        replies = await link.request(commands(("INCR", key), ("EXPIRE", key, 7 * 24 * 3600)))
         if isinstance(replies[0], ReplyError):
             if "not an integer" in str(replies[0]):
-                self._on_fenced()
-                await trio.sleep_forever()
+                return False
             raise translate(replies[0], "settle")
         self.fence = replies[0]
+        return True
 
     async def _refused(self, chunk: list[Commit], failure: Exception) -> None:
         """The server refuses the commit as such, for example because a derived event's key is no stream. Find out

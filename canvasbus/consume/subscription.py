@@ -368,10 +368,12 @@ class Subscription:
         suspect = self._audit_suspects
         try:
             for topic in list(self.topics.values()):
-                unknown = {i for i, _ in await self._pending(topic) if i not in topic.held}
+                unknown = {i for i, _ in await self._pending(topic, self._link) if i not in topic.held}
                 if not unknown:
                     continue
-                orphans = [(i, n) for i, n in await self._pending(topic) if i in unknown and i not in topic.held]
+                orphans = [
+                    (i, n) for i, n in await self._pending(topic, self._link) if i in unknown and i not in topic.held
+                ]
                 for entry_id, deliveries in orphans:
                     (rows,) = await self._link.request(command("XRANGE", topic.stream, entry_id, entry_id))
                     check(rows, "audit")
@@ -390,13 +392,21 @@ class Subscription:
             raise
         self._audit_suspects = self._audit_suspects and self._audit_due
 
-    async def _pending(self, topic: Topic) -> list[tuple[bytes, int]]:
+    async def unheld(self, link: Link) -> tuple[list[tuple[bytes, bytes]], bool]:
+        """What is pending under our name and never reached us, since the answer that brought it was lost: streams and
+        entry ids, and whether there may be suspects among them."""
+        found: list[tuple[bytes, bytes]] = []
+        for topic in self.topics.values():
+            found += [(topic.stream, i) for i, _ in await self._pending(topic, link) if i not in topic.held]
+        return found, self._audit_suspects
+
+    async def _pending(self, topic: Topic, link: Link) -> list[tuple[bytes, int]]:
         """What is pending under our name: entry ids, and how often each counts as delivered."""
         found: list[tuple[bytes, int]] = []
         start = b"-"
         while True:
             page = command("XPENDING", topic.stream, self.group, start, "+", AUDIT_PAGE, self.consumer)
-            (rows,) = await self._link.request(page)
+            (rows,) = await link.request(page)
             if isinstance(rows, ReplyError):
                 if is_no_group(rows):
                     return []
@@ -425,8 +435,8 @@ class Subscription:
                     ],
                 )
             )
-        except Unavailable as error:
-            if error.ambiguous:  # they may be ours, and while we live nobody else would run them
+        except (Unavailable, trio.Cancelled) as error:
+            if not isinstance(error, Unavailable) or error.ambiguous:  # they may be ours: nobody else would run them
                 self._audit_suspects |= pool == SUSPECT_POOL
                 self.audit_soon()
             raise

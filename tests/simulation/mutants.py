@@ -250,6 +250,18 @@ MUTANTS = (
         frozenset({"stop", "calm"}),
     ),
     Mutant(
+        "a commit on its way outlives its worker",
+        "2",
+        (words(settle.Settler, "shut_out", "if self._on_the_way:", "if False:"),),
+        frozenset({"stop, commit late", "company"}),
+    ),
+    Mutant(
+        "what was read and never came is not handed back",
+        "9",
+        (words(leaving.Leaving, "_release_unheld", "chunks(words)", "()"),),
+        frozenset({"stop, mute", "company"}),
+    ),
+    Mutant(
         "state is not compared",
         "10",
         (lua(scripts.SETTLE, "== ARGV[at + 2] or 2", "~= nil"),),

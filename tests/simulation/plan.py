@@ -164,7 +164,8 @@ class Plan:
 
 def draw(seed: int, *, wanted: Iterable[str] = ()) -> Plan:
     """The plan of a seed. Wanted parts, kinds of happenings and "kills" are there whatever the seed says of them;
-    "calm" weather is without lost packets, "company" means two processes at least."""
+    "calm" weather is without lost packets, "company" means two processes at least. A happening may be wanted in one way
+    only, like "stop, commit late"."""
     dice = Random(seed)
     plan = Plan(seed)
     plan.groups = dice.choice([("framers",), ("framers",), ("framers", "taggers"), ("framers", "hangers")])
@@ -183,14 +184,17 @@ def draw(seed: int, *, wanted: Iterable[str] = ()) -> Plan:
     _draw_happenings(plan, dice)
     if "kills" in wanted and "kills" not in plan.behaviours.values():
         _draw_killer(plan, dice)
-    for kind in sorted(set(wanted) - PARTS.keys() - {"kills", "calm", "company"}):
+    for wish in sorted(set(wanted) - PARTS.keys() - {"kills", "calm", "company"}):
+        kind, _, how = wish.partition(", ")
         times = (
             (0.4,) if kind in ("restart", "group lost") else (0.2, 0.5, 0.8) if kind == "outage" else (0.2, 0.3, 0.4)
         )
-        if sum(happening.kind == kind for happening in plan.happenings) < len(times):
-            how = "now" if kind == "kill" else "refuse"
+        if sum(one.kind == kind and how in ("", one.how) for one in plan.happenings) < len(times):
+            how = how or ("now" if kind == "kill" else "" if kind == "stop" else "refuse")
             plan.happenings += [Happening(plan.seconds * time, kind, dice.randrange(9), 2.0, how) for time in times]
     _draw_parts(plan, dice, set(wanted))
+    if any(happening.how == "commit late" for happening in plan.happenings):
+        plan.grace = 0.0  # else what was lost is said again
     if "calm" in wanted:
         plan.weather = CALM
         plan.happenings = [one for one in plan.happenings if one.kind not in ("late", "lose")]
@@ -292,7 +296,9 @@ def _draw_happenings(plan: Plan, dice: Random) -> None:
                 found.append(Happening(dice.uniform(0, plan.seconds), kind, who()))
     if dice.random() < 0.4:
         for _ in range(dice.randrange(1, 3)):
-            found.append(Happening(dice.uniform(0, early), "stop", who()))
+            found.append(
+                Happening(dice.uniform(0, early), "stop", who(), 0.0, dice.choice(["", "", "commit late", "mute"]))
+            )
     if dice.random() < 0.3:
         found.append(Happening(dice.uniform(0, early), "pause", who(), dice.choice([1.0, 7.0, 9.0])))
     if dice.random() < 0.25:

@@ -24,7 +24,7 @@ def test_half_of_the_seeds_find(name: str) -> None:
 @pytest.mark.parametrize("name", OTHERS)
 def test_some_of_the_first_seeds_finds(name: str) -> None:
     """Every other planted bug is found soon. (In how many of 40 seeds: `run.py --mutants`, which CI runs.)"""
-    found = hunt(name, enough=1, give_up=10)
+    found = hunt(name, enough=1, give_up=30)
     assert found.caught, f"{name}: in none of {found.tried} seeds"
 
 

@@ -24,7 +24,7 @@ def test_fixed_seeds_are_sound_and_take_every_way_of_recovery() -> None:
     assert never(seen) == []
 
 
-def test_a_further_seed_is_sound(further_seed: int) -> None:
-    """Forty more, one a test so that processes share them, or the one of --seed: nothing is wrong."""
-    result = simulate(further_seed)
+def test_a_fresh_seed_is_sound(fresh_seed: int) -> None:
+    """Forty that nobody has run, one a test so that processes share them, or the one of --seed: nothing is wrong."""
+    result = simulate(fresh_seed)
     assert not result.wrong, told(result)

@@ -576,6 +576,12 @@ class World:
             self.sites["publisher 0"].kill()
         elif what.kind == "stop":
             await self._be_busy(site, many=2)
+            if what.how:  # it goes while what it has said last is on its way, or has missed what it was told last
+                site.next_fate = what.how
+                with trio.move_on_after(1.0):
+                    while site.next_fate:
+                        await trio.sleep(0.01)
+                await trio.sleep(0.6 if what.how == "mute" else 0.0)
             site.leave.set()
             site.leaving_since = trio.current_time()
         elif what.kind == "pause":
@@ -649,6 +655,9 @@ class World:
     async def _restart(self, what: Happening) -> None:
         """The server ends, and comes back with what it had some time before that."""
         data, since, from_ms = self.network.copy(), trio.current_time(), clock.time_ns() // 1_000_000
+        gone = [
+            {stream: [*rows] for stream, rows in of.items()} for of in (self.history.trimmed, self.history.retained)
+        ]
         await trio.sleep(what.seconds)
         await self._be_busy(since=since, patience=5.0)
         if self.healed:
@@ -656,6 +665,9 @@ class World:
         self.network.away = what.how
         self._break(list(self.sites.values()), "refuse")
         self.network.restart(data)
+        for of, before in zip((self.history.trimmed, self.history.retained), gone, strict=True):
+            of.clear()  # what was trimmed since is there again, or never was
+            of.update(before)
         self.history.cut = Cut(since, range(from_ms, clock.time_ns() // 1_000_000 + 1))
         await trio.sleep(what.seconds / 4)
         self.network.away = ""
