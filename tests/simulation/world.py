@@ -202,13 +202,15 @@ class World:
 
     async def _be_done(self) -> None:
         """Wait until everything that was published is done."""
-        with trio.move_on_after(HEAL_SECONDS):
+        kills = "kills" in self.plan.behaviours.values()  # for each group that costs some workers, one after the other
+        seconds = HEAL_SECONDS * (len(self.plan.groups) if kills else 1)
+        with trio.move_on_after(seconds):
             while self._publishing or not all(map(self._done, self.partitions)):
                 await trio.sleep(0.5)
             self.note("world", "everything is done")
             return
         self.wrong(
-            f"not done {HEAL_SECONDS:.0f} s after the last fault: {self._publishing} publishes, "
+            f"not done {seconds:.0f} s after the last fault: {self._publishing} publishes, "
             + "; ".join(f"{g} {eyes.pending(g, input_of(g))[:5]}" for g in self.plan.groups for eyes in self.partitions)
         )
 
