@@ -99,6 +99,7 @@ def test_whoever_needs_artifacts_shares_them() -> None:
     assert users == {name for name, service in WORKERS.items() if service.get("volumes") == ["artifacts:/artifacts"]}
 
 
+@pytest.mark.long
 def test_the_commands_run_as_plain_processes(tmp_path: Path) -> None:
     """The commands of all services, word for word but for addresses: they become ready, and SIGTERM ends them with 0."""
     port, ports = free_port(), {name: free_port() for name in WORKERS}

@@ -554,6 +554,7 @@ async def test_after_the_grace_time_what_still_runs_is_handed_back(any_url: str,
 # --- all together -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("offset", range(4))
 async def test_random_lives_against_a_naive_model(virtual: Clock, namespace: str, offset: int) -> None:
     """Workers come, crash and leave, packets are lost, handlers fail: every event is framed once or is one dead letter,

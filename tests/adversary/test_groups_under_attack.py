@@ -3,6 +3,7 @@
 import threading
 from typing import Any
 
+import pytest
 import trio
 from faulty import Fault, FaultyServer
 from studio import Eyes, PaintingFramed, PaintingMade, SculptureMade, quiet, runner_of, running
@@ -85,6 +86,7 @@ class FarServer(FaultyServer):
         return connection
 
 
+@pytest.mark.long
 async def test_a_thousand_topics_do_not_keep_the_dead_from_being_noticed(
     virtual: Clock, memory: MemoryServer, namespace: str, eyes: Eyes
 ) -> None:

@@ -39,6 +39,8 @@ from canvasbus.transport.connect import open_server
 from canvasbus.wire.cloudevents import from_json
 from canvasbus.wire.envelope import Envelope
 
+pytestmark = pytest.mark.long
+
 SEED = 0
 WORKERS = {"drift", "alerts", "retrain", "tagger"}
 

@@ -111,6 +111,7 @@ def answers(eyes: Eyes) -> list[tuple[int, str]]:
     return sorted((answer.number, answer.by) for answer in eyes.events("reload.answered"))
 
 
+@pytest.mark.long
 async def test_new_code_is_run(start: Callable[..., Program], folder: Path, bus: Producer, eyes: Eyes) -> None:
     """What runs is finished by the old code; what comes after is handled by the new."""
     (folder / "unit.py").write_text(code("first", pause=1.0))

@@ -212,6 +212,7 @@ def test_a_lost_server_is_not_ready_but_alive(start: Callable[..., Any], make_se
     assert get(port, "/livez")[0] == 200
 
 
+@pytest.mark.long
 def test_two_processes_share_the_work(start: Callable[..., Any], server_url: str, namespace: str, folder: Path) -> None:
     """With --processes 2 both handle events, each event once; SIGTERM ends the supervisor and both."""
     process = start("unit_workers:worker", "--url", server_url, "--namespace", namespace, "--processes", "2")
@@ -225,6 +226,7 @@ def test_two_processes_share_the_work(start: Callable[..., Any], server_url: str
     assert process.wait(20) == 0
 
 
+@pytest.mark.long
 def test_a_killed_process_is_started_again(start: Callable[..., Any], server_url: str, namespace: str) -> None:
     """The supervisor replaces a process that dies, and says so."""
     process = start("unit_workers:worker", "--url", server_url, "--namespace", namespace, "--processes", "2")
@@ -239,6 +241,7 @@ def test_a_killed_process_is_started_again(start: Callable[..., Any], server_url
     assert replaced != victim
 
 
+@pytest.mark.long
 def test_processes_do_not_outlive_their_supervisor(start: Callable[..., Any], server_url: str, namespace: str) -> None:
     """When the supervisor is killed its processes drain and end."""
     process = start("unit_workers:worker", "--url", server_url, "--namespace", namespace, "--processes", "2")

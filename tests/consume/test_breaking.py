@@ -67,6 +67,7 @@ def framed(eyes: Eyes) -> Counter[int]:
     return Counter(event.number for event in eyes.events("painting.framed"))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("batch", [False, True])
 async def test_an_outage_of_ten_minutes_costs_no_attempt(
     virtual: Clock, memory: MemoryServer, namespace: str, batch: bool
@@ -184,6 +185,7 @@ async def test_what_one_process_cannot_do_others_do(virtual: Clock, memory: Memo
     assert framed(eyes) == dict.fromkeys(range(60), 1) and eyes.dead("callers") == []
 
 
+@pytest.mark.long
 async def test_other_failures_count_as_ever(virtual: Clock, memory: MemoryServer, namespace: str) -> None:
     """What is not named in `on` opens nothing and costs attempts; Reject is heard while the circuit is open, too, and
     shows that something answers."""
@@ -232,6 +234,7 @@ async def test_events_that_nobody_runs_are_no_probes(virtual: Clock, memory: Mem
     assert {d.reason for d in eyes.dead("callers")} == {"undecodable"} and len(eyes.dead("callers")) == 30
 
 
+@pytest.mark.long
 async def test_failures_named_one_by_one_in_a_batch_open_it(
     virtual: Clock, memory: MemoryServer, namespace: str
 ) -> None:

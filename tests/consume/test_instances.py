@@ -155,6 +155,7 @@ async def test_what_a_killed_one_leaves_is_removed_by_others(
     assert len(keys_of(eyes, "archive")) == 3
 
 
+@pytest.mark.long
 async def test_only_a_heartbeat_that_stands_still_counts(memory: MemoryServer, virtual: Clock) -> None:
     """Not after 50 seconds but after 60 and a few; one whose heart beats stays however long it takes."""
     eyes = Eyes(memory, "studio")

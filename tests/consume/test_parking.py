@@ -108,6 +108,7 @@ async def test_a_version_that_is_too_new_for_everybody_stays_parked(
     assert [owner for _, owner, _ in eyes.pending("layers", mosaic.name)] == [f"~v:{mosaic.name}:3"]
 
 
+@pytest.mark.long
 async def test_after_its_time_it_is_given_up(
     virtual: Clock, memory: MemoryServer, namespace: str, mosaic: Mosaic
 ) -> None:

@@ -164,6 +164,7 @@ def test_memory_without_a_limit_or_with_too_large_a_one(making: Making) -> None:
     assert finding.level == "warning" and "the machine has only" in finding.found
 
 
+@pytest.mark.long
 def test_memory_in_pieces(making: Making) -> None:
     """Nine of ten small values deleted: what the process holds for the rest is told."""
     url, eyes = making("--maxmemory", "1gb")

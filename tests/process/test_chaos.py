@@ -11,8 +11,9 @@ from process.verdict import History, verdict
 from seeds import seeds
 from servers import ServerProcess
 
+pytestmark = pytest.mark.long
 
-@pytest.mark.slow
+
 @pytest.mark.parametrize("seed", seeds(1, "chaos"))
 async def test_nothing_is_lost_and_nothing_doubled_under_blows(
     make_server: Callable[..., ServerProcess], tmp_path: Path, seed: int

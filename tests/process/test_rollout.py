@@ -4,10 +4,13 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 from studio import Eyes, quiet
 from waiting import until
 
 from canvasbus import Event, Producer, event
+
+pytestmark = pytest.mark.long
 
 UNIT = """
 import os

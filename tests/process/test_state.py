@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import pytest
 from studio import Eyes, quiet
 from waiting import until
 
 from canvasbus import Event, Producer, event
+
+pytestmark = pytest.mark.long
 
 README = (Path(__file__).parent.parent.parent / "README.md").read_text()
 FILES = dict(re.findall(r"<!-- file: (\S+) -->\n```python\n(.*?)```", README, re.DOTALL))

@@ -6,11 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from servers import python_path
 from studio import Eyes, quiet
 from waiting import until
 
 from canvasbus import Event, Producer, event
+
+pytestmark = pytest.mark.long
 
 UNIT = """
 import time

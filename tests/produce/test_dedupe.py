@@ -58,6 +58,7 @@ def _train(url: str, namespace: str, last: int) -> None:
     os._exit(9)
 
 
+@pytest.mark.long
 def test_a_process_that_dies_and_runs_again(server_url: str, namespace: str) -> None:
     """It ends without a farewell after each few epochs, and begins at the first: each epoch is told once."""
     for last in (2, 4, 4, 6):

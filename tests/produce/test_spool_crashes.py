@@ -47,6 +47,7 @@ def killed(process: "subprocess.Popen[str]") -> list[str]:
     return said
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", binaries())
 @pytest.mark.parametrize("seed", seeds(1, "spool kills"))
 def test_kill_at_any_moment(program: Program, make_server: Callable[..., ServerProcess], kind: str, seed: int) -> None:
@@ -325,6 +326,7 @@ def test_children_that_never_publish_make_no_files(program: Program) -> None:
 # --- together ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_processes_that_start_together_share_what_is_left(program: Program) -> None:
     """Several programs start over the spools of several dead ones: all is stored, once, and each part in order."""
     url, program.url = program.url, "redis://127.0.0.1:1"

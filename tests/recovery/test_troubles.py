@@ -305,6 +305,7 @@ def proxy(server: ServerProcess) -> Iterator[Proxy]:
         yield proxy
 
 
+@pytest.mark.long
 async def test_a_network_that_loses_stalls_and_cuts(server: ServerProcess, proxy: Proxy, namespace: str) -> None:
     """Every kind of request is lost before the server has it, and after it has run; everything stands still for a
     while, takes its time, and breaks."""

@@ -63,6 +63,7 @@ def test_a_seed_repeats(seed: int) -> None:
     assert len(first.log) > 50 and digest(first) != digest(other)
 
 
+@pytest.mark.long
 def test_a_seed_repeats_in_another_process() -> None:
     """Hashes of strings and addresses of objects are others there; nothing depends on them."""
     code = "from simulation.run import digest, simulate; print(*[digest(simulate(seed)) for seed in (5, 39)])"

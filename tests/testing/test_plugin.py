@@ -170,6 +170,7 @@ def run(tmp_path: Path) -> Run:
     return run
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("text", "plugins", "passed"),
     [(ALONE, (), 1), (ALONE, ("trio", "anyio"), 1), (PYTEST_TRIO, ("trio",), 2), (ANYIO, ("anyio",), 1)],

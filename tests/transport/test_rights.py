@@ -172,6 +172,7 @@ def known() -> Iterator[set[str]]:
     server.remove()
 
 
+@pytest.mark.long
 def test_every_command_that_is_sent_has_a_role_that_may_send_it(known: set[str]) -> None:
     """A new command in the code must be added to transport/rights.py, for every role that runs that code."""
     missing = []
@@ -184,6 +185,7 @@ def test_every_command_that_is_sent_has_a_role_that_may_send_it(known: set[str])
     assert not missing
 
 
+@pytest.mark.long
 def test_no_role_may_send_what_its_code_never_sends(known: set[str]) -> None:
     """The ACLs are the least ones."""
     for role in ROLES:
