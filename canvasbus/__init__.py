@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         Unavailable,
     )
     from canvasbus.produce.producer import Producer
+    from canvasbus.wire.traceparent import traceparent
 
 __all__ = [
     "ALLOW_NON_FINITE",
@@ -52,6 +53,7 @@ __all__ = [
     "Unavailable",
     "correlation",
     "event",
+    "traceparent",
 ]
 
 __version__ = "0.0.1"
@@ -60,6 +62,7 @@ _HOMES = {
     "canvasbus.contract.event": ("AwareDatetime", "Event", "correlation"),
     "canvasbus.contract.registry": ("ALLOW_NON_FINITE", "event"),
     "canvasbus.produce.producer": ("Producer",),
+    "canvasbus.wire.traceparent": ("traceparent",),
 }
 _DOORS = {"bus", "errors", "events", "testing", "worker"}
 _home_of = {name: home for home, names in _HOMES.items() for name in names}

@@ -38,6 +38,7 @@ from canvasbus.wire.codec import MAX_EVENT_BYTES, Codec
 from canvasbus.wire.keys import Keys, check_name
 from canvasbus.wire.marks import WINDOW_SECONDS, window_ms
 from canvasbus.wire.retention import Retention
+from canvasbus.wire.traceparent import traceparent
 
 __all__ = ["PER_INSTANCE", "EventBus", "Retention"]
 
@@ -372,6 +373,11 @@ class EventBus:
     def correlation(self, correlation_id: UUID) -> AbstractContextManager[UUID]:
         """Events made inside the `with` block carry this correlation id unless they say otherwise."""
         return correlation(correlation_id)
+
+    def traceparent(self, value: str | None) -> AbstractContextManager[str | None]:
+        """Events published inside the `with` block carry this W3C trace context, and so does what follows from them. None,
+        and what is none by the standard: they carry nothing."""
+        return traceparent(value)
 
     async def _skip(self) -> None:
         self._skipped += 1

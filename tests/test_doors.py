@@ -54,6 +54,7 @@ def test_names_of_the_producers_door() -> None:
         "Unavailable",
         "correlation",
         "event",
+        "traceparent",
     }
 
 

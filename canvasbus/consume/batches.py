@@ -15,6 +15,7 @@ from canvasbus.consume.inbox import Inbox
 from canvasbus.consume.invoke import for_above
 from canvasbus.consume.policy import BatchFailure, Raised, word_of
 from canvasbus.contract.event import Event, set_correlation
+from canvasbus.wire.traceparent import set_current as set_trace
 
 
 class BatchLane(Lane):
@@ -76,6 +77,7 @@ class BatchLane(Lane):
 
     async def _run_batch(self, batch: list[Delivery]) -> None:
         set_correlation(None)
+        set_trace(None)
         started = clock.monotonic()
         try:
             with self.watchdog.outside(batch) as slot:

@@ -8,6 +8,7 @@ from canvasbus.consume.delivery import Delivery
 from canvasbus.consume.state import Parts, Run, State
 from canvasbus.errors import ContractError
 from canvasbus.wire.envelope import Envelope
+from canvasbus.wire.traceparent import sound
 
 T = TypeVar("T")
 
@@ -44,6 +45,16 @@ class Context:
     def group(self) -> str:
         """The consumer group: the worker's name, with PER_INSTANCE followed by @ and a name of this process."""
         return self._group
+
+    @property
+    def traceparent(self) -> str | None:
+        """The W3C trace context that what follows from the event carries, and that calls to the outside should take along:
+        that of the event, or of the span that `trace()` made; None: nobody traces. Set by middleware that makes spans."""
+        return self._delivery.traceparent
+
+    @traceparent.setter
+    def traceparent(self, value: str | None) -> None:
+        self._delivery.span = sound(value)
 
     async def state(self, key: str, type: type[T], *, default: T | None = None, ttl: float | None = None) -> State[T]:
         """Load a value that the group keeps under `key`; what the handler makes of `state.value` is committed with its

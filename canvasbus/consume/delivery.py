@@ -11,6 +11,7 @@ from canvasbus.errors import DecodeError
 from canvasbus.ids import id_order
 from canvasbus.wire.codec import Codec, decode_envelope
 from canvasbus.wire.envelope import Envelope
+from canvasbus.wire.traceparent import sound
 
 if TYPE_CHECKING:
     from canvasbus.consume.dispatch import Lane
@@ -86,6 +87,13 @@ class Delivery(msgspec.Struct, eq=False, gc=False):
     """What the mark of its event said when it was read (see `inbox`), empty: there was none; None: nobody has looked."""
     run: "Run | None" = None
     """What the present run of its handler holds and changes; None: nothing."""
+    span: str | None = None
+    """The traceparent of its latest run, where somebody traces runs."""
+
+    @property
+    def traceparent(self) -> str | None:
+        """What follows from it carries this trace context: that of the run, else that of its event."""
+        return self.span or (sound(self.envelope.traceparent) if self.envelope else None)
 
     def __repr__(self) -> str:
         state = f"undecodable: {self.error.reason}" if self.error else f"{self.failures} failures"

@@ -33,6 +33,8 @@ from canvasbus.consume.watchdog import Slot, Watchdog
 from canvasbus.contract.event import set_correlation
 from canvasbus.log import get_logger
 from canvasbus.wire.codec import Codec
+from canvasbus.wire.traceparent import set_current as set_trace
+from canvasbus.wire.traceparent import sound
 
 HELD_LIMIT = 2000
 """Deliveries that one lane may hold at most, waiting retries not included."""
@@ -238,6 +240,8 @@ class Lane:
         statistics = self.statistics
         durations = statistics.durations
         monotonic = clock.current().monotonic
+        trace = None
+        set_trace(trace)
         while True:
             watchdog.work.set()
             now = turn = monotonic()
@@ -249,6 +253,9 @@ class Lane:
                 slot.started = now
                 slot.delivery = delivery
                 set_correlation(event.correlation_id)  # type: ignore[union-attr]
+                if delivery.envelope.traceparent is not trace:  # type: ignore[union-attr]
+                    trace = delivery.envelope.traceparent  # type: ignore[union-attr]
+                    set_trace(sound(trace))
                 try:
                     result = await (bare(event) if bare else call(event, delivery))
                 except BaseException as error:
@@ -342,6 +349,7 @@ class Lane:
             return
         assert delivery.event is not None
         set_correlation(delivery.event.correlation_id)
+        set_trace(sound(delivery.envelope.traceparent))  # type: ignore[union-attr]
         try:
             with self.watchdog.outside([delivery]) as slot:
                 result = await self._call_one(delivery)

@@ -181,7 +181,7 @@ class Outcomes:
         """The events that a handler returned, encoded, and the timers."""
         parent = delivery.envelope
         assert parent is not None
-        keys, group = delivery.topic.settler.keys, self._group
+        keys, group, traceparent = delivery.topic.settler.keys, self._group, delivery.traceparent
         outgoing: list[Outgoing] = []
         changes: Changes | None = None
         for index, item in enumerate(returned):
@@ -193,7 +193,7 @@ class Outcomes:
                 item.event if isinstance(item, Later) else item,
                 event_id=ids.derived(parent.id, group, self._handler.name, index),
                 causation_id=parent.id,
-                traceparent=parent.traceparent,
+                traceparent=traceparent,
             )
             if isinstance(item, Later):
                 changes = changes or Changes()
@@ -247,6 +247,7 @@ class Outcomes:
                     failed,
                     event_id=ids.derived(parent, self._group, "handler.failed", 0),
                     causation_id=envelope.id if envelope else None,
+                    traceparent=delivery.traceparent,
                 )
             ]
         log.error(

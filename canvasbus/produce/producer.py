@@ -33,6 +33,8 @@ from canvasbus.transport import address
 from canvasbus.wire.codec import MAX_EVENT_BYTES, Codec, Outgoing
 from canvasbus.wire.keys import check_name, partition_of
 from canvasbus.wire.marks import WINDOW_SECONDS, window_ms
+from canvasbus.wire.traceparent import current as current_trace
+from canvasbus.wire.traceparent import traceparent
 
 if TYPE_CHECKING:
     from canvasbus.produce.fenced import Durability
@@ -219,10 +221,11 @@ class Producer:
         if sender is None:
             self._skipped += 1
             return None
-        if expires_in is None and delay is None and at is None and dedupe_key is None:
+        trace = current_trace()
+        if trace is None and expires_in is None and delay is None and at is None and dedupe_key is None:
             item = self._encode(event)
         else:
-            item = self._codec.encode_for(event, expires_in, delay, at, dedupe_key)
+            item = self._codec.encode_for(event, expires_in, delay, at, dedupe_key, trace)
         if on_delivery is not None:
             self._buffer.keep_drops = True
             sender.tell_of(item.raw_id, on_delivery)
@@ -265,7 +268,7 @@ class Producer:
 
     def _encode_chunk(self, chunk: list[Event]) -> list[Outgoing] | None:
         try:
-            return self._codec.encode_many(chunk)
+            return self._codec.encode_many(chunk, current_trace())
         except Exception:
             return None  # one by one: those before the bad one go, and the bad one raises
 
@@ -273,6 +276,12 @@ class Producer:
     def correlation(correlation_id: UUID) -> AbstractContextManager[UUID]:
         """Events made inside the `with` block carry this correlation id unless they say otherwise."""
         return correlation(correlation_id)
+
+    @staticmethod
+    def traceparent(value: str | None) -> AbstractContextManager[str | None]:
+        """Events published inside the `with` block carry this W3C trace context, and so does what follows from them. None,
+        and what is none by the standard: they carry nothing."""
+        return traceparent(value)
 
     # --- life ----------------------------------------------------------------------------------------------------
 

@@ -23,6 +23,7 @@ from canvasbus.transport.link import Link
 from canvasbus.transport.server import Server
 from canvasbus.wire.codec import Codec, Outgoing, expiry
 from canvasbus.wire.keys import LATER_INBOX, Keys, partition_of
+from canvasbus.wire.traceparent import current as current_trace
 
 BATCH_EVENTS = 500
 GATHER_EVENTS = 128
@@ -184,8 +185,9 @@ class Publisher:
         """
         if self._bytes >= self._limit:
             await self._wait_for_room()
-        if self._partitions > 1:  # which one it is only encoding tells
-            batch, index = self._add(self.codec.encode(event))
+        trace = current_trace()  # here: the sender's task has another context
+        if trace is not None or self._partitions > 1:  # which one it is only encoding tells
+            batch, index = self._add(self.codec.encode(event, traceparent=trace))
         elif self._closed is not None:
             raise self._closed()
         else:
@@ -205,7 +207,7 @@ class Publisher:
     ) -> str:
         """The same for an event that goes stale after a time, comes later, for which the timer's name is returned, or
         is stored once."""
-        item = self.codec.encode_for(event, expires_in, delay, at, dedupe_key)
+        item = self.codec.encode_for(event, expires_in, delay, at, dedupe_key, current_trace())
         if self._bytes >= self._limit:
             await self._wait_for_room()
         entry_id = await _result(*self._add(item))
@@ -225,7 +227,8 @@ class Publisher:
         entry_ids: list[str] = []
         errors: list[Exception] = []
         expiry(expires_in)  # what is no time fails before anything is sent
-        each = None if expires_in is None and dedupe_key is None else self._each(expires_in, dedupe_key)
+        trace = current_trace()
+        each = None if expires_in is None and dedupe_key is None else self._each(expires_in, dedupe_key, trace)
 
         async def take(most: int) -> None:
             """Wait until at most so many chunks are on their way. What has arrived is let go of: there may be millions."""
@@ -243,7 +246,7 @@ class Publisher:
             chunk: list[Outgoing | Event] = list(islice(rest, BATCH_EVENTS))
             if not chunk:
                 break
-            bad, encoded = self._encode(chunk, each)
+            bad, encoded = self._encode(chunk, each, trace)
             errors += [error for error in bad if error is not None]
             await trio.lowlevel.checkpoint()  # a chunk that is ready goes on its way now
             await take(1)
@@ -271,7 +274,7 @@ class Publisher:
 
         A failure later on is counted in `statistics().failed`.
         """
-        item = self.codec.encode_for(event, expires_in, delay, at, dedupe_key)
+        item = self.codec.encode_for(event, expires_in, delay, at, dedupe_key, current_trace())
         if self._bytes + len(item.data) > self._limit:
             raise BufferFull(
                 f"{self._bytes:,} bytes of events wait for the server, the limit is {self._limit:,}: "
@@ -356,19 +359,24 @@ class Publisher:
             left = lane.next()
         self._room.set()
 
-    def _each(self, expires_in: float | None, dedupe_key: Callable[[Event], str] | None) -> Callable[[Event], Outgoing]:
+    def _each(
+        self, expires_in: float | None, dedupe_key: Callable[[Event], str] | None, trace: str | None
+    ) -> Callable[[Event], Outgoing]:
         """What encodes one of many."""
 
         def encode(event: Event) -> Outgoing:
             key = None if dedupe_key is None else dedupe_key(event)
-            return self.codec.encode_for(event, expires_in, dedupe_key=key)
+            return self.codec.encode_for(event, expires_in, dedupe_key=key, traceparent=trace)
 
         return encode
 
     def _encode(
-        self, items: list[Outgoing | Event], each: Callable[[Event], Outgoing] | None = None
+        self,
+        items: list[Outgoing | Event],
+        each: Callable[[Event], Outgoing] | None = None,
+        trace: str | None = None,
     ) -> tuple[list[Exception | None], list[Outgoing]]:
-        """Encode what is not encoded yet, by `each` if that is given. When some cannot be: an error or None for each
+        """Encode what is not encoded yet, by `each` if that is given, else as events of this trace. When some cannot be: an error or None for each
         item, else an empty list."""
         events = [item for item in items if not isinstance(item, Outgoing)]
         if not events:
@@ -376,7 +384,7 @@ class Publisher:
         encoded = None
         if each is None:
             try:
-                encoded = self.codec.encode_many(events)
+                encoded = self.codec.encode_many(events, trace)
             except Exception:
                 pass  # one by one: those that can be published are, and each bad one gets its own error
         if encoded is not None:
@@ -386,9 +394,10 @@ class Publisher:
             return [], [item if isinstance(item, Outgoing) else next(rest) for item in items]
         errors: list[Exception | None] = []
         outgoing: list[Outgoing] = []
+        each = each or partial(self.codec.encode, traceparent=trace)
         for item in items:
             try:
-                outgoing.append(item if isinstance(item, Outgoing) else (each or self.codec.encode)(item))
+                outgoing.append(item if isinstance(item, Outgoing) else each(item))
                 errors.append(None)
             except Exception as error:
                 errors.append(error)

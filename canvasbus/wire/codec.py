@@ -161,6 +161,7 @@ class Codec:
         after: float | None = None,
         at: datetime | None = None,
         dedupe_key: str | None = None,
+        traceparent: str | None = None,
     ) -> Outgoing:
         """Encode an event that goes stale `expires_in` seconds after it was published, which is `after` seconds from
         now, or `at` a moment, or now, and is stored once under its `dedupe_key`. Raises as `encode` does, and
@@ -168,7 +169,8 @@ class Codec:
         delayed = after is not None or at is not None
         event_id = None if dedupe_key is None else self._keyed(event, dedupe_key)
         when = later.due(after, at, f"publish {type(event).__name__}") if delayed else ""
-        item = self.encode(event, event_id=event_id, expires_on=expiry(expires_in, after=after, at=at))
+        expires_on = expiry(expires_in, after=after, at=at)
+        item = self.encode(event, event_id=event_id, traceparent=traceparent, expires_on=expires_on)
         once = dedupe_key is not None
         if delayed:
             return Outgoing(item.raw_id, LATER_INBOX, item.key, later.wrap(when, item.type, item.data), once)
@@ -183,20 +185,20 @@ class Codec:
             )
         return ids.keyed(plan.declared.name, dedupe_key)
 
-    def encode_many(self, events: Sequence[Event]) -> list[Outgoing]:
-        """Encode a batch of plain events: the same as `encode` for each.
+    def encode_many(self, events: Sequence[Event], traceparent: str | None = None) -> list[Outgoing]:
+        """Encode a batch of plain events of one trace: the same as `encode` for each.
 
         A batch of one class, the ordinary case, goes step by step through C loops (0.8 µs an event against 1.4). Raises
         at the first event that cannot be published.
         """
         if len(set(map(type, events))) == 1:
             plan = self._plans.get(events[0].__class__) or self._plan(events[0])
-            outgoing = self._encode_alike(plan, events)
+            outgoing = self._encode_alike(plan, events, traceparent)
             if outgoing is not None:
                 return outgoing
-        return [self.encode(event) for event in events]
+        return [self.encode(event, traceparent=traceparent) for event in events]
 
-    def _encode_alike(self, plan: _Plan, events: Sequence[Event]) -> list[Outgoing] | None:
+    def _encode_alike(self, plan: _Plan, events: Sequence[Event], traceparent: str | None) -> list[Outgoing] | None:
         """Events of one class; None when one of them needs a closer look."""
         try:
             payloads = list(map(_encode, events))
@@ -212,7 +214,8 @@ class Codec:
         ):
             return None
         join, raw_ids = b"".join, ids.uuid7_many(len(events))
-        middles = {key: b"".join((plan.middle, _encode(key), b"\xc0\xc0")) for key in distinct}
+        tail = b"\xc0" + _encode(traceparent)
+        middles = {key: b"".join((plan.middle, _encode(key), tail)) for key in distinct}
         if len(distinct) == 1:
             middle = middles.popitem()[1]
             datas = [

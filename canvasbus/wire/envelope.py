@@ -26,7 +26,7 @@ class Envelope(Struct, array_like=True, frozen=True, gc=False):
     causation_id: UUID | None
     """The id of the event whose handler made this one; None: a producer published it."""
     traceparent: str | None
-    """W3C trace context, carried along; None: nobody traces."""
+    """W3C trace context, as it was published (see `traceparent`); None: nobody traces."""
     data: Raw
     """The event itself, encoded."""
     expires_on: float | None = None

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import trio
-from studio import Eyes, PaintingMade, quiet, runner_of, running, subscription_of
+from studio import Eyes, PaintingFramed, PaintingMade, quiet, runner_of, running, subscription_of
 from trio.abc import Clock
 from waiting import until
 
@@ -32,7 +32,7 @@ class Mosaic:
 
         self.first = First
 
-    def newer(self, number: int, version: int = 2) -> bytes:
+    def newer(self, number: int, version: int = 2, **more: Any) -> bytes:
         """What a producer of a later version puts on the stream."""
 
         class Later(Event):
@@ -41,7 +41,7 @@ class Mosaic:
 
         elsewhere = Registry()
         Later.__event_type__ = elsewhere.register(Later, self.name, version, None, since=version)  # type: ignore[attr-defined]
-        return Codec("laid", registry=elsewhere).encode(Later(number=number)).data
+        return Codec("laid", registry=elsewhere).encode(Later(number=number), **more).data
 
     def deploy(self, version: int = 2) -> None:
         """From now on this process knows it."""
@@ -169,3 +169,22 @@ PAINTERS = Worker("painters")
 @PAINTERS.on(PaintingMade)
 async def look(event: PaintingMade) -> None:
     """Another group on the same bus."""
+
+
+async def test_a_parked_event_keeps_its_trace(any_url: str, namespace: str, eyes: Eyes, mosaic: Mosaic) -> None:
+    """What waited for a newer worker has the trace context that it came with, and hands it on."""
+    said = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    eyes.put(mosaic.newer(1, traceparent=said), mosaic.name)
+
+    def layers() -> Worker:
+        worker = Worker("layers")
+        worker.on(mosaic.name)(lambda event: PaintingFramed(number=event.number))
+        return worker
+
+    async with running(any_url, layers(), namespace=namespace) as bus:
+        await until(lambda: runner_of(bus).statistics().parked == 1)
+    mosaic.deploy()
+    async with running(any_url, layers(), namespace=namespace):
+        await until(lambda: eyes.count("painting.framed") == 1)
+    ((framed, _),) = eyes.entries("painting.framed")
+    assert framed.traceparent == said

@@ -224,12 +224,15 @@ def test_json_carries_every_field_both_ways(made: Everything) -> None:
     ],
     ids=len,
 )
-def test_a_batch_is_encoded_like_its_events(events: list[Event]) -> None:
+@pytest.mark.parametrize("trace", [None, "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"], ids=["", "traced"])
+def test_a_batch_is_encoded_like_its_events(events: list[Event], trace: str | None) -> None:
     """encode_many gives, ids apart, what encode gives for each: bytes, type and key; ids are all different."""
     codec = Codec("lab")
-    many = codec.encode_many(events)
+    many = codec.encode_many(events, trace)
     assert len({out.raw_id for out in many}) == len(events)
-    assert many == [codec.encode(made, event_id=out.id) for made, out in zip(events, many, strict=True)]
+    assert many == [
+        codec.encode(made, event_id=out.id, traceparent=trace) for made, out in zip(events, many, strict=True)
+    ]
 
 
 @pytest.mark.parametrize(
