@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from datetime import datetime
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 from uuid import UUID
 
 import trio
@@ -38,7 +38,11 @@ from canvasbus.wire.codec import MAX_EVENT_BYTES, Codec
 from canvasbus.wire.keys import Keys, check_name
 from canvasbus.wire.marks import WINDOW_SECONDS, window_ms
 from canvasbus.wire.retention import Retention
+from canvasbus.wire.traceparent import current as current_trace
 from canvasbus.wire.traceparent import traceparent
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import TracerProvider
 
 __all__ = ["PER_INSTANCE", "EventBus", "Retention"]
 
@@ -58,6 +62,8 @@ class EventBus:
     * `dedupe`: every event that is published here is stored once within `dedupe_window` seconds (a day), by its id; else
       those with a `dedupe_key` are. What it costs on the server is written in `canvasbus.wire.marks`. (What handlers
       return needs none of it.)
+    * `tracing`: True makes an OpenTelemetry span of each publishing, for which the extra `otel` is needed; or the provider
+      to make them with. (Spans of handlers: `worker.use(trace())`.)
     * `grace`: seconds for which handlers may go on when the bus is left.
     * `retention`: what is kept of which types, for the whole namespace from now on (see Retention; None: what is on
       record, else its defaults).
@@ -85,6 +91,7 @@ class EventBus:
         durability: Durability = "server",
         dedupe: bool = False,
         dedupe_window: float = WINDOW_SECONDS,
+        tracing: "bool | TracerProvider" = False,
         grace: float = GRACE_SECONDS,
         park: float = PATIENCE_SECONDS,
         max_block: float = MAX_BLOCK_SECONDS,
@@ -116,6 +123,11 @@ class EventBus:
         self._manager: AbstractAsyncContextManager[trio.Nursery] | None = None
         self._runners_left: list[trio.Event] = []
         self._publisher_left = trio.Event()
+        self._spans = None
+        if tracing and not self._off:
+            from canvasbus.produce.spans import PublishSpans
+
+            self._spans = PublishSpans(tracing, url)
         self._skipped = 0
         self._left = False
         self._failures: list[LifespanError] = []
@@ -336,6 +348,8 @@ class EventBus:
         # No coroutine of its own around the publisher's: that would cost 0.4 µs of 6.
         if self._server is None:
             return self._skip()
+        if self._spans is not None:
+            return self._publish_in_span(event, expires_in, delay, at, dedupe_key)
         if expires_in is None and delay is None and at is None and dedupe_key is None:
             return self._publisher.publish(event)
         return self._publisher.publish_for(event, expires_in, delay, at, dedupe_key)
@@ -352,7 +366,10 @@ class EventBus:
         if self._server is None:
             self._skipped += sum(1 for _ in events)
             return []
-        return await self._publisher.publish_many(events, expires_in, dedupe_key)
+        if self._spans is None:
+            return await self._publisher.publish_many(events, expires_in, dedupe_key)
+        with self._spans.many(events) as counted:
+            return await self._publisher.publish_many(counted, expires_in, dedupe_key)
 
     def publish_nowait(
         self,
@@ -368,7 +385,22 @@ class EventBus:
         if self._server is None:
             self._skipped += 1
             return
-        self._publisher.publish_nowait(event, expires_in, delay, at, dedupe_key)
+        if self._spans is None:
+            self._publisher.publish_nowait(event, expires_in, delay, at, dedupe_key)
+            return
+        with self._spans.one(event) as tell_id:
+            item = self._codec.encode_for(event, expires_in, delay, at, dedupe_key, current_trace())
+            tell_id(item.id)
+            self._publisher.put_nowait(item)
+
+    async def _publish_in_span(
+        self, event: Event, expires_in: float | None, delay: float | None, at: datetime | None, dedupe_key: str | None
+    ) -> str:
+        assert self._spans is not None
+        with self._spans.one(event) as tell_id:
+            item = self._codec.encode_for(event, expires_in, delay, at, dedupe_key, current_trace())
+            tell_id(item.id)
+            return await self._publisher.put(item)
 
     def correlation(self, correlation_id: UUID) -> AbstractContextManager[UUID]:
         """Events made inside the `with` block carry this correlation id unless they say otherwise."""

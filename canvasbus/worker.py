@@ -31,6 +31,7 @@ from canvasbus.consume.middleware.log_context import log_context
 from canvasbus.consume.middleware.log_runs import log_runs
 from canvasbus.consume.middleware.max_age import max_age
 from canvasbus.consume.middleware.rate_limit import rate_limit
+from canvasbus.consume.middleware.trace import trace
 from canvasbus.consume.policy import NEVER, Backoff, BatchFailure, HandlerTimeout, Reject, RetryLater
 from canvasbus.consume.state import Parts, State
 from canvasbus.consume.timers import Cancel, Later
@@ -60,6 +61,7 @@ __all__ = [
     "rate_limit",
     "run",
     "serve",
+    "trace",
 ]
 
 STUCK_EXIT = 70

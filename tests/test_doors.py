@@ -12,7 +12,9 @@ def loaded_by(statement: str) -> set[str]:
     return set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
 
 
-@pytest.mark.parametrize("heavy", ["trio", "structlog", "redis", "asyncio", "hiredis", "numpy", "fakeredis"])
+@pytest.mark.parametrize(
+    "heavy", ["trio", "structlog", "redis", "asyncio", "hiredis", "numpy", "fakeredis", "opentelemetry"]
+)
 def test_the_producers_door_is_light(heavy: str) -> None:
     """The names of `canvasbus` load nothing that a training job would not have loaded anyway."""
     assert heavy not in loaded_by("from canvasbus import *")
@@ -99,4 +101,5 @@ def test_names_of_the_other_doors() -> None:
         "rate_limit",
         "run",
         "serve",
+        "trace",
     }

@@ -1,10 +1,12 @@
 """The README's code runs, and its commands and settings exist."""
 
+import json
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from servers import python_path
@@ -207,6 +209,49 @@ def test_the_middleware_lets_events_through(folder: Path) -> None:
     """The one-process example runs the same with the README's middleware around its worker."""
     (folder / "drive.py").write_text("import my_middleware, one_process\nassert one_process.worker.middleware")
     run(folder, sys.executable, "drive.py", url="memory://")
+
+
+def test_a_trace_goes_from_the_script_to_the_worker(folder: Path, url: str) -> None:
+    """The run of the README's worker is linked to the span of its script, in the SDK's console."""
+    (folder / "publish_with_sdk.py").write_text(WITH_SDK + "import publish_traced")
+    (folder / "work_with_sdk.py").write_text(WITH_SDK + DRIVE_TRACED)
+    published = spans_in(run(folder, sys.executable, "publish_with_sdk.py", url=url))
+    handled = spans_in(run(folder, sys.executable, "work_with_sdk.py", url=url))
+
+    assert [span["name"] for span in (*published, *handled)] == ["publish picture.scored", "process picture.scored"]
+    assert [link["context"]["span_id"] for link in handled[0]["links"]] == [published[0]["context"]["span_id"]]
+
+
+def spans_in(output: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in output.splitlines() if line.startswith("{")]
+
+
+WITH_SDK = """
+import json
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import ConsoleSpanExporter, SimpleSpanProcessor
+
+provider = TracerProvider()
+exporter = ConsoleSpanExporter(formatter=lambda span: json.dumps(json.loads(span.to_json())) + "\\n")
+provider.add_span_processor(SimpleSpanProcessor(exporter))
+trace.set_tracer_provider(provider)
+"""
+
+DRIVE_TRACED = """
+import os
+import trio
+from canvasbus.bus import EventBus
+from my_traced_workers import worker
+
+async def main():
+    async with EventBus(os.environ["CANVASBUS_URL"]) as bus:
+        bus.add(worker)
+        while not bus.statistics() or bus.statistics()[0].handled < 1:
+            await trio.sleep(0.01)
+
+trio.run(main)
+"""
 
 
 def test_the_test_of_the_handlers_passes(folder: Path, url: str) -> None:

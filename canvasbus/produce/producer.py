@@ -37,8 +37,11 @@ from canvasbus.wire.traceparent import current as current_trace
 from canvasbus.wire.traceparent import traceparent
 
 if TYPE_CHECKING:
+    from opentelemetry.trace import TracerProvider
+
     from canvasbus.produce.fenced import Durability
     from canvasbus.produce.sender import Sender
+    from canvasbus.produce.spans import PublishSpans
 
 FLUSH_TIMEOUT: Final = 5.0
 """Seconds that leaving the `with` block, or the program, waits for what is queued, by default."""
@@ -112,6 +115,8 @@ class Producer:
     anew, or another one does, within `dedupe_window` seconds (a day). With `dedupe=True` every event is held to that by
     its id. What it costs on the server is written in `canvasbus.wire.marks`.
 
+    With `tracing=True`, or with a provider, each publishing is an OpenTelemetry span, for which the extra `otel` is needed.
+
     `on_delivery(id, error)` is called in the sender's thread for every event, with None once the server has it. It must
     not flush or close; what it raises is counted and logged.
 
@@ -126,6 +131,7 @@ class Producer:
 
     _sender: "Sender | None" = None
     """None: switched off, or never finished, which `__del__` meets too."""
+    _spans: "PublishSpans | None" = None
 
     def __init__(
         self,
@@ -145,6 +151,7 @@ class Producer:
         durability: "Durability" = "server",
         dedupe: bool = False,
         dedupe_window: float = WINDOW_SECONDS,
+        tracing: "bool | TracerProvider" = False,
     ) -> None:
         if url is None:
             url = _url()
@@ -176,6 +183,10 @@ class Producer:
         self._encode = self._codec.encode
         if where.scheme == "off":
             return
+        if tracing:
+            from canvasbus.produce.spans import PublishSpans
+
+            self._spans = PublishSpans(tracing, url)
         if where.scheme == "memory" and not where.name:
             raise ConfigError(
                 "memory:// is private to whoever opens it, so nobody could read what a Producer publishes there: "
@@ -221,11 +232,24 @@ class Producer:
         if sender is None:
             self._skipped += 1
             return None
+        if self._spans is not None:
+            with self._spans.one(event) as tell_id:
+                item = self._codec.encode_for(event, expires_in, delay, at, dedupe_key, current_trace())
+                tell_id(item.id)
+                return self._queue(item, on_delivery)
         trace = current_trace()
         if trace is None and expires_in is None and delay is None and at is None and dedupe_key is None:
             item = self._encode(event)
         else:
             item = self._codec.encode_for(event, expires_in, delay, at, dedupe_key, trace)
+        if on_delivery is not None:
+            return self._queue(item, on_delivery)
+        self._add(item, partition_of(item.key, self._partitions) if self._partitions > 1 else 0)
+        return _from_bytes(item.raw_id)
+
+    def _queue(self, item: Outgoing, on_delivery: OnDelivery | None = None) -> UUID:
+        sender = self._sender
+        assert sender is not None
         if on_delivery is not None:
             self._buffer.keep_drops = True
             sender.tell_of(item.raw_id, on_delivery)
@@ -248,6 +272,14 @@ class Producer:
 
         `dedupe_key`: makes the key of each. Raises as `publish` does, at the first event that cannot be published; those before it are queued.
         """
+        if self._spans is not None:
+            with self._spans.many(events) as counted:
+                return self._publish_many(counted, expires_in, dedupe_key)
+        return self._publish_many(events, expires_in, dedupe_key)
+
+    def _publish_many(
+        self, events: Iterable[Event], expires_in: float | None, dedupe_key: Callable[[Event], str] | None
+    ) -> list[UUID]:
         found: list[UUID] = []
         rest = iter(events)
         while chunk := list(islice(rest, _CHUNK)):
@@ -259,8 +291,8 @@ class Producer:
             if items is None:
                 for event in chunk:
                     key = dedupe_key(event) if dedupe_key is not None else None
-                    event_id = self.publish(event, expires_in=expires_in, dedupe_key=key)
-                    found += [event_id] if event_id is not None else []
+                    item = self._codec.encode_for(event, expires_in, dedupe_key=key, traceparent=current_trace())
+                    found.append(self._queue(item))
             else:
                 self._buffer.add_many(items, 0)
                 found += [_from_bytes(item.raw_id) for item in items]

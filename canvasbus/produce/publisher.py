@@ -207,7 +207,10 @@ class Publisher:
     ) -> str:
         """The same for an event that goes stale after a time, comes later, for which the timer's name is returned, or
         is stored once."""
-        item = self.codec.encode_for(event, expires_in, delay, at, dedupe_key, current_trace())
+        return await self.put(self.codec.encode_for(event, expires_in, delay, at, dedupe_key, current_trace()))
+
+    async def put(self, item: Outgoing) -> str:
+        """The same for an event that is encoded."""
         if self._bytes >= self._limit:
             await self._wait_for_room()
         entry_id = await _result(*self._add(item))
@@ -274,7 +277,10 @@ class Publisher:
 
         A failure later on is counted in `statistics().failed`.
         """
-        item = self.codec.encode_for(event, expires_in, delay, at, dedupe_key, current_trace())
+        self.put_nowait(self.codec.encode_for(event, expires_in, delay, at, dedupe_key, current_trace()))
+
+    def put_nowait(self, item: Outgoing) -> None:
+        """The same for an event that is encoded."""
         if self._bytes + len(item.data) > self._limit:
             raise BufferFull(
                 f"{self._bytes:,} bytes of events wait for the server, the limit is {self._limit:,}: "
