@@ -19,7 +19,9 @@ from contextvars import ContextVar
 
 from canvasbus.errors import ContractError
 
-_parts = re.compile("([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?", re.DOTALL).fullmatch
+_IDS = "((?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16})-([0-9a-f]{2})"
+_version_00 = re.compile(f"00-{_IDS}").fullmatch
+_later_version = re.compile(f"(?!00|ff)[0-9a-f]{{2}}-{_IDS}(?:-.*)?", re.DOTALL).fullmatch
 
 _in_force: ContextVar[str | None] = ContextVar("canvasbus_traceparent", default=None)
 
@@ -48,10 +50,7 @@ def traceparent(value: str | None) -> Iterator[str | None]:
 
 def sound(value: str | None) -> str | None:
     """The text if it is a traceparent, else None. One of a version after 00 becomes what 00 knows of it."""
-    found = value and _parts(value)
-    if not found:
-        return None
-    version, trace, span, flags, more = found.groups()
-    if version == "ff" or not trace.strip("0") or not span.strip("0") or (version == "00" and more):
-        return None
-    return value if version == "00" else f"00-{trace}-{span}-{int(flags, 16) & 1:02x}"
+    if not value or _version_00(value):
+        return value or None
+    found = _later_version(value)
+    return f"00-{found[1]}-{int(found[2], 16) & 1:02x}" if found else None
