@@ -14,7 +14,7 @@ from canvasbus.bus import EventBus
 from canvasbus.operate.rollout import can_publish
 from canvasbus.wire.keys import Keys
 
-pytestmark = pytest.mark.usefixtures("quick_hearts")
+pytestmark = [pytest.mark.long, pytest.mark.usefixtures("quick_hearts")]
 
 GROUPS = ("framers", "archive")
 
