@@ -185,7 +185,10 @@ async def test_it_costs_nothing_per_event_and_next_to_nothing_per_beat(
         name for name in (b":accepts:framers", b":beats:framers") if name in data and b"HINCRBY" in data
     )
     worker = Worker("framers")
-    worker.on(PaintingMade)(lambda event: None)
+
+    @worker.on(PaintingMade)
+    async def frame(event: PaintingMade) -> None: ...
+
     async with running(server, worker, namespace=namespace) as bus:
         for _ in range(60):
             await bus.publish_many([PaintingMade() for _ in range(100)])
