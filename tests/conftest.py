@@ -14,6 +14,7 @@ from studio import Eyes
 from waiting import TrioClock
 
 from canvasbus import clock
+from canvasbus.consume.liveness import Heart
 from canvasbus.transport.memory import MemoryServer
 
 for _name in list(os.environ):  # a developer's own settings must not steer the tests
@@ -96,6 +97,12 @@ def eyes(any_url: str, namespace: str) -> Iterator[Eyes]:
     eyes = Eyes(any_url, namespace)
     yield eyes
     eyes.close()
+
+
+@pytest.fixture
+def quick_hearts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers' hearts beat ten times a second, so that whoever waits for a beat need not wait for long."""
+    monkeypatch.setitem(Heart.__init__.__kwdefaults__, "every", 0.1)
 
 
 @pytest.fixture

@@ -197,10 +197,13 @@ async def test_an_operator_looks_and_publishes(
 ) -> None:
     """Every command of `canvasbus` for a server in service does its work completely."""
     monkeypatch.chdir(tmp_path)
+    run: Run = runner(users.url("operator"), users.namespace, capsys)
     async with running(users.url("worker"), everything(), namespace=users.namespace) as bus:
         await bus.publish_many([PaintingMade(title="reject"), PaintingMade()])
         await quiet(users.eyes)
-    run: Run = runner(users.url("operator"), users.namespace, capsys)
+        await until(lambda: users.eyes.call("HLEN", users.eyes.keys.accepts("framers")) == 1)
+        (answer,) = run("schema", "can-publish", "painting.made@1", "--json").records
+        assert answer["answer"] == "taken"
     assert run("publish", "drift.resolved", '{"model_name": "m"}').code == 0
     (sculpture, *_) = [row for row in run("topics", "--json").records if row["name"] == "painting.made"]
     assert sculpture["entries"] == 2 and sculpture["bytes"] and sculpture["groups"] == ["framers"]

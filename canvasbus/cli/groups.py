@@ -8,7 +8,8 @@ from canvasbus.cli.context import Context
 from canvasbus.cli.output import Cell, Column, ago
 from canvasbus.consume.pausing import Pause
 from canvasbus.errors import CanvasbusError
-from canvasbus.operate.groups import Count, Group, GroupTopic, groups
+from canvasbus.operate import words
+from canvasbus.operate.groups import Count, Group, GroupTopic, Reading, groups
 
 COLUMNS = (
     Column("GROUP / TOPIC"),
@@ -74,15 +75,22 @@ def _cells(topic: GroupTopic) -> list[Cell]:
         (topic.quarantine, "in quarantine"),
         (topic.parked, "parked for newer workers"),
     )
-    waiting = ", ".join(f"{count:,} {word}" for count, word in pools if count)
+    notes = [f"{count:,} {word}" for count, word in pools if count]
+    if len(topic.accepts) > 1 or topic.parked:  # a rollout, under way or to be made
+        notes += [_reading(one) for one in topic.accepts]
     old = topic.oldest_seconds or 0
     return [
         Cell("  " + topic.topic),
         Cell(str(topic.lag), "dim" if topic.lag.value == 0 else "yellow"),
         Cell(f"{topic.pending:,}", "" if topic.pending else "dim"),
         Cell(ago(topic.oldest_seconds), "red" if old >= 300 else "yellow" if old >= 30 else "dim"),
-        Cell(waiting, "yellow"),
+        Cell(", ".join(notes), "yellow"),
     ]
+
+
+def _reading(these: Reading) -> str:
+    verb = "reads" if these.workers == 1 else "read"
+    return f"{words.count(these.workers, 'worker')} {verb} {words.versions(these.since, these.newest)}"
 
 
 def _paused(pause: Pause) -> str:
@@ -108,6 +116,7 @@ def _for_machines(group: Group) -> dict[str, object]:
                 "quarantine": topic.quarantine,
                 "parked": topic.parked,
                 "oldest_seconds": topic.oldest_seconds,
+                "accepts": topic.accepts,
             }
             for topic in group.topics
         ],

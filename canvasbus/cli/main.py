@@ -182,6 +182,17 @@ def _schema(commands: Any, add: Callable[..., Parser], typed: Parser) -> None:
         schema, "catalog", "schema:run_catalog", "Every event type: versions, key, fields, meaning.", typed, more=which
     )
     sub.add_argument("glob", nargs="?", default="*", metavar="GLOB", help="only these types, like 'drift.*'")
+    sub = add(
+        schema,
+        "can-publish",
+        "rollout:run",
+        "Does every group that runs take this version? Which workers do, which would park it?",
+        typed,
+        more="Exit code 0: in each group that reads the type and has living workers somebody takes it, and nobody would make "
+        "a dead letter of it.",
+    )
+    text = "like drift.detected@3; without a version the newest declared here, without any all that --module declares"
+    sub.add_argument("what", nargs="*", metavar="TYPE[@VERSION]", help=text)
 
 
 def _groups(commands: Any, add: Callable[..., Parser]) -> None:

@@ -1,4 +1,4 @@
-"""canvasbus schema export | check | diff | catalog"""
+"""canvasbus schema export | check | diff | catalog (for can-publish see `rollout`)"""
 
 import argparse
 import sys
@@ -15,6 +15,7 @@ from canvasbus.contract.schema import document
 from canvasbus.errors import ConfigError
 from canvasbus.operate import schemas
 from canvasbus.operate.revision import read_revision
+from canvasbus.operate.words import versions
 
 OURS = ("canvasbus", "canvasbus_workers")
 CATALOG = (Column("TYPE"), Column("READS"), Column("KEY"), Column("FIELDS", right=True), Column("ABOUT", flexible=True))
@@ -89,15 +90,15 @@ def run_diff(context: Context, args: argparse.Namespace) -> int:
 def run_catalog(context: Context, args: argparse.Namespace) -> int:
     """What there is, by type."""
     out = context.out
-    newest = {one.name: one for one in _types(context) if glob_matches(args.glob, one.name)}
+    newest = [one for one in newest_types(context) if glob_matches(args.glob, one.name)]
     rows: list[list[Cell | str]] = []
-    for declared in newest.values():
+    for declared in newest:
         schema, since = document(declared), declared.upcasters.since
         about = str(schema.get("description", ""))
         if out.json:
             out.record(_entry(declared, schema))
             continue
-        reads = f"v{declared.version}" if since == declared.version else f"v{since}–v{declared.version}"
+        reads = versions(since, declared.version)
         first = about.strip().partition("\n")[0]
         rows.append([declared.name, reads, schema.get("x-key", "–"), str(len(schema["properties"]) - 2), first])
     if rows:
@@ -128,6 +129,11 @@ def _fields(schema: dict[str, Any]) -> Iterator[dict[str, Any]]:
             **({"default": node["default"]} if "default" in node else {}),
             "description": node.get("description", ""),
         }
+
+
+def newest_types(context: Context) -> list[EventType]:
+    """The events that are meant, each in its newest version only."""
+    return list({one.name: one for one in _types(context)}.values())
 
 
 def _types(context: Context) -> list[EventType]:

@@ -65,8 +65,8 @@ def is_instance(declaration: bytes) -> bool:
 def forget(
     keys: Keys, group: str, beats: dict[bytes, bytes] | None = None, foreign: Iterable[bytes] = ()
 ) -> Operation[bool]:
-    """Remove a group of one partition with all that belongs to it: cursors, pending entries, heartbeats, dead letters,
-    state, marks, declaration. `beats`: only if the heartbeats are still these; False: they were not. `foreign`: streams that
+    """Remove a group of one partition with all that belongs to it: cursors, pending entries, heartbeats, what its
+    workers accept, dead letters, state, marks, declaration. `beats`: only if the heartbeats are still these; False: they were not. `foreign`: streams that
     may have the group without being known as topics. Events for later that its handlers have set still come."""
     (names,) = yield command("SMEMBERS", keys.topics)
     topics = {keys.stream(name.decode("utf-8", "replace")) for name in check(names, "look for topics")}
@@ -91,6 +91,7 @@ def forget(
     types = [name.decode("utf-8", "replace") for name in check(retried, "look for retries")]
     own = [
         keys.reaper(group),
+        keys.accepts(group),
         keys.dead(group),
         keys.paused(group),
         keys.cursors(group),

@@ -182,7 +182,7 @@ class Leaving:
         leave: bool,
     ) -> None:
         keys, consumer = subscription.keys, subscription.consumer
-        names = [keys.fence(consumer), keys.beats(self._group), *subscription.topics]
+        names = [keys.fence(consumer), keys.beats(self._group), *subscription.topics, keys.accepts(self._group)]
         args: list[Any] = [subscription.settler.fence, self._group, consumer, pool, 1 if leave else 0]
         for entry in entries:
             args += entry

@@ -146,13 +146,20 @@ class Heart:
         max_block: float = MAX_BLOCK_SECONDS,
         allowed: Callable[[], float] = lambda: 0.0,
         on_stuck: Callable[[], None] | None = None,
+        accepts: Callable[[], bytes] = lambda: b"",
     ) -> None:
         """`max_block` and `allowed`: the loop is stuck when it was silent for so many seconds, and the time until which
-        handlers said that they would take is over. `on_stuck` is called then, from the heart's thread."""
+        handlers said that they would take is over. `on_stuck` is called then, from the heart's thread, and so is
+        `accepts` before each beat: what the worker takes, told where that is not known on the server."""
         self.beats = 0
         """Beats that the server took."""
         self._server = server
-        self._packet = Packet(b"".join([pack("HINCRBY", k.beats(group), consumer, 1) for k in keys]), len(keys))
+        self._keys = keys
+        self._consumer = consumer
+        self._beat = Packet(b"".join([pack("HINCRBY", k.beats(group), consumer, 1) for k in keys]), len(keys))
+        self._accepts = accepts
+        self._said = b""
+        """What the server knows of us: what we accept; empty: nothing."""
         self._group = group
         self._progress = progress
         self._every = every
@@ -187,15 +194,30 @@ class Heart:
             if silent > self._blocked and not told:
                 self._tell_blocked(silent)
             told = silent > self._blocked
+            says, packet = self._next()
             try:
-                self._sent(link.request(self._packet))
+                self._sent(link.request(packet), says)
             except TransportError:
-                pass  # told by those who read and settle
+                self._said = b""  # told by those who read and settle
         link.close()
 
-    def _sent(self, replies: list[Reply]) -> None:
+    def _next(self) -> tuple[bytes, Packet]:
+        """The next beat; behind it, where that is news, what we accept: never there without a heartbeat, whose end would
+        be its end."""
+        says = self._accepts()
+        if says == self._said:
+            return says, self._beat
+        news = [pack("HSET", k.accepts(self._group), self._consumer, says) for k in self._keys]
+        return says, Packet(b"".join([self._beat.data, *news]), 2 * len(self._keys))
+
+    def _sent(self, replies: list[Reply], says: bytes) -> None:
         """A server at its maxmemory, say, answers and has not counted: that is no beat."""
-        self.beats += not any(isinstance(reply, ReplyError) for reply in replies)
+        counts, told = replies[: len(self._keys)], replies[len(self._keys) :]
+        self.beats += not any(isinstance(count, ReplyError) for count in counts)
+        if told:
+            self._said = b"" if any(isinstance(reply, ReplyError) for reply in told) else says
+        elif 1 in counts:  # it had forgotten our beats, and the rest with them
+            self._said = b""
 
     def _tell_blocked(self, seconds: float) -> None:
         log.warning(
@@ -232,10 +254,11 @@ class Heart:
         link = Link(self._server, timeout=2.0)
         try:
             while True:
+                says, packet = self._next()
                 try:
-                    self._sent(await link.request(self._packet))
+                    self._sent(await link.request(packet), says)
                 except TransportError:
-                    pass
+                    self._said = b""
                 await trio.sleep(self._every)
         finally:
             with trio.CancelScope(shield=True):

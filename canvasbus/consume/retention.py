@@ -14,7 +14,6 @@ held up, it would hold up those who could work the stream off.
 Policies lie on the server, by type or glob, so that all processes have the same: an exact type, else the longest glob.
 """
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
@@ -91,12 +90,12 @@ def read_policies(keys: Keys) -> Operation[dict[str, Retention]]:
 
 
 class Group(Struct, frozen=True):
-    """A declared group, as far as retention goes."""
+    """A group as its workers have declared it in `Keys.groups`."""
 
     name: str
-    types: frozenset[str]
-    globs: frozenset[str]
-    instance: bool
+    types: frozenset[str] = frozenset()
+    globs: frozenset[str] = frozenset()
+    instance: bool = False
 
     def listens_to(self, event_type: str) -> bool:
         """True when it reads the type or will as soon as it finds it."""
@@ -200,7 +199,7 @@ class Trimmer:
         """The groups that count now."""
         keys = self._keys
         flat, seen, now = yield commands(("HGETALL", keys.groups), ("HGETALL", keys.group_seen), ("TIME",))
-        declared = [_group(name, about) for name, about in _pairs(check(flat, "look at the groups"))]
+        declared = [read_group(name, about) for name, about in _pairs(check(flat, "look at the groups"))]
         self._declared = len(declared)
         known = dict(_pairs(check(seen, "look at the groups")))
         seconds = int(check(now, "look at the clock")[0])
@@ -251,12 +250,22 @@ def _seen(value: bytes | None) -> tuple[int, int, bool]:
     return -1, 0, False
 
 
-def _group(name: str, about: bytes) -> Group:
+class _Declaration(Struct, frozen=True):
+    types: frozenset[str]
+    globs: frozenset[str]
+    instance: bool = False
+
+
+_decode_declaration = msgspec.json.Decoder(_Declaration).decode
+
+
+def read_group(name: str, about: bytes) -> Group:
+    """A declaration; one that is none, which a stranger wrote, says that the group reads nothing."""
     try:
-        said = json.loads(about)
-        return Group(name, frozenset(said["types"]), frozenset(said["globs"]), bool(said.get("instance")))
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        return Group(name, frozenset(), frozenset(), instance=False)
+        said = _decode_declaration(about)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return Group(name)
+    return Group(name, said.types, said.globs, said.instance)
 
 
 def _pairs(flat: Sequence[bytes]) -> list[tuple[str, bytes]]:

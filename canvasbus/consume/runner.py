@@ -22,6 +22,7 @@ from typing import Any
 import trio
 
 from canvasbus import ids
+from canvasbus.consume import accepting
 from canvasbus.consume.backoff import ServerBackoff
 from canvasbus.consume.batches import BatchLane
 from canvasbus.consume.dispatch import Lane
@@ -257,6 +258,7 @@ class _Incarnation:
             max_block=runner._max_block,
             allowed=runner._allowed,
             on_stuck=runner._on_stuck,
+            accepts=self._accepts,
         )
         threads = runner._server.shared
         self._joining = Joining(worker, self.group, self._shared, self._lane_of, check_rights=threads)
@@ -283,6 +285,12 @@ class _Incarnation:
         ]
         self._pausing = Pausing(self.group, self.subscriptions, self._shared, self._on_pause)
         self._leaving = Leaving(self.group, self.subscriptions, self.lanes)
+
+    def _accepts(self) -> bytes:
+        """What this worker takes now, for whoever asks. Called by the heartbeat's thread."""
+        leaves = self.runner.state == "draining"
+        takes = accepting.accepted(self.runner.worker, self.runner._codec.registry)
+        return accepting.encode(accepting.NOTHING if leaves else takes)
 
     def _on_room(self) -> None:
         self._taking.again()

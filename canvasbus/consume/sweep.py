@@ -128,11 +128,12 @@ class Sweep:
         return {name for name in found if not name.startswith("~")}
 
     async def _reap(self, streams: list[bytes], dead: str) -> None:
+        keys, group = self._keys, self._group
         moved, *gone = check(
             await self._shared.run(
                 REAP.call(
-                    [self._keys.fence(_plain(dead)), self._keys.beats(self._group), *streams],
-                    [self._group, dead.encode("utf-8", "surrogateescape"), SUSPECT_POOL, REAP_AT_ONCE, FENCE_SECONDS],
+                    [keys.fence(_plain(dead)), keys.beats(group), *streams, keys.accepts(group)],
+                    [group, dead.encode("utf-8", "surrogateescape"), SUSPECT_POOL, REAP_AT_ONCE, FENCE_SECONDS],
                 )
             ),
             f"take over from {_plain(dead)}",

@@ -23,9 +23,11 @@ its heartbeat's count moves while we look on. Only the doubtful ones cost that s
 at once. Names that begin with "~" are pools in which entries wait for somebody, not consumers.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from canvasbus.consume.accepting import Accepted, acceptances
 from canvasbus.consume.instances import is_instance
 from canvasbus.consume.liveness import count_in
 from canvasbus.consume.pausing import Pause, answer, question
@@ -70,6 +72,15 @@ class Count:
 
 
 @dataclass(frozen=True, slots=True)
+class Reading:
+    """Living workers of one group that read the same versions of a type."""
+
+    since: int
+    newest: int
+    workers: int
+
+
+@dataclass(frozen=True, slots=True)
 class GroupTopic:
     """What one group has to do on one topic, all partitions together."""
 
@@ -86,6 +97,8 @@ class GroupTopic:
     """Entries that wait for a worker that knows a newer version of the type."""
     oldest_seconds: float | None
     """Age of the oldest entry that is not done; None: all is done, or its id is no time."""
+    accepts: tuple[Reading, ...] = ()
+    """The versions that its living workers read, the newest first. Those that do not say it are not among them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,18 +159,26 @@ def groups(partitions: Sequence[Keys], *, trust_lag: bool = True, only: str | No
     if only is not None:
         found = {name: entry for name, entry in found.items() if name == only}
     life = yield from without_life(partitions, {name: entry.idle for name, entry in found.items()})
+    said = yield from acceptances(partitions, sorted(found))
     result = []
     for name, entry in sorted(found.items()):
         letters = yield commands(*(("XLEN", keys.dead(name)) for keys in partitions))
         counts = [n for n in letters if isinstance(n, int)]
         everyone, gone = life[name]
         dead_letters = sum(counts) if len(counts) == len(letters) else None
-        topics = tuple(topic for _, topic in sorted(entry.topics.items()))
+        accepted = [read for consumer, read in said[name].items() if read and consumer in everyone - gone]
+        topics = tuple(replace(topic, accepts=_readings(accepted, key)) for key, topic in sorted(entry.topics.items()))
         paused = answer((yield question(partitions[0], name)))
         result.append(
             Group(name, len(everyone) - len(gone), len(everyone), dead_letters, topics, entry.instance, paused)
         )
     return result
+
+
+def _readings(accepted: list[Accepted], event_type: str) -> tuple[Reading, ...]:
+    counted = Counter(filter(None, (one.versions(event_type) for one in accepted)))
+    ordered = sorted(counted.items(), key=lambda item: item[0][::-1], reverse=True)
+    return tuple(Reading(since, newest, workers) for (since, newest), workers in ordered)
 
 
 def _retries(partitions: Sequence[Keys], names: list[str]) -> Operation[list[TopicKey]]:
@@ -257,21 +278,30 @@ def _counted(stream: bytes, cursor: bytes, native: int | None) -> Operation[Coun
 
 
 def without_life(
-    partitions: Sequence[Keys], idle: Mapping[str, Mapping[bytes, int]]
+    partitions: Sequence[Keys],
+    idle: Mapping[str, Mapping[bytes, int]],
+    *,
+    beating: bool = False,
+    seconds: float | None = None,
 ) -> Operation[dict[str, tuple[set[bytes], set[bytes]]]]:
     """Group → all its consumers, and those that show no life. `idle`: group → consumer → milliseconds since it last
-    talked to the server, for those that some stream knows."""
+    talked to the server, for those that some stream knows. `beating`: who has a heartbeat must show it now, whenever it
+    last talked; `seconds`: for how long we look on, at most (LOOK_SECONDS)."""
     names = sorted(idle)
     first = yield from _beats(partitions, names)
     everyone = {name: {*idle[name], *first[name]} for name in names}
-    doubtful = {name: {c for c in everyone[name] if idle[name].get(c, ALIVE_MS) >= ALIVE_MS} for name in names}
-    looked = 0.0
-    while looked < LOOK_SECONDS and any(consumer in first[n] for n in names for consumer in doubtful[n]):
+    doubtful = {
+        name: {c for c in everyone[name] if idle[name].get(c, ALIVE_MS) >= ALIVE_MS or (beating and c in first[name])}
+        for name in names
+    }
+    looked, limit = 0.0, LOOK_SECONDS if seconds is None else seconds
+    while looked < limit and any(consumer in first[n] for n in names for consumer in doubtful[n]):
         yield resp.Pause(0.25)
         looked += 0.25
         again = yield from _beats(partitions, names)
         for name in names:
-            doubtful[name] = {c for c in doubtful[name] if again[name].get(c) == first[name].get(c)}
+            # Gone from the beats it has left, or was found dead by the others just now.
+            doubtful[name] = {c for c in doubtful[name] if again[name].get(c) in (None, first[name].get(c))}
     return {name: (everyone[name], doubtful[name]) for name in names}
 
 

@@ -38,3 +38,8 @@ def some(names: Iterable[str], limit: int = 5) -> str:
 def text(name: bytes) -> str:
     """A name that may be no text."""
     return name.decode(errors="backslashreplace")
+
+
+def versions(oldest: int, newest: int) -> str:
+    """The versions from the oldest to the newest."""
+    return f"v{newest}" if oldest == newest else f"v{oldest}–v{newest}"

@@ -276,14 +276,14 @@ REAP: Final = Script(
     """
 -- Move entries of a dead consumer to the pool of suspects, and forget the consumer when it owns nothing more. Entries
 -- that are gone from their stream stay where they are, for the caller to tell and acknowledge: XCLAIM would drop them.
--- KEYS[1] fence of the dead one; KEYS[2] heartbeats; KEYS[3..] streams of the group
+-- KEYS[1] fence of the dead one; KEYS[2] heartbeats; KEYS[3..] streams of the group; the last one what its workers accept
 -- ARGV[1] group; [2] dead consumer; [3] pool; [4] how many entries at most; [5] seconds to keep the mark
 -- Returns the number of entries moved (-1: the consumer is gone altogether), then for each entry that is gone the index
 -- of its stream in KEYS and its id
 redis.call('SET', KEYS[1], 'dead', 'EX', ARGV[5])
 local group, dead, pool, left = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
 local moved, owns, result = 0, false, {0}
-for i = 3, #KEYS do
+for i = 3, #KEYS - 1 do
   local rows = redis.pcall('XPENDING', KEYS[i], group, '-', '+', left + 1, dead)
   if not rows.err then
     local ids = {}
@@ -313,6 +313,7 @@ for i = 3, #KEYS do
 end
 if moved == 0 and not owns then
   redis.call('HDEL', KEYS[2], dead)
+  redis.pcall('HDEL', KEYS[#KEYS], dead)  -- pcall: should it be no hash, a dead one must go all the same
   return {-1}
 end
 result[1] = moved
@@ -364,7 +365,7 @@ RELEASE: Final = Script(
     """
 -- Hand entries back to a pool, then leave the group where we own nothing more. An entry that is gone from its stream
 -- is left pending: whoever reaps us tells.
--- KEYS[1] our fence; KEYS[2] heartbeats; KEYS[3..] streams
+-- KEYS[1] our fence; KEYS[2] heartbeats; KEYS[3..] streams; the last one what the group's workers accept
 -- ARGV[1] fence value held; [2] group; [3] consumer; [4] pool; [5] 1: also leave
 -- then (index of the stream in KEYS, entry id, delivery count to write or "")...
 -- Returns FENCED, or the number of entries handed back
@@ -386,7 +387,7 @@ for at = 6, #ARGV, 3 do
 end
 if ARGV[5] == '1' then
   local owns = false
-  for i = 3, #KEYS do
+  for i = 3, #KEYS - 1 do
     local rows = redis.pcall('XPENDING', KEYS[i], group, '-', '+', 1, consumer)
     if not rows.err then
       if #rows == 0 then
@@ -398,6 +399,7 @@ if ARGV[5] == '1' then
   end
   if not owns then
     redis.call('HDEL', KEYS[2], consumer)
+    redis.pcall('HDEL', KEYS[#KEYS], consumer)
     if fence ~= '0' then  -- a lost copy of a settle may still come: deleting the key would let it in
       redis.call('SET', KEYS[1], 'dead', 'EX', 604800)
     end

@@ -22,7 +22,8 @@ LATER_INBOX = "~later"
 
 TYPES = {
     **dict.fromkeys(("stream", "inbox", "dead", "retry"), "stream"),
-    **dict.fromkeys(("meta", "groups", "retention", "group-seen", "beats", "cursors", "parts", "timer-bodies"), "hash"),
+    **dict.fromkeys(("meta", "groups", "retention", "group-seen", "beats", "accepts", "cursors"), "hash"),
+    **dict.fromkeys(("parts", "timer-bodies"), "hash"),
     **dict.fromkeys(("fence", "reaper", "paused", "state", "full", "maintainer", "inbox-cursor"), "string"),
     **dict.fromkeys(("once", "done"), "string"),
     **dict.fromkeys(("topics", "retries"), "set"),
@@ -92,6 +93,10 @@ class Keys:
     def beats(self, group: str) -> bytes:
         """Hash: consumer incarnation → its count of heartbeats."""
         return self._key("beats", group)
+
+    def accepts(self, group: str) -> bytes:
+        """Hash: consumer incarnation → JSON of the types and versions that it takes (see `consume.accepting`)."""
+        return self._key("accepts", group)
 
     def fence(self, incarnation: str) -> bytes:
         """The fencing token of one producer or consumer incarnation: absent (0), a number, or `dead`."""

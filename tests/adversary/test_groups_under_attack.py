@@ -171,7 +171,8 @@ async def test_a_worker_that_is_declared_dead_while_it_leaves_does_not_wait_for_
         await until(lambda: runner_of(bus).state == "draining")
         ((_, owner, _),) = eyes.pending("framers")
         args: list[Any] = ["framers", owner, SUSPECT_POOL, 100, 600]
-        eyes._link.run(REAP.call([eyes.keys.fence(owner), eyes.keys.beats("framers"), eyes.stream()], args))
+        names = [eyes.keys.fence(owner), eyes.keys.beats("framers"), eyes.stream(), eyes.keys.accepts("framers")]
+        eyes._link.run(REAP.call(names, args))
         go_on.set()
 
     async with trio.open_nursery() as nursery:
@@ -272,6 +273,7 @@ async def test_garbage_in_what_the_bus_remembers(
     eyes.call("HSET", keys.groups, "elsewhere", b'{"types": [], "globs": [], "instance": true}')
     for number, garbage in enumerate(NO_JSON):
         eyes.call("HSET", keys.groups, f"g{number}", garbage)
+    eyes.call("HSET", keys.groups, "globs", b'{"types": [], "globs": [5]}')
     async with running(memory, worker, namespace=namespace) as bus:
         for number, garbage in enumerate(NO_JSON):
             eyes.call("SET", keys.paused("framers"), garbage)

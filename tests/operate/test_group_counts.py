@@ -269,6 +269,17 @@ def test_living_consumers_have_a_heart_that_beats(
     watching.close()
 
 
+def test_a_heartbeat_that_goes_is_no_life(eyes: Eyes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its worker leaves, or is found dead by the others, while we look."""
+    monkeypatch.setattr(module, "LOOK_SECONDS", 0.5)
+    eyes.call("HSET", eyes.keys.groups, "g", "{}")
+    eyes.call("HSET", eyes.keys.beats("g"), "dead", 7)
+    watching = BlockingLink(eyes.server, sleep=lambda _: eyes.call("HDEL", eyes.keys.beats("g"), "dead"))
+    (group,) = ask(watching, eyes)
+    assert (group.alive, group.consumers) == (0, 1)
+    watching.close()
+
+
 def test_a_heartbeat_that_is_no_number_is_none(eyes: Eyes, link: BlockingLink, monkeypatch: pytest.MonkeyPatch) -> None:
     """Somebody else's value among the heartbeats counts as a consumer that does not live, and breaks nothing."""
     monkeypatch.setattr(module, "LOOK_SECONDS", 0.25)

@@ -50,7 +50,7 @@ class Bench:
         return self.link.run(SETTLE.call(keys, args))
 
     def reap(self, dead: str, limit: int = 500) -> Any:
-        keys = [self.keys.fence(dead), self.keys.beats(GROUP), self.stream, self.other]
+        keys = [self.keys.fence(dead), self.keys.beats(GROUP), self.stream, self.other, self.keys.accepts(GROUP)]
         return self.link.run(REAP.call(keys, [GROUP, dead, SUSPECT, limit, 600]))
 
     def take(
@@ -61,7 +61,7 @@ class Bench:
 
     def release(self, consumer: str, *entries: tuple[int, bytes], leave: int = 0, fence: int = 0) -> Any:
         """Entries: (stream index, id). Keys: 3 stream, 4 other."""
-        keys = [self.keys.fence(consumer), self.keys.beats(GROUP), self.stream, self.other]
+        keys = [self.keys.fence(consumer), self.keys.beats(GROUP), self.stream, self.other, self.keys.accepts(GROUP)]
         args: list[Any] = [fence, GROUP, consumer, FREE, leave]
         for entry in entries:
             args += (*entry, "")
@@ -230,17 +230,21 @@ def test_a_reaped_consumer_changes_nothing_more(bench: Bench) -> None:
 
 
 def test_reaping_goes_on_in_bounded_steps(bench: Bench) -> None:
-    """No more than the limit is moved at a time; the consumer is removed, and its heartbeat forgotten, at the end."""
+    """No more than the limit is moved at a time; the consumer is removed, and its heartbeat forgotten with what it
+    accepted, at the end."""
     bench.give("dead", 5)
     bench.give("dead", 2, bench.other)
     bench.call("HSET", bench.keys.beats(GROUP), "dead", 17)
+    bench.call("HSET", bench.keys.accepts(GROUP), "dead", "{}", "other", "{}")
     assert bench.reap("dead", 3) == [3]
     assert "dead" in bench.consumers()
     assert bench.reap("dead", 3) == [3]
     assert bench.reap("dead", 3) == [1]
     assert "dead" not in bench.consumers()
+    assert bench.call("HLEN", bench.keys.accepts(GROUP)) == 2
     assert bench.reap("dead", 3) == [-1]
     assert bench.call("HGET", bench.keys.beats(GROUP), "dead") is None
+    assert bench.call("HKEYS", bench.keys.accepts(GROUP)) == [b"other"]
     owners = [owner for owner, _ in (*bench.owners().values(), *bench.owners(bench.other).values())]
     assert owners == [SUSPECT] * 7
 
@@ -326,12 +330,27 @@ def test_leaving_removes_the_consumer_only_when_it_owns_nothing(bench: Bench) ->
     """XGROUP DELCONSUMER drops what is pending, so a consumer that still owns an entry stays to be found."""
     a, b = bench.give("me", 2)
     bench.call("HSET", bench.keys.beats(GROUP), "me", 5)
+    bench.call("HSET", bench.keys.accepts(GROUP), "me", "{}", "other", "{}")
     bench.release("me", (3, a), leave=1)
     assert "me" in bench.consumers() and bench.owners() == {a: (FREE, 1), b: ("me", 1)}
     assert bench.call("HGET", bench.keys.beats(GROUP), "me") == b"5"
+    assert bench.call("HLEN", bench.keys.accepts(GROUP)) == 2
     bench.release("me", (3, b), leave=1)
     assert "me" not in bench.consumers() and bench.owners() == {a: (FREE, 1), b: (FREE, 1)}
     assert bench.call("HGET", bench.keys.beats(GROUP), "me") is None
+    assert bench.call("HKEYS", bench.keys.accepts(GROUP)) == [b"other"]
+
+
+@pytest.mark.parametrize("leaves", [True, False])
+def test_another_kind_of_key_where_acceptances_belong_keeps_nobody(bench: Bench, leaves: bool) -> None:
+    """A stranger's value there is left alone; who leaves or is dead goes all the same."""
+    bench.give("me")
+    bench.call("XACK", bench.stream, GROUP, *bench.owners())
+    bench.call("HSET", bench.keys.beats(GROUP), "me", 5)
+    bench.call("SET", bench.keys.accepts(GROUP), "what")
+    assert (bench.release("me", leave=1) == 0) if leaves else (bench.reap("me") == [-1])
+    assert "me" not in bench.consumers() and bench.call("EXISTS", bench.keys.beats(GROUP)) == 0
+    assert bench.call("GET", bench.keys.accepts(GROUP)) == b"what"
 
 
 def test_a_late_copy_of_a_settle_finds_its_fence_closed_after_leaving(bench: Bench) -> None:
