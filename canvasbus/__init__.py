@@ -8,11 +8,12 @@ who has canvasbus installed (`pytest_plugin`).
     canvasbus.bus       EventBus                                trio programs; publish and consume in one process
     canvasbus.worker    Worker, Context, Backoff, run           handlers
     canvasbus.events    the domain's vocabulary
+    canvasbus.cloudevents   to and from CloudEvents, for webhooks and bridges
     canvasbus.testing   TestBus, for the tests of those who write handlers
 
 Folder = layer; a folder imports only from those below it (tests/test_layers.py):
 
-    pytest_plugin.py · cli · testing · operate · bus.py worker.py · consume · produce · transport · wire · events · contract · config log clock · errors
+    pytest_plugin.py · cli · testing · operate · bus.py worker.py cloudevents.py · consume · produce · transport · wire · events · contract · config log clock · errors
 """
 
 from importlib import import_module
@@ -61,7 +62,7 @@ _HOMES = {
     "canvasbus.contract.registry": ("ALLOW_NON_FINITE", "event"),
     "canvasbus.produce.producer": ("Producer",),
 }
-_DOORS = {"bus", "errors", "events", "testing", "worker"}
+_DOORS = {"bus", "cloudevents", "errors", "events", "testing", "worker"}
 _home_of = {name: home for home, names in _HOMES.items() for name in names}
 
 
