@@ -4,12 +4,12 @@ This is the producer's door. It loads neither trio nor structlog, redis only whe
 when a name is first asked for: `import canvasbus` alone costs under a millisecond, since pytest does it for everybody
 who has canvasbus installed (`pytest_plugin`).
 
-    canvasbus           Producer, Event, event, errors          training jobs, model servers, notebooks
-    canvasbus.bus       EventBus                                trio programs; publish and consume in one process
-    canvasbus.worker    Worker, Context, Backoff, run           handlers
-    canvasbus.events    the domain's vocabulary
-    canvasbus.cloudevents   to and from CloudEvents, for webhooks and bridges
-    canvasbus.testing   TestBus, for the tests of those who write handlers
+    canvasbus               Producer, Event, event, errors          training jobs, model servers, notebooks
+    canvasbus.bus           EventBus                                trio programs; publish and consume in one process
+    canvasbus.worker        Worker, Context, Backoff, run           handlers
+    canvasbus.events        the domain's vocabulary
+    canvasbus.cloudevents   to and from CloudEvents, for webhooks and other brokers
+    canvasbus.testing       TestBus, for the tests of those who write handlers
 
 Folder = layer; a folder imports only from those below it (tests/test_layers.py):
 

@@ -46,7 +46,7 @@ def from_structured(value: bytes | str | Mapping[str, Any]) -> tuple[Envelope, E
     """Read a structured object, as JSON or already parsed. Raises DecodeError."""
     if isinstance(value, Mapping):
         try:
-            value = msgspec.json.encode(value)
+            value = msgspec.json.encode(dict(value))
         except (TypeError, ValueError, RecursionError, OverflowError) as error:
             raise DecodeError(f"not a CloudEvents object: {error}") from error
     _check_size(len(value))
