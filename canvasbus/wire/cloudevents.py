@@ -162,23 +162,34 @@ class Attributes(msgspec.Struct):
         them."""
         time = self.time if self.time is not None else time
         correlation = correlation if self.correlationid is None else _uuid(self.correlationid, "")
-        try:
-            fields = _decode_fields(self.data) if time is not None or correlation is not None else None
-        except BAD_BYTES:
-            fields = None  # no object; decoding it as an event says what is wrong
-        if fields is None:
+        if time is None and correlation is None:
             return self.data
+        try:
+            fields = _decode_fields(self.data)
+        except BAD_BYTES:
+            return self.data  # no object; decoding it as an event says what is wrong
         if time is not None:
-            fields.setdefault("occurred_on", Raw(msgspec.json.encode(time)))
+            fields.setdefault("occurred_on", Raw(_encode(time)))
         if correlation is not None:
-            fields.setdefault("correlation_id", Raw(msgspec.json.encode(correlation)))
-        return Raw(msgspec.json.encode(fields))
+            fields.setdefault("correlation_id", Raw(_encode(correlation)))
+        return Raw(_encode(fields))
 
-    def envelope(self, event_id: UUID, time: str | None = None) -> Envelope:
-        """The envelope. What the object itself does not say is the same on every reading: this id, this time, and a
-        correlation that begins with this event."""
+    def envelope(self, stream_type: str, entry_id: str) -> Envelope:
+        """The envelope of an entry. What the object itself does not say is the same on every reading: id and time by
+        where it lies, and a correlation that begins with it."""
+        event_id = self.event_id or ids.foreign(stream_type, entry_id)
+        return self._envelope(event_id, _time_of(entry_id) if self.time is None else None)
+
+    def whole(self) -> Envelope:
+        """The envelope of what comes from outside. Raises DecodeError for lack of what CloudEvents require."""
+        missing = [name for name in ("specversion", "id", "source", "type") if not getattr(self, name)]
+        event_id = self.event_id
+        if missing or event_id is None:
+            raise DecodeError(f"not a CloudEvents object: it has no {', '.join(missing)}")
+        return self._envelope(event_id, None)
+
+    def _envelope(self, event_id: UUID, time: str | None) -> Envelope:
         version = self.event_version
-        event_id = self.event_id or event_id
         return Envelope(
             event_id,
             self.type,
@@ -191,14 +202,8 @@ class Attributes(msgspec.Struct):
             self.expires_on,
         )
 
-    def whole(self) -> Envelope:
-        """The envelope of what comes from outside. Raises DecodeError for lack of what CloudEvents require."""
-        missing = [name for name in ("specversion", "id", "source", "type") if not getattr(self, name)]
-        if missing or self.event_id is None:
-            raise DecodeError(f"not a CloudEvents object: it has no {', '.join(missing)}")
-        return self.envelope(self.event_id)
 
-
+_encode = msgspec.json.Encoder().encode
 _decode_json = msgspec.json.Decoder(Attributes).decode
 _decode_fields = msgspec.json.Decoder(dict[str, Raw]).decode
 _NULL = Raw(b"null")
@@ -240,10 +245,10 @@ def _checked(found: Attributes) -> Attributes:
     if found.id == "":
         raise DecodeError("not a CloudEvents object: its id is empty")
     if found.data_base64 is not None:
-        if bytes(found.data):
+        if memoryview(found.data):
             raise DecodeError("not a CloudEvents object: it has both data and data_base64")
         found.data = Raw(base64.b64decode(found.data_base64, validate=True))
-    if not bytes(found.data):
+    if not memoryview(found.data):
         raise DecodeError("not an event: it has no data")
     return found
 
@@ -260,7 +265,7 @@ def open_json(value: bytes, stream_type: str, entry_id: str) -> Envelope:
     found = read_json(value)
     if found.type != stream_type:
         raise DecodeError(f"an event of type {found.type!r} lies on the stream of {stream_type!r}", reason="foreign")
-    return found.envelope(ids.foreign(stream_type, entry_id), _time_of(entry_id))
+    return found.envelope(stream_type, entry_id)
 
 
 def moved(value: bytes, event_id: str, entry_id: str) -> bytes:
@@ -271,8 +276,8 @@ def moved(value: bytes, event_id: str, entry_id: str) -> bytes:
         return value
     for name, text in (("id", event_id), ("time", _time_of(entry_id))):
         if bytes(fields.get(name, _NULL)) == b"null":
-            fields[name] = Raw(msgspec.json.encode(text))
-    return msgspec.json.encode(fields)
+            fields[name] = Raw(_encode(text))
+    return _encode(fields)
 
 
 def _time_of(entry_id: str) -> str:

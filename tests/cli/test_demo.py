@@ -331,8 +331,7 @@ def scenes(told: Told) -> Callable[[], Iterator[Story]]:
         began = datetime.fromisoformat(told.events[0]["time"])
         for printed in told.events:
             event, around = from_json(json.dumps(printed))
-            assert around.event_id is not None
-            envelope = around.envelope(around.event_id)
+            envelope = around.whole()
             story.take(event, envelope, (event.occurred_on - began).total_seconds())
             yield story
 
