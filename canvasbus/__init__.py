@@ -4,15 +4,16 @@ This is the producer's door. It loads neither trio nor structlog, redis only whe
 when a name is first asked for: `import canvasbus` alone costs under a millisecond, since pytest does it for everybody
 who has canvasbus installed (`pytest_plugin`).
 
-    canvasbus           Producer, Event, event, errors          training jobs, model servers, notebooks
-    canvasbus.bus       EventBus                                trio programs; publish and consume in one process
-    canvasbus.worker    Worker, Context, Backoff, run           handlers
-    canvasbus.events    the domain's vocabulary
-    canvasbus.testing   TestBus, for the tests of those who write handlers
+    canvasbus               Producer, Event, event, errors          training jobs, model servers, notebooks
+    canvasbus.bus           EventBus                                trio programs; publish and consume in one process
+    canvasbus.worker        Worker, Context, Backoff, run           handlers
+    canvasbus.events        the domain's vocabulary
+    canvasbus.cloudevents   to and from CloudEvents, for webhooks and other brokers
+    canvasbus.testing       TestBus, for the tests of those who write handlers
 
 Folder = layer; a folder imports only from those below it (tests/test_layers.py):
 
-    pytest_plugin.py · cli · testing · operate · bus.py worker.py · consume · produce · transport · wire · events · contract · config log clock · errors
+    pytest_plugin.py · cli · testing · operate · bus.py worker.py cloudevents.py · consume · produce · transport · wire · events · contract · config log clock · errors
 """
 
 from importlib import import_module
@@ -64,7 +65,7 @@ _HOMES = {
     "canvasbus.produce.producer": ("Producer",),
     "canvasbus.wire.traceparent": ("traceparent",),
 }
-_DOORS = {"bus", "errors", "events", "testing", "worker"}
+_DOORS = {"bus", "cloudevents", "errors", "events", "testing", "worker"}
 _home_of = {name: home for home, names in _HOMES.items() for name in names}
 
 

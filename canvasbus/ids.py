@@ -98,6 +98,12 @@ def foreign(stream: str, entry_id: str) -> UUID:
     return uuid5(_FOREIGN, f"{stream}\n{entry_id}")
 
 
+def outside(source: str, name: str) -> UUID:
+    """The id of what somebody outside of the bus names otherwise than by a UUID: the same in every process."""
+    return _named(_OUTSIDE, f"{source}\n{name}".encode(errors="surrogatepass"))
+
+
+_OUTSIDE = UUID("7f0a1c52-93f4-5d0b-8a6e-41b7d2c90e35").bytes  # for nothing else
 _KEYED = UUID("2d7c1f0a-6f0e-5b7e-9a52-3c1d8f4be6a1").bytes  # for nothing else
 _FOREIGN = UUID("6ba7b811-9dad-11d1-80b4-00c04fd430c8")  # RFC 9562 namespace for URLs
 

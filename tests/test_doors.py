@@ -20,6 +20,12 @@ def test_the_producers_door_is_light(heavy: str) -> None:
     assert heavy not in loaded_by("from canvasbus import *")
 
 
+def test_the_door_to_cloudevents_is_light_too() -> None:
+    """A web server that only receives events loads nothing that consumes them."""
+    loaded = loaded_by("import canvasbus; canvasbus.cloudevents.from_http")
+    assert not {"trio", "structlog", "redis", "numpy", "fakeredis"} & loaded
+
+
 def test_the_door_itself_loads_nothing() -> None:
     """pytest imports `canvasbus` for everybody who has it installed: what is behind the door comes when it is asked for."""
     assert "msgspec" not in loaded_by("import canvasbus")

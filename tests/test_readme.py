@@ -205,6 +205,46 @@ assert (old.style, old.revision) == (new.style, new.revision) == ("ukiyo-e", 2)
 """
 
 
+def test_events_travel_over_http(folder: Path) -> None:
+    """What the example's handler sends, in both modes, is what its receiver takes; what is none is answered with None."""
+    (folder / "drive.py").write_text(DRIVE_HTTP)
+    run(folder, sys.executable, "drive.py", url="memory://")
+
+
+DRIVE_HTTP = """
+import trio
+from canvasbus.bus import EventBus
+from cloud_events import received, sent, worker
+from my_events import TasteDropped
+
+made = TasteDropped(model_name="m", aesthetic=0.25)
+
+async def main():
+    async with EventBus("memory://") as bus:
+        bus.add(worker)
+        await bus.publish(made)
+        while len(sent) < 2:
+            await trio.sleep(0.01)
+
+trio.run(main)
+assert [received(*request) for request in sent] == [made, made]
+assert received({"content-type": "application/json"}, b"{}") is None
+"""
+
+
+def test_the_topics_and_the_worker_are_described(folder: Path) -> None:
+    """The README's command line, as it stands."""
+    (line,) = re.findall("^canvasbus (schema asyncapi .* -o .*)$", README, re.MULTILINE)
+    run(folder, sys.executable, "-m", "canvasbus", *line.split(), url="redis://lab")
+    document = json.loads((folder / "asyncapi.json").read_text())
+    assert set(document["operations"]) == {
+        "send-picture.scored",
+        "send-taste.dropped",
+        "receive-picture.scored-by-taste",
+        "send-taste.dropped-by-taste",
+    }
+
+
 def test_the_middleware_lets_events_through(folder: Path) -> None:
     """The one-process example runs the same with the README's middleware around its worker."""
     (folder / "drive.py").write_text("import my_middleware, one_process\nassert one_process.worker.middleware")

@@ -193,6 +193,19 @@ def _schema(commands: Any, add: Callable[..., Parser], typed: Parser) -> None:
     )
     text = "like drift.detected@3; without a version the newest declared here, without any all that --module declares"
     sub.add_argument("what", nargs="*", metavar="TYPE[@VERSION]", help=text)
+    sub = add(
+        schema,
+        "asyncapi",
+        "schema:run_asyncapi",
+        "Write an AsyncAPI 3.0 document of topics and workers.",
+        typed,
+        more=f"{which} With workers named, what they receive and return, too.",
+    )
+    sub.add_argument("workers", nargs="*", metavar="WORKER", help="an installed worker's name or module:worker")
+    sub.add_argument("-o", dest="output", metavar="FILE", help="write it there (else to stdout)")
+    sub.add_argument("--title", metavar="TEXT", help="the document's title (else the names of modules and workers)")
+    sub.add_argument("--release", metavar="TEXT", help="the version of what is described (else canvasbus's)")
+    sub.add_argument("--folder", default="schemas", help="has the schemas of older versions (default: schemas)")
 
 
 def _groups(commands: Any, add: Callable[..., Parser]) -> None:

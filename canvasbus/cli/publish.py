@@ -168,24 +168,22 @@ class _Publishing:
             raise EncodeError(f"not JSON: {error}") from error
         if not isinstance(outer, dict):
             raise EncodeError("an event is a JSON object; in a file, one on each line")
-        event, event_id = from_json(text, type_name=type_name)
+        event, around = from_json(text, type_name=type_name)
+        event_id = around.event_id
         if self._dedupe_key is not None:
             event_id = keyed(registry.of(type(event)).name, self._dedupe_key)
         elif self._dedupe.always and event_id is None:
             raise EncodeError("it has no `id`, by which --dedupe would know it again")
-        if "specversion" not in outer and (type_name is not None or "data" not in outer):
-            outer = {}  # bare data: what is called `source` there is a field of the event
-        source = outer.get("source") or self._context.settings.source
+        source = around.source or self._context.settings.source
         codec = self._codecs.get(source)
         if codec is None:
             codec = self._codecs[source] = Codec(source, limit=self._context.settings.max_event_bytes)
-        cause = outer.get("causationid")
         return codec.encode(
             event,
             event_id=event_id,
-            causation_id=UUID(cause) if cause else None,
-            traceparent=outer.get("traceparent"),
-            expires_on=expiry(self._expires_in),
+            causation_id=around.cause,
+            traceparent=around.traceparent,
+            expires_on=around.expires_on if self._expires_in is None else expiry(self._expires_in),
         )
 
     def _add(self, line: int, event: Outgoing) -> None:

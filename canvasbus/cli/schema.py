@@ -1,4 +1,4 @@
-"""canvasbus schema export | check | diff | catalog (for can-publish see `rollout`)"""
+"""canvasbus schema export | check | diff | catalog | asyncapi (for can-publish see `rollout`)"""
 
 import argparse
 import sys
@@ -6,16 +6,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from canvasbus import __version__
 from canvasbus.cli.context import Context
 from canvasbus.cli.output import Cell, Column, safe
 from canvasbus.consume.handlers import glob_matches
 from canvasbus.contract.compatibility import Verdict, words
 from canvasbus.contract.registry import EventType, registry
-from canvasbus.contract.schema import document
+from canvasbus.contract.schema import document, text
 from canvasbus.errors import ConfigError
 from canvasbus.operate import schemas
 from canvasbus.operate.revision import read_revision
 from canvasbus.operate.words import versions
+from canvasbus.transport.address import Address, parse
 
 OURS = ("canvasbus", "canvasbus_workers")
 CATALOG = (Column("TYPE"), Column("READS"), Column("KEY"), Column("FIELDS", right=True), Column("ABOUT", flexible=True))
@@ -106,6 +108,50 @@ def run_catalog(context: Context, args: argparse.Namespace) -> int:
     elif not newest:
         out.note(f"no type matches {args.glob!r}")
     return 0
+
+
+def run_asyncapi(context: Context, args: argparse.Namespace) -> int:
+    """Always 0: what the document cannot say is told on stderr."""
+    from canvasbus.operate import asyncapi, plugins
+
+    out, settings = context.out, context.settings
+    context.codec  # noqa: B018  the events of --module first: whose import fails is told by that name
+    workers = [plugins.load(target) for target in args.workers]
+    bus = asyncapi.Bus(
+        title=args.title or f"Events of {', '.join([*context.modules, *args.workers]) or 'canvasbus'}",
+        release=args.release or __version__,
+        namespace=settings.namespace,
+        partitions=settings.partitions,
+        address=_address(context),
+    )
+    types = _types(context) if context.modules or not workers else []
+    older = schemas.versions(schemas.read(Path(args.folder)))
+    found = asyncapi.describe(bus, types, workers, registry, older)
+    for name in found.unknown_types:
+        out.note(f"{safe(name)} is left out: no module that declares it is imported (--module)")
+    for name, version in found.unknown_versions:
+        out.note(f"{name} v{version} is left out: {args.folder} has no schema of it (--folder)")
+    if args.output is None or args.output == "-":
+        if out.json:
+            out.record(found.document)
+        else:
+            out.line(text(found.document).decode().rstrip("\n"))
+        return 0
+    try:
+        Path(args.output).write_bytes(text(found.document))
+    except OSError as error:
+        raise ConfigError(f"-o {args.output}: {error.strerror}") from None
+    out.note(f"wrote {args.output}")
+    return 0
+
+
+def _address(context: Context) -> Address | None:
+    """Where the settings say that the bus is; nobody is asked there."""
+    url = context.settings.url
+    try:
+        return parse(url) if url else None
+    except ConfigError as error:
+        raise context.loaded.blame("url", error) from None
 
 
 def _entry(declared: EventType, schema: dict[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from canvasbus.errors import ConfigError, Unavailable
 from canvasbus.operate.entry import Entry, View, view
 from canvasbus.operate.tail import Tail
 from canvasbus.transport.resp import Operation, Pause
+from canvasbus.wire.cloudevents import Attributes
 
 VALUE_WIDTH = 60
 """Characters of one value in a line for people; --json has all of it."""
@@ -23,7 +24,7 @@ NOT_KNOWN_HERE = {"unknown_type": "type not imported", "newer_version": "newer v
 """Reasons that are no fault of the event, which is shown as plain data: `--module` makes its type known."""
 
 RETRY_SECONDS = 0.5
-_ATTRIBUTES = ("id", "source", "type", "time", "subject", "dataschema", "correlationid", "causationid", "traceparent")
+_ATTRIBUTES = frozenset(Attributes.__struct_fields__)
 
 Wanted = Callable[[Mapping[str, Any]], bool]
 
@@ -160,7 +161,7 @@ def _warn_about_fields(pairs: list[str], globs: list[str], out: Output) -> None:
     types = [t for t in registry if not globs or any(glob_matches(glob, t.name) for glob in globs)]
     if not types:
         return
-    fields = {name for declared in types for name in declared.cls.__struct_encode_fields__} | set(_ATTRIBUTES)
+    fields = {name for declared in types for name in declared.cls.__struct_encode_fields__} | _ATTRIBUTES
     for pair in pairs:
         name = pair.partition("=")[0].partition(".")[0]
         if name not in fields:

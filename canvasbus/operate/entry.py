@@ -18,7 +18,7 @@ import msgspec
 from canvasbus import ids
 from canvasbus.errors import DecodeError
 from canvasbus.operate.topics import time_of
-from canvasbus.wire.cloudevents import structured, to_cloudevent
+from canvasbus.wire.cloudevents import structured, to_structured
 from canvasbus.wire.codec import Codec
 from canvasbus.wire.envelope import Envelope
 
@@ -62,7 +62,7 @@ def view(entry: Entry, codec: Codec) -> View:
         envelope, event = codec.decode(value, stream_type=entry.topic, entry_id=entry.entry_id)
         newest = codec.registry.latest(envelope.type)
         if newest is not None and newest.version == envelope.version:
-            return View(to_cloudevent(envelope, event))
+            return View(to_structured(envelope, event))
     except DecodeError as error:
         reason, problem = error.reason, str(error)
     is_json = value[:1] == b"{"
@@ -70,7 +70,7 @@ def view(entry: Entry, codec: Codec) -> View:
         envelope = codec.open_envelope(value, stream_type=entry.topic, entry_id=entry.entry_id)
         old = codec.registry.get(envelope.type, envelope.version)
         if old is not None and reason is None:
-            return View(to_cloudevent(envelope, (old.json_decoder if is_json else old.decoder).decode(envelope.data)))
+            return View(to_structured(envelope, (old.json_decoder if is_json else old.decoder).decode(envelope.data)))
         data = _plain(envelope, is_json=is_json)
     except (DecodeError, msgspec.MsgspecError, ValueError, TypeError, RecursionError, OverflowError):
         return _marked(entry, reason or "invalid", problem, data_base64=base64.b64encode(value[:4096]).decode())

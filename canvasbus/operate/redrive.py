@@ -10,6 +10,8 @@ from collections.abc import Iterable, Sequence
 from canvasbus.operate.deadletter import DeadLetter
 from canvasbus.transport.resp import Operation, check, chunks, command
 from canvasbus.transport.scripts import REDRIVE
+from canvasbus.wire.cloudevents import moved
+from canvasbus.wire.deadletter import DeadLetterRecord
 from canvasbus.wire.keys import Keys
 
 AT_ONCE = 100
@@ -41,11 +43,18 @@ def redrive(partitions: Sequence[Keys], letters: Sequence[DeadLetter]) -> Operat
     args: list[bytes | str | int] = [group]
     for letter in letters:
         assert letter.record is not None
-        event_type, fields = letter.record.event_type, letter.record.fields
+        event_type, fields = letter.record.event_type, _with_its_id(letter.record)
         stream = keys.retry(group, event_type)
         args += (letter.id, places.setdefault(stream, len(places) + 3), event_type, len(fields), *fields)
     reply = yield from REDRIVE.call([keys.dead(group), keys.retries(group), *places], args)
     return int(check(reply, f"redrive dead letters of {group}"))
+
+
+def _with_its_id(record: DeadLetterRecord) -> tuple[bytes, ...]:
+    """The entry's fields. A JSON event that somebody wrote without an id has one by where it lay, and takes it along."""
+    if record.event_id is None or record.fields[0] != b"e":
+        return record.fields
+    return (b"e", moved(record.fields[1], record.event_id, record.entry_id), *record.fields[2:])
 
 
 def purge(partitions: Sequence[Keys], letters: Sequence[DeadLetter]) -> Operation[int]:

@@ -24,7 +24,7 @@ from canvasbus.contract.example import example
 from canvasbus.contract.registry import EventType, Registry
 from canvasbus.contract.schema import Schema, document, text
 from canvasbus.errors import ConfigError, DecodeError
-from canvasbus.wire.cloudevents import to_cloudevent
+from canvasbus.wire.cloudevents import to_structured
 from canvasbus.wire.codec import Codec
 
 Folder = Mapping[str, bytes]
@@ -80,7 +80,7 @@ def files(declared: EventType) -> dict[str, bytes]:
     stem = f"{declared.name}/v{declared.version}"
     return {
         f"{stem}.json": text(document(declared)),
-        f"{stem}.example.json": text(to_cloudevent(envelope, made)),
+        f"{stem}.example.json": text(to_structured(envelope, made)),
         f"{stem}.wire.hex": wire.hex().encode() + b"\n",
     }
 

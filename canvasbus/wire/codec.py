@@ -135,7 +135,7 @@ class Codec:
                 plan.declared.decoder.decode(payload)
             key: Any = plan.key(event) if plan.key else None
             if key.__class__ is not str and key is not None:
-                key = str(getattr(key, "value", key))
+                key = _text(key)
             key_bytes = plan.keys.get(key) or plan.remember(key)
         except _BAD_EVENT as error:
             raise _cannot(plan, error) from error
@@ -244,20 +244,26 @@ class Codec:
 
     def decode(self, value: bytes, *, stream_type: str, entry_id: str) -> tuple[Envelope, Event]:
         """Decode the value of an entry's `e` field. Raises DecodeError, whose `reason` says what kind it is."""
-        envelope, declared, is_json = self._open(value, stream_type, entry_id)
-        if envelope.version != declared.version:
-            return envelope, _upcast(envelope, declared, is_json)
-        try:
-            decoder = declared.json_decoder if is_json else declared.decoder
-            return envelope, decoder.decode(envelope.data)
-        except msgspec.ValidationError as error:
-            raise DecodeError(f"{envelope.type} v{envelope.version}: {error}", reason="invalid") from error
-        except BAD_BYTES as error:
-            raise DecodeError(f"{envelope.type} v{envelope.version}: {said(error)}") from error
-
-    def _open(self, value: bytes, stream_type: str, entry_id: str) -> tuple[Envelope, EventType, bool]:
-        is_json = value[:1] == b"{"
         envelope = self.open_envelope(value, stream_type=stream_type, entry_id=entry_id)
+        if value[:1] == b"{":
+            return self.decode_json(envelope)
+        declared = self._declared(envelope)
+        if envelope.version != declared.version:
+            return envelope, _upcast(envelope, declared, is_json=False)
+        return envelope, _decoded(envelope, declared.decoder)
+
+    def decode_json(self, envelope: Envelope) -> tuple[Envelope, Event]:
+        """Decode an envelope whose payload is JSON. Whoever wrote it need not have known which field is the key."""
+        declared = self._declared(envelope)
+        if envelope.version != declared.version:
+            event = _upcast(envelope, declared, is_json=True)
+        else:
+            event = _decoded(envelope, declared.json_decoder)
+        if declared.key is not None:
+            envelope = msgspec.structs.replace(envelope, key=_text(getattr(event, declared.key)))
+        return envelope, event
+
+    def _declared(self, envelope: Envelope) -> EventType:
         newest = self.registry.latest(envelope.type)
         if newest is None:
             raise DecodeError(
@@ -274,7 +280,7 @@ class Codec:
                 f"v{newest.upcasters.since}",
                 reason="unknown_type",
             )
-        return envelope, newest, is_json
+        return newest
 
     def open_envelope(self, value: bytes, *, stream_type: str, entry_id: str) -> Envelope:
         """Read the envelope and leave the payload alone (routing, dead letters, `tail`)."""
@@ -297,7 +303,21 @@ _msgpack_fields = msgspec.msgpack.Decoder(dict[str, Any]).decode
 _json_fields = msgspec.json.Decoder(dict[str, Any]).decode
 
 
-def _upcast(envelope: Envelope, declared: EventType, is_json: bool) -> Event:
+def _decoded(envelope: Envelope, decoder: msgspec.msgpack.Decoder[Event] | msgspec.json.Decoder[Event]) -> Event:
+    try:
+        return decoder.decode(envelope.data)
+    except msgspec.ValidationError as error:
+        raise DecodeError(f"{envelope.type} v{envelope.version}: {error}", reason="invalid") from error
+    except BAD_BYTES as error:
+        raise DecodeError(f"{envelope.type} v{envelope.version}: {said(error)}") from error
+
+
+def _text(key: Any) -> str:
+    """A key as it travels: of a number, an enum or a UUID its text."""
+    return key if key.__class__ is str else str(getattr(key, "value", key))
+
+
+def _upcast(envelope: Envelope, declared: EventType, *, is_json: bool) -> Event:
     """An event of an older version as one of the newest."""
     version = envelope.version
     try:

@@ -18,9 +18,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
-from uuid import UUID
 
-import msgspec
 import numpy as np
 import pytest
 from cli.commands import Run
@@ -37,7 +35,6 @@ from canvasbus.operate import plugins
 from canvasbus.transport.blocking import BlockingLink
 from canvasbus.transport.connect import open_server
 from canvasbus.wire.cloudevents import from_json
-from canvasbus.wire.envelope import Envelope
 
 pytestmark = pytest.mark.long
 
@@ -333,11 +330,8 @@ def scenes(told: Told) -> Callable[[], Iterator[Story]]:
         story = Story()
         began = datetime.fromisoformat(told.events[0]["time"])
         for printed in told.events:
-            event, event_id = from_json(json.dumps(printed))
-            cause = printed.get("causationid")
-            envelope = Envelope(
-                event_id, printed["type"], 1, "", None, UUID(cause) if cause else None, None, msgspec.Raw(b"")
-            )
+            event, around = from_json(json.dumps(printed))
+            envelope = around.whole()
             story.take(event, envelope, (event.occurred_on - began).total_seconds())
             yield story
 

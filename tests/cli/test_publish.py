@@ -1,7 +1,9 @@
 """canvasbus publish: arguments, files, stdin, CloudEvents; what is wrong is said with its line and costs no other line."""
 
+import base64
 import json
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from uuid import UUID
 from zlib import crc32
@@ -82,6 +84,22 @@ def test_an_envelope_without_specversion_keeps_all_it_says_too(run: Run, eyes: E
     assert run("publish", text).code == 0
     ((envelope, _),) = eyes.entries("drift.detected")
     assert (str(envelope.id), envelope.source, envelope.causation_id) == (IDENT, "lab", UUID(CAUSE))
+
+
+def test_what_others_wrote_is_published_as_they_meant_it(run: Run, eyes: Eyes) -> None:
+    """Ids of other houses, data in base64, and an expiry, which --expires-in overrules."""
+    data = base64.b64encode(DATA.encode()).decode()
+    foreign = {"id": "A-1", "causationid": "A-0", "expirytime": "2120-01-02T03:04:05Z", "data_base64": data}
+    text = json.dumps({name: value for name, value in WHOLE.items() if name != "data"} | foreign)
+    assert run("publish", text).code == 0
+    assert run("publish", text, "--expires-in", "1h").code == 0
+    assert run("publish", text.replace("A-1", "A-0").replace("2120", "1970")).code == 0
+    (first, made), (second, _), (cause, _) = eyes.entries("drift.detected")
+    assert isinstance(made, DriftDetected) and made.drift_score == 0.4
+    assert first.id == second.id and first.causation_id == cause.id
+    assert first.expires_on == datetime(2120, 1, 2, 3, 4, 5, tzinfo=UTC).timestamp()
+    assert second.expires_on is not None and second.expires_on < first.expires_on
+    assert cause.expires_on == 86400 + 3 * 3600 + 4 * 60 + 5
 
 
 def test_json_output_is_one_record(run: Run, eyes: Eyes) -> None:

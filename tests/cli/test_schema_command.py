@@ -185,9 +185,67 @@ def test_the_catalog_tells_what_there_is(repository: Repository) -> None:
     assert (done.returncode, done.stdout) == (0, "") and "no type matches 'zzz*'" in done.stderr
 
 
+WORKERS = """
+from canvasbus.worker import Worker
+from my_events import PictureScored
+
+worker = Worker("judges")
+
+@worker.on(PictureScored)
+async def judge(event: PictureScored) -> None:
+    pass
+
+@worker.on("picture.framed")
+async def frame(event) -> None:
+    pass
+"""
+
+
+def test_topics_and_workers_as_asyncapi(repository: Repository) -> None:
+    """Of modules and of workers, to a file or to stdout, the same each time; what cannot be said is told on stderr."""
+    repository.write(SECOND)
+    (repository.path / "my_workers.py").write_text(WORKERS)
+    done = repository.schema("asyncapi", "my_workers:worker", "-o", "asyncapi.json", "--release", "7")
+    assert (done.returncode, done.stdout) == (0, "")
+    assert done.stderr.splitlines() == [
+        "picture.framed is left out: no module that declares it is imported (--module)",
+        "wrote asyncapi.json",
+    ]
+    first = (repository.path / "asyncapi.json").read_bytes()
+    document = json.loads(first)
+    assert document["info"]["title"] == "Events of my_events, my_workers:worker"
+    assert (document["asyncapi"], document["info"]["version"]) == ("3.0.0", "7")
+    assert set(document["channels"]) == {"picture.scored"} and "servers" not in document
+    assert set(document["components"]["messages"]) == {"picture.scored.v1", "picture.scored.v2"}
+    assert set(document["operations"]) == {"send-picture.scored", "receive-picture.scored-by-judges"}
+    assert repository.schema("asyncapi", "my_workers:worker", "--release", "7").stdout.encode() == first
+    (line,) = repository.schema("asyncapi", "--json").stdout.splitlines()
+    assert set(json.loads(line)["operations"]) == {"send-picture.scored"}
+    done = repository.schema("asyncapi", "--folder", "elsewhere")
+    assert "picture.scored v1 is left out: elsewhere has no schema of it (--folder)" in done.stderr
+    assert set(json.loads(done.stdout)["components"]["messages"]) == {"picture.scored.v2"}
+    url = "redis://mia:hidden@lab:6380/1"
+    done = repository.run(*CANVASBUS, "schema", "asyncapi", "my_workers:worker", "--url", url, "--title", "Judges")
+    assert json.loads(done.stdout)["servers"]["bus"]["host"] == "lab:6380"
+    assert json.loads(done.stdout)["info"]["title"] == "Judges" and "hidden" not in done.stdout
+
+
+def test_without_names_asyncapi_tells_what_comes_along(repository: Repository) -> None:
+    """canvasbus's own events."""
+    done = repository.run(*CANVASBUS, "schema", "asyncapi")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(json.loads(done.stdout)["channels"]) == 21
+
+
+CANVASBUS = (sys.executable, "-m", "canvasbus")
+
+
 @pytest.mark.parametrize(
     ("command", "module", "says"),
     [
+        (("asyncapi", "my_events:worker"), "my_events", "has no 'worker'; it declares no Worker"),
+        (("asyncapi", "-o", "no/such/folder"), "my_events", "-o no/such/folder: No such file or directory"),
+        (("asyncapi", "--url", "rediss:/x"), "my_events", "off:// (url from --url)"),
         (("check", "--against", "nowhere"), "my_events", "the repository has no such revision here; fetch it first"),
         (("check", "--against", "--all"), "my_events", "expected one argument"),
         (("check", "--against=-x"), "my_events", "is no revision"),

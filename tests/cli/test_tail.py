@@ -22,7 +22,7 @@ from canvasbus.cli.times import start_of
 from canvasbus.errors import ConfigError
 from canvasbus.operate.entry import Entry, view
 from canvasbus.transport.blocking import BlockingLink
-from canvasbus.wire.cloudevents import from_json, to_cloudevent
+from canvasbus.wire.cloudevents import from_json, to_structured
 from canvasbus.wire.codec import Codec
 
 SECOND = 1_700_000_000
@@ -104,8 +104,10 @@ def test_json_is_valid_cloudevents(run: Run, filled: Eyes) -> None:
         assert all(record[name] and isinstance(record[name], str) for name in ("id", "source", "type"))
         assert all(name.isascii() and name.isalnum() and name.islower() for name in record), record
         assert datetime.fromisoformat(record["time"]).tzinfo is not None
-        made, ident = from_json(json.dumps(record))
-        assert str(ident) == record["id"] and made.correlation_id.hex == record["correlationid"].replace("-", "")
+        made, around = from_json(json.dumps(record))
+        assert str(around.event_id) == record["id"] and made.correlation_id.hex == record["correlationid"].replace(
+            "-", ""
+        )
 
 
 def test_people_see_one_line_an_event(run: Run, filled: Eyes) -> None:
@@ -190,7 +192,7 @@ def test_any_bytes_are_one_line() -> None:
     draw = random.Random(seed)
     codec = Codec("lab")
     binary = codec.encode(PaintingMade(title="Dusk", number=3)).data
-    text = msgspec.json.encode(to_cloudevent(*codec.decode(binary, stream_type="painting.made", entry_id="1-0")))
+    text = msgspec.json.encode(to_structured(*codec.decode(binary, stream_type="painting.made", entry_id="1-0")))
     for _ in range(3000):
         value = bytearray(draw.choice((binary, text)))
         for _ in range(draw.randrange(5)):
