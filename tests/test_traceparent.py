@@ -14,7 +14,7 @@ from canvasbus.bus import EventBus
 from canvasbus.consume import maintain
 from canvasbus.operate.deadletter import Filter, dead_letters
 from canvasbus.operate.redrive import portions, redrive
-from canvasbus.wire.cloudevents import to_cloudevent
+from canvasbus.wire.cloudevents import to_structured
 from canvasbus.wire.codec import Codec
 from canvasbus.worker import Backoff, Context, Handle, Later, Worker
 
@@ -174,7 +174,7 @@ def test_it_is_shown_as_cloudevents_have_it() -> None:
     codec = Codec("studio")
     for said in (trace(1), None):
         data = codec.encode(PaintingMade(), traceparent=said).data
-        shown = to_cloudevent(*codec.decode(data, stream_type="painting.made", entry_id="1-0"))
+        shown = to_structured(*codec.decode(data, stream_type="painting.made", entry_id="1-0"))
         assert shown.get("traceparent") == said
 
 
