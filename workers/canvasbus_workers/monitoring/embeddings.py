@@ -1,0 +1,164 @@
+"""One embedding of a reference: random Fourier features for MMD, leading components for the Fréchet distance.
+
+Both are sums over rows, so a window's state has a fixed size (about 15 kB) however many rows it has, and partial ones
+add up. Rows are mapped in blocks of 64, the last one filled with zeros: a matrix product gives a row other last bits in
+a block of another height, and merged shards would then differ. What is summed are whole multiples of 1/65536.
+"""
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from canvasbus_workers.monitoring import nulls
+
+FREQUENCIES = 256
+"""Random Fourier features are a cosine and a sine of each: the kernel of a pair is off by about 1/16, the mean over the
+pairs of two windows by far less."""
+COMPONENTS = 32
+"""Leading principal components in which the Fréchet distance is measured."""
+FEWEST = 64
+"""Rows of a reference below which there is no Fréchet distance: its two halves say too little."""
+BLOCK = 64
+GRID = 65536
+FINE = 1024
+"""Components are summed as whole multiples of 1/1024 of the leading one's standard deviation."""
+FARTHEST = 128.0
+"""Of these standard deviations; beyond, a component is cut. Products then stay exact in float64 for 2¹⁸ rows."""
+
+Array = npt.NDArray[Any]
+
+
+class RandomFeatures:
+    """A Gaussian kernel as a finite map: k(x, y) ≈ f(x)·f(y). Rahimi and Recht, "Random features for large-scale kernel
+    machines", NIPS 2007. The bandwidth is the median distance within the reference."""
+
+    def __init__(self, reference: Array, seed: int = 0, frequencies: int = FREQUENCIES) -> None:
+        """`reference`: (m, d)."""
+        some = np.asarray(reference, float)[:: max(1, len(reference) // 200)][:200]
+        squares = ((some**2).sum(axis=1)[:, None] + (some**2).sum(axis=1)[None, :] - 2 * some @ some.T).clip(0)
+        middle = float(np.median(squares[np.triu_indices(len(some), 1)])) if len(some) > 1 else 0.0
+        self.bandwidth = float(np.sqrt(middle)) or 1.0
+        random = np.random.default_rng([seed, reference.shape[1]])
+        drawn = random.standard_normal((reference.shape[1], frequencies)) / self.bandwidth
+        self._frequencies = drawn.astype(np.float32)
+
+    def __call__(self, rows: Array) -> Array:
+        """(n, d) → (n, 2·frequencies), each row of length 1."""
+        angles = in_blocks(rows, self._frequencies)
+        scale = np.float32(1 / np.sqrt(angles.shape[1]))
+        return np.concatenate([np.cos(angles), np.sin(angles)], axis=1) * scale
+
+
+def in_blocks(rows: Array, matrix: Array) -> Array:
+    """rows (n, d) @ matrix (d, k) in float32, each row's result the same whatever rows it comes with."""
+    n, d = rows.shape
+    filled = np.zeros((-(-n // BLOCK) * BLOCK, d), np.float32)
+    filled[:n] = rows
+    out = np.empty((len(filled), matrix.shape[1]), np.float32)
+    for at in range(0, len(filled), BLOCK):
+        np.matmul(filled[at : at + BLOCK], matrix, out=out[at : at + BLOCK])
+    return out[:n]
+
+
+@dataclass(frozen=True, eq=False)
+class Embedding:
+    """An embedding of a reference."""
+
+    name: str
+    width: int
+    items: int
+    features: RandomFeatures = field(repr=False)
+    mean: Array = field(repr=False)
+    """(2·frequencies,) of the features."""
+    covariance: Array = field(repr=False)
+    center: Array = field(repr=False)
+    """(width,)"""
+    basis: Array = field(repr=False)
+    """(width, components); no components: the reference is too small for a Fréchet distance."""
+    scale: float
+    """Standard deviation of the leading component."""
+    half_mean: Array = field(repr=False)
+    half_covariance: Array = field(repr=False)
+    """Of the components of one half of the reference."""
+    other_half: Array = field(repr=False)
+    """The components of the other half's rows, from which clean windows are drawn."""
+
+    @property
+    def components(self) -> int:
+        """How many."""
+        return int(self.basis.shape[1])
+
+    @cached_property
+    def null(self) -> nulls.Null:
+        """Of MMD², to be scaled by 1/n + 1/m."""
+        return nulls.mmd_null(self.covariance)
+
+    @cached_property
+    def spread(self) -> float:
+        """Mean squared distance of a row's features from their mean."""
+        return float(np.trace(self.covariance)) or 1.0
+
+    def frechet_null(self, n: int) -> nulls.Null:
+        """Of the Fréchet distance of a window of n rows."""
+        key = nulls.near(n)
+        found: nulls.Null = self._nulls.get(
+            key, lambda: nulls.frechet_null(self.other_half, self.half_mean, self.half_covariance, nulls.near(n))
+        )
+        return found
+
+    @cached_property
+    def _nulls(self) -> nulls.Cache:
+        return nulls.Cache(64)
+
+    def sums(self, rows: Array) -> tuple[int, Array, Array, Array]:
+        """Rows (n, width) → (rows counted, sum of features, sum of components, sum of their products), all of them whole
+        numbers. A row with a value that is none is not counted."""
+        sound = np.isfinite(rows).all(axis=1)
+        rows = rows if sound.all() else rows[sound]
+        features = np.rint(self.features(rows) * np.float32(GRID)).sum(axis=0, dtype=np.float64).astype(np.int64)
+        parts = self.project(rows)
+        return len(rows), features, parts.sum(axis=0).astype(np.int64), (parts.T @ parts).astype(np.int64)
+
+    def project(self, rows: Array) -> Array:
+        """Rows (n, width) → whole multiples of scale/FINE (n, components), as float64."""
+        moved = in_blocks(rows - self.center.astype(np.float32), self.basis.astype(np.float32)).astype(np.float64)
+        return np.rint(np.clip(moved / self.scale, -FARTHEST, FARTHEST) * FINE)
+
+
+def fit(name: str, rows: Array) -> Embedding | None:
+    """Prepare an embedding of a reference (m, d). None: fewer than two rows are sound."""
+    rows = np.asarray(rows, np.float32)
+    rows = rows[np.isfinite(rows).all(axis=1)]
+    if len(rows) < 2:
+        return None
+    features = RandomFeatures(rows)
+    mapped = np.rint(features(rows) * np.float32(GRID)).astype(np.float64) / GRID
+    first, second = rows[::2], rows[1::2]
+    center = first.astype(np.float64).mean(axis=0)
+    values, vectors = np.linalg.eigh(np.cov(first.astype(np.float64), rowvar=False).reshape(rows.shape[1], -1))
+    keep = min(COMPONENTS, len(first) // 4, rows.shape[1]) if len(rows) >= FEWEST else 0
+    basis = vectors[:, ::-1][:, :keep]
+    embedding = Embedding(
+        name=name,
+        width=rows.shape[1],
+        items=len(rows),
+        features=features,
+        mean=mapped.mean(axis=0),
+        covariance=np.cov(mapped, rowvar=False),
+        center=center,
+        basis=basis,
+        scale=float(np.sqrt(max(values[-1], 0.0))) or 1.0,
+        half_mean=np.zeros(keep),
+        half_covariance=np.zeros((keep, keep)),
+        other_half=np.zeros((0, keep)),
+    )
+    if not keep:
+        return embedding
+    mine, theirs = embedding.project(first) / FINE, embedding.project(second) / FINE
+    object.__setattr__(embedding, "half_mean", mine.mean(axis=0))
+    object.__setattr__(embedding, "half_covariance", np.cov(mine, rowvar=False).reshape(keep, keep))
+    object.__setattr__(embedding, "other_half", theirs)
+    return embedding
