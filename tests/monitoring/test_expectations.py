@@ -96,6 +96,17 @@ def test_clean_windows_break_nothing(rows: Rows) -> None:
         assert compare(reference, count(reference, window), Policy()).violations == ()
 
 
+def test_probabilities_are_in_range_from_0_to_1() -> None:
+    """However small those of the reference were; what lies beyond is broken."""
+    random = np.random.default_rng(3)
+    low = random.random((500, 2)).astype(np.float32) * 0.01
+    reference = Reference({"probabilities": np.concatenate([low, 1 - low.sum(axis=1, keepdims=True)], axis=1)})
+    high = random.dirichlet(np.ones(3), 100).astype(np.float32)
+    assert compare(reference, count(reference, {"probabilities": high}), Policy()).violations == ()
+    broken = compare(reference, count(reference, {"probabilities": high * 6}), Policy()).violations
+    assert {v.feature for v in broken if v.check == "range"} >= {f"probabilities[{at}]" for at in range(3)}
+
+
 def test_a_few_odd_rows_break_nothing(rows: Rows) -> None:
     """One unseen category and one value out of range among five hundred rows."""
     reference, window = Reference(rows(1000)), rows(500)

@@ -51,6 +51,8 @@ class Column:
     """Share of the most frequent value."""
     gaps: Array = field(repr=False)
     """(bins - 1,): distances of the bins' means, in standard deviations."""
+    bounds: tuple[float, float] | None = None
+    """Between which values lie by their nature; None: what is out of range is told by the reference's own."""
 
     @property
     def bins(self) -> int:
@@ -60,11 +62,15 @@ class Column:
     @property
     def least(self) -> float:
         """Below this a value is out of range; categories have no range."""
+        if self.bounds is not None:
+            return self.bounds[0]
         return -np.inf if self.categorical else self.low - (self.high - self.low) * FENCE
 
     @property
     def most(self) -> float:
         """Above this it is."""
+        if self.bounds is not None:
+            return self.bounds[1]
         return np.inf if self.categorical else self.high + (self.high - self.low) * FENCE
 
     def bin(self, values: Array) -> Array:
@@ -100,7 +106,9 @@ def plain(values: Array) -> Array:
     return np.array(["" if value is None else str(value) for value in values.tolist()], dtype=np.str_)
 
 
-def fit(name: str, values: Array, categorical: bool | None = None) -> Column | None:
+def fit(
+    name: str, values: Array, categorical: bool | None = None, bounds: tuple[float, float] | None = None
+) -> Column | None:
     """Prepare a column of a reference (n,). `categorical` None: as it looks. None: it has no values."""
     values = plain(values)
     absent = missing(values)
@@ -140,6 +148,7 @@ def fit(name: str, values: Array, categorical: bool | None = None) -> Column | N
         high=float(numbers.max()),
         mode_share=float(times.max() / len(there)),
         gaps=gaps,
+        bounds=bounds,
     )
 
 

@@ -22,6 +22,8 @@ Array = npt.NDArray[Any]
 Arrays = Mapping[str, npt.NDArray[Any]]
 
 PROBABILITIES, CONFIDENCE, CORRECT = "probabilities", "confidence", "correct"
+SHARE = (-1e-3, 1 + 1e-3)
+"""Where probabilities lie. One that was never above .01 and now is .5 tells of drift and not of a broken sensor."""
 WIDEST = 64
 """A matrix with more columns than this is taken to be an embedding, as is any whose name begins with "embedding"."""
 
@@ -79,7 +81,8 @@ class Reference:
                 continue
             self.arrays[name] = array.shape[1] if array.ndim == 2 else 0
             for each, values in split(name, array, self.names.get(name, ())):
-                column = columns.fit(each, values, True if each in categorical else None)
+                bounds = SHARE if name in (PROBABILITIES, CONFIDENCE) else None
+                column = columns.fit(each, values, True if each in categorical else None, bounds)
                 if column is not None:
                     self.columns.append(column)
         self.starts = np.cumsum([0, *(column.bins for column in self.columns)])
