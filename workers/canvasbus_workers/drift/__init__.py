@@ -4,7 +4,8 @@
         window.evaluated · drift.detected · drift.resolved · data_quality.violated
     labels.recorded ─► joined by item id ─► metric.reported · metric.threshold_breached · metric.recovered
 
-Its pure part is a library of its own, `canvasbus_workers.monitoring`, and `book`, which turns verdicts into events.
+Its pure part is a library of its own, `canvasbus_workers.monitoring`, and what makes states and events of its verdicts:
+`book`, `telling` (windows), `judging` (labels), `answers`.
 Model servers need neither: `from canvasbus_workers.drift.record import observations` makes events of arrays.
 
 `worker` is loaded when it is asked for, so that what model servers and the doctor import brings no trio with it.

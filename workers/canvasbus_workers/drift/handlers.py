@@ -22,7 +22,7 @@ from canvasbus import Event
 from canvasbus.events import LabelsRecorded, ObservationsRecorded, ReferenceRegistered
 from canvasbus.worker import Cancel, Context, Later, Parts, Reject, RetryLater, State, Worker, section
 from canvasbus_workers.artifacts import ArtifactError
-from canvasbus_workers.drift import answers, book
+from canvasbus_workers.drift import answers, book, judging, telling
 from canvasbus_workers.drift.answers import Answers
 from canvasbus_workers.drift.book import Book, Closed, References, Registered, Scope, Track, Window
 from canvasbus_workers.drift.edge import Samples, arrays_of
@@ -124,7 +124,7 @@ async def observe(event: ObservationsRecorded, ctx: Context) -> Sequence[Event |
     if name in window.seen:
         return ()
     if len(event.item_ids) >= LEAST_REPEATED and content in window.seen:
-        return (book.repeated(scope, batch_id, len(event.item_ids)),)
+        return (telling.repeated(scope, batch_id, len(event.item_ids)),)
     opens = not window.items
     batch = _count(event, arrays, references)
     part = f"{name}.{content}"
@@ -217,9 +217,9 @@ async def _close(scope: Scope, window: Window, registered: Sequence[Registered],
     track.follow(scope.version)
     verdict, change = judge(whole.numbers, batch.items, references, partials, track.course, settings)
     breach = whole.breaches.get(scope.segment)
-    found: list[Event] = [book.evaluated(scope, window, verdict, _confidence(verdict.short, partials))]
-    found += book.broken(scope, window, track, verdict.violations)
-    found += book.drift_changed(scope, window, verdict, track, change, breach is not None and breach.is_open)
+    found: list[Event] = [telling.evaluated(scope, window, verdict, _confidence(verdict.short, partials))]
+    found += telling.broken(scope, window, track, verdict.violations)
+    found += telling.drift_changed(scope, window, verdict, track, change, breach is not None and breach.is_open)
     match = verdict.match
     closed = Closed(
         number=verdict.number,
@@ -360,7 +360,7 @@ async def _judge(model: str, whole: Book, closed: Closed, wrong: Sequence[bool],
     settings: Settings = ctx.resources.settings
     before = whole.breaches.get(closed.segment)
     was_breached = before is not None and before.is_open
-    found = list(book.labelled(model, whole, closed, wrong, settings, settings.label_items))
+    found = list(judging.labelled(model, whole, closed, wrong, settings, settings.label_items))
     now = whole.breaches.get(closed.segment)
     if now is None or not now.is_open or was_breached:
         return found
@@ -368,5 +368,5 @@ async def _judge(model: str, whole: Book, closed: Closed, wrong: Sequence[bool],
     newest = whole.newest(closed.segment)
     if track.course.episode.is_open and not track.critical and track.told is not None and newest is not None:
         track.critical = True
-        found.append(book.escalated(track.told, newest))
+        found.append(telling.escalated(track.told, newest))
     return found
