@@ -377,6 +377,18 @@ async def test_drift_refuses_what_does_not_fit(autojump_clock: MockClock, bus: T
     assert bus.published("window.evaluated") == []
 
 
+async def test_references_never_change(autojump_clock: MockClock, bus: TestBus, studio: Studio) -> None:
+    """The same one again is nothing; another one under its name is refused, and the first one stays the measure."""
+    first = studio.reference()
+    other = replace(studio.reference(3.0), reference_id=first.reference_id)
+    async with bus:
+        await told(bus, first, first, other, studio.batch())
+    (letter,) = bus.dead_letters("drift")
+    assert letter.reason == "rejected" and "never change" in letter.error
+    (window,) = events(bus, WindowEvaluated)
+    assert (window.status, window.regime) == ("ok", "shift 0.0")
+
+
 # --- labels ------------------------------------------------------------------------------------------------------------
 
 

@@ -54,7 +54,8 @@ class References(Struct):
     known: list[Registered] = field(default_factory=list)
 
     def register(self, event: ReferenceRegistered) -> Registered:
-        """Make it active. Registering it again changes nothing; another one under its name takes its place."""
+        """Make it active; registering it again changes nothing. Raises ValueError for another one under its name: what was
+        counted and told against a reference must stay true."""
         one = Registered(
             event.reference_id,
             event.regime,
@@ -67,7 +68,12 @@ class References(Struct):
         )
         if one in self.known:
             return one
-        self.known = [other for other in self.known if other.reference_id != one.reference_id] + [one]
+        if any(other.reference_id == one.reference_id for other in self.known):
+            raise ValueError(
+                f"reference {one.reference_id} is registered with other rows: references never change, register these under "
+                "another reference_id"
+            )
+        self.known.append(one)
         if len(self.known) > KEPT_REFERENCES:
             del self.known[1]
         return one

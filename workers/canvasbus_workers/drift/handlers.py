@@ -90,10 +90,10 @@ async def open_resources() -> AsyncIterator[Resources]:
 async def register(event: ReferenceRegistered, ctx: Context) -> None:
     """Another regime that the windows of a version may match."""
     state = await _references(event.model_name, event.model_version, ctx)
-    one = state.value.register(event)
     try:
+        one = state.value.register(event)
         ctx.resources.samples.load(one)
-    except ArtifactError as error:
+    except (ValueError, ArtifactError) as error:
         raise Reject(str(error)) from error
 
 
