@@ -59,6 +59,17 @@ def test_the_model_server_runs(tmp_path: Path, make_server: Any) -> None:
     assert (found["MetricReported"].value, found["MetricReported"].items) == (1.0, 30)
 
 
+def test_the_helper_is_light(tmp_path: Path) -> None:
+    """What a model server imports brings numpy and no trio, and tells numpy nothing about threads."""
+    code = (
+        "import os, sys; before = dict(os.environ); import canvasbus_workers.drift.record, canvasbus_workers.drift.settings; "
+        "assert dict(os.environ) == before; print({'trio', 'structlog', 'redis'} & set(sys.modules))"
+    )
+    full = dict(os.environ) | {"PYTHONPATH": python_path(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=full)
+    assert done.stdout.strip() == "set()", done.stderr
+
+
 def test_the_settings_are_all_there_with_their_defaults(tmp_path: Path, monkeypatch: Any) -> None:
     """The table on the page is what the worker has when it is told nothing, and names every setting."""
     path = tmp_path / "canvasbus.toml"

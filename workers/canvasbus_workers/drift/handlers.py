@@ -41,6 +41,8 @@ PARTS_AT_ONCE = 64
 """Parts of a window above which they are made into one."""
 KEPT_BATCHES = 512
 """Counted batches that a process remembers: those whose commit is on its way, and those that must run again."""
+KEPT_ANSWERS = 50_000
+"""Of one window, the last ones, 600 kB: labels of the others find nothing. A state holds a megabyte at most."""
 KEPT_EARLY = 64
 """Batches of labels that may wait for their answers."""
 LEAST_REPEATED = 16
@@ -193,7 +195,8 @@ def _together(batches: Sequence[Batch]) -> tuple[Batch, dict[str, Partial]]:
         for batch in batches[1:]:
             whole[digest].add(Partial.unpack(batch.counted[digest]))
     packed = {digest: whole[digest].pack() for digest in sorted(whole)}
-    return Batch(sum(b.items for b in batches), packed, b"".join(b.answers for b in batches)), whole
+    said = b"".join(batch.answers for batch in batches)[-KEPT_ANSWERS * answers.ROW.itemsize :]
+    return Batch(sum(batch.items for batch in batches), packed, said), whole
 
 
 async def _fold(scope: Scope, window: Window, ctx: Context) -> None:
