@@ -107,6 +107,26 @@ def test_probabilities_are_in_range_from_0_to_1() -> None:
     assert {v.feature for v in broken if v.check == "range"} >= {f"probabilities[{at}]" for at in range(3)}
 
 
+@pytest.mark.parametrize("m", [2, 3, 63, 64])
+@pytest.mark.parametrize("d", [1, 5])
+def test_small_and_constant_references_have_verdicts(m: int, d: int) -> None:
+    """A few rows, one dimension, nothing that varies: no error and no drift where nothing has changed; a constant that
+    changes is drift."""
+    random = np.random.default_rng([m, d])
+    for spread in (1.0, 0.0):
+        vectors = (random.standard_normal((m, d)) * spread).astype(np.float32)
+        reference = Reference({"embedding": vectors, "x": random.standard_normal(m) * spread})
+        window = {
+            "embedding": np.tile(vectors, (100 // m + 1, 1))[:100],
+            "x": np.resize(random.standard_normal(m), 100) * spread,
+        }
+        found = compare(reference, count(reference, window), Policy())
+        assert np.isfinite([report.p_value for report in found.reports]).all()
+        assert not any(report.flagged for report in found.reports if report.kind == "embedding")
+    moved = {"embedding": vectors[[0] * 100] + 1, "x": np.zeros(100)}
+    assert "embedding" in {report.feature for report in compare(reference, count(reference, moved), Policy()).flagged}
+
+
 def test_a_few_odd_rows_break_nothing(rows: Rows) -> None:
     """One unseen category and one value out of range among five hundred rows."""
     reference, window = Reference(rows(1000)), rows(500)

@@ -1,6 +1,6 @@
 """What a model answered, kept until labels come: eight bytes of each item's id and its predicted class, packed.
 
-A window of a thousand answers takes 12 kB. Two ids that share their eight bytes would be taken for one: among a million
+A window of a thousand answers takes 16 kB. Two ids that share their eight bytes would be taken for one: among a million
 answers the odds are one in thirty million.
 """
 
@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 Array = npt.NDArray[Any]
 
-ROW = np.dtype([("item", "<u8"), ("answer", "<i4")])
+ROW = np.dtype([("item", "<u8"), ("answer", "<i8")])
 
 
 def hashed(ids: Iterable[str]) -> Array:
@@ -41,7 +41,7 @@ class Answers:
     def find(self, items: Array) -> tuple[Array, Array]:
         """Hashed ids → (which of them are here, their answers)."""
         if not len(self._items):
-            return np.zeros(len(items), bool), np.zeros(0, np.int32)
+            return np.zeros(len(items), bool), np.zeros(0, np.int64)
         at = np.minimum(np.searchsorted(self._items, items), len(self._items) - 1)
         here = self._items[at] == items
         return here, self._answers[at[here]]

@@ -42,7 +42,7 @@ PARTS_AT_ONCE = 64
 KEPT_BATCHES = 512
 """Counted batches that a process remembers: those whose commit is on its way, and those that must run again."""
 KEPT_ANSWERS = 50_000
-"""Of one window, the last ones, 600 kB: labels of the others find nothing. A state holds a megabyte at most."""
+"""Of one window, the last ones, 800 kB: labels of the others find nothing. A state holds a megabyte at most."""
 KEPT_EARLY = 64
 """Batches of labels that may wait for their answers."""
 LEAST_REPEATED = 16

@@ -64,6 +64,39 @@ def in_blocks(rows: Array, matrix: Array) -> Array:
 
 
 @dataclass(frozen=True, eq=False)
+class Components:
+    """The leading principal components of one half of a reference, and what the other half is like in them."""
+
+    center: Array = field(repr=False)
+    """(width,)"""
+    basis: Array = field(repr=False)
+    """(width, k)"""
+    scale: float
+    """Standard deviation of the leading one."""
+    mean: Array = field(repr=False)
+    covariance: Array = field(repr=False)
+    """(k,) and (k, k), of the half that the components are from."""
+    others: Array = field(repr=False)
+    """(m/2, k): the other half's rows, from which clean windows are drawn."""
+
+    @cached_property
+    def _nulls(self) -> nulls.Cache:
+        return nulls.Cache(64)
+
+    def null(self, n: int) -> nulls.Null:
+        """Of the Fréchet distance of a window of n rows."""
+        size = nulls.near(n)
+        found: nulls.Null = self._nulls.get(
+            size, lambda: nulls.frechet_null(self.others, self.mean, self.covariance, size)
+        )
+        return found
+
+    def project(self, rows: Array) -> Array:
+        """Rows (n, width) → whole multiples of scale/FINE (n, k), as float64."""
+        return _project(rows, self.center, self.basis, self.scale)
+
+
+@dataclass(frozen=True, eq=False)
 class Embedding:
     """An embedding of a reference."""
 
@@ -73,45 +106,17 @@ class Embedding:
     features: RandomFeatures = field(repr=False)
     mean: Array = field(repr=False)
     """(2·frequencies,) of the features."""
-    covariance: Array = field(repr=False)
-    center: Array = field(repr=False)
-    """(width,)"""
-    basis: Array = field(repr=False)
-    """(width, components); no components: the reference is too small for a Fréchet distance."""
-    scale: float
-    """Standard deviation of the leading component."""
-    half_mean: Array = field(repr=False)
-    half_covariance: Array = field(repr=False)
-    """Of the components of one half of the reference."""
-    other_half: Array = field(repr=False)
-    """The components of the other half's rows, from which clean windows are drawn."""
+    spread: float
+    """Mean squared distance of a row's features from their mean."""
+    null: nulls.Null
+    """Of MMD², to be scaled by 1/n + 1/m."""
+    parts: Components | None = field(repr=False)
+    """None: the reference is too small for a Fréchet distance."""
 
     @property
     def components(self) -> int:
         """How many."""
-        return int(self.basis.shape[1])
-
-    @cached_property
-    def null(self) -> nulls.Null:
-        """Of MMD², to be scaled by 1/n + 1/m."""
-        return nulls.mmd_null(self.covariance)
-
-    @cached_property
-    def spread(self) -> float:
-        """Mean squared distance of a row's features from their mean."""
-        return float(np.trace(self.covariance)) or 1.0
-
-    def frechet_null(self, n: int) -> nulls.Null:
-        """Of the Fréchet distance of a window of n rows."""
-        key = nulls.near(n)
-        found: nulls.Null = self._nulls.get(
-            key, lambda: nulls.frechet_null(self.other_half, self.half_mean, self.half_covariance, nulls.near(n))
-        )
-        return found
-
-    @cached_property
-    def _nulls(self) -> nulls.Cache:
-        return nulls.Cache(64)
+        return self.parts.basis.shape[1] if self.parts else 0
 
     def sums(self, rows: Array) -> tuple[int, Array, Array, Array]:
         """Rows (n, width) → (rows counted, sum of features, sum of components, sum of their products), all of them whole
@@ -119,13 +124,10 @@ class Embedding:
         sound = np.isfinite(rows).all(axis=1)
         rows = rows if sound.all() else rows[sound]
         features = np.rint(self.features(rows) * np.float32(GRID)).sum(axis=0, dtype=np.float64).astype(np.int64)
-        parts = self.project(rows)
+        if self.parts is None:
+            return len(rows), features, np.zeros(0, np.int64), np.zeros((0, 0), np.int64)
+        parts = self.parts.project(rows)
         return len(rows), features, parts.sum(axis=0).astype(np.int64), (parts.T @ parts).astype(np.int64)
-
-    def project(self, rows: Array) -> Array:
-        """Rows (n, width) → whole multiples of scale/FINE (n, components), as float64."""
-        moved = in_blocks(rows - self.center.astype(np.float32), self.basis.astype(np.float32)).astype(np.float64)
-        return np.rint(np.clip(moved / self.scale, -FARTHEST, FARTHEST) * FINE)
 
 
 def fit(name: str, rows: Array) -> Embedding | None:
@@ -136,30 +138,32 @@ def fit(name: str, rows: Array) -> Embedding | None:
         return None
     features = RandomFeatures(rows)
     mapped = np.rint(features(rows) * np.float32(GRID)).astype(np.float64) / GRID
-    first, second = rows[::2], rows[1::2]
-    center = first.astype(np.float64).mean(axis=0)
-    values, vectors = np.linalg.eigh(np.cov(first.astype(np.float64), rowvar=False).reshape(rows.shape[1], -1))
-    keep = min(COMPONENTS, len(first) // 4, rows.shape[1]) if len(rows) >= FEWEST else 0
-    basis = vectors[:, ::-1][:, :keep]
-    embedding = Embedding(
+    covariance = np.cov(mapped, rowvar=False)
+    return Embedding(
         name=name,
         width=rows.shape[1],
         items=len(rows),
         features=features,
         mean=mapped.mean(axis=0),
-        covariance=np.cov(mapped, rowvar=False),
-        center=center,
-        basis=basis,
-        scale=float(np.sqrt(max(values[-1], 0.0))) or 1.0,
-        half_mean=np.zeros(keep),
-        half_covariance=np.zeros((keep, keep)),
-        other_half=np.zeros((0, keep)),
+        spread=float(np.trace(covariance)) or 1.0,
+        null=nulls.mmd_null(covariance),
+        parts=_components(rows[::2], rows[1::2]) if len(rows) >= FEWEST else None,
     )
-    _ = embedding.null  # drawn now: the first window would wait for it
-    if not keep:
-        return embedding
-    mine, theirs = embedding.project(first) / FINE, embedding.project(second) / FINE
-    object.__setattr__(embedding, "half_mean", mine.mean(axis=0))
-    object.__setattr__(embedding, "half_covariance", np.cov(mine, rowvar=False).reshape(keep, keep))
-    object.__setattr__(embedding, "other_half", theirs)
-    return embedding
+
+
+def _components(first: Array, second: Array) -> Components:
+    width = first.shape[1]
+    center = first.astype(np.float64).mean(axis=0)
+    values, vectors = np.linalg.eigh(np.cov(first.astype(np.float64), rowvar=False).reshape(width, width))
+    keep = min(COMPONENTS, len(first) // 4, width)
+    basis = vectors[:, ::-1][:, :keep]
+    scale = float(np.sqrt(max(values[-1], 0.0))) or 1.0
+    mine, theirs = (_project(half, center, basis, scale) / FINE for half in (first, second))
+    covariance = np.cov(mine, rowvar=False).reshape(keep, keep)
+    return Components(center, basis, scale, mine.mean(axis=0), covariance, theirs)
+
+
+def _project(rows: Array, center: Array, basis: Array, scale: float) -> Array:
+    moved = in_blocks(rows - center.astype(np.float32), basis.astype(np.float32)).astype(np.float64)
+    whole: Array = np.rint(np.clip(moved / scale, -FARTHEST, FARTHEST) * FINE)
+    return whole

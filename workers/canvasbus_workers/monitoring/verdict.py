@@ -223,13 +223,13 @@ def _embedding(embedding: Embedding, numbers: Array, policy: Policy, level: floa
     mean = numbers[1 : 1 + f] / (FEATURE_GRID * n)
     distance = statistics.mmd_squared(mean, embedding.mean)
     measures = {"mmd": Measure(distance, embedding.null.threshold(level, scale))}
-    if k and n > 2:
+    if embedding.parts is not None and n > 2:
         sums = numbers[1 + f : 1 + f + k] / FINE
         products = numbers[1 + f + k :].reshape(k, k) / FINE**2
         centre = sums / n
         covariance = (products - n * np.outer(centre, centre)) / (n - 1)
-        value = statistics.frechet(centre, covariance, embedding.half_mean, embedding.half_covariance)
-        measures["frechet"] = Measure(value, embedding.frechet_null(n).threshold(level))
+        value = statistics.frechet(centre, covariance, embedding.parts.mean, embedding.parts.covariance)
+        measures["frechet"] = Measure(value, embedding.parts.null(n).threshold(level))
     return FeatureReport(
         feature=embedding.name,
         kind="embedding",
