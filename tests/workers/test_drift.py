@@ -28,6 +28,7 @@ from canvasbus.testing import TestBus
 from canvasbus_workers import drift
 from canvasbus_workers.artifacts import ArtifactStore, pack
 from canvasbus_workers.drift import record
+from canvasbus_workers.drift.book import Scope
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 MISSING = ArtifactRef(uri="file:///nowhere/x.npz", sha256="0" * 64)
@@ -233,6 +234,14 @@ async def test_versions_and_segments_have_windows_of_their_own(
         ("v1", "us"): (100, "flagged", "shift 0.0"),
     }
     assert sorted(e.number for e in events(bus, WindowEvaluated)) == [0, 1, 2, 3]
+
+
+def test_scopes_have_names_of_their_own() -> None:
+    """Slashes in names, and names too long for a key, never make two scopes one."""
+    long = "x" * 600
+    scopes = [("a/b", "c", ""), ("a", "b/c", ""), ("a", "b", "c"), (long, "1", ""), (long, "2", ""), (long, "1", "s")]
+    names = {Scope(*scope).key("window") for scope in scopes}
+    assert len(names) == len(scopes) and max(map(len, names)) <= 300
 
 
 async def test_a_new_version_resolves_what_its_forerunner_opened(

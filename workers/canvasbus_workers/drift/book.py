@@ -12,6 +12,7 @@ it when the data match a reference of its own.
 
 from collections.abc import Sequence
 from datetime import datetime
+from hashlib import blake2b
 
 from msgspec import Struct, field
 
@@ -223,5 +224,6 @@ class Scope(Struct, frozen=True):
     segment: str
 
     def key(self, what: str) -> str:
-        """A name for a state: the lengths keep apart what joins to the same."""
-        return f"{what}/{len(self.model)}.{len(self.version)}/{self.model}/{self.version}/{self.segment}"[:500]
+        """A name for a state: the lengths keep apart what joins to the same, a digest what is too long for a name."""
+        name = f"{what}/{len(self.model)}.{len(self.version)}/{self.model}/{self.version}/{self.segment}"
+        return name if len(name) <= 300 else f"{name[:250]}~{blake2b(name.encode(), digest_size=16).hexdigest()}"
