@@ -128,8 +128,10 @@ async def observe(event: ObservationsRecorded, ctx: Context) -> Sequence[Event |
     if len(event.item_ids) >= LEAST_REPEATED and content in window.seen:
         return (telling.repeated(scope, batch_id, len(event.item_ids)),)
     opens = not window.items
-    batch = _count(event, arrays, references)
     part = f"{name}.{content}"
+    batch = ctx.resources.batches.get(part)  # a run that was overtaken by another process
+    if batch is None or batch.counted.keys() != {reference.digest for reference in references}:
+        batch = _count(event, arrays, references)
     _hold(ctx.resources, part, batch)
     ctx.parts(scope.key("open"), Batch, ttl=settings.keep_seconds).put(part, batch)
     window.take(batch_id, part, batch.items, event.occurred_on)
