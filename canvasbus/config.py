@@ -20,7 +20,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta, Struct
@@ -38,6 +38,8 @@ _FOR_TESTS = ("CANVASBUS_TEST_", "CANVASBUS_REQUIRE_")
 _FROM_KUBERNETES = re.compile(
     r"CANVASBUS_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
 )
+
+T = TypeVar("T", bound=Struct)
 
 # The rule of wire.keys.check_name, repeated because only here the error can say where the name came from.
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.\-]{1,100}$")]
@@ -133,6 +135,32 @@ def load(flags: Mapping[str, Any] | None = None, *, environ: Mapping[str, str] |
     if not values.get("source"):
         values["source"], origins["source"] = default_source(), DEFAULT
     return Loaded(Settings(**values), origins, workers, path)
+
+
+def section(worker: str, type: type[T], loaded: Loaded | None = None) -> T:
+    """A worker's own settings: the table [workers.NAME] of canvasbus.toml as `type`, a msgspec Struct whose fields have
+    defaults. Call it in the worker's lifespan, so that a worker with wrong settings does not start.
+
+    Raises ConfigError, which names the file and the key, for unknown keys and wrong values.
+    """
+    loaded = load() if loaded is None else loaded
+    table = dict(loaded.workers.get(worker, {}))
+    where = f"{loaded.file}: [workers.{worker}]"
+    known = tuple(field.encode_name for field in msgspec.structs.fields(type))
+    for key in table:
+        if key not in known:
+            raise ConfigError(f"{where}: unknown key {key!r}{_near(key, known)}")
+    try:
+        return msgspec.convert(table, type)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{where}: {_plainer(str(error))}") from None
+
+
+def _plainer(error: str) -> str:
+    """msgspec's `Expected `int` >= 1 - at `$.window_items`` with the key first."""
+    said, _, path = error.partition(" - at ")
+    key = path.strip("`").removeprefix("$.")
+    return f"{key}: {said[:1].lower() + said[1:]}".replace("`", "") if key else said
 
 
 def default_source() -> str:

@@ -21,6 +21,7 @@ from typing import Any
 import trio
 
 from canvasbus.bus import EventBus
+from canvasbus.config import section
 from canvasbus.consume.breaker import Breaker
 from canvasbus.consume.context import Context
 from canvasbus.consume.handlers import Worker
@@ -60,6 +61,7 @@ __all__ = [
     "max_age",
     "rate_limit",
     "run",
+    "section",
     "serve",
     "trace",
 ]

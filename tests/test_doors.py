@@ -106,6 +106,7 @@ def test_names_of_the_other_doors() -> None:
         "max_age",
         "rate_limit",
         "run",
+        "section",
         "serve",
         "trace",
     }

@@ -382,8 +382,8 @@ def _mean(rows: Sequence[Row]) -> float | None:
 
 
 def _drift(event: DriftDetected) -> str:
-    if event.state == "escalated":
-        return f"drift now {event.severity}"
+    if event.state == "escalated" and event.severity == "critical":
+        return "drift now critical"
     return f"drift {event.drift_type.partition(':')[2] or event.drift_type} {event.drift_score:.2f}"
 
 

@@ -11,7 +11,7 @@ reference samples travel as an ArtifactRef, never inside an event.
 """
 
 from canvasbus.contract.bus_events import BusLoss, HandlerFailed
-from canvasbus.events.drift import DataQualityViolated, DriftDetected, DriftResolved, WindowEvaluated
+from canvasbus.events.drift import DataQualityViolated, DriftDetected, DriftResolved, FeatureDrift, WindowEvaluated
 from canvasbus.events.incidents import IncidentOpened, IncidentResolved
 from canvasbus.events.metrics import MetricRecovered, MetricReported, MetricThresholdBreached
 from canvasbus.events.observations import (
@@ -37,6 +37,7 @@ __all__ = [
     "DataQualityViolated",
     "DriftDetected",
     "DriftResolved",
+    "FeatureDrift",
     "FeaturesComputed",
     "FloatArray",
     "Fraction",

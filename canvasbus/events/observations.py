@@ -18,6 +18,9 @@ class ObservationsRecorded(Event):
     """The model, by its name in the registry."""
     model_version: str = ""
     """The version that answered; a batch never mixes versions."""
+    segment: str = ""
+    """A part of the traffic that is watched by itself, for example a region or a client; a batch never mixes segments.
+    Empty: all of it."""
     batch_id: str = ""
     """Unique for the batch: a second event with the same id is a repetition, not new data."""
     item_ids: tuple[str, ...] = ()
@@ -26,7 +29,8 @@ class ObservationsRecorded(Event):
     """The predicted class of each item; empty for models that do not classify."""
     arrays: Mapping[str, FloatArray] = msgspec.field(default_factory=dict)
     """Name → what a monitor may look at, first axis = items: `probabilities` (n, classes), `embedding` (n, d),
-    `sharpness` (n,), and whatever else a model server measures."""
+    `sharpness` (n,), `aesthetic` (n,), `features` (n, k), and whatever else a model server measures. NaN: no value.
+    Matrices whose name begins with `embedding`, or with more than 64 columns, are looked at as a whole."""
 
 
 @event("labels.recorded", key="model_name")
@@ -62,8 +66,15 @@ class ReferenceRegistered(Event):
     """Unique; immutable once registered."""
     regime: str = ""
     """Which data it was made from, for example `baseline` or `retrain-2`; the same name over versions."""
+    segment: str = ""
+    """The segment that it describes; empty: every segment that has none of its own."""
     sample: ArtifactRef | None = None
-    """An .npz with the arrays of `observations.recorded`, one row for each item."""
+    """An .npz with the arrays of `observations.recorded`, one row for each item, and `correct` (n,), 0 or 1, where it is
+    known which rows the version classified correctly: the estimate of quality is calibrated by it."""
+    columns: Mapping[str, tuple[str, ...]] = msgspec.field(default_factory=dict)
+    """Array → names of its columns; those of other arrays are called `name[0]`, `name[1]`, …"""
+    categorical: tuple[str, ...] = ()
+    """Columns that hold codes and no amounts. Columns of at most 32 different whole numbers are taken for such anyway."""
     items: Count = 0
     """Rows of the sample."""
     correct: Count = 0

@@ -12,7 +12,6 @@ from canvasbus.events import (
     ArtifactRef,
     DriftDetected,
     DriftResolved,
-    FloatArray,
     IncidentOpened,
     IncidentResolved,
     LabelsRecorded,
@@ -27,7 +26,7 @@ from canvasbus.events import (
     RetrainSucceeded,
 )
 from canvasbus.testing import TestBus
-from canvasbus_workers import alerts, drift, retrain, tagger
+from canvasbus_workers import alerts, retrain, tagger
 from canvasbus_workers.artifacts import ArtifactStore, pack
 from canvasbus_workers.tagger import ImagesSubmitted
 from canvasbus_workers.tagging import Network, observe
@@ -120,54 +119,6 @@ async def test_images_that_make_no_sense_are_refused_at_once(autojump_clock: Moc
     for words in ("no images", "cannot be read", "1 ids, images of shape (3, 8, 8)", "do not fit a network for 64"):
         assert words in said
     assert {letter.reason for letter in dead} == {"rejected"}
-
-
-# --- drift -----------------------------------------------------------------------------------------------------------
-
-
-async def test_drift_refuses_what_does_not_fit(autojump_clock: MockClock, model: str) -> None:
-    """References without a sample, arrays without a row for each item, predictions or labels of another length."""
-    packed = pack(np.zeros(3, np.float32))
-    broken = FloatArray(shape=(2,), data=b"123")
-    bad = [
-        ReferenceRegistered(model_name=model, reference_id="r"),
-        ReferenceRegistered(model_name=model, reference_id="r", sample=MISSING),
-        ObservationsRecorded(model_name=model, item_ids=("a",), arrays={"sharpness": packed}),
-        ObservationsRecorded(model_name=model, item_ids=("a",), arrays={"sharpness": broken}),
-        ObservationsRecorded(model_name=model, item_ids=("a",), predictions=(1, 2)),
-        LabelsRecorded(model_name=model, split="test", item_ids=("a",), labels=(1, 2)),
-    ]
-    async with TestBus(drift.worker) as bus:
-        await bus.publish_many(bad)
-        await bus.settle()
-    assert [letter.reason for letter in bus.dead_letters("drift")] == ["rejected"] * len(bad)
-    assert bus.published("window.evaluated") == []
-
-
-async def test_a_window_goes_from_observations_to_drift(autojump_clock: MockClock, model: str) -> None:
-    """A reference by artifact, two windows far from it: drift.detected, caused by the observations."""
-    random = np.random.default_rng(1)
-    sample = ArtifactStore().put({"sharpness": random.standard_normal(200).astype(np.float32)})
-    async with TestBus(drift.worker) as bus:
-        await bus.publish(
-            ReferenceRegistered(model_name=model, model_version="v1", reference_id="r", sample=sample, items=200)
-        )
-        await bus.settle()
-        for batch in ("a", "b"):
-            far = (random.standard_normal(50) + 3).astype(np.float32)
-            observed = ObservationsRecorded(
-                model_name=model,
-                model_version="v1",
-                batch_id=batch,
-                item_ids=tuple(f"{batch}{n}" for n in range(50)),
-                arrays={"sharpness": pack(far)},
-            )
-            await bus.publish(observed)
-        await bus.settle()
-    (found,) = bus.published(DriftDetected)
-    assert (found.event.drift_type, found.event.window_id, found.event.model_version) == ("ks:sharpness", "b", "v1")
-    assert found.cause.event == observed
-    assert found.event.correlation_id == observed.correlation_id
 
 
 # --- retrain ---------------------------------------------------------------------------------------------------------

@@ -1,10 +1,12 @@
 """Late labels: what counts as a loss of accuracy."""
 
+import msgspec
 import numpy as np
 import pytest
 from scipy import stats
 
-from canvasbus_workers.drift.quality import LEVEL, Labelled, Quality
+from canvasbus_workers.monitoring import Adwin, HddmA, Policy
+from canvasbus_workers.monitoring.quality import LEVEL, TOLERATED, Labelled, Quality, bar
 
 
 def window(number: int, correct: int, *, version: str = "v1", regime: str = "baseline", bar: float = 0.95) -> Labelled:
@@ -69,3 +71,40 @@ def test_false_alarms_are_as_rare_as_promised() -> None:
     counts = random.binomial(50, 0.95, size=3_000)
     breached = sum(quality.judge(window(n, int(count))).breached for n, count in enumerate(counts))
     assert breached / len(counts) <= LEVEL
+
+
+def test_the_looks_are_bounded_and_survive_storing() -> None:
+    """Many windows of many regimes take a few kilobytes, and go on after they were stored."""
+    quality = Quality()
+    for number in range(2000):
+        quality.judge(window(number, 47, regime=f"r{number % 50}"))
+        quality.advance("v1", [False] * 47 + [True] * 3, Policy())
+    data = msgspec.msgpack.encode(quality)
+    assert len(data) < 20_000
+    again = msgspec.msgpack.decode(data, type=Quality)
+    assert again.judge(window(9999, 40, regime="r49")) == quality.judge(window(9999, 40, regime="r49"))
+
+
+@pytest.mark.parametrize(("sequential", "detector"), [("hddm_a", HddmA()), ("adwin", Adwin()), ("off", None)])
+def test_errors_are_watched_one_by_one(sequential: str, detector: HddmA | Adwin | None) -> None:
+    """The detector of the policy sees every answer in order, over the ends of windows; a new version begins anew."""
+    random = np.random.default_rng(8)
+    wrong = [*(random.random(1000) < 0.05), *(random.random(500) < 0.4)]
+    quality, policy = Quality(), Policy(sequential=sequential)  # type: ignore[arg-type]
+    told = [quality.advance("v1", wrong[at : at + 50], policy) for at in range(0, 1500, 50)]
+    fired = [detector.update(float(one)) for one in wrong] if detector else [False] * 1500
+    assert told == [any(fired[at : at + 50]) for at in range(0, 1500, 50)]
+    assert any(told) == (sequential != "off")
+    quality.advance("v2", [True] * 40, policy)
+    assert quality.hddm.all.n in (0, 40)
+
+
+@pytest.mark.parametrize(
+    ("matched", "others", "expected"),
+    [(0.9, [0.9, 0.92], 0.9), (0.7, [0.7, 0.92], 0.92 - TOLERATED), (None, [0.7, 0.92], 0.92), (None, [], None)],
+)
+def test_a_poor_reference_does_not_lower_the_bar(
+    matched: float | None, others: list[float], expected: float | None
+) -> None:
+    """At most five points below the best reference's accuracy; what matches nothing is measured against the best."""
+    assert bar(matched, others) == expected

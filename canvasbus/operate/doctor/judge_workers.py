@@ -1,0 +1,51 @@
+"""The tables [workers.NAME] of canvasbus.toml: does a worker of that name exist, and does it understand them?
+
+A worker that has settings declares them in a module `settings` beside its own, as a msgspec Struct named `Settings`:
+`canvasbus_workers.drift.settings:Settings`. The worker itself is not imported for this.
+"""
+
+import importlib
+import importlib.util
+from collections.abc import Iterator
+
+from canvasbus.config import Loaded, section
+from canvasbus.errors import ConfigError
+from canvasbus.operate import plugins
+from canvasbus.operate.doctor.finding import Finding
+
+
+def judge_workers(loaded: Loaded) -> Iterator[Finding]:
+    """A finding for each table."""
+    targets = {plugin.name: plugin.target.partition(":")[0] for plugin in plugins.installed()}
+    for name in loaded.workers:
+        check = f"workers.{name}"
+        if name not in targets:
+            known = ", ".join(sorted(targets)) or "none"
+            yield Finding(
+                "error",
+                check,
+                f"no worker {name!r} is installed here; there are: {known}",
+                "mend the name, or remove the table",
+            )
+            continue
+        try:
+            type_ = _settings(targets[name])
+            if type_ is None:
+                yield Finding("error", check, f"the worker {name!r} has no settings of its own", "remove the table")
+                continue
+            section(name, type_, loaded)
+        except ConfigError as error:
+            yield Finding("error", check, str(error), "mend it: the worker does not start like this")
+        except ImportError as error:
+            yield Finding(
+                "warning", check, f"its settings cannot be looked at: {error}", f"pip install 'canvasbus[{name}]'"
+            )
+        else:
+            yield Finding("ok", check, f"{len(loaded.workers[name])} settings in {loaded.file}, all of them known")
+
+
+def _settings(module: str) -> type | None:
+    if importlib.util.find_spec(f"{module}.settings") is None:
+        return None
+    found = importlib.import_module(f"{module}.settings")
+    return getattr(found, "Settings", None)

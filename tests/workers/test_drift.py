@@ -1,0 +1,543 @@
+"""The drift worker on a test bus: windows that many share, what follows from them, and that no death costs anything."""
+
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import numpy as np
+import pytest
+from msgspec.structs import replace
+from trio.testing import MockClock
+
+from canvasbus import Event
+from canvasbus.events import (
+    ArtifactRef,
+    DataQualityViolated,
+    DriftDetected,
+    DriftResolved,
+    FloatArray,
+    LabelsRecorded,
+    MetricRecovered,
+    MetricReported,
+    MetricThresholdBreached,
+    ObservationsRecorded,
+    ReferenceRegistered,
+    WindowEvaluated,
+)
+from canvasbus.testing import TestBus
+from canvasbus_workers import drift
+from canvasbus_workers.artifacts import ArtifactStore, pack
+from canvasbus_workers.drift import record
+from canvasbus_workers.drift.book import Scope
+
+START = datetime(2026, 1, 1, tzinfo=UTC)
+MISSING = ArtifactRef(uri="file:///nowhere/x.npz", sha256="0" * 64)
+
+
+class Studio:
+    """A model server, its references and its labels."""
+
+    def __init__(self, model: str, seed: int = 1) -> None:
+        self.model = model
+        self.random = np.random.default_rng(seed)
+        self.batches = 0
+
+    def reference(self, shift: float = 0.0, version: str = "v1", **options: Any) -> ReferenceRegistered:
+        arrays = self.arrays(1000, shift)
+        correct = np.arange(1000) % 25 > 0  # .96
+        return record.reference(self.model, version, regime=f"shift {shift}", correct=correct, **arrays, **options)
+
+    def arrays(self, n: int, shift: float = 0.0) -> dict[str, np.ndarray]:
+        return {
+            "sharpness": self.random.standard_normal(n) + shift,
+            "embedding": self.random.standard_normal((n, 12)) + shift,
+        }
+
+    def batch(self, n: int = 100, shift: float = 0.0, version: str = "v1", **options: Any) -> ObservationsRecorded:
+        name = options.pop("batch_id", f"b{self.batches}")
+        self.batches += 1
+        ids = [f"{name}/{at}" for at in range(n)]
+        predictions = [1] * n
+        return record.observations(
+            self.model,
+            ids=ids,
+            version=version,
+            batch_id=name,
+            predictions=predictions,
+            **self.arrays(n, shift),
+            **options,
+        )
+
+    def labels(self, batch: ObservationsRecorded, right: int, ids: Sequence[str] | None = None) -> LabelsRecorded:
+        names = list(ids or batch.item_ids)
+        truth = [1 if at < right else 0 for at in range(len(names))]
+        return record.labels(self.model, ids=names, truth=truth, batch_id=f"labels of {batch.batch_id}")
+
+
+@pytest.fixture
+def studio(model: str) -> Studio:
+    return Studio(model)
+
+
+@pytest.fixture
+def bus() -> TestBus:
+    return TestBus(drift.worker)
+
+
+def events(bus: TestBus, what: type[Event]) -> list[Any]:
+    return [one.event for one in bus.published(what)]
+
+
+async def told(bus: TestBus, *given: Event) -> None:
+    """Publish one after another, each handled to its end."""
+    for event in given:
+        await bus.publish(event)
+        await bus.settle(horizon=0)
+
+
+# --- windows -----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_window_goes_from_observations_to_drift(
+    autojump_clock: MockClock, bus: TestBus, studio: Studio
+) -> None:
+    """Two windows far from the reference: drift.detected with all of its evidence, caused by the batch that closed it."""
+    first, second = studio.batch(shift=2.0), studio.batch(shift=2.0)
+    async with bus:
+        await told(bus, studio.reference(), first, second)
+    one, two = events(bus, WindowEvaluated)
+    assert [(e.number, e.status, e.window_id, e.items, e.tested) for e in (one, two)] == [
+        (0, "flagged", "b0", 100, 2),
+        (1, "flagged", "b1", 100, 2),
+    ]
+    (found,) = bus.published(DriftDetected)
+    event = found.event
+    assert found.cause.event == second
+    assert event.correlation_id == second.correlation_id
+    assert (event.state, event.severity, event.scope, event.drifted) == ("opened", "warning", "data", 2)
+    assert (event.items, event.reference_items, event.first_window, event.window_number) == (100, 1000, 0, 1)
+    assert event.window_start == event.window_end == second.occurred_on
+    assert len(event.reference_hash) == 64 and event.reference_id.startswith(f"{studio.model}/v1/shift 0.0/")
+    assert {f.feature: (f.test, f.direction) for f in event.features} == {
+        "sharpness": ("ks", "up"),
+        "embedding": ("mmd", "mixed"),
+    }
+    assert event.drift_type == f"{event.features[0].test}:{event.features[0].feature}"
+    assert event.drift_score == event.features[0].score > event.threshold > 0
+    assert event.p_value <= event.level == 0.01
+    assert all(f.effect > 0.5 for f in event.features)
+
+
+async def test_an_event_is_small(autojump_clock: MockClock, bus: TestBus, studio: Studio) -> None:
+    """With two hundred drifted features the event names ten of them and stays below 4 kB."""
+    from canvasbus.wire.codec import Codec
+
+    def wide(n: int, shift: float) -> dict[str, Any]:
+        return {f"features_of_a_long_name_{at}": studio.random.standard_normal((n, 50)) + shift for at in range(4)}
+
+    batches = [
+        record.observations(studio.model, ids=range(100), version="v1", batch_id=f"b{at}", **wide(100, 3.0))
+        for at in (0, 1)
+    ]
+    async with bus:
+        await told(bus, record.reference(studio.model, "v1", **wide(500, 0.0)), *batches)
+    (event,) = events(bus, DriftDetected)
+    assert (event.drifted, event.tested, len(event.features)) == (200, 200, 10)
+    assert len(Codec("test").encode(event).data) <= 4096
+    assert all(len(Codec("test").encode(e).data) <= 4096 for e in events(bus, WindowEvaluated))
+
+
+async def test_small_batches_fill_a_window_together(autojump_clock: MockClock, bus: TestBus, studio: Studio) -> None:
+    """Ten batches of ten rows are one window with the id of the first; what is over goes into the next one."""
+    async with bus:
+        await told(bus, studio.reference())
+        for at in range(25):
+            await told(bus, replace(studio.batch(10), occurred_on=START - timedelta(seconds=at)))
+    found = events(bus, WindowEvaluated)
+    assert [(e.number, e.items, e.batches, e.window_id) for e in found] == [(0, 100, 10, "b0"), (1, 100, 10, "b10")]
+    assert [(e.window_start, e.window_end) for e in found] == [
+        (START - timedelta(seconds=first + 9), START - timedelta(seconds=first)) for first in (0, 10)
+    ]
+
+
+async def test_many_tiny_batches_are_folded(autojump_clock: MockClock, studio: Studio, configured: Any) -> None:
+    """A window of three hundred single rows has few parts at any time, and the verdict of one batch with all of them."""
+    configured(window_items=300)
+    whole = studio.batch(300, shift=0.3)
+    singles = [
+        record.observations(
+            studio.model,
+            ids=[whole.item_ids[at]],
+            version="v1",
+            batch_id=f"single {at}",
+            predictions=[1],
+            **{name: array[at : at + 1] for name, array in _arrays(whole).items()},
+        )
+        for at in range(300)
+    ]
+    found = []
+    reference = studio.reference()
+    for given in ([whole], singles):
+        async with TestBus(drift.worker) as bus:
+            await told(bus, reference)
+            for event in given:
+                await bus.publish(event)
+            await bus.settle(horizon=0)
+        (event,) = events(bus, WindowEvaluated)
+        found.append((event.items, event.drift_type, event.p_value, event.scores, event.effect))
+    assert found[0] == found[1]
+
+
+def _arrays(event: ObservationsRecorded) -> dict[str, np.ndarray]:
+    from canvasbus_workers.artifacts import unpack
+
+    return {name: unpack(packed) for name, packed in event.arrays.items()}
+
+
+async def test_idle_windows_close_by_timer(autojump_clock: MockClock, bus: TestBus, studio: Studio) -> None:
+    """A window that does not fill is closed when its time is up; with too few rows it waits for more and is closed with
+    the batch that brings them."""
+    async with bus:
+        await told(bus, studio.reference(), studio.batch(60))
+        await bus.advance(250)
+        assert events(bus, WindowEvaluated) == []
+        await bus.advance(60)
+        (first,) = events(bus, WindowEvaluated)
+        assert (first.items, first.status) == (60, "ok")
+        await told(bus, studio.batch(30))
+        await bus.advance(400)
+        assert len(events(bus, WindowEvaluated)) == 1
+        await told(bus, studio.batch(25))
+        second = events(bus, WindowEvaluated)[1]
+        assert (second.items, second.number, second.window_id) == (55, 1, "b1")
+        await bus.advance(1000)
+    assert len(events(bus, WindowEvaluated)) == 2
+
+
+async def test_versions_and_segments_have_windows_of_their_own(
+    autojump_clock: MockClock, bus: TestBus, studio: Studio
+) -> None:
+    """Batches of two versions and two segments that come mixed are never mixed; a segment's own reference is its measure;
+    a version without one is in warmup."""
+    own = studio.reference(3.0, segment="eu")
+    async with bus:
+        await told(bus, studio.reference(), own)
+        for _ in range(2):
+            for options in ({}, {"version": "v2"}, {"segment": "eu", "shift": 3.0}, {"segment": "us", "shift": 3.0}):
+                await bus.publish(studio.batch(50, **options))
+        await bus.settle(horizon=0)
+    found = {(e.model_version, e.segment): (e.items, e.status, e.regime) for e in events(bus, WindowEvaluated)}
+    assert found == {
+        ("v1", ""): (100, "ok", "shift 0.0"),
+        ("v2", ""): (100, "warmup", ""),
+        ("v1", "eu"): (100, "ok", "shift 3.0"),
+        ("v1", "us"): (100, "flagged", "shift 0.0"),
+    }
+    assert sorted(e.number for e in events(bus, WindowEvaluated)) == [0, 1, 2, 3]
+
+
+def test_scopes_have_names_of_their_own() -> None:
+    """Slashes in names, and names too long for a key, never make two scopes one."""
+    long = "x" * 600
+    scopes = [("a/b", "c", ""), ("a", "b/c", ""), ("a", "b", "c"), (long, "1", ""), (long, "2", ""), (long, "1", "s")]
+    names = {Scope(*scope).key("window") for scope in scopes}
+    assert len(names) == len(scopes) and max(map(len, names)) <= 300
+
+
+async def test_a_new_version_resolves_what_its_forerunner_opened(
+    autojump_clock: MockClock, bus: TestBus, studio: Studio
+) -> None:
+    """The episode goes on over the change of versions, and ends when the data match a reference of the new one."""
+    shifted = [studio.batch(shift=2.0) for _ in range(2)]
+    adapted = [studio.batch(shift=2.0, version="v2") for _ in range(3)]
+    async with bus:
+        await told(bus, studio.reference(), *shifted, studio.reference(2.0, "v2"), *adapted)
+    (opened,), (resolved,) = events(bus, DriftDetected), events(bus, DriftResolved)
+    assert (resolved.episode_id, resolved.regime, resolved.windows) == (opened.episode_id, "shift 2.0", 5)
+    assert resolved.model_version == "v2"
+
+
+# --- trouble -----------------------------------------------------------------------------------------------------------
+
+
+def told_by(bus: TestBus) -> list[tuple[Any, ...]]:
+    """All that was said, without what is different each time."""
+    return [
+        (
+            type(one.event).__name__,
+            str(one.envelope.id),
+            {n: getattr(one.event, n) for n in one.event.__struct_fields__ if n != "occurred_on"},
+        )
+        for kind in (WindowEvaluated, DriftDetected, DriftResolved, MetricReported, MetricThresholdBreached)
+        for one in bus.published(kind)
+    ]
+
+
+@pytest.mark.parametrize(
+    "trouble", [("commit", "crash"), ("commit", "lost_reply"), ("commit", "lost_request"), ("read", "crash")]
+)
+async def test_a_worker_that_dies_in_mid_window_changes_nothing(
+    autojump_clock: MockClock, studio: Studio, trouble: tuple[Any, Any]
+) -> None:
+    """The same observations with and without deaths and lost packets: the same windows, numbers, episodes, event ids."""
+    given = [studio.reference(), *(studio.batch(25, shift=2.0 * (at > 8)) for at in range(24))]
+    said = []
+    for times in (0, 3):
+        async with TestBus(drift.worker) as bus:
+            for at, event in enumerate(given):
+                if times and at in (3, 11, 16):
+                    bus.fail_next(*trouble, group="drift")
+                await bus.publish(event, dedupe_key=f"{studio.model}/{at}")  # the key makes the event's id
+                await bus.settle(horizon=0)
+        assert bus.dead_letters("drift") == []
+        said.append(told_by(bus))
+    assert said[0] == said[1]
+    assert [name for name, *_ in said[0]] == ["WindowEvaluated"] * 6 + ["DriftDetected"]
+
+
+async def test_two_workers_share_a_model(autojump_clock: MockClock, studio: Studio) -> None:
+    """Batches handled by two processes of one group, all at once, and one of them is killed: every row is in a window, and
+    in one only."""
+    from canvasbus.bus import EventBus
+
+    name = f"memory://shared-{studio.model}"
+    async with TestBus(drift.worker, url=name) as bus:
+        await told(bus, studio.reference())
+        async with EventBus(name, source="second") as second:
+            second.add(drift.worker)
+            await second.wait_ready()
+            for _ in range(3):
+                await bus.publish_many([studio.batch(20) for _ in range(20)])
+                await bus.crash("drift")
+            await bus.settle(horizon=0)
+            assert second.statistics()[0].handled > 0
+    found = events(bus, WindowEvaluated)
+    assert [e.number for e in found] == list(range(12))
+    assert [(e.items, e.batches) for e in found] == [(100, 5)] * 12
+    assert bus.dead_letters("drift") == []
+
+
+async def test_repetitions_count_once(autojump_clock: MockClock, bus: TestBus, studio: Studio) -> None:
+    """The same batch again is nothing; its rows under another id are told and not counted; small equal batches are."""
+    batch = studio.batch(60)
+    copy = record.observations(
+        studio.model,
+        ids=[f"copy {n}" for n in range(60)],
+        version="v1",
+        batch_id="copy",
+        predictions=[1] * 60,
+        **_arrays(batch),
+    )
+    ones = [record.observations(studio.model, ids=[at], version="v1", sharpness=[0.5]) for at in range(3)]
+    async with bus:
+        await told(bus, studio.reference(), batch, batch, copy, *ones, studio.batch(40))
+    (window,) = events(bus, WindowEvaluated)
+    (violated,) = [e for e in events(bus, DataQualityViolated) if e.check == "duplicate"]
+    assert (window.items, window.batches) == (103, 5)
+    assert (violated.check, violated.batch_id, violated.severity, violated.items) == ("duplicate", "copy", "info", 60)
+
+
+async def test_what_is_broken_is_told_once(autojump_clock: MockClock, bus: TestBus, studio: Studio) -> None:
+    """A column of missing values: data_quality.violated with the first window that breaks it, and again only after a sound
+    one; the column is not tested, so there is no drift."""
+
+    def holes(broken: bool) -> ObservationsRecorded:
+        event = studio.batch()
+        values = _arrays(event)["sharpness"].copy()
+        values[: 60 * broken] = np.nan
+        return replace(event, arrays={**event.arrays, "sharpness": pack(values)})
+
+    async with bus:
+        await told(bus, studio.reference(), *(holes(broken) for broken in (False, True, True, False, True)))
+    found = events(bus, DataQualityViolated)
+    assert [(e.check, e.feature, e.features, e.severity, e.batch_id) for e in found] == [
+        ("missing", "sharpness", ("sharpness",), "critical", f"b{at}") for at in (1, 4)
+    ]
+    assert found[0].observed == pytest.approx(0.6) and found[0].allowed == 0.0
+    assert [e.excluded for e in events(bus, WindowEvaluated)] == [
+        (),
+        ("sharpness",),
+        ("sharpness",),
+        (),
+        ("sharpness",),
+    ]
+    assert events(bus, DriftDetected) == []
+
+
+async def test_drift_refuses_what_does_not_fit(autojump_clock: MockClock, bus: TestBus, studio: Studio) -> None:
+    """References without a sample, arrays without a row for each item, predictions or labels of another length."""
+    model = studio.model
+    packed, broken = pack(np.zeros(3, np.float32)), FloatArray(shape=(2,), data=b"123")
+    uneven = ArtifactStore().put({"a": np.zeros(3), "b": np.zeros(4)})
+    bad = [
+        ReferenceRegistered(model_name=model, reference_id="r"),
+        ReferenceRegistered(model_name=model, reference_id="r", sample=MISSING),
+        ReferenceRegistered(model_name=model, reference_id="r", sample=uneven),
+        ObservationsRecorded(model_name=model, item_ids=("a",), arrays={"sharpness": packed}),
+        ObservationsRecorded(model_name=model, item_ids=("a",), arrays={"sharpness": broken}),
+        ObservationsRecorded(model_name=model, item_ids=("a",), predictions=(1, 2)),
+        LabelsRecorded(model_name=model, split="test", item_ids=("a",), labels=(1, 2)),
+    ]
+    async with bus:
+        await bus.publish_many(bad)
+        await bus.settle()
+    assert [letter.reason for letter in bus.dead_letters("drift")] == ["rejected"] * len(bad)
+    assert bus.published("window.evaluated") == []
+
+
+async def test_references_never_change(autojump_clock: MockClock, bus: TestBus, studio: Studio) -> None:
+    """The same one again is nothing; another one under its name is refused, and the first one stays the measure."""
+    first = studio.reference()
+    other = replace(studio.reference(3.0), reference_id=first.reference_id)
+    async with bus:
+        await told(bus, first, first, other, studio.batch())
+    (letter,) = bus.dead_letters("drift")
+    assert letter.reason == "rejected" and "never change" in letter.error
+    (window,) = events(bus, WindowEvaluated)
+    assert (window.status, window.regime) == ("ok", "shift 0.0")
+
+
+# --- labels ------------------------------------------------------------------------------------------------------------
+
+
+async def test_late_labels_report_breach_and_recovery(autojump_clock: MockClock, bus: TestBus, studio: Studio) -> None:
+    """Labels of closed windows are joined by id and judged against what the matching reference reached; a collapse is a
+    breach at once, and the errors' own detector fires; calm windows end both."""
+    batches = [studio.batch() for _ in range(30)]
+    async with bus:
+        await told(bus, studio.reference(), *batches)
+        await told(
+            bus, *(studio.labels(batch, right) for batch, right in zip(batches, [97, 97, 50, *[97] * 27], strict=True))
+        )
+    reported = events(bus, MetricReported)
+    assert [e.value for e in reported[:3]] == [0.97, 0.97, 0.5]
+    breaches = events(bus, MetricThresholdBreached)
+    assert (breaches[0].window_id, breaches[0].reminder, breaches[0].items) == ("b2", False, 100)
+    assert breaches[0].bound == pytest.approx(961 / 1002)
+    (recovered,) = events(bus, MetricRecovered)
+    assert recovered.episode_id == breaches[0].episode_id
+    (errors,) = [e for e in events(bus, DriftDetected) if e.scope == "errors"]
+    assert (errors.drift_type, errors.window_id) == ("hddm_a:errors", "b2")
+    (over,) = [e for e in events(bus, DriftResolved) if e.scope == "errors"]
+    assert over.episode_id == errors.episode_id
+
+
+async def test_a_drift_that_hurts_becomes_critical_once(
+    autojump_clock: MockClock, bus: TestBus, studio: Studio
+) -> None:
+    """When labels show a loss during a drift, the same episode is escalated, once, with the evidence that opened it."""
+    batches = [studio.batch(shift=2.0) for _ in range(4)]
+    async with bus:
+        await told(bus, studio.reference(), *batches, *(studio.labels(batch, 40) for batch in batches))
+    found = [e for e in events(bus, DriftDetected) if e.scope == "data"]
+    assert [(e.state, e.severity) for e in found] == [("opened", "warning"), ("escalated", "critical")]
+    assert found[0].episode_id == found[1].episode_id
+    assert (found[1].drift_type, found[1].window_id) == (found[0].drift_type, "b3")
+
+
+async def test_labels_that_come_early_wait(autojump_clock: MockClock, bus: TestBus, studio: Studio) -> None:
+    """Labels before their window is closed, or before their observations: judged with the window's close."""
+    batch, later = studio.batch(60), studio.batch(60)
+    async with bus:
+        await told(bus, studio.reference(), batch, studio.labels(batch, 58), studio.labels(later, 59))
+        assert events(bus, MetricReported) == []
+        await told(bus, later)
+    assert [(e.value, e.items, e.window_id) for e in events(bus, MetricReported)] == [
+        (pytest.approx(58 / 60), 60, "b0"),
+        (pytest.approx(59 / 60), 60, "b0"),
+    ]
+
+
+async def test_few_labels_are_put_together(autojump_clock: MockClock, bus: TestBus, studio: Studio) -> None:
+    """Fewer than `label_items` of one kind are not judged, but go on into the next ones."""
+    batches = [studio.batch() for _ in range(3)]
+    async with bus:
+        await told(bus, studio.reference(), *batches)
+        for batch in batches:
+            await told(bus, studio.labels(batch, 8, ids=batch.item_ids[:8]))
+    (reported,) = events(bus, MetricReported)
+    assert (reported.items, reported.window_id) == (24, "b2")
+
+
+async def test_labels_that_come_again_count_once(autojump_clock: MockClock, bus: TestBus, studio: Studio) -> None:
+    """Also when their worker dies in between; labels of the other splits judge nothing."""
+    batch = studio.batch()
+    truth = studio.labels(batch, 90)
+    async with bus:
+        await told(bus, studio.reference(), batch)
+        bus.fail_next("commit", "crash", group="drift")
+        await told(bus, truth, truth, replace(truth, split="train", batch_id="other"))
+    assert [(e.value, e.items) for e in events(bus, MetricReported)] == [(0.9, 100)]
+
+
+async def test_late_labels_do_not_condemn_what_came_after(
+    autojump_clock: MockClock, bus: TestBus, studio: Studio
+) -> None:
+    """Bad labels of a drifted window that come when the data are clean again are reported and nothing more."""
+    batches = [studio.batch(shift=shift) for shift in (2.0, 2.0, 0.0, 0.0)]
+    async with bus:
+        await told(bus, studio.reference(), *batches, studio.labels(batches[0], 10))
+    assert len(events(bus, MetricReported)) == 1
+    assert events(bus, MetricThresholdBreached) == []
+
+
+# --- settings and helpers ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def configured(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Write [workers.drift] of a canvasbus.toml that the worker finds."""
+
+    def write(**settings: Any) -> None:
+        path = tmp_path / "canvasbus.toml"
+        lines = [f"{name} = {value!r}" for name, value in settings.items()]
+        path.write_text("\n".join(["[workers.drift]", *lines]))
+        monkeypatch.setenv("CANVASBUS_CONFIG", str(path))
+
+    yield write
+
+
+async def test_settings_are_the_workers_own(autojump_clock: MockClock, studio: Studio, configured: Any) -> None:
+    """The table [workers.drift]: larger windows, and a level at which nothing is flagged."""
+    configured(window_items=200, level=1e-12, floor=0.5, embedding_floor=9.0)
+    async with TestBus(drift.worker) as bus:
+        await told(bus, studio.reference(), *(studio.batch(shift=0.3) for _ in range(4)))
+    assert [(e.items, e.status, e.level) for e in events(bus, WindowEvaluated)] == [(200, "ok", 1e-12)] * 2
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ({"window_itms": 200}, "unknown key 'window_itms'; did you mean window_items"),
+        ({"window_items": 3}, "window_items: expected"),
+    ],
+)
+async def test_wrong_settings_stop_it_before_it_begins(
+    autojump_clock: MockClock, configured: Any, setting: dict[str, Any], said: str
+) -> None:
+    """An unknown key or a value out of bounds: the worker does not start, and the error names file and key."""
+    configured(**setting)
+    with pytest.raises(Exception, match="lifespan failed on starting") as caught:
+        async with TestBus(drift.worker):
+            pass
+    assert said in str(caught.value) and "canvasbus.toml: [workers.drift]" in str(caught.value)
+
+
+def test_the_helper_makes_events_of_arrays(model: str) -> None:
+    """Lists and arrays become packed float32; ids of any kind become text; what does not fit is refused by name."""
+    event = record.observations(
+        model, ids=range(3), version="v1", predictions=np.array([1, 0, 2]), sharpness=[1, 2, 3.5]
+    )
+    assert (event.item_ids, event.predictions) == (("0", "1", "2"), (1, 0, 2))
+    assert _arrays(event)["sharpness"].tolist() == [1.0, 2.0, 3.5]
+    assert event.batch_id != record.observations(model, ids=()).batch_id
+    for bad in ({"sharpness": [1, 2]}, {"embedding": np.zeros((3, 2, 2))}, {"predictions": [1]}):
+        with pytest.raises(ValueError, match=next(iter(bad))):
+            record.observations(model, ids=range(3), **bad)
+    with pytest.raises(ValueError, match="truth"):
+        record.labels(model, ids=["a"], truth=[1, 2])
+    with pytest.raises(ValueError, match="rows"):
+        record.reference(model, a=[1, 2], b=[1])
+    registered = record.reference(model, "v1", correct=[1, 0, 1], sharpness=[1, 2, 3])
+    assert (registered.items, registered.correct) == (3, 2)
+    assert ArtifactStore().load(registered.sample)["correct"].tolist() == [1.0, 0.0, 1.0]

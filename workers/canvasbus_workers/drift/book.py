@@ -1,0 +1,229 @@
+"""What is known of a model: the states that the group keeps, and the rules they keep themselves. No I/O, no bus.
+
+    references   (model, version)            what its windows are compared with
+    window       (model, version, segment)   the open one: how full, which batches
+    track        (model, segment)            the episode, and the windows of the long span
+    book         (model)                     numbers of windows, which are closed, and how labels turned out
+
+Each lies under a key of its own and changes together with the acknowledgement, so that it does not matter which process
+does what. An episode belongs to the segment and not to the version: a new version takes over what is open, and resolves
+it when the data match a reference of its own.
+"""
+
+from collections.abc import Sequence
+from datetime import datetime
+from hashlib import blake2b
+
+from msgspec import Struct, field
+
+from canvasbus.events import ArtifactRef, DriftDetected, ReferenceRegistered
+from canvasbus_workers.monitoring import Course, Episode
+from canvasbus_workers.monitoring.quality import Quality
+
+KEPT_WINDOWS = 256
+"""Closed windows whose labels may still come; later labels are counted and dropped."""
+KEPT_REFERENCES = 8
+"""Of one version: the first one and the newest."""
+KEPT_BATCHES = 128
+"""Of one window's scope, whose repetition is noticed."""
+KEPT_LINES = 64
+"""Versions and segments whose promises are remembered."""
+UNMATCHED = "unmatched"
+
+
+class Registered(Struct, frozen=True):
+    """A reference as its event told it."""
+
+    reference_id: str
+    regime: str
+    segment: str
+    sample: ArtifactRef | None
+    items: int
+    correct: int
+    columns: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    categorical: tuple[str, ...] = ()
+
+    @property
+    def accuracy(self) -> float | None:
+        """Share of correct rows, a little (one success and one failure) towards a half; None: it does not say."""
+        return (self.correct + 1) / (self.items + 2) if self.items else None
+
+
+class References(Struct):
+    """Those of one version that are active."""
+
+    known: list[Registered] = field(default_factory=list)
+
+    def register(self, event: ReferenceRegistered) -> Registered:
+        """Make it active; registering it again changes nothing. Raises ValueError for another one under its name: what was
+        counted and told against a reference must stay true."""
+        one = Registered(
+            event.reference_id,
+            event.regime,
+            event.segment,
+            event.sample,
+            event.items,
+            event.correct,
+            tuple(sorted((name, tuple(names)) for name, names in event.columns.items())),
+            tuple(sorted(event.categorical)),
+        )
+        if one in self.known:
+            return one
+        if any(other.reference_id == one.reference_id for other in self.known):
+            raise ValueError(
+                f"reference {one.reference_id} is registered with other rows: references never change, register these under "
+                "another reference_id"
+            )
+        self.known.append(one)
+        if len(self.known) > KEPT_REFERENCES:
+            del self.known[1]
+        return one
+
+    def of(self, segment: str) -> list[Registered]:
+        """The segment's own; where it has none, those of all traffic."""
+        return [one for one in self.known if one.segment == segment] or [one for one in self.known if not one.segment]
+
+
+class Window(Struct):
+    """The open window of one scope. Its counts lie in parts of their own."""
+
+    serial: int = 0
+    """Windows that were closed here before."""
+    window_id: str = ""
+    """The id of its first batch; empty: it has none yet."""
+    items: int = 0
+    batches: int = 0
+    start: datetime | None = None
+    end: datetime | None = None
+    due: bool = False
+    """Its time is up, and it had too few rows."""
+    parts: list[str] = field(default_factory=list)
+    """Names of its parts, in order."""
+    seen: list[str] = field(default_factory=list)
+    """Ids and digests of the last batches, those of earlier windows too."""
+
+    def take(self, batch_id: str, part: str, items: int, when: datetime) -> None:
+        """A batch belongs to it."""
+        self.window_id = self.window_id or batch_id
+        self.items += items
+        self.batches += 1
+        self.parts.append(part)
+        self.start = when if self.start is None else min(self.start, when)
+        self.end = when if self.end is None else max(self.end, when)
+
+    def is_full(self, window_items: int, min_items: int) -> bool:
+        """It is to be closed now."""
+        return self.items >= (max(min_items, 1) if self.due else max(window_items, min_items))
+
+    def begin(self) -> None:
+        """It is closed: the next one."""
+        self.serial += 1
+        self.window_id, self.items, self.batches = "", 0, 0
+        self.start = self.end = None
+        self.due = False
+        self.parts = []
+
+
+class Track(Struct):
+    """What windows of one segment leave behind."""
+
+    version: str = ""
+    course: Course = field(default_factory=Course)
+    critical: bool = False
+    """The open episode is known to cost quality."""
+    told: DriftDetected | None = None
+    """What was last told of the open episode."""
+    broken: list[str] = field(default_factory=list)
+    """`check:feature` that the last window broke: told once, not with every window."""
+
+    def follow(self, version: str) -> None:
+        """Windows of this version come: the long span begins anew, an open episode goes on."""
+        if version != self.version:
+            self.version = version
+            self.course.spans.clear()
+
+
+class Closed(Struct, array_like=True, frozen=True):
+    """A closed window."""
+
+    number: int
+    window_id: str
+    version: str
+    segment: str
+    reference_id: str
+    """The one that it matches best; empty: there was none."""
+    regime: str
+    flagged: bool
+    answers: str
+    """Digest of its packed answers; empty: it has none."""
+
+    @property
+    def line(self) -> str:
+        """Version and segment."""
+        return f"{self.version}/{self.segment}"
+
+    @property
+    def kind(self) -> str:
+        """The reference that it matches, or that it matches none: windows of one kind are judged together."""
+        return UNMATCHED if self.flagged or not self.reference_id else self.reference_id
+
+
+class Tally(Struct):
+    """Labelled answers that wait until there are enough of them."""
+
+    items: int = 0
+    wrong: list[bool] = field(default_factory=list)
+
+
+class Book(Struct):
+    """What is known of one model."""
+
+    numbers: int = 0
+    """Windows closed so far."""
+    windows: list[Closed] = field(default_factory=list)
+    """The last ones, newest last."""
+    quality: dict[str, Quality] = field(default_factory=dict)
+    """Segment → how its labels turned out."""
+    breaches: dict[str, Episode] = field(default_factory=dict)
+    """Segment → the episode of its accuracy."""
+    errors: dict[str, Episode] = field(default_factory=dict)
+    """Segment → the episode of its sequential detector."""
+    tallies: dict[str, Tally] = field(default_factory=dict)
+    """Kind of window → labels that are too few to be judged."""
+    labelled: list[str] = field(default_factory=list)
+    """Ids of the last batches of labels: one that comes again is not counted again."""
+    early: list[str] = field(default_factory=list)
+    """Batches of labels that came before their answers."""
+    promised: dict[str, dict[str, float]] = field(default_factory=dict)
+    """`version/segment` → reference → the accuracy that it reached."""
+
+    def newest(self, segment: str) -> Closed | None:
+        """The last closed window of a segment."""
+        return next((window for window in reversed(self.windows) if window.segment == segment), None)
+
+    def closed(self, window: Closed, references: Sequence[Registered]) -> None:
+        """Keep it, and what the references promised that it was compared with."""
+        self.numbers = window.number + 1
+        self.windows = [*self.windows, window][-KEPT_WINDOWS:]
+        told = {one.reference_id: one.accuracy for one in references if one.accuracy is not None}
+        self.promised.pop(window.line, None)
+        self.promised[window.line] = told
+        while len(self.promised) > KEPT_LINES:
+            self.promised.pop(next(iter(self.promised)))
+
+    def episode_id(self, model: str, segment: str, signal: str, number: int) -> str:
+        """The same from opening to resolution."""
+        return "/".join(part for part in (model, segment, signal, str(number)) if part)
+
+
+class Scope(Struct, frozen=True):
+    """Whose windows these are."""
+
+    model: str
+    version: str
+    segment: str
+
+    def key(self, what: str) -> str:
+        """A name for a state: the lengths keep apart what joins to the same, a digest what is too long for a name."""
+        name = f"{what}/{len(self.model)}.{len(self.version)}/{self.model}/{self.version}/{self.segment}"
+        return name if len(name) <= 300 else f"{name[:250]}~{blake2b(name.encode(), digest_size=16).hexdigest()}"

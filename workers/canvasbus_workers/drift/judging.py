@@ -1,0 +1,135 @@
+"""What labels mean for a window that is closed: answers in, events out. No I/O.
+
+A window is judged by the reference that it matched, and only while the newest one still matches the same: see
+`monitoring.quality`, which has the measurements. A loss of quality that no input test sees is critical by itself.
+"""
+
+from collections.abc import Iterable, Iterator
+
+from canvasbus import Event
+from canvasbus.events import DriftDetected, DriftResolved, MetricRecovered, MetricReported, MetricThresholdBreached
+from canvasbus_workers.drift.book import UNMATCHED, Book, Closed, Tally
+from canvasbus_workers.monitoring import Episode, Policy
+from canvasbus_workers.monitoring.quality import Finding, Labelled, Quality, bar
+
+METRIC = "accuracy"
+
+
+def labelled(
+    model: str,
+    book: Book,
+    window: Closed,
+    wrong: Iterable[bool],
+    policy: Policy,
+    label_items: int,
+) -> Iterator[Event]:
+    """Labels have come for answers of a window. They are judged as soon as there are enough of its kind, by the window that
+    the last of them belong to: metric.reported, and what follows from it."""
+    kind = f"{window.segment}/{window.version}/{window.kind}"
+    tally = book.tallies.setdefault(kind, Tally())
+    tally.wrong.extend(wrong)
+    if len(tally.wrong) < label_items:
+        return
+    del book.tallies[kind]
+    items, errors = len(tally.wrong), sum(tally.wrong)
+    yield MetricReported(
+        model_name=model,
+        metric=METRIC,
+        value=(items - errors) / items,
+        items=items,
+        model_version=window.version,
+        window_id=window.window_id,
+        labels={"regime": window.regime} | ({"segment": window.segment} if window.segment else {}),
+    )
+    newest = book.newest(window.segment)
+    told = book.promised.get(window.line, {})
+    least = bar(told.get(window.kind), told.values())
+    if newest is None or least is None or window.version != newest.version or window.kind != newest.kind:
+        return
+    judged = Labelled(window.number, window.window_id, window.version, window.kind, items, items - errors, least)
+    quality = book.quality.setdefault(window.segment, Quality())
+    finding = quality.judge(judged)
+    yield from _accuracy_changed(model, book, window.segment, judged, finding, policy)
+    changed = quality.advance(window.version, tally.wrong, policy)
+    yield from _errors_changed(model, book, window, judged, changed, finding.calm, policy)
+
+
+def _accuracy_changed(
+    model: str, book: Book, segment: str, window: Labelled, finding: Finding, policy: Policy
+) -> Iterator[Event]:
+    episode = book.breaches.setdefault(segment, Episode())
+    was_open = episode.is_open
+    change = episode.feed(
+        window.number, flagged=finding.breached, calm=finding.calm, effect=0.0, policy=_at_once(policy)
+    )
+    episode_id = book.episode_id(model, segment, METRIC, episode.opened)
+    if change == "resolved":
+        yield MetricRecovered(
+            model_name=model,
+            metric=METRIC,
+            value=window.accuracy,
+            bound=window.bar,
+            model_version=window.version,
+            window_id=window.window_id,
+            window_number=window.number,
+            episode_id=episode_id,
+        )
+    if finding.breached:
+        yield MetricThresholdBreached(
+            model_name=model,
+            metric=METRIC,
+            value=finding.correct / finding.items,
+            bound=window.bar,
+            p_value=finding.p_value,
+            items=finding.items,
+            model_version=window.version,
+            window_id=window.window_id,
+            window_number=window.number,
+            first_window=finding.first,
+            reference_id="" if window.regime == UNMATCHED else window.regime,
+            episode_id=episode_id,
+            reminder=was_open,
+        )
+
+
+def _errors_changed(
+    model: str, book: Book, window: Closed, judged: Labelled, changed: bool, calm: bool, policy: Policy
+) -> Iterator[Event]:
+    episode = book.errors.setdefault(window.segment, Episode())
+    change = episode.feed(window.number, flagged=changed, calm=calm, effect=0.0, policy=_at_once(policy))
+    episode_id = book.episode_id(model, window.segment, "errors", episode.opened)
+    if change == "opened":
+        yield DriftDetected(
+            model_name=model,
+            drift_score=1 - judged.accuracy,
+            drift_type=f"{policy.sequential}:errors",
+            model_version=window.version,
+            segment=window.segment,
+            scope="errors",
+            direction="up",
+            tested=1,
+            drifted=1,
+            items=judged.items,
+            episode_id=episode_id,
+            window_id=window.window_id,
+            window_number=window.number,
+            first_window=window.number,
+        )
+    elif change == "resolved":
+        yield DriftResolved(
+            model_name=model,
+            model_version=window.version,
+            segment=window.segment,
+            scope="errors",
+            episode_id=episode_id,
+            window_id=window.window_id,
+            window_number=window.number,
+            windows=window.number - episode.first + 1,
+            reference_id=window.reference_id,
+            regime=window.regime,
+        )
+
+
+def _at_once(policy: Policy) -> Policy:
+    """One finding opens: it is significant at .001, or fired by itself. Reminders are the breach's own."""
+    return Policy(enter=1, within=1, leave=policy.leave, remind=0)

@@ -1,0 +1,103 @@
+"""For model servers and training jobs: numpy arrays in, events out. No trio, nothing is published here.
+
+    bus = Producer(source="model-server")
+    bus.publish(observations("StyleGAN-Canvas-v3", version="v7", ids=ids, embedding=vectors, aesthetic=scores))
+    bus.publish(labels("StyleGAN-Canvas-v3", ids=ids, truth=classes))
+    bus.publish(reference("StyleGAN-Canvas-v3", "v7", regime="baseline", embedding=known, aesthetic=known_scores))
+
+Arrays are anything that numpy takes: lists, torch tensors on the CPU. A batch travels as float32, four bytes a value, and
+must fit into an event (1 MiB unless the bus is told otherwise: 500 rows of 512 dimensions); a reference may be of any
+size, since its rows go to the artifact store.
+"""
+
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from canvasbus.events import LabelsRecorded, ObservationsRecorded, ReferenceRegistered
+from canvasbus_workers.artifacts import ArtifactStore, pack
+
+
+def observations(
+    model_name: str,
+    *,
+    ids: Iterable[object],
+    version: str = "",
+    segment: str = "",
+    batch_id: str = "",
+    predictions: Any = None,
+    **arrays: Any,
+) -> ObservationsRecorded:
+    """What a model saw and said for a batch: `ids` names the answers, each array has a row for each of them: (n,) or
+    (n, k). `batch_id`: unique for the batch (default: a new one). Raises ValueError when lengths differ."""
+    names = tuple(str(one) for one in ids)
+    classes = () if predictions is None else tuple(np.asarray(predictions).tolist())
+    if predictions is not None and len(classes) != len(names):
+        raise ValueError(f"predictions: {len(classes)} of them for {len(names)} ids")
+    return ObservationsRecorded(
+        model_name=model_name,
+        model_version=version,
+        segment=segment,
+        batch_id=batch_id or uuid.uuid4().hex,
+        item_ids=names,
+        predictions=classes,
+        arrays={name: pack(_checked(name, array, len(names))) for name, array in sorted(arrays.items())},
+    )
+
+
+def labels(
+    model_name: str, *, ids: Iterable[object], truth: Any, split: Any = "test", batch_id: str = ""
+) -> LabelsRecorded:
+    """What is true for some answers, by the ids of `observations`. Only labels of the split "test" judge a model."""
+    names, classes = tuple(str(one) for one in ids), tuple(np.asarray(truth).tolist())
+    if len(names) != len(classes):
+        raise ValueError(f"truth: {len(classes)} labels for {len(names)} ids")
+    return LabelsRecorded(
+        model_name=model_name, batch_id=batch_id or uuid.uuid4().hex, split=split, item_ids=names, labels=classes
+    )
+
+
+def reference(
+    model_name: str,
+    version: str = "",
+    *,
+    regime: str = "baseline",
+    segment: str = "",
+    correct: Any = None,
+    columns: Mapping[str, Sequence[str]] | None = None,
+    categorical: Sequence[str] = (),
+    store: ArtifactStore | None = None,
+    **arrays: Any,
+) -> ReferenceRegistered:
+    """What the version says on data that is known to be good. The rows are written into the artifact store (default: the
+    folder of ARTIFACT_ROOT), which the drift workers must be able to read. `correct` (n,): which rows it answered
+    rightly. Raises ValueError when lengths differ."""
+    lengths = {len(np.asarray(array)) for array in arrays.values()}
+    if len(lengths) != 1 or 0 in lengths:
+        raise ValueError(f"a reference needs arrays with a row for each item, these have {sorted(lengths)} rows")
+    rows = lengths.pop()
+    sample = {name: _checked(name, array, rows) for name, array in arrays.items()}
+    if correct is not None:
+        sample["correct"] = _checked("correct", correct, rows)
+    ref = (store or ArtifactStore()).put(sample)
+    return ReferenceRegistered(
+        model_name=model_name,
+        model_version=version,
+        segment=segment,
+        reference_id="/".join(part for part in (model_name, version, segment, regime, ref.sha256[:12]) if part),
+        regime=regime,
+        sample=ref,
+        items=0 if correct is None else rows,
+        correct=0 if correct is None else int(np.asarray(correct).astype(bool).sum()),
+        columns={name: tuple(names) for name, names in (columns or {}).items()},
+        categorical=tuple(categorical),
+    )
+
+
+def _checked(name: str, array: Any, rows: int) -> Any:
+    plain = np.asarray(array)
+    if plain.ndim not in (1, 2) or len(plain) != rows:
+        raise ValueError(f"{name} has the shape {plain.shape}: use ({rows},) or ({rows}, k)")
+    return plain.astype(np.float32)
