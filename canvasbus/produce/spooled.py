@@ -139,8 +139,9 @@ class SpooledBuffer(Buffer):
     def add(self, item: Outgoing, lane: int) -> None:
         payload = encode_event(item)
         if self.lock._is_owned():  # type: ignore[attr-defined]
-            self._late.append((item, lane))
-            self._rouse()
+            if not self.closed or self._make_room(item, len(item.data), lane):
+                self._late.append((item, lane))
+                self._rouse()
             return
         with self.lock:
             if self._late:

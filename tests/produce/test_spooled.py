@@ -14,6 +14,7 @@ from studio import Eyes, PaintingMade, SculptureMade
 
 from canvasbus import BufferFull, ConfigError, Producer, ids
 from canvasbus.produce import spoolfile, spoolfolder
+from canvasbus.produce.spool import Ledger
 from canvasbus.produce.spooled import SpooledBuffer
 from canvasbus.transport.memory import MemoryServer
 from canvasbus.wire.codec import Outgoing
@@ -223,6 +224,21 @@ def test_publishing_from_inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert drained(spooled(tmp_path)) == [outer, inner, last]
 
 
+def test_publishing_from_inside_after_the_end(any_url: str, namespace: str, tmp_path: Path) -> None:
+    """A signal handler that publishes while its own thread is in a Producer that is closed hears so at once; when the
+    program ends its event is counted as dropped. It was given an id before, and dropped later."""
+    bus = Producer(any_url, namespace=namespace, spool=tmp_path)
+    assert bus.close() is True
+    with bus._buffer.lock, pytest.raises(BufferFull, match="is closed"):
+        bus.publish(PaintingMade())
+    assert bus.statistics().published == 0
+    b = spooled(tmp_path)
+    b.close("muted")
+    with b.lock:
+        b.add(item(), 0)
+    assert b.dropped == 1 and b.take() is None
+
+
 def test_ctrl_c_in_the_middle_of_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """KeyboardInterrupt before or after the record is written: the event is there once or not at all, its neighbours
     are, and nobody waits for it for ever."""
@@ -245,6 +261,39 @@ def test_ctrl_c_in_the_middle_of_writing(tmp_path: Path, monkeypatch: pytest.Mon
         expected = [items[0], *items[1:2] * (when == "after"), items[2]]
         assert drained(b) == expected
         assert b.waiting == 0 and b.wait_settled(0) is (when == "after")
+
+
+@pytest.mark.parametrize("begun", [True, False], ids=["next segment", "first segment"])
+@pytest.mark.parametrize("step", ["header", "written", "before", "after"])
+def test_ctrl_c_while_a_segment_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, begun: bool) -> None:
+    """KeyboardInterrupt at any step of beginning a file, in a notebook that goes on: the event that was being published
+    is not there, those before and after it are, also for the next process, and publishing goes on as if nothing had
+    been."""
+    b, items = spooled(tmp_path, spool_bytes=40_000), [item(1000) for _ in range(9)]
+    if begun:  # the segment is full
+        for each in items[:5]:
+            b.add(each, 0)
+    owner, name = (Ledger, "began") if step in ("before", "after") else (spoolfile, "_raw_write")
+    real: Any = getattr(owner, name)
+
+    def interrupted(*args: Any) -> None:
+        if step in ("written", "after"):
+            real(*args)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(owner, name, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        b.add(items[5], 0)
+    monkeypatch.setattr(owner, name, real)
+    for each in items[6:]:
+        b.add(each, 0)
+    expected = items[: 5 * begun] + items[6:]
+    die(b)
+    again = spooled(tmp_path)
+    assert drained(again) == expected
+    assert again.quarantined == 0
+    again.leave()
+    assert list(tmp_path.iterdir()) == []
 
 
 # --- the spool is full, or cannot be written --------------------------------------------------------------------------

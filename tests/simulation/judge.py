@@ -110,11 +110,12 @@ def _told(plan: Plan, history: History) -> Iterator[str]:
         for told in attempt.told:
             if told.fate == "unknown" and not (gaps or told.leaving):
                 yield f"{what} and told in {told.life} that it cannot know: {told.why}"
-            if told.fate == "refused" and not (told.leaving or drops or plan.cap is not None):
+            if told.fate == "refused" and not (told.leaving or drops or plan.capped):
                 yield f"{what} and told in {told.life} that it is not there: {told.why}"
         if tries[attempt.n] == 1 and {*attempt.own} - {told.fate for told in attempt.told}:
             yield f"{what} and told its own callback {attempt.own}, the other {attempt.told}"
-        if attempt.raised and not (attempt.how == "bad" or drops or attempt.raised == "BufferFull"):
+        full = attempt.raised == "BufferFull" and (drops or attempt.leaving)
+        if attempt.raised and not full and (attempt.how, attempt.raised) != ("bad", "EncodeError"):
             yield f"{what}, which raised {attempt.raised}"
 
 

@@ -57,6 +57,12 @@ class Life:
         """Descriptors of its spool's files."""
         self.disk_steps = 0
         """It dies at the so-manieth step on disk from now; 0: it does not."""
+        self.signals = 0.0
+        """How often its main thread is interrupted where it has a lock or writes to its disk."""
+        self.on_signal: Callable[[], None] = lambda: None
+        self.ctrl_c = 0.0
+        """How often Ctrl-C comes while its main thread writes to its disk."""
+        self._interrupted = False
         self.before_end: Callable[[], None] = lambda: None
         self.after_end: Callable[[], None] = lambda: None
         self._nursery = nursery
@@ -75,6 +81,17 @@ class Life:
     def soon(self, do: Callable[[], object]) -> None:
         """Something that only trio's own thread may do, when it has its next turn."""
         self._soon.append(do)
+
+    def interrupt(self) -> None:
+        """Let the handler of a signal run between two steps of the main thread, now and then."""
+        if not self.signals or self._interrupted or self.dead or self.dice.random() >= self.signals:
+            return
+        if current() is self.threads[0]:
+            self._interrupted = True
+            try:
+                self.on_signal()
+            finally:
+                self._interrupted = False
 
     def turn(self) -> None:
         """What is to be done in trio's thread after each step of one of the others."""
@@ -225,8 +242,18 @@ def _breathe() -> None:
     thread: Thread | None = getattr(_here, "thread", None)
     if thread is None or thread.life.dead or thread.life.dice.random() >= thread.life.nervous:
         return
-    seconds = thread.life.dice.choice([0.0, 0.0, 0.001, 0.02])
+    seconds = thread.life.dice.choice([0.0, 0.0, 0.001, 0.02, 0.02])
     ask(lambda: trio.sleep(seconds))
+
+
+def _interrupt(*, ctrl_c: bool = False) -> None:
+    thread: Thread | None = getattr(_here, "thread", None)
+    if thread is None:
+        return
+    life = thread.life
+    life.interrupt()
+    if ctrl_c and life.ctrl_c and thread is life.threads[0] and not life.dead and life.dice.random() < life.ctrl_c:
+        raise KeyboardInterrupt
 
 
 class RLock:
@@ -249,8 +276,10 @@ class RLock:
                 raise Killed("there is nobody to let go of the lock")
             self._owner = self._me()
         self._count += 1
+        _interrupt()
 
     def __exit__(self, *_: object) -> None:
+        _interrupt()
         self._count -= 1
         if not self._count:
             self._owner = None
@@ -350,7 +379,10 @@ class _Os:
 
 def _write(fd: int, data: bytes, size: int) -> int:
     _at_disk(lambda: os.write(fd, data[: size // 2]))
-    return os.write(fd, data)
+    _interrupt(ctrl_c=True)
+    written = os.write(fd, data)
+    _interrupt(ctrl_c=True)
+    return written
 
 
 def _discard(path: Any) -> None:

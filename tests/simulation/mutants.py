@@ -345,19 +345,19 @@ MUTANTS = (
         "a dead program's batch is sent without looking",
         "7",
         (words(sender.Sender, "_run", "if buffer.doubt is not None:", "if False:"),),
-        frozenset({"kill producer", "producer lost", "spool"}),
+        frozenset({"kill producer, after", "spool"}),
     ),
     Mutant(
         "a batch on its way is not written down",
         "7",
         (words(spooled.SpooledBuffer, "_note_sending", "    hand = self._hand\n", "    return\n"),),
-        frozenset({"kill producer", "producer lost", "spool"}),
+        frozenset({"kill producer, after", "spool"}),
     ),
     Mutant(
         "a dead program's fence is not raised",
         "1",
         (words(sender._Lane, "resume", "self._new_sender(left.fence)", "self._new_sender(None)"),),
-        frozenset({"kill producer", "producer late", "spool"}),
+        frozenset({"kill producer, late", "spool"}),
     ),
     Mutant(
         "what a dead program left comes last",
@@ -418,7 +418,7 @@ MUTANTS = (
                 "if in_hand is None:\n                buffer._asleep = True",
             ),
         ),
-        frozenset({"producer"}),
+        frozenset({"producer", "calm", "nervous"}),
     ),
     Mutant(
         "marks are not looked at",

@@ -438,7 +438,7 @@ class SimConnection:
         if fate == "late":
             self.break_off("reset")
             self._late = True
-            network.nursery.start_soon(self._execute_late, commands, network.dice.uniform(0.01, 7.0))
+            network.nursery.start_soon(self._execute_late, commands, network.dice.uniform(3.0 if doomed else 0.01, 7.0))
             if doomed:
                 self._fall(commands, "after it has sent")
             self._check()

@@ -139,6 +139,12 @@ class Producing:
     when_full: WhenFull | None = None
     max_block: float = 1.0
     dedupe: bool = False
+    signals: float = 0.0
+    """How often its main thread is interrupted where it has a lock, by a handler that publishes."""
+    echoes: float = 0.0
+    """How often on_delivery publishes."""
+    ctrl_c: float = 0.0
+    """How often publish is interrupted by Ctrl-C while it writes into the spool."""
 
 
 @dataclass
@@ -175,6 +181,11 @@ class Plan:
     def partitions(self) -> int:
         return 2 if "partitions" in self.parts else 1
 
+    @property
+    def capped(self) -> bool:
+        """Whether publishers may be refused."""
+        return self.cap is not None and "retention" in self.parts
+
     def happens(self, kind: str) -> bool:
         """Whether a fault of this kind is planned."""
         return any(happening.kind == kind for happening in self.happenings)
@@ -191,8 +202,8 @@ class Plan:
 
 def draw(seed: int, *, wanted: AbstractSet[str] = frozenset()) -> Plan:
     """The plan of a seed. Wanted parts, kinds of happenings and "kills" are there whatever the seed says of them;
-    "calm" weather is without lost packets, "company" means two processes at least, "spool" and "small" say what a
-    Producer has. A happening may be wanted in one way only, like "stop, commit late"."""
+    "calm" weather is without lost packets, "company" means two processes at least, "spool", "small" and "nervous" say how
+    Producers are. A happening may be wanted in one way only, like "stop, commit late"."""
     dice = Random(seed)
     plan = Plan(seed)
     plan.groups = dice.choice([("framers",), ("framers",), ("framers", "taggers"), ("framers", "hangers")])
@@ -211,7 +222,7 @@ def draw(seed: int, *, wanted: AbstractSet[str] = frozenset()) -> Plan:
     _draw_happenings(plan, dice)
     if "kills" in wanted and "kills" not in plan.behaviours.values():
         _draw_killer(plan, dice)
-    for wish in sorted(wanted - PARTS.keys() - {"kills", "calm", "company", "spool", "small"}):
+    for wish in sorted(wanted - PARTS.keys() - {"kills", "calm", "company", "spool", "small", "nervous"}):
         if "producer" in wish:
             continue
         kind, _, how = wish.partition(", ")
@@ -247,13 +258,22 @@ def _draw_producing(plan: Plan, dice: Random, wanted: AbstractSet[str]) -> None:
             keyed = how == "one" and dice.random() < 0.2
             plan.produces.append(replace(publish, how="keyed" if keyed else how))
     plan.publishes = rest
+    n, bursts = max(plan.behaviours) + 1, [dice.uniform(0, plan.seconds) for _ in range(4)]
+    for _ in range(dice.choice([5, 10, 20])):  # close to each other, so that some come while others are sent
+        how = dice.choice(["one", "one", "one", "keyed", "many"])
+        numbers = tuple(range(n, n + (dice.randrange(2, 6) if how == "many" else 1)))
+        n += len(numbers)
+        plan.behaviours |= dict.fromkeys(numbers, "quick")
+        at = dice.choice(bursts) + dice.choice([0.0, 0.001, 0.003, 0.01, 0.02, 0.05])
+        plan.produces.append(Publish(at, numbers, how))
+    plan.produces.sort(key=lambda publish: publish.at)
     spool = dice.random() < 0.6 if "small" not in wanted else False
     spool = spool or "spool" in wanted
     small = dice.random() < 0.3 or "small" in wanted
     plan.producing = Producing(
         spool=spool,
         threads=dice.choice([1, 1, 2]),
-        nervous=dice.choice([0.0, 0.1, 0.4]),
+        nervous=0.5 if "nervous" in wanted else dice.choice([0.0, 0.1, 0.4]),
         flushes=dice.choice([0.0, 0.2, 0.5]),
         buffer_bytes=dice.choice([600, 2000]) if small else BUFFER_BYTES,
         spool_bytes=dice.choice([6000, 20_000])
@@ -262,13 +282,19 @@ def _draw_producing(plan: Plan, dice: Random, wanted: AbstractSet[str]) -> None:
         when_full=None if "small" in wanted else dice.choice([None, None, "block", "raise"]),
         max_block=dice.choice([0.0, 0.5, 20.0]),
         dedupe=dice.random() < 0.15,
+        signals=dice.choice([0.0, 0.0, 0.1]),
+        echoes=dice.choice([0.0, 0.0, 0.2]),
+        ctrl_c=dice.choice([0.0, 0.0, 0.1]),
     )
     happenings: list[Happening] = []
     early = plan.seconds * 0.8
 
+    wishes = {kind: how for kind, _, how in (wish.partition(", ") for wish in wanted)}
+
     def some(kind: str, chance: float, most: int, *hows: str) -> None:
-        if dice.random() < chance or kind in wanted:
-            for _ in range(most if kind in wanted else dice.randint(1, most)):
+        hows = (wishes[kind],) if wishes.get(kind) else hows
+        if dice.random() < chance or kind in wishes:
+            for _ in range(most if kind in wishes else dice.randint(1, most)):
                 how, count = dice.choice(hows or ("",)), dice.choice([1, 1, 1, 2, 3])
                 count = dice.randint(1, 40) if how == "disk" else count
                 happenings.append(Happening(dice.uniform(0, early), kind, count, dice.choice([0.5, 4.0, 8.0]), how))

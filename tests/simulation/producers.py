@@ -10,8 +10,9 @@ from __future__ import annotations
 import logging
 import shutil
 import tempfile
+import weakref
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -38,6 +39,9 @@ FAST = "/dev/shm"
 
 PROMPT_SECONDS = 4.0
 """A packet may take a second, in both directions, and what comes before it, too."""
+
+SIGNALS, CALLBACKS = 98, 99
+"""The numbers of the threads for what handlers of signals and on_delivery publish."""
 
 
 @dataclass
@@ -68,6 +72,8 @@ class Attempt:
     returned: bool = False
     raised: str = ""
     """What `publish` raised."""
+    leaving: bool = False
+    """Its program was about to end then."""
     told: list[Told] = field(default_factory=list)
     own: list[str] = field(default_factory=list)
     """What the callback of this one event was told."""
@@ -104,6 +110,7 @@ class Programs:
         """Set while nobody lives, for the next."""
         self._ready = self._dropped = self._leaving = False
         self._ended_well: set[str] = set()
+        self._echo: Callable[[], None] = lambda: None
         self._since = 0
         """How many attempts there were when it flushed last."""
 
@@ -141,9 +148,9 @@ class Programs:
                 while not program.ended or any(thread.is_alive() for thread in life.threads if self._dropped):
                     await life.changed.wait()
                 life.end()  # threads that are daemons end with their process
+                nursery.cancel_scope.cancel()
             finally:
                 memory.forget(site.name)
-            nursery.cancel_scope.cancel()
 
     def _program(self, life: Life) -> None:
         how, dice = self.how, self.dice
@@ -162,6 +169,15 @@ class Programs:
             dedupe=how.dedupe,
             flush_timeout=5.0,
         )
+        handle = weakref.ref(producer)
+
+        def aside(thread: int) -> None:
+            found = handle()
+            if found is not None and self.todo and self.todo[-1].how == "one":
+                self._publish_one(life, found, thread, self.todo.pop())
+
+        life.on_signal, life.signals = partial(aside, SIGNALS), how.signals
+        self._echo = partial(aside, CALLBACKS)
         self._buffer = producer._buffer
         self._statistics = producer.statistics
         others = [
@@ -210,8 +226,11 @@ class Programs:
         numbers, how = publish.numbers, publish.how
         n, name = numbers[0], life.site.name
         began = clock.time_ns() // 1_000_000
-        attempts = [Attempt(n, name, thread, self.how.spool, how, began) for n in numbers]
+        kept = self.how.spool and thread != SIGNALS  # what it publishes may have to wait until the lock is free
+        attempts = [Attempt(n, name, thread, kept, how, began) for n in numbers]
         self.attempts += attempts
+        if thread == 0:
+            life.ctrl_c = self.how.ctrl_c
         events = [Placed(n=n, weight=float("nan") if how == "bad" else 0.0) for n in numbers]
         said = "accepted"
         try:
@@ -237,9 +256,15 @@ class Programs:
         except (EncodeError, BufferFull) as error:
             said = type(error).__name__
             if how != "many":  # of these, those before it are queued
-                attempts[0].raised = said
+                attempts[0].raised, attempts[0].leaving = said, self._leaving
+        except KeyboardInterrupt:  # it goes on, and does not know
+            said = "Ctrl-C"
+            self.seen["producer: Ctrl-C"] += 1
         finally:
+            life.ctrl_c = 0.0
             self.left -= 1
+            if thread >= SIGNALS:
+                self.seen[f"producer: published by {'a signal' if thread == SIGNALS else 'on_delivery'}"] += 1
             life.soon(lambda: world.note(name, f"{how} {numbers[0]}-{numbers[-1]} of thread {thread}: {said}"))
 
     def _again(self, life: Life, producer: Producer) -> None:
@@ -254,10 +279,14 @@ class Programs:
                 self._publish_one(life, producer, 0, Publish(0, (n,), "keyed"))
 
     def _flush(self, life: Life, producer: Producer) -> None:
-        mine = [one for one in self.attempts if one.returned and (self.how.spool or one.life == life.site.name)]
+        mine = [one for one in self.attempts if one.returned and (one.kept or one.life == life.site.name)]
         since, self._since = self.attempts[self._since :], len(self.attempts)
-        done = producer.flush(self.dice.choice([0.0, 0.05, 1.0, 5.0]))
+        began, patience = clock.monotonic(), self.dice.choice([0.0, 0.05, 1.0, 5.0])
+        done = producer.flush(patience)
         if not done:
+            late = [one.n for one in mine if not one.told and one.how != "keyed"]
+            if late and patience > PROMPT_SECONDS and self._calm(life, began):
+                self._wrong(life, f"a flush of {patience} s was not enough for {late}")
             return
         self.seen["producer: flushed"] += 1
         for one in mine:
@@ -281,16 +310,25 @@ class Programs:
             of.told.append(told)
             self._check_prompt(life, of, told)
         self.seen[f"producer: told {told.fate}"] += 1
+        if self.how.echoes and self.dice.random() < self.how.echoes:
+            self._echo()
 
     def _check_prompt(self, life: Life, attempt: Attempt, told: Told) -> None:
         """What nothing is in the way of is told soon."""
-        site, network, now = life.site, self.world.network, clock.monotonic()
-        since = now - (told.at - attempt.began) / 1000
+        since = clock.monotonic() - (told.at - attempt.began) / 1000
+        if (
+            attempt.life == life.site.name
+            and told.at - attempt.began > PROMPT_SECONDS * 1000
+            and self._calm(life, since)
+        ):
+            self._wrong(life, f"{attempt.n} was told of {told.at - attempt.began} ms after it was published")
+
+    def _calm(self, life: Life, since: float) -> bool:
+        """Whether nothing was in the way of its packets from a moment on."""
+        site, network = life.site, self.world.network
         ill = network.away or network.mood or since < max(network.calm_from, site.calm_from) + PROMPT_SECONDS
-        if attempt.life != life.site.name or ill or any(time > since - PROMPT_SECONDS for time in site.troubles):
-            return
-        if now - since > PROMPT_SECONDS and not self.plan.happens("clock") and self.plan.cap is None:
-            self._wrong(life, f"{attempt.n} was told of {now - since:.1f} s after it was published")
+        ill = ill or any(time > since - PROMPT_SECONDS for time in site.troubles)
+        return not ill and not self.plan.happens("clock") and not self.plan.capped
 
     def _own(self, life: Life, attempt: Attempt) -> Any:
         def tell(_: UUID, error: CanvasbusError | None) -> None:
@@ -329,6 +367,7 @@ class Programs:
             elif what.how == "now":
                 site.kill()
             elif what.how == "late":
+                self.seen["producer: killed with a late packet"] += 1
                 site.next_fate = "late and killed"
             else:
                 site.falls_at = what.who, what.how
