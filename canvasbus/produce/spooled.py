@@ -205,8 +205,10 @@ class SpooledBuffer(Buffer):
         first, events = self._next[lane], len(payloads)
         self._next[lane] = first + events  # before the record is there: a number may be missing, never given twice
         self._unsent[lane] += events
+        log, there = self._logs.get(lane), 0
         try:
-            log = self._logs.get(lane) or self._open(lane, first)
+            log = log or self._open(lane, first)
+            there = log.ledger.events
             if events == 1:
                 data = frame(EVENT, first, payloads[0])
             else:
@@ -217,6 +219,10 @@ class SpooledBuffer(Buffer):
             self._unsent[lane] -= events
             self._failed(error)
             return False
+        except BaseException:  # Ctrl-C, in a notebook that goes on
+            if log is None or log.ledger.events == there:
+                self._unsent[lane] -= events
+            raise
         self.spool_bytes_used += log.ledger.bytes - before
         self._failing_until = 0.0
         return True

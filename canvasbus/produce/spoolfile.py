@@ -90,13 +90,19 @@ class Log:
     # --- writing -------------------------------------------------------------------------------------------------
 
     def append(self, data: bytes, first: int, last: int, events: int) -> None:
-        """Write framed events. Raises OSError, and then nothing of it is in the log."""
+        """Write framed events. Raises OSError, and then nothing of it is in the log; when Ctrl-C comes, all or nothing."""
         if self._writing is None or self._writing.size >= self._whose.segment_bytes:
             self._begin(first)
-        self.ledger.segments[
-            -1
-        ].last = last  # before it is there, rather than after: it keeps the segment from being deleted
-        _write(self._fd, data)
+        segment = self.ledger.segments[-1]
+        before, segment.last = segment.last, last  # not after it is there: it keeps the segment from being deleted
+        try:
+            _write(self._fd, data)
+        except BaseException:
+            if os.fstat(self._fd).st_size == segment.size + len(data):
+                self.ledger.wrote(len(data), events)
+            else:
+                segment.last = before
+            raise
         self.ledger.wrote(len(data), events)
 
     def note_sending(self, sending: Sending) -> None:

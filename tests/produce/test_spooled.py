@@ -241,7 +241,7 @@ def test_publishing_from_inside_after_the_end(any_url: str, namespace: str, tmp_
 
 def test_ctrl_c_in_the_middle_of_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """KeyboardInterrupt before or after the record is written: the event is there once or not at all, its neighbours
-    are, and nobody waits for it for ever."""
+    are, and nobody waits for it for ever; the numbers are true, and nothing stays on disk."""
     for when in ("before", "after"):
         root = tmp_path / when
         b, items = spooled(root), [item() for _ in range(3)]
@@ -260,7 +260,28 @@ def test_ctrl_c_in_the_middle_of_writing(tmp_path: Path, monkeypatch: pytest.Mon
         b.add(items[2], 0)
         expected = [items[0], *items[1:2] * (when == "after"), items[2]]
         assert drained(b) == expected
-        assert b.waiting == 0 and b.wait_settled(0) is (when == "after")
+        assert b.waiting == 0 and b.wait_settled(0) and b.published == len(expected)
+        assert b.spool_statistics()["spool_events"] == 0
+        b.leave()
+        assert list(root.iterdir()) == []
+
+
+@pytest.mark.parametrize("spool", [True, False], ids=["spool", "memory"])
+def test_ctrl_c_at_the_end_of_publish(any_url: str, namespace: str, tmp_path: Path, spool: bool) -> None:
+    """KeyboardInterrupt after the event is accepted, before the sender is roused, and nothing is published any more: a
+    flush sends it."""
+    with Producer(any_url, namespace=namespace, spool=tmp_path if spool else None) as bus:
+        rouse = bus._buffer._rouse
+
+        def interrupted() -> bool:
+            bus._buffer._rouse = rouse
+            raise KeyboardInterrupt
+
+        bus._buffer._rouse = interrupted
+        with pytest.raises(KeyboardInterrupt):
+            bus.publish(PaintingMade(number=1))
+        assert bus.flush(10) is True and bus.statistics().stored == 1
+    assert [made.number for made in Eyes(any_url, namespace).events("painting.made")] == [1]
 
 
 @pytest.mark.parametrize("begun", [True, False], ids=["next segment", "first segment"])
