@@ -100,7 +100,7 @@ def _told(plan: Plan, history: History) -> Iterator[str]:
     a reason for all that is not stored."""
     how = plan.producing
     tries = Counter(attempt.n for attempt in history.attempts)
-    gaps = history.cut or history.trimmed or history.retained
+    gaps = history.cut or any([*history.trimmed.values(), *history.retained.values()])
     drops = how.buffer_bytes < BUFFER_BYTES or how.spool_bytes < SPOOL_BYTES
     for attempt in history.attempts:
         what = f"the Producer of {attempt.life} published {attempt.n} ({attempt.how})"
@@ -336,10 +336,11 @@ def _numbered(plan: Plan, runs: list[Run]) -> Iterator[str]:
             if counted not in wanted:
                 yield f"{run.group}: attempt {run.attempt} at {run.n} after attempt {before.attempt} {before.end}"
     failed = 0
-    for run in runs:
+    for run, after in zip(runs, [*runs[1:], None], strict=True):
         if run.attempt > 1 + failed:
             yield f"{run.group}: attempt {run.attempt} at {run.n}, which had failed {failed} times"
-        failed += run.end not in ("returned", "later", "rejected") and (run.end != "killed" or run.suspect)
+        lost = run.suspect and after is not None and after.consumer != run.consumer  # it died before it was committed
+        failed += lost or (run.end not in ("returned", "later", "rejected") and (run.end != "killed" or run.suspect))
 
 
 def _silent(plan: Plan) -> bool:

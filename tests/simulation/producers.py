@@ -28,7 +28,7 @@ from simulation.network import SimServer, Site
 from simulation.plan import STALE_SECONDS, Happening, Placed, Publish
 
 from canvasbus import BufferFull, CanvasbusError, EncodeError, Producer, Unavailable, clock
-from canvasbus.produce.buffer import Buffer
+from canvasbus.produce.buffer import SPOOL_BYTES, Buffer
 from canvasbus.transport import memory
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class Attempt:
     life: str
     thread: int
     kept: bool
-    """There is a spool."""
+    """It is in the spool when `publish` returns, as far as one can know."""
     how: str
     began: int
     """In ms of the server's clock."""
@@ -226,7 +226,8 @@ class Programs:
         numbers, how = publish.numbers, publish.how
         n, name = numbers[0], life.site.name
         began = clock.time_ns() // 1_000_000
-        kept = self.how.spool and thread != SIGNALS  # what it publishes may have to wait until the lock is free
+        drops = self.how.spool_bytes < SPOOL_BYTES and self.how.when_full is None
+        kept = self.how.spool and not drops and thread != SIGNALS  # these may have to wait until the lock is free
         attempts = [Attempt(n, name, thread, kept, how, began) for n in numbers]
         self.attempts += attempts
         if thread == 0:

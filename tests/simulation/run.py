@@ -58,6 +58,9 @@ SOMETIMES = (
     *("publish verified", "late transaction aborted", "dead letter: rejected", "dead letter: exhausted"),
     *("dead letter: lost_workers", "loss: entry_trimmed", "loss: group_recreated"),
     *("trimmed by retention", "timer fired", "seen by an instance", "run down", "fault: restart", "fault: clock"),
+    *("producer: flushed", "producer: told refused", "producer: told unknown", "producer: killed at the disk"),
+    *("producer: killed with a late packet", "producer: let go", "producer: close soon", "producer: end"),
+    *("producer: published by a signal", "producer: published by on_delivery", "producer: Ctrl-C"),
 )
 """The ways of recovery: each must be taken in some run, or the runs prove nothing about it."""
 
