@@ -193,10 +193,15 @@ class SpooledBuffer(Buffer):
     def _put_late(self) -> None:
         while self._late:
             item, lane = self._late.popleft()
+            unsent = self._unsent[lane]
             try:
                 self._put(item, encode_event(item), lane)
             except BufferFull:  # whoever published it has been told that it is accepted
                 self._drop(item, lane)
+            except BaseException:  # Ctrl-C
+                if self._unsent[lane] == unsent:
+                    self._late.appendleft((item, lane))
+                raise
 
     def _write(self, lane: int, payloads: "list[bytes] | tuple[bytes]") -> bool:
         """Write events down under the next numbers. False: that is not possible now, and nothing is changed."""

@@ -266,6 +266,28 @@ def test_ctrl_c_in_the_middle_of_writing(tmp_path: Path, monkeypatch: pytest.Mon
         assert list(root.iterdir()) == []
 
 
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_ctrl_c_while_another_event_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str) -> None:
+    """What a signal handler had published waits for the lock, and KeyboardInterrupt comes while the next publish writes
+    it down: it is accepted, and there once."""
+    b, first, inner = spooled(tmp_path), item(), item()
+    b.add(first, 0)
+    with b.lock:
+        b.add(inner, 0)
+    real = spoolfile._raw_write
+
+    def interrupted(fd: int, data: bytes, size: int) -> int:
+        if when == "after":
+            real(fd, data, size)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(spoolfile, "_raw_write", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        b.add(item(), 0)
+    monkeypatch.setattr(spoolfile, "_raw_write", real)
+    assert drained(b) == [first, inner] and b.wait_settled(0)
+
+
 @pytest.mark.parametrize("spool", [True, False], ids=["spool", "memory"])
 def test_ctrl_c_at_the_end_of_publish(any_url: str, namespace: str, tmp_path: Path, spool: bool) -> None:
     """KeyboardInterrupt after the event is accepted, before the sender is roused, and nothing is published any more: a
