@@ -225,6 +225,8 @@ class Buffer:
         """Wait until the fate of everything queued by now is known. True: and since the last call all was stored."""
         with self.lock:
             marked = self._marked
+            if self._asleep and any(map(self._queued, self._lanes)):  # Ctrl-C came before the sender was roused
+                self._asleep = not self._rouse()
             targets = [
                 settled + in_hand + self._queued(lane)
                 for lane, settled, in_hand in zip(self._lanes, self._settled, self._in_hand, strict=True)

@@ -139,8 +139,9 @@ class SpooledBuffer(Buffer):
     def add(self, item: Outgoing, lane: int) -> None:
         payload = encode_event(item)
         if self.lock._is_owned():  # type: ignore[attr-defined]
-            self._late.append((item, lane))
-            self._rouse()
+            if not self.closed or self._make_room(item, len(item.data), lane):
+                self._late.append((item, lane))
+                self._rouse()
             return
         with self.lock:
             if self._late:
@@ -192,10 +193,15 @@ class SpooledBuffer(Buffer):
     def _put_late(self) -> None:
         while self._late:
             item, lane = self._late.popleft()
+            unsent = self._unsent[lane]
             try:
                 self._put(item, encode_event(item), lane)
             except BufferFull:  # whoever published it has been told that it is accepted
                 self._drop(item, lane)
+            except BaseException:  # Ctrl-C
+                if self._unsent[lane] == unsent:
+                    self._late.appendleft((item, lane))
+                raise
 
     def _write(self, lane: int, payloads: "list[bytes] | tuple[bytes]") -> bool:
         """Write events down under the next numbers. False: that is not possible now, and nothing is changed."""
@@ -204,8 +210,10 @@ class SpooledBuffer(Buffer):
         first, events = self._next[lane], len(payloads)
         self._next[lane] = first + events  # before the record is there: a number may be missing, never given twice
         self._unsent[lane] += events
+        log, there = self._logs.get(lane), 0
         try:
-            log = self._logs.get(lane) or self._open(lane, first)
+            log = log or self._open(lane, first)
+            there = log.ledger.events
             if events == 1:
                 data = frame(EVENT, first, payloads[0])
             else:
@@ -216,6 +224,10 @@ class SpooledBuffer(Buffer):
             self._unsent[lane] -= events
             self._failed(error)
             return False
+        except BaseException:  # Ctrl-C, in a notebook that goes on
+            if log is None or log.ledger.events == there:
+                self._unsent[lane] -= events
+            raise
         self.spool_bytes_used += log.ledger.bytes - before
         self._failing_until = 0.0
         return True

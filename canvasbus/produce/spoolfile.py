@@ -78,6 +78,8 @@ class Log:
         self._folder = folder
         self._whose = whose
         self._fd = -1
+        self._writing: Segment | None = None
+        """The segment whose file is open, always the last; None: there is none, or Ctrl-C came while one began."""
         self._reading: tuple[Segment, int] | None = None
         """Where the last `read` ended."""
 
@@ -88,18 +90,25 @@ class Log:
     # --- writing -------------------------------------------------------------------------------------------------
 
     def append(self, data: bytes, first: int, last: int, events: int) -> None:
-        """Write framed events. Raises OSError, and then nothing of it is in the log."""
-        segments = self.ledger.segments
-        if self._fd < 0 or segments[-1].size >= self._whose.segment_bytes:
+        """Write framed events. Raises OSError, and then nothing of it is in the log; when Ctrl-C comes, all or nothing."""
+        if self._writing is None or self._writing.size >= self._whose.segment_bytes:
             self._begin(first)
-        segments[-1].last = last  # before it is there, rather than after: it keeps the segment from being deleted
-        self._write(data)
+        segment = self.ledger.segments[-1]
+        before, segment.last = segment.last, last  # not after it is there: it keeps the segment from being deleted
+        try:
+            _write(self._fd, data)
+        except BaseException:
+            if os.fstat(self._fd).st_size == segment.size + len(data):
+                self.ledger.wrote(len(data), events)
+            else:
+                segment.last = before
+            raise
         self.ledger.wrote(len(data), events)
 
     def note_sending(self, sending: Sending) -> None:
         """Write down what is about to be sent. Raises OSError."""
         self.ledger.sending = sending
-        if self._fd >= 0:
+        if self.ledger.segments:
             self._note(frame_sending(sending))
 
     def settle(self, number: int, events: int) -> list[Path]:
@@ -108,7 +117,7 @@ class Log:
         ledger = self.ledger
         gone = ledger.settle(number, events)
         self.error = None
-        if self._fd >= 0:
+        if ledger.segments:
             try:
                 if ledger.rests():
                     self._begin(ledger.next)
@@ -134,6 +143,7 @@ class Log:
         """Go on with a log that was found. Raises OSError."""
         if self.ledger.segments:
             self._fd = os.open(self.path(self.ledger.segments[-1]), os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+            self._writing = self.ledger.segments[-1]
         else:
             self._begin(self.ledger.next)
 
@@ -149,32 +159,25 @@ class Log:
         data = frame_header(header, first)
         path = self.path(segment)
         fd = os.open(path, _APPEND | os.O_TRUNC, 0o600)
-        old, self._fd = self._fd, fd
         try:
-            self._write(data)
-        except OSError:
-            self._fd = old
+            _write(fd, data)
+        except BaseException:
             os.close(fd)
             path.unlink(missing_ok=True)
             raise
+        segment.size = len(data)
+        self._writing = None  # until all fits together again: Ctrl-C may come between two steps
+        old, self._fd = self._fd, fd
+        ledger.began(segment)
+        self._writing = segment
         if old >= 0:
             os.close(old)
-        segment.size = len(data)
-        ledger.began(segment)
 
     def _note(self, data: bytes) -> None:
-        self._write(data)
+        if self._writing is None:
+            self._begin(self.ledger.next)
+        _write(self._fd, data)
         self.ledger.wrote(len(data))
-
-    def _write(self, data: bytes) -> None:
-        written = max(0, _raw_write(self._fd, data, len(data)))
-        try:
-            while written < len(data):  # go on, to hear why that was all; or it goes well now
-                written += os.write(self._fd, data[written:])
-        except OSError:
-            if written:  # nothing may stand behind half a record
-                os.ftruncate(self._fd, os.fstat(self._fd).st_size - written)
-            raise
 
     # --- reading -------------------------------------------------------------------------------------------------
 
@@ -225,7 +228,7 @@ class Log:
 
     def close(self) -> None:
         """Let go of the file."""
-        fd, self._fd = self._fd, -1
+        fd, self._fd, self._writing = self._fd, -1, None
         if fd >= 0:
             os.close(fd)
 
@@ -238,6 +241,17 @@ class Log:
     def __repr__(self) -> str:
         ledger = self.ledger
         return f"<Log {self._folder.name} {self.partition}: {ledger.events} events, {ledger.bytes:,} bytes>"
+
+
+def _write(fd: int, data: bytes) -> None:
+    written = max(0, _raw_write(fd, data, len(data)))
+    try:
+        while written < len(data):  # go on, to hear why that was all; or it goes well now
+            written += os.write(fd, data[written:])
+    except BaseException:
+        if written:  # nothing may stand behind half a record
+            os.ftruncate(fd, os.fstat(fd).st_size - written)
+        raise
 
 
 def _pread(path: Path, offset: int, size: int) -> bytes:

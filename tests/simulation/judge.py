@@ -22,6 +22,7 @@ from canvasbus.consume.state import TOKEN
 from canvasbus.contract.registry import registry
 from canvasbus.errors import CanvasbusError
 from canvasbus.ids import id_order
+from canvasbus.produce.buffer import BUFFER_BYTES, SPOOL_BYTES
 from canvasbus.wire.codec import Codec
 from canvasbus.wire.envelope import Envelope
 
@@ -39,6 +40,8 @@ def judge(plan: Plan, history: History, partitions: list[Eyes]) -> list[str]:
     return [
         *history.wrong,
         *_published(plan, history, partitions),
+        *_told(plan, history),
+        *_in_order(plan, history, partitions),
         *(line for eyes in partitions for group in plan.groups for line in _handled(plan, history, eyes, group)),
         *(line for eyes in partitions for group in plan.groups for line in _derived(plan, history, eyes, group)),
         *(line for eyes in partitions for group in plan.groups for line in _counted(plan, history, eyes, group)),
@@ -56,10 +59,15 @@ def _published(plan: Plan, history: History, partitions: list[Eyes]) -> Iterator
             if n is not None:
                 where[n].append((number, entry_id))
     forgotten = history.cut.milliseconds if history.cut else range(0)
+    produced = _times(history)
     for n, fate in sorted(history.fate.items()):
         found = where.pop(n, [])
         entry_id = history.entry.get(n, "")
-        if fate == "accepted" and _ms(entry_id.lstrip("~")) not in forgotten:
+        if fate == "accepted" and n in produced:
+            began, told = produced[n]
+            if len(found) != 1 and not (forgotten and began < forgotten.stop and told >= forgotten.start):
+                yield f"a Producer told that it has stored {n}, found {found}"
+        elif fate == "accepted" and _ms(entry_id.lstrip("~")) not in forgotten:
             if n not in history.due and [found_id for _, found_id in found] != [entry_id]:
                 yield f"published {n} as {entry_id}, found {found}"
             elif len(found) != 1:
@@ -76,6 +84,64 @@ def _published(plan: Plan, history: History, partitions: list[Eyes]) -> Iterator
             yield f"published {n} for {history.due[n]:.0f} or later, found {found}"
     if where:
         yield f"nobody published {dict(where)}"
+
+
+def _times(history: History) -> dict[int, tuple[int, int]]:
+    """For what Producers told to be stored: from when to when that may have happened, in ms of the server's clock."""
+    times: dict[int, tuple[int, int]] = {}
+    for attempt in history.attempts:
+        began, until = times.get(attempt.n, (attempt.began, 0))
+        times[attempt.n] = began, max([until, *(told.at for told in attempt.told if told.fate == "accepted")])
+    return times
+
+
+def _told(plan: Plan, history: History) -> Iterator[str]:
+    """Producers tell of everything what became of it, once it is in the spool or the program lives long enough, and have
+    a reason for all that is not stored."""
+    how = plan.producing
+    tries = Counter(attempt.n for attempt in history.attempts)
+    gaps = history.cut or any([*history.trimmed.values(), *history.retained.values()])
+    drops = how.buffer_bytes < BUFFER_BYTES or how.spool_bytes < SPOOL_BYTES
+    for attempt in history.attempts:
+        what = f"the Producer of {attempt.life} published {attempt.n} ({attempt.how})"
+        lasts = attempt.kept or attempt.life in history.ended_well
+        if attempt.returned and lasts and not attempt.told and tries[attempt.n] == 1:
+            yield f"{what} and never told what became of it"
+        for told in attempt.told:
+            if told.fate == "unknown" and not (gaps or told.leaving):
+                yield f"{what} and told in {told.life} that it cannot know: {told.why}"
+            if told.fate == "refused" and not (told.leaving or drops or plan.capped):
+                yield f"{what} and told in {told.life} that it is not there: {told.why}"
+        if tries[attempt.n] == 1 and {*attempt.own} - {told.fate for told in attempt.told}:
+            yield f"{what} and told its own callback {attempt.own}, the other {attempt.told}"
+        full = attempt.raised == "BufferFull" and (drops or attempt.leaving)
+        if attempt.raised and not full and (attempt.how, attempt.raised) != ("bad", "EncodeError"):
+            yield f"{what}, which raised {attempt.raised}"
+
+
+def _in_order(plan: Plan, history: History, partitions: list[Eyes]) -> Iterator[str]:
+    """What one thread of a program published is there in its order; over a spool what a dead program left comes first."""
+    tries = Counter(attempt.n for attempt in history.attempts)
+    place = {}
+    lives: dict[str, int] = {}
+    for at, attempt in enumerate(history.attempts):
+        lives.setdefault(attempt.life, len(lives))
+        if tries[attempt.n] == 1 and attempt.how != "delayed":
+            place[attempt.n] = at, attempt
+    for eyes in partitions:
+        entries = sorted(_entries(eyes, history, "sim.placed").items(), key=lambda item: id_order(item[0]))
+        numbers = [n for _, n in entries if n in place]
+        last: dict[tuple[str, int], int] = defaultdict(int)
+        newest = 0
+        for n in numbers:
+            at, attempt = place[n]
+            whose = attempt.life, attempt.thread
+            if at < last[whose]:
+                yield f"{whose} published {n} earlier than what stands before it: {numbers}"
+            last[whose] = at
+            if plan.producing.spool and lives[attempt.life] < newest:
+                yield f"{n} of {attempt.life} stands behind what a later program published: {numbers}"
+            newest = max(newest, lives[attempt.life])
 
 
 def _handled(plan: Plan, history: History, eyes: Eyes, group: str) -> Iterator[str]:
@@ -270,10 +336,11 @@ def _numbered(plan: Plan, runs: list[Run]) -> Iterator[str]:
             if counted not in wanted:
                 yield f"{run.group}: attempt {run.attempt} at {run.n} after attempt {before.attempt} {before.end}"
     failed = 0
-    for run in runs:
+    for run, after in zip(runs, [*runs[1:], None], strict=True):
         if run.attempt > 1 + failed:
             yield f"{run.group}: attempt {run.attempt} at {run.n}, which had failed {failed} times"
-        failed += run.end not in ("returned", "later", "rejected") and (run.end != "killed" or run.suspect)
+        lost = run.suspect and after is not None and after.consumer != run.consumer  # it died before it was committed
+        failed += lost or (run.end not in ("returned", "later", "rejected") and (run.end != "killed" or run.suspect))
 
 
 def _silent(plan: Plan) -> bool:

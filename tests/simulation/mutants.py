@@ -20,7 +20,7 @@ import pytest
 from canvasbus import ids
 from canvasbus.consume import breaker, dispatch, leaving, outcomes, runner, settle, state, subscription, sweep
 from canvasbus.consume.liveness import Watcher
-from canvasbus.produce import fenced, publisher
+from canvasbus.produce import buffer, fenced, publisher, sender, spool, spooled
 from canvasbus.transport import group_scripts, link, scripts
 from canvasbus.transport.scripts import Script
 
@@ -333,6 +333,92 @@ MUTANTS = (
         "wire",
         (lambda patch: patch.setattr(publisher, "partition_of", lambda key, count: ids._bits(8) % count),),
         frozenset({"partitions"}),
+    ),
+    # Of programs with a Producer.
+    Mutant(
+        "what a dead program left is not sent",
+        "7",
+        (words(spooled.SpooledBuffer, "_adopt", "found = spoolfolder.folders(self.root)", "found = []"),),
+        frozenset({"kill producer", "spool"}),
+    ),
+    Mutant(
+        "a dead program's batch is sent without looking",
+        "7",
+        (words(sender.Sender, "_run", "if buffer.doubt is not None:", "if False:"),),
+        frozenset({"kill producer, after", "spool"}),
+    ),
+    Mutant(
+        "a batch on its way is not written down",
+        "7",
+        (words(spooled.SpooledBuffer, "_note_sending", "    hand = self._hand\n", "    return\n"),),
+        frozenset({"kill producer, after", "spool"}),
+    ),
+    Mutant(
+        "a dead program's fence is not raised",
+        "1",
+        (words(sender._Lane, "resume", "self._new_sender(left.fence)", "self._new_sender(None)"),),
+        frozenset({"kill producer, late", "spool"}),
+    ),
+    Mutant(
+        "what a dead program left comes last",
+        "7",
+        (
+            words(
+                spooled.SpooledBuffer,
+                "take",
+                "self._take_adopted(lane) or self._take_own(lane)",
+                "self._take_own(lane) or self._take_adopted(lane)",
+            ),
+        ),
+        frozenset({"kill producer", "spool", "outage"}),
+    ),
+    Mutant(
+        "a segment goes with an event in it",
+        "7",
+        (words(spool.Ledger, "forget_settled", "segment.last < self.settled", "True"),),
+        frozenset({"kill producer", "spool", "small", "outage"}),
+    ),
+    Mutant(
+        "a batch without an answer is told as stored",
+        "1",
+        (
+            words(sender.Sender, "_send", "sender.send(items)", "sender.send(items, patience=0.0)"),
+            words(
+                sender.Sender,
+                "_settle",
+                "    refused = unknown = 0\n",
+                "    refused = unknown = 0\n"
+                "    results = [b'0-1' if isinstance(result, Unavailable) else result for result in results]\n",
+            ),
+        ),
+        frozenset({"producer"}),
+    ),
+    Mutant(
+        "a flush does not wait for what is on its way",
+        "1",
+        (words(buffer.Buffer, "wait_settled", "settled + in_hand + self", "settled + self"),),
+        frozenset({"producer"}),
+    ),
+    Mutant(
+        "what is dropped is told as stored",
+        "7",
+        (words(sender.Sender, "_tell_drops", "self._tell(raw_id, error)", "self._tell(raw_id, None)"),),
+        frozenset({"producer", "small", "outage"}),
+    ),
+    Mutant(
+        "a Producer's thread is not woken",
+        "1",
+        (
+            words(buffer.Buffer, "take", "self._asleep = True", "pass"),
+            words(spooled.SpooledBuffer, "take", "self._asleep = True", "pass"),
+        ),
+        frozenset({"producer"}),
+    ),
+    Mutant(
+        "marks are not looked at",
+        "1",
+        (lua(scripts.ONCE, "elseif known then", "elseif false then"),),
+        frozenset({"kill producer", "producer lost"}),
     ),
 )
 

@@ -20,11 +20,14 @@ from typing import Any
 
 import hiredis
 import trio
+from fakeredis._socket import FakeSocket
+from simulation import lockstep
+from simulation.lockstep import Killed
 
 from canvasbus.errors import Unavailable
-from canvasbus.transport.memory import MemoryServer
+from canvasbus.transport.memory import MemoryServer, _Socket
 from canvasbus.transport.resp import Reply, ReplyError, pack
-from canvasbus.transport.scripts import FIRE, REAP, RELEASE, SETTLE, TAKE, TRIM, Script
+from canvasbus.transport.scripts import FIRE, ONCE, REAP, RELEASE, SETTLE, TAKE, TRIM, Script
 from canvasbus.wire.keys import Keys
 
 HOT = 1000
@@ -41,10 +44,6 @@ MATTERS = 8
 
 MOST = 0.25
 """How many of those meet a fault, at most: where nothing gets through nothing happens."""
-
-
-class Killed(BaseException):
-    """What a killed process meets wherever it turns to the server."""
 
 
 class HotLoop(Exception):
@@ -100,9 +99,9 @@ def refuses(mood: str, command: list[bytes]) -> bool:
         return True
     if mood == "READONLY":
         return name not in _READS
-    if name in _SCRIPTS:  # the first write of each: XADD of "ack", XACK of the others, XCLAIM, SET of a reap
+    if name in _SCRIPTS:  # the first write of each: XADD of "ack", XACK of the others, XCLAIM, SET of a reap, SADD
         settles = b"ack" in command and b"bury" not in command and b"lose" not in command
-        return settles or _calls(command, REAP)
+        return settles or _calls(command, REAP, ONCE)
     return name in _NEEDS_MEMORY or command[:2] == [b"XGROUP", b"CREATE"]
 
 
@@ -125,7 +124,7 @@ class Site:
         """It dies with the so-manieth packet from now that changes or brings something: "before" or "after" the server
         has executed it."""
         self.next_fate = ""
-        """What happens to the next packet that changes something ("late"; "commit late": a commit only), brings it ("mute") or does either ("lose")."""
+        """What happens to the next packet that changes something ("late", "late and killed"; "commit late": a commit only), brings it ("mute") or does either ("lose")."""
         self.connections: list[SimConnection] = []
         self.troubles: list[float] = []
         """When its packets met a fault."""
@@ -135,12 +134,19 @@ class Site:
         """As Network.calm_from."""
         self.incarnations: dict[bytes, list[bytes]] = {}
         """The names under which it has beaten, by group."""
+        self.on_death: Callable[[], None] = lambda: None
 
     def kill(self) -> None:
         """Cut the cable for good, then stop what runs."""
         self.dead = True
         self.awake.set()
         self.scope.cancel()
+        self.on_death()
+
+    async def die(self) -> None:
+        """The same, for what runs in it."""
+        self.kill()
+        raise Killed(self.name)
 
     def falls(self, when: str) -> bool:
         """Whether it dies now, "before" or "after" a packet that matters."""
@@ -190,6 +196,17 @@ class _Lua:
         return getattr(self._runtime, name)
 
 
+def _sadd(self: Any, key: Any, *members: bytes) -> int:
+    """SADD. What is there already changes nothing; fakeredis tells those who WATCH the set that it did, which hides
+    transactions that come late."""
+    if key and all(member in key.value for member in members):
+        return 0
+    return int(FakeSocket.sadd(self, key, *members))
+
+
+_Socket.sadd = _sadd
+
+
 class Network:
     """One server and the roads to it."""
 
@@ -235,9 +252,9 @@ class Network:
 
     def draw(self, site: Site, fates: tuple[str, ...], *, matters: bool) -> str:
         """The fate of one packet. Most are looks that can be repeated, so more happens to those that change or bring
-        something, and to a publisher's, who sends few."""
+        something, and to those of publishers, who send few."""
         total = sum(getattr(self.weather, fate) for fate in fates)
-        times = (MATTERS if matters else 1) * (4 if site.kind == "publisher" else 1)
+        times = (MATTERS if matters else 1) * (1 if site.kind == "worker" else 4)
         chance = self.dice.random() / max(1.0, min(times, MOST / total if total else 1.0))
         for fate in fates:
             chance -= getattr(self.weather, fate)
@@ -255,7 +272,6 @@ class Network:
         if any(_calls(command, TRIM) for command in asked):
             replies = [reply for command in asked for reply in self._trim(link, command)]
         else:
-            asked = [self._no_news(link, command) for command in asked]
             replies = link.inner.request(b"".join([pack(*command) for command in asked]), len(asked), 1.0)
         if any(refused):
             frame = {
@@ -270,15 +286,6 @@ class Network:
         for command, reply in zip(commands, replies, strict=True):
             self._watch(link.site, command, reply)
         return replies
-
-    def _no_news(self, link: SimConnection, command: list[bytes]) -> list[bytes]:
-        """SADD of what is there: it changes nothing, but fakeredis tells those who WATCH the set that it did, which hides
-        transactions that come late."""
-        if command[0] == b"SADD":
-            there = link.inner.request(pack("SMISMEMBER", command[1], *command[2:]), 1, 1.0)[0]
-            if isinstance(there, list) and all(there):
-                return [b"SINTERCARD", b"2", command[1], b"no such set"]
-        return command
 
     def _trim(self, link: SimConnection, command: list[bytes]) -> list[Reply]:
         """Execute one command of a packet with a trim in it, and look what it takes away."""
@@ -316,7 +323,11 @@ class Network:
             if str(reply).startswith("NOSCRIPT"):
                 self.seen["script loaded again"] += 1
             return
-        if name == b"XADD" or name == b"EXEC" or (_calls(command, SETTLE, FIRE) and not self.read.isdisjoint(command)):
+        if (
+            name == b"XADD"
+            or name == b"EXEC"
+            or (_calls(command, SETTLE, FIRE, ONCE) and not self.read.isdisjoint(command))
+        ):
             self.version += 1
             self.changed.set()
             self.changed = trio.Event()
@@ -368,8 +379,8 @@ class SimServer:
             raise Unavailable(f"{self.name}: no way to the server")
         return SimConnection(network, site)
 
-    def connect_blocking(self) -> None:
-        raise NotImplementedError("nothing in a simulation runs in a thread")
+    def connect_blocking(self) -> SimBlockingConnection:
+        return SimBlockingConnection(lockstep.ask(self.connect))
 
 
 class SimConnection:
@@ -400,7 +411,9 @@ class SimConnection:
         await site.come_through()
         network.attempt(site)
         commands = parse(data)
-        changes = any(command[0] == b"XADD" or _calls(command, SETTLE, RELEASE, REAP, FIRE) for command in commands)
+        changes = any(
+            command[0] == b"XADD" or _calls(command, SETTLE, RELEASE, REAP, FIRE, ONCE) for command in commands
+        )
         if changes and site.falls("before"):
             self._fall(commands, "before")
         self._check()
@@ -414,7 +427,8 @@ class SimConnection:
         fate = network.draw(site, _BEFORE, matters=changes)
         mood = network.mood
         commits = any(_calls(command, SETTLE) for command in commands)
-        if (changes and site.next_fate == "late") or (commits and site.next_fate == "commit late"):
+        doomed = changes and site.next_fate == "late and killed"
+        if doomed or (changes and site.next_fate == "late") or (commits and site.next_fate == "commit late"):
             fate, site.next_fate = "late", ""
         self._note(fate, commands)
         if fate == "drop":
@@ -426,7 +440,9 @@ class SimConnection:
         if fate == "late":
             self.break_off("reset")
             self._late = True
-            network.nursery.start_soon(self._execute_late, commands, network.dice.uniform(0.01, 7.0))
+            network.nursery.start_soon(self._execute_late, commands, network.dice.uniform(3.0 if doomed else 0.01, 7.0))
+            if doomed:
+                self._fall(commands, "after it has sent")
             self._check()
         if fate == "delay":
             await trio.sleep(network.dice.uniform(0.001, 1.0))
@@ -521,6 +537,36 @@ class SimConnection:
                 self.inner.close()
 
 
+class SimBlockingConnection:
+    """The same for threads."""
+
+    def __init__(self, connection: SimConnection) -> None:
+        self._connection = connection
+
+    def request(self, data: bytes, replies: int, timeout: float) -> list[Reply]:
+        if trouble := self._connection.trouble():
+            self.close()
+            raise Unavailable(trouble)
+        return lockstep.ask(lambda: self._exchange(data, replies, timeout))
+
+    async def _exchange(self, data: bytes, replies: int, timeout: float) -> list[Reply]:
+        found: list[Reply] = []
+        try:
+            with trio.move_on_after(timeout):
+                await self._connection.send(data)
+                while len(found) < replies:
+                    found += await self._connection.receive()
+                return found
+            raise Unavailable("no answer in time", ambiguous=True)
+        except Unavailable:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        self._connection.break_off("closed")
+        self._connection._close()
+
+
 def parse(data: bytes) -> list[list[bytes]]:
     """The commands of a packet."""
     reader = hiredis.Reader()
@@ -537,6 +583,6 @@ def _calls(command: list[bytes], *scripts: Script) -> bool:
 
 def show(commands: list[list[bytes]]) -> str:
     """The commands' names."""
-    scripts = {script.sha.encode(): script.name.upper() for script in (SETTLE, REAP, TAKE, RELEASE, FIRE, TRIM)}
+    scripts = {script.sha.encode(): script.name.upper() for script in (SETTLE, REAP, TAKE, RELEASE, FIRE, TRIM, ONCE)}
     names = [f"{c[0].decode()} {scripts.get(c[1], '')}" if c[0] == b"EVALSHA" else c[0].decode() for c in commands]
     return " ".join(names[:8]) + (f" … {len(names)}" if len(names) > 8 else "")

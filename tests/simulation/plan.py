@@ -5,13 +5,14 @@ is mostly outages). The events come during the whole time of the faults. Kills, 
 an earlier fault has left stuck, because the dead's entries are taken over. Lost packets and moods go on to the end.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field, replace
 from random import Random
 
 from simulation.network import CALM, MOODS, Weather
 
 from canvasbus import Event, event
+from canvasbus.produce.buffer import BUFFER_BYTES, SPOOL_BYTES, WhenFull
 
 
 @event("sim.placed", key="n")
@@ -66,6 +67,9 @@ BEHAVIOURS = {
 heartbeat limit, "hangs" does so until its timeout, once, and "kills" ends its worker, whichever that is."""
 
 
+PRODUCERS = 0.25
+"""How often programs with a Producer take part."""
+
 PARTS = {
     "state": 0.5,  # handlers count in ctx.state and write ctx.parts
     "timers": 0.5,  # handlers return Later and Cancel, and some events are published with a delay
@@ -103,6 +107,8 @@ class Publish:
     delayed"""
 
 
+STALE_SECONDS = 0.2
+
 HOW = {"one": 30, "many": 12, "impatient": 5, "stale": 4, "bad": 1, "foreign": 5, "delayed": 6}
 
 
@@ -116,6 +122,29 @@ class Happening:
     """Which worker process."""
     seconds: float = 0.0
     how: str = ""
+
+
+@dataclass(frozen=True)
+class Producing:
+    """How programs use a Producer."""
+
+    spool: bool = False
+    threads: int = 1
+    nervous: float = 0.0
+    """How often a thread has to wait for the others where it takes or leaves a lock."""
+    flushes: float = 0.2
+    """How often it flushes after a publish."""
+    buffer_bytes: int = BUFFER_BYTES
+    spool_bytes: int = SPOOL_BYTES
+    when_full: WhenFull | None = None
+    max_block: float = 1.0
+    dedupe: bool = False
+    signals: float = 0.0
+    """How often its main thread is interrupted where it has a lock, by a handler that publishes."""
+    echoes: float = 0.0
+    """How often on_delivery publishes."""
+    ctrl_c: float = 0.0
+    """How often publish is interrupted by Ctrl-C while it writes into the spool."""
 
 
 @dataclass
@@ -144,10 +173,18 @@ class Plan:
     """With retention: at how many entries publishers are refused."""
     away: tuple[float, float] = (0.0, 0.0)
     """From when to when what the handlers call is away."""
+    producing: Producing = Producing()
+    produces: list[Publish] = field(default_factory=list)
+    """What programs with a Producer publish."""
 
     @property
     def partitions(self) -> int:
         return 2 if "partitions" in self.parts else 1
+
+    @property
+    def capped(self) -> bool:
+        """Whether publishers may be refused."""
+        return self.cap is not None and "retention" in self.parts
 
     def happens(self, kind: str) -> bool:
         """Whether a fault of this kind is planned."""
@@ -158,14 +195,15 @@ class Plan:
             f"seed {self.seed}: {self.processes} processes with {' '.join(self.groups)}, concurrency "
             f"{self.concurrency}{', batches' if self.batch else ''}, {self.attempts} attempts, {len(self.behaviours)} "
             f"events in {self.seconds:.0f} s, {' '.join(sorted(self.parts)) or 'no parts'}\n  {self.weather}\n"
+            + (f"  {len(self.produces)} calls of {self.producing}\n" if self.produces else "")
             + "".join(f"  {h.at:6.2f} {h.kind} {h.who} {h.seconds:.2f} {h.how}\n" for h in self.happenings)
         )
 
 
-def draw(seed: int, *, wanted: Iterable[str] = ()) -> Plan:
+def draw(seed: int, *, wanted: AbstractSet[str] = frozenset()) -> Plan:
     """The plan of a seed. Wanted parts, kinds of happenings and "kills" are there whatever the seed says of them;
-    "calm" weather is without lost packets, "company" means two processes at least. A happening may be wanted in one way
-    only, like "stop, commit late"."""
+    "calm" weather is without lost packets, "company" means two processes at least, "spool", "small" and "nervous" say how
+    Producers are. A happening may be wanted in one way only, like "stop, commit late"."""
     dice = Random(seed)
     plan = Plan(seed)
     plan.groups = dice.choice([("framers",), ("framers",), ("framers", "taggers"), ("framers", "hangers")])
@@ -184,7 +222,9 @@ def draw(seed: int, *, wanted: Iterable[str] = ()) -> Plan:
     _draw_happenings(plan, dice)
     if "kills" in wanted and "kills" not in plan.behaviours.values():
         _draw_killer(plan, dice)
-    for wish in sorted(set(wanted) - PARTS.keys() - {"kills", "calm", "company"}):
+    for wish in sorted(wanted - PARTS.keys() - {"kills", "calm", "company", "spool", "small", "nervous"}):
+        if "producer" in wish:
+            continue
         kind, _, how = wish.partition(", ")
         times = (
             (0.4,) if kind in ("restart", "group lost") else (0.2, 0.5, 0.8) if kind == "outage" else (0.2, 0.3, 0.4)
@@ -200,7 +240,71 @@ def draw(seed: int, *, wanted: Iterable[str] = ()) -> Plan:
         plan.happenings = [one for one in plan.happenings if one.kind not in ("late", "lose")]
     if "company" in wanted:
         plan.processes = max(2, plan.processes)
+    dice = Random(f"{seed} producer")  # its own, so that what happens in the other runs does not hang on this part
+    if dice.random() < PRODUCERS or any("producer" in wish for wish in wanted):
+        plan.parts |= {"producer"}
+        _draw_producing(plan, dice, wanted)
     return plan
+
+
+def _draw_producing(plan: Plan, dice: Random, wanted: AbstractSet[str]) -> None:
+    """A part of what is published comes from programs with a Producer, which fare no better than others."""
+    rest = []
+    for publish in plan.publishes:
+        if publish.how == "foreign" or dice.random() < 0.4:
+            rest.append(publish)
+        else:
+            how = "one" if publish.how == "impatient" else publish.how
+            keyed = how == "one" and dice.random() < 0.2
+            plan.produces.append(replace(publish, how="keyed" if keyed else how))
+    plan.publishes = rest
+    n, bursts = max(plan.behaviours) + 1, [dice.uniform(0, plan.seconds) for _ in range(4)]
+    for _ in range(dice.choice([5, 10, 20])):  # close to each other, so that some come while others are sent
+        how = dice.choice(["one", "one", "one", "keyed", "many"])
+        numbers = tuple(range(n, n + (dice.randrange(2, 6) if how == "many" else 1)))
+        n += len(numbers)
+        plan.behaviours |= dict.fromkeys(numbers, "quick")
+        at = dice.choice(bursts) + dice.choice([0.0, 0.001, 0.003, 0.01, 0.02, 0.05])
+        plan.produces.append(Publish(at, numbers, how))
+    plan.produces.sort(key=lambda publish: publish.at)
+    spool = dice.random() < 0.6 if "small" not in wanted else False
+    spool = spool or "spool" in wanted
+    small = dice.random() < 0.3 or "small" in wanted
+    plan.producing = Producing(
+        spool=spool,
+        threads=dice.choice([1, 1, 2]),
+        nervous=0.5 if "nervous" in wanted else dice.choice([0.0, 0.1, 0.4]),
+        flushes=dice.choice([0.0, 0.2, 0.5]),
+        buffer_bytes=dice.choice([600, 2000]) if small else BUFFER_BYTES,
+        spool_bytes=dice.choice([6000, 20_000])
+        if spool and (dice.random() < 0.3 or "small" in wanted)
+        else SPOOL_BYTES,
+        when_full=None if "small" in wanted else dice.choice([None, None, "block", "raise"]),
+        max_block=dice.choice([0.0, 0.5, 20.0]),
+        dedupe=dice.random() < 0.15,
+        signals=dice.choice([0.0, 0.0, 0.1]),
+        echoes=dice.choice([0.0, 0.0, 0.2]),
+        ctrl_c=dice.choice([0.0, 0.0, 0.1]),
+    )
+    happenings: list[Happening] = []
+    early = plan.seconds * 0.8
+
+    wishes = {kind: how for kind, _, how in (wish.partition(", ") for wish in wanted)}
+
+    def some(kind: str, chance: float, most: int, *hows: str) -> None:
+        hows = (wishes[kind],) if wishes.get(kind) else hows
+        if dice.random() < chance or kind in wishes:
+            for _ in range(most if kind in wishes else dice.randint(1, most)):
+                how, count = dice.choice(hows or ("",)), dice.choice([1, 1, 1, 2, 3])
+                count = dice.randint(1, 40) if how == "disk" else count
+                happenings.append(Happening(dice.uniform(0, early), kind, count, dice.choice([0.5, 4.0, 8.0]), how))
+
+    some("kill producer", 0.7, 4, "now", "before", "after", "late", *(["after", "disk", "disk"] if spool else []))
+    some("producer leaves", 0.3, 2)
+    some("producer late", 0.4, 2)
+    some("producer lost", 0.4, 2)
+    some("pause producer", 0.1, 1)
+    plan.happenings = sorted([*plan.happenings, *happenings], key=lambda one: one.at)
 
 
 def _draw_parts(plan: Plan, dice: Random, wanted: set[str]) -> None:

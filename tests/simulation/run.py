@@ -58,6 +58,8 @@ SOMETIMES = (
     *("publish verified", "late transaction aborted", "dead letter: rejected", "dead letter: exhausted"),
     *("dead letter: lost_workers", "loss: entry_trimmed", "loss: group_recreated"),
     *("trimmed by retention", "timer fired", "seen by an instance", "run down", "fault: restart", "fault: clock"),
+    *("producer: flushed", "producer: told refused", "producer: killed at the disk", "producer: Ctrl-C"),
+    *("producer: killed with a late packet", "producer: published by a signal"),
 )
 """The ways of recovery: each must be taken in some run, or the runs prove nothing about it."""
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 import trio
 from simulation.judge import ends, judge
-from simulation.plan import Plan, Publish, Rung
+from simulation.plan import Plan, Producing, Publish, Rung
 from simulation.repeatable import repeatable
 from simulation.world import World
 from studio import Eyes
@@ -14,10 +14,12 @@ from canvasbus.wire.codec import Codec
 
 
 def sound_run() -> World:
-    """Eight quick events and one poison, no faults."""
-    plan = Plan(7, seconds=2.0, processes=1, parts=frozenset({"state", "timers", "instances"}))
-    plan.behaviours = {**dict.fromkeys(range(8), "quick"), 8: "poison"}
+    """Eight quick events and one poison, and three of a program with a Producer; no faults."""
+    plan = Plan(7, seconds=2.0, processes=1, parts=frozenset({"state", "timers", "instances", "producer"}))
+    plan.behaviours = {**dict.fromkeys(range(12), "quick"), 8: "poison"}
     plan.publishes = [Publish(n / 10, (n,), "one") for n in range(9)]
+    plan.producing = Producing(spool=True)
+    plan.produces = [Publish(n / 10, (n,), "one") for n in range(9, 12)]
     world = World(plan)
     with repeatable(7) as clock:
         trio.run(world.run, clock=clock)
@@ -57,12 +59,21 @@ WRONG: dict[str, Callable[[World, Eyes], object]] = {
     ),
     "a state is lost": lambda _, eyes: eyes.call("DEL", eyes.keys.state("framers", "count 2")),
     "a part is lost": lambda _, eyes: eyes.call("HDEL", eyes.keys.parts("framers", "all"), "3"),
-    "a part is nobody's": lambda _, eyes: eyes.call("HSET", eyes.keys.parts("framers", "all"), "9", b"\x09"),
+    "a part is nobody's": lambda _, eyes: eyes.call("HSET", eyes.keys.parts("framers", "all"), "19", b"\x13"),
     "a timer never came": lambda _, eyes: remove(eyes, eyes.stream("sim.rung")),
     "a timer came twice": lambda _, eyes: copy(eyes, eyes.stream("sim.rung")),
     "a timer came that was removed": lambda _, eyes: eyes.call("XADD", eyes.stream("sim.rung"), "*", *rung(eyes, 5)),
     "an effect has another id": lambda world, _: setattr(world.plan, "batch", True),
     "an instance missed an event": lambda _, eyes: remove(eyes, eyes.stream("sim.seen")),
+    "a Producer never told what became of an event": lambda world, _: world.history.attempts[-1].told.clear(),
+    "a Producer knows not what became of an event": lambda world, _: setattr(
+        world.history.attempts[-1].told[0], "fate", "unknown"
+    ),
+    "a Producer dropped an event for nothing": lambda world, _: setattr(
+        world.history.attempts[-1].told[0], "fate", "refused"
+    ),
+    "a Producer told two things of an event": lambda world, _: world.history.attempts[0].own.append("refused"),
+    "a Producer's events are out of order": lambda world, _: world.history.attempts.reverse(),
     "an instance saw an event twice": lambda _, eyes: copy(eyes, eyes.stream("sim.seen")),
 }
 

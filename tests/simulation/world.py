@@ -16,7 +16,8 @@ from typing import Any
 import msgspec
 import trio
 from simulation.network import CALM, CALM_SECONDS, HotLoop, Killed, Network, SimServer, Site
-from simulation.plan import GROUPS, Happening, Placed, Plan, Publish, Rung, Seen, timer_of
+from simulation.plan import GROUPS, STALE_SECONDS, Happening, Placed, Plan, Publish, Rung, Seen, timer_of
+from simulation.producers import Attempt, Programs
 from studio import Eyes, replace_server
 from waiting import TrioClock
 
@@ -40,9 +41,6 @@ IDLE_COMMANDS = 25.0
 
 OUTAGE_COMMANDS = 40.0
 """Attempts a second of a process whose server is away, for each of its groups."""
-
-
-STALE_SECONDS = 0.2
 
 
 class Boom(Exception):
@@ -114,6 +112,10 @@ class History:
     """Events published with a delay: before which ms they must not come."""
     instances: dict[str, Instance] = field(default_factory=dict)
     cut: Cut | None = None
+    attempts: list[Attempt] = field(default_factory=list)
+    """What programs with a Producer published, in this order."""
+    ended_well: set[str] = field(default_factory=set)
+    """Their lives that ended of themselves, with nothing left to do."""
     wrong: list[str] = field(default_factory=list)
     """What was seen to be wrong on the way."""
 
@@ -137,9 +139,10 @@ class World:
         self._active: dict[tuple[str, int, str], Run] = {}
         self._publishing = len(plan.publishes)
         self._still_up: set[str] = set()
+        self.programs = Programs(self) if "producer" in plan.parts else None
 
     def note(self, who: str, what: str) -> None:
-        line = f"{trio.current_time():8.3f}  {who:12} {what}"
+        line = f"{clock.monotonic():8.3f}  {who:12} {what}"
         self.log.append(line)
         if self.trace:
             print(line)
@@ -155,6 +158,14 @@ class World:
 
     async def run(self) -> None:
         """The whole run; what is wrong is in the history."""
+        if self.programs is None:
+            await self._run()
+        else:
+            with self.programs.running():
+                await self._run()
+                self.programs.finish()
+
+    async def _run(self) -> None:
         async with trio.open_nursery() as nursery:
             self._scope = nursery.cancel_scope
             self.network = Network(Random(f"{self.plan.seed} network"), nursery, self.note)
@@ -169,6 +180,9 @@ class World:
                 nursery.start_soon(self._keep_alive, "worker", number)
             self._still_up.add("publisher 0")
             nursery.start_soon(self._keep_alive, "publisher", 0)
+            if self.programs is not None:
+                self._still_up.add("producer 0")
+                nursery.start_soon(self._keep_alive, "producer", 0)
             for happening in self.plan.happenings:
                 nursery.start_soon(self._happen, happening, nursery)
             if "retention" in self.plan.parts:
@@ -190,6 +204,8 @@ class World:
         self.healed = True
         network = self.network
         network.weather = CALM
+        if self.programs is not None:
+            self.programs.heal()
         if network.mood or network.away:
             network.mood = network.away = ""
             self._recover()
@@ -205,14 +221,18 @@ class World:
         kills = "kills" in self.plan.behaviours.values()  # for each group that costs some workers, one after the other
         seconds = HEAL_SECONDS * (len(self.plan.groups) if kills else 1)
         with trio.move_on_after(seconds):
-            while self._publishing or not all(map(self._done, self.partitions)):
+            while self._publishing or not self._all_sent() or not all(map(self._done, self.partitions)):
                 await trio.sleep(0.5)
             self.note("world", "everything is done")
             return
         self.wrong(
             f"not done {seconds:.0f} s after the last fault: {self._publishing} publishes, "
+            f"programs {'done' if self._all_sent() else 'not done'}, "
             + "; ".join(f"{g} {eyes.pending(g, input_of(g))[:5]}" for g in self.plan.groups for eyes in self.partitions)
         )
+
+    def _all_sent(self) -> bool:
+        return self.programs is None or self.programs.settled()
 
     def _done(self, eyes: Eyes) -> bool:
         """Nothing waits in this partition, for a group or for its time."""
@@ -261,6 +281,8 @@ class World:
     def seen(self) -> Counter[str]:
         """What happened, counted."""
         seen = Counter(self.network.seen)
+        if self.programs is not None:
+            seen += self.programs.seen
         for run in self.history.runs:
             seen[f"run {run.end}"] += 1
             if run.attempt > 1:
@@ -287,6 +309,9 @@ class World:
                 with site.scope:
                     if kind == "worker":
                         await self._work(site)
+                    elif kind == "producer":
+                        assert self.programs is not None
+                        await self.programs.live(site)
                     else:
                         await self._publish(site)
                     ended = "left"
@@ -576,6 +601,9 @@ class World:
             self.sites["publisher 0"].next_fate = "late" if what.kind == "publish late" else "lose"
         elif what.kind == "kill publisher":
             self.sites["publisher 0"].kill()
+        elif "producer" in what.kind:
+            assert self.programs is not None
+            await self.programs.happen(what)
         elif what.kind == "stop":
             await self._be_busy(site, many=2)
             if what.how:  # it goes while what it has said last is on its way, or has missed what it was told last
