@@ -223,7 +223,7 @@ async def test_an_acknowledgement_that_is_refused_does_not_count(any_url: str, n
             faulty.faults.append(Fault("answer", b"XACK", "OOM command not allowed", times=2))
             await bus.publish(PaintingMade(number=1))
             await quiet(eyes)
-            assert (settler.statistics.acked, settler.statistics.repeated) == (1, 2)
+            await until(lambda: (settler.statistics.acked, settler.statistics.repeated) == (1, 2))
             faulty.faults.append(Fault("answer", b"XACK", "WRONGTYPE no stream"))
             await bus.publish(PaintingMade(number=2))
             await until(lambda: [log for log in logs if log["event"].startswith("acknowledging was refused")])

@@ -11,7 +11,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "fresh_seed" in metafunc.fixturenames:
         given = getattr(metafunc.config.option, "seed", None)
-        metafunc.parametrize("fresh_seed", seeds(80, "simulation") if given is None else [given])
+        metafunc.parametrize("fresh_seed", seeds(60, "simulation") if given is None else [given])
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 from simulation.run import Result, never, replay, simulate
 
-FIXED = range(20)
+FIXED = range(40)
 
 
 def told(result: Result) -> str:
@@ -25,6 +25,6 @@ def test_fixed_seeds_are_sound_and_take_every_way_of_recovery() -> None:
 
 
 def test_a_fresh_seed_is_sound(fresh_seed: int) -> None:
-    """Eighty that nobody has run, one a test so that processes share them, or the one of --seed: nothing is wrong."""
+    """Sixty that nobody has run, one a test so that processes share them, or the one of --seed: nothing is wrong."""
     result = simulate(fresh_seed)
     assert not result.wrong, told(result)
