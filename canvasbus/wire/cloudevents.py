@@ -233,6 +233,7 @@ def read_headers(headers: Mapping[str, str], body: bytes) -> Attributes:
 
 def _from_header(value: str) -> str:
     """Text in double quotes is taken out of them, then the percent-encoding is undone, once."""
+    value.encode()  # lone surrogates, as WSGI and others leave them of bytes that are no text: UnicodeEncodeError
     quoted = _QUOTED.fullmatch(value)
     return unquote(re.sub(r"\\(.)", r"\1", quoted[1], flags=re.DOTALL) if quoted else value, errors="strict")
 

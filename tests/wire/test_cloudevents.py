@@ -355,6 +355,10 @@ def test_what_is_wrong_with_an_object(changes: dict[str, Any], reason: str, says
         ({"ce-id": None}, b"{}", "it has no id"),
         ({"ce-type": None}, b"{}", "type"),
         ({"ce-subject": "%ff"}, b"{}", "binary mode"),
+        *(
+            ({f"ce-{name}": "\udcff"}, b"{}", "binary mode")
+            for name in ("id", "source", "time", "causationid", "traceparent")
+        ),
         ({"ce-expirytime": "soon"}, b"{}", "expirytime"),
         ({"content-type": "text/plain"}, b"{}", "only JSON"),
         ({}, b"", "it has no data"),
@@ -370,6 +374,13 @@ def test_what_is_wrong_with_a_request(changes: dict[Any, Any], body: Any, says: 
     headers, _ = to_binary(*from_structured(whole()))
     with pytest.raises(DecodeError, match=says):
         from_binary({name: value for name, value in {**headers, **changes}.items() if value is not None}, body)
+
+
+@pytest.mark.parametrize("headers", [{"content-type": b"x"}, {"content-type": None}, {3: "x"}, {b"content-type": b"x"}])
+def test_headers_that_are_no_texts(headers: Any) -> None:
+    """As some servers hand them on."""
+    with pytest.raises(DecodeError):
+        from_http(headers, b"{}")
 
 
 @pytest.mark.parametrize("value", [b"", b"[]", b"3", b"null", b'"x"', b"\xff", "\ud800", {3: object()}, {"type": b""}])
