@@ -161,7 +161,7 @@ class Attributes(msgspec.Struct):
         """The data, with `time` and `correlationid` of the outer object, else those given, put where an Event carries
         them."""
         time = self.time if self.time is not None else time
-        correlation = correlation if self.correlationid is None else _uuid(self.correlationid, "")
+        correlation = _uuid(self.correlationid, "") if self.correlationid else correlation
         if time is None and correlation is None:
             return self.data
         try:
@@ -261,9 +261,16 @@ def _uuid(text: str, source: str) -> UUID:
         return ids.outside(source, text)
 
 
-def open_json(value: bytes, stream_type: str, entry_id: str) -> Envelope:
-    """The envelope of a JSON entry; the payload stays JSON. Raises DecodeError."""
+MOVED_BYTES = 128
+"""More than `moved` adds to an entry."""
+
+
+def open_json(value: bytes, stream_type: str, entry_id: str, *, moved: bool = False) -> Envelope:
+    """The envelope of a JSON entry; the payload stays JSON. `moved`: it is larger than an entry may be, for which there
+    is no reason but `moved`. Raises DecodeError."""
     found = read_json(value)
+    if moved and (found.id is None or found.time is None):
+        raise DecodeError(f"{len(value):,} bytes, over the limit", reason="oversize")
     if found.type != stream_type:
         raise DecodeError(f"an event of type {found.type!r} lies on the stream of {stream_type!r}", reason="foreign")
     return found.envelope(stream_type, entry_id)

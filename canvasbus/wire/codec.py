@@ -29,7 +29,7 @@ from canvasbus.contract.event import Event
 from canvasbus.contract.registry import EventType, Registry, non_finite_path, registry
 from canvasbus.errors import ContractError, DecodeError, EncodeError
 from canvasbus.wire import later
-from canvasbus.wire.cloudevents import BAD_BYTES, open_json, said
+from canvasbus.wire.cloudevents import BAD_BYTES, MOVED_BYTES, open_json, said
 from canvasbus.wire.envelope import Envelope
 from canvasbus.wire.keys import LATER_INBOX
 
@@ -284,10 +284,11 @@ class Codec:
 
     def open_envelope(self, value: bytes, *, stream_type: str, entry_id: str) -> Envelope:
         """Read the envelope and leave the payload alone (routing, dead letters, `tail`)."""
-        if len(value) > self.limit:
+        is_json, over = value[:1] == b"{", len(value) - self.limit
+        if over > (MOVED_BYTES if is_json else 0):
             raise DecodeError(f"{len(value):,} bytes, over the limit of {self.limit:,}", reason="oversize")
-        if value[:1] == b"{":
-            return open_json(value, stream_type, entry_id)
+        if is_json:
+            return open_json(value, stream_type, entry_id, moved=over > 0)
         try:
             envelope = decode_envelope(value)
         except BAD_BYTES as error:

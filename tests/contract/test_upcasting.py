@@ -112,7 +112,7 @@ def mute(old: dict[str, Any]) -> dict[str, Any]:
 
 def test_a_step_may_fail_without_a_text() -> None:
     """The entry is bad then as with any other error."""
-    with pytest.raises(DecodeError, match="mute raised MuteError$"):
+    with pytest.raises(DecodeError, match=r"mute raised MuteError$"):
         Upcasters("studio.fact", 2, 1, {1: mute})(1, {})
 
 

@@ -532,3 +532,26 @@ def test_what_an_entry_does_not_say_is_the_same_on_every_reading() -> None:
     assert json.loads(moved(said, str(CAUSE), "1-0")) == json.loads(said)
     wire = Codec().encode(Seen()).data
     assert moved(wire, str(CAUSE), "1-0") == wire
+
+
+def test_what_lay_within_the_limit_may_be_moved() -> None:
+    """The id and the time that it takes along make an entry of exactly the limit no larger than it may be; without them
+    the limit is the limit."""
+    value = b'{"type":"cloud.seen","data":{"name":"n"}}'
+    codec = Codec(limit=len(value))
+    first = codec.decode(value, stream_type="cloud.seen", entry_id="1-0")
+    elsewhere = moved(value, str(first[0].id), "1-0")
+    assert len(elsewhere) > codec.limit
+    assert plain(codec.decode(elsewhere, stream_type="cloud.seen", entry_id="2-0")) == plain(first)
+    for larger in (value + b" ", elsewhere + b" " * 128, Codec().encode(Seen(name="n" * 100)).data):
+        with pytest.raises(DecodeError, match="over the limit") as caught:
+            codec.decode(larger, stream_type="cloud.seen", entry_id="1-0")
+        assert caught.value.reason == "oversize"
+
+
+def test_a_correlation_without_a_text_is_none() -> None:
+    """Events of strangers who say nothing by it do not belong together."""
+    for entry_id in ("1-0", "2-0"):
+        value = b'{"type": "cloud.seen", "correlationid": "", "data": {}}'
+        envelope, made = Codec().decode(value, stream_type="cloud.seen", entry_id=entry_id)
+        assert made.correlation_id == envelope.id
