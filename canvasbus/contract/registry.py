@@ -22,6 +22,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from canvasbus.contract.event import Event
+from canvasbus.contract.raw import JsonDecoder
 from canvasbus.contract.upcasting import Upcaster, Upcasters
 from canvasbus.errors import ContractError
 
@@ -52,8 +53,10 @@ class EventType:
         """The field that orders and partitions; None: the event has no key."""
         self.cls = cls
         self.decoder: msgspec.msgpack.Decoder[Event] = msgspec.msgpack.Decoder(cls)
-        self.json_decoder: msgspec.json.Decoder[Event] = msgspec.json.Decoder(cls)
         types = list(walk_types(msgspec.inspect.type_info(cls)))
+        has_raw = any(isinstance(t, msgspec.inspect.RawType) for t in types)
+        self.json_decoder: msgspec.json.Decoder[Event] | JsonDecoder
+        self.json_decoder = JsonDecoder(cls) if has_raw else msgspec.json.Decoder(cls)
         self.has_floats = any(isinstance(t, msgspec.inspect.FloatType) for t in types)
         self.one_float = _only_float(cls, types)
         """Gets the only float there is, where that is a plain field; such events are checked for NaN the short way."""
@@ -360,7 +363,7 @@ def _is_frozen(holder: Any) -> bool:
 
 _ANY = (
     "is Any, or holds it (a container without item types does): a small value of an unknown shape can decode into "
-    "hundreds of megabytes. Give it a type, or msgspec.Raw for bytes that stay undecoded"
+    "hundreds of megabytes. Give it a type, or msgspec.Raw for msgpack that stays undecoded"
 )
 _NAIVE = (
     "is a datetime that may have no time zone: declare it as canvasbus.AwareDatetime "

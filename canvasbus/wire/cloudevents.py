@@ -36,6 +36,7 @@ from msgspec import Raw
 
 from canvasbus import ids
 from canvasbus.contract.event import AwareDatetime, Event
+from canvasbus.contract.raw import builtins
 from canvasbus.contract.registry import Registry, registry, schema_id
 from canvasbus.errors import DecodeError, EncodeError
 from canvasbus.wire.envelope import Envelope
@@ -83,7 +84,7 @@ def structured(
 
 def _parts(envelope: Envelope, event: Event) -> tuple[dict[str, str], dict[str, Any]]:
     version = event.__event_type__.version  # type: ignore[attr-defined]
-    data = msgspec.to_builtins(event)
+    data = builtins(event)
     return _attributes(envelope, version, data.pop("occurred_on"), data.pop("correlation_id")), data
 
 

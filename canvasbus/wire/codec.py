@@ -26,6 +26,7 @@ import msgspec
 
 from canvasbus import clock, ids
 from canvasbus.contract.event import Event
+from canvasbus.contract.raw import JsonDecoder
 from canvasbus.contract.registry import EventType, Registry, non_finite_path, registry
 from canvasbus.errors import ContractError, DecodeError, EncodeError
 from canvasbus.wire import later
@@ -304,7 +305,9 @@ _msgpack_fields = msgspec.msgpack.Decoder(dict[str, Any]).decode
 _json_fields = msgspec.json.Decoder(dict[str, Any]).decode
 
 
-def _decoded(envelope: Envelope, decoder: msgspec.msgpack.Decoder[Event] | msgspec.json.Decoder[Event]) -> Event:
+def _decoded(
+    envelope: Envelope, decoder: msgspec.msgpack.Decoder[Event] | msgspec.json.Decoder[Event] | JsonDecoder
+) -> Event:
     try:
         return decoder.decode(envelope.data)
     except msgspec.ValidationError as error:
