@@ -279,10 +279,21 @@ def _type_problem(info: Any) -> str | None:
         return "decodes into a set, which can change: declare it as frozenset[X]"
     if isinstance(info, inspect.TypedDictType):
         return f"holds a {info.cls.__qualname__}, a dict, which can change: declare it as a frozen Struct"
+    if isinstance(info, inspect.DictType | inspect.FrozenDictType):
+        if any(isinstance(kind, _NO_KEYS) for kind in walk_types(info.key_type)):
+            return "is a map with keys that JSON has no text for: key it by a str, a number, a UUID, a time or an enum"
+        if isinstance(info.key_type, inspect.LiteralType) and None in info.key_type.values:
+            return "is a map with None among its keys, which JSON has no text for"
     if isinstance(info, inspect.CustomType):
         return f"holds a {getattr(info.cls, '__qualname__', info.cls)}, which msgspec cannot encode"
     return None
 
+
+_NO_KEYS = (
+    *(msgspec.inspect.BoolType, msgspec.inspect.NoneType, msgspec.inspect.TupleType, msgspec.inspect.CollectionType),
+    *(msgspec.inspect.StructType, msgspec.inspect.DataclassType, msgspec.inspect.NamedTupleType),
+    *(msgspec.inspect.RawType, msgspec.inspect.DictType),
+)
 
 _LIMITS = ("ge", "gt", "le", "lt", "multiple_of", "min_length", "max_length")
 
