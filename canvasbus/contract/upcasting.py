@@ -91,7 +91,7 @@ class Upcasters:
             where = f"{self.name} v{number} → v{number + 1}: {_named(step)}"
             try:
                 raw = step(raw)
-            except Exception as error:
+            except (Exception, SystemExit) as error:  # of every worker that reads the entry it would be the end
                 raise DecodeError(f"{where} raised {_said(error)}", reason="upcast_failed") from error
             if not isinstance(raw, dict):
                 raise DecodeError(
@@ -111,7 +111,7 @@ def _listed(versions: list[int]) -> str:
     return ", ".join(f"v{version}" for version in versions)
 
 
-def _said(error: Exception) -> str:
+def _said(error: BaseException) -> str:
     try:
         return f"{type(error).__name__}: {error}"[:300]
     except Exception:  # of anybody's making: its __str__ may raise

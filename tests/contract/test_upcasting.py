@@ -1,5 +1,6 @@
 """Older versions become the newest one while they are read; a gap is an error of the declaration."""
 
+import sys
 from typing import Any
 
 import pytest
@@ -121,6 +122,7 @@ def test_a_step_may_fail_without_a_text() -> None:
     [
         (lambda old: old["missing"], "raised KeyError: 'missing'"),
         (lambda old: 1 / 0, "raised ZeroDivisionError"),
+        (lambda old: sys.exit("no"), "raised SystemExit: no"),
         (lambda old: old.update(it=1), "returned NoneType, not a dict"),
         (lambda old: [old], "returned list, not a dict"),
     ],
