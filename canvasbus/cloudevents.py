@@ -62,8 +62,11 @@ def from_binary(headers: Mapping[str, str], body: bytes) -> tuple[Envelope, Even
 
 def from_http(headers: Mapping[str, str], body: bytes) -> tuple[Envelope, Event]:
     """Read a request in the mode that its content type says. Raises DecodeError."""
-    kind = next((value for name, value in headers.items() if name.lower() == "content-type"), "")
-    kind = kind.partition(";")[0].strip().lower()
+    try:
+        kind = next((value for name, value in headers.items() if name.lower() == "content-type"), "")
+        kind = kind.partition(";")[0].strip().lower()
+    except (TypeError, AttributeError) as error:
+        raise DecodeError(f"not a CloudEvent: the names and values of its headers are to be texts: {error}") from error
     if kind == STRUCTURED_TYPE:
         return from_structured(body)
     if kind.startswith("application/cloudevents"):

@@ -85,6 +85,16 @@ def reads(reader: Schema, writer: Schema) -> bool:
     return _Reading(reader, writer).node(reader, writer)
 
 
+def problem(schema: Schema) -> str | None:
+    """Why a document that a person may have changed is not to be compared: it is not what `document` writes. None: it is."""
+    try:
+        reads(schema, schema)
+        changes(schema, schema)
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError, RecursionError, StopIteration) as error:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
 def changes(old: Schema, new: Schema) -> list[Change]:
     """Every difference but those of documentation, in the order of the fields; none: the same contract."""
     found = list(_Comparing(old, new).node(old, new, ""))
@@ -99,7 +109,11 @@ def _key(schema: Schema) -> str:
 
 
 def _resolve(document: Schema, node: Any) -> Any:
+    steps = 0
     while isinstance(node, dict) and "$ref" in node:
+        steps += 1
+        if steps > 100:
+            raise ValueError(f"{node['$ref']} leads to itself")
         name = node["$ref"].rpartition("/")[2]
         node = document if node["$ref"] == "#" else document["$defs"][name]
     return node

@@ -22,6 +22,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from canvasbus.contract.event import Event
+from canvasbus.contract.raw import JsonDecoder
 from canvasbus.contract.upcasting import Upcaster, Upcasters
 from canvasbus.errors import ContractError
 
@@ -52,8 +53,10 @@ class EventType:
         """The field that orders and partitions; None: the event has no key."""
         self.cls = cls
         self.decoder: msgspec.msgpack.Decoder[Event] = msgspec.msgpack.Decoder(cls)
-        self.json_decoder: msgspec.json.Decoder[Event] = msgspec.json.Decoder(cls)
         types = list(walk_types(msgspec.inspect.type_info(cls)))
+        has_raw = any(isinstance(t, msgspec.inspect.RawType) for t in types)
+        self.json_decoder: msgspec.json.Decoder[Event] | JsonDecoder
+        self.json_decoder = JsonDecoder(cls) if has_raw else msgspec.json.Decoder(cls)
         self.has_floats = any(isinstance(t, msgspec.inspect.FloatType) for t in types)
         self.one_float = _only_float(cls, types)
         """Gets the only float there is, where that is a plain field; such events are checked for NaN the short way."""
@@ -276,10 +279,21 @@ def _type_problem(info: Any) -> str | None:
         return "decodes into a set, which can change: declare it as frozenset[X]"
     if isinstance(info, inspect.TypedDictType):
         return f"holds a {info.cls.__qualname__}, a dict, which can change: declare it as a frozen Struct"
+    if isinstance(info, inspect.DictType | inspect.FrozenDictType):
+        if any(isinstance(kind, _NO_KEYS) for kind in walk_types(info.key_type)):
+            return "is a map with keys that JSON has no text for: key it by a str, a number, a UUID, a time or an enum"
+        if isinstance(info.key_type, inspect.LiteralType) and None in info.key_type.values:
+            return "is a map with None among its keys, which JSON has no text for"
     if isinstance(info, inspect.CustomType):
         return f"holds a {getattr(info.cls, '__qualname__', info.cls)}, which msgspec cannot encode"
     return None
 
+
+_NO_KEYS = (
+    *(msgspec.inspect.BoolType, msgspec.inspect.NoneType, msgspec.inspect.TupleType, msgspec.inspect.CollectionType),
+    *(msgspec.inspect.StructType, msgspec.inspect.DataclassType, msgspec.inspect.NamedTupleType),
+    *(msgspec.inspect.RawType, msgspec.inspect.DictType),
+)
 
 _LIMITS = ("ge", "gt", "le", "lt", "multiple_of", "min_length", "max_length")
 
@@ -360,7 +374,7 @@ def _is_frozen(holder: Any) -> bool:
 
 _ANY = (
     "is Any, or holds it (a container without item types does): a small value of an unknown shape can decode into "
-    "hundreds of megabytes. Give it a type, or msgspec.Raw for bytes that stay undecoded"
+    "hundreds of megabytes. Give it a type, or msgspec.Raw for msgpack that stays undecoded"
 )
 _NAIVE = (
     "is a datetime that may have no time zone: declare it as canvasbus.AwareDatetime "

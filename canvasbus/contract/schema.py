@@ -41,6 +41,11 @@ def document(declared: EventType) -> Schema:
         refs, parts = msgspec.json.schema_components(classes, ref_template=_REF)
     except (TypeError, ValueError) as error:
         raise ContractError(f"{declared.name} v{declared.version} has no JSON Schema: {error}") from error
+    except KeyError as error:  # msgspec has lost one of two whose names it writes alike
+        raise ContractError(
+            f"{declared.name} v{declared.version} has no JSON Schema: the name of {error} differs from another's only in "
+            "letters that are not ASCII: rename one of the two"
+        ) from error
     names = {cls: ref["$ref"].rpartition("/")[2] for cls, ref in zip(classes, refs, strict=True)}
     for cls, name in names.items():
         _complete(cls, infos[cls], parts[name])

@@ -34,6 +34,9 @@ bytes, in JSON both are text."""
 Upcaster = Callable[[Raw], Raw]
 """From the fields of one version to those of the next. It may change the dict that it is given, and returns one."""
 
+MOST_STEPS = 1000
+"""Versions that may be missing and are still looked for one by one; a date as a version lacks twenty million."""
+
 OWN_FIELDS = ("occurred_on", "correlation_id")
 """They belong to the bus: a step that drops them does not make them new."""
 
@@ -55,6 +58,12 @@ class Upcasters:
         """Version → the function that makes the next one."""
         if type(since) is not int or not 1 <= since <= version:
             raise ContractError(f"{name} v{version}: since={since!r} is no version from 1 to {version}")
+        if len(steps) < version - since > MOST_STEPS:
+            raise ContractError(
+                f"{name} v{version}: versions are counted, 1, 2, 3, and one is read from each older one by a step of its "
+                f"own: v{since} to v{version - 1} would be {version - since:,}. For a number of another kind, a date "
+                f"perhaps, say since={version}"
+            )
         missing = [step for step in range(since, version) if step not in steps]
         if missing:
             raise ContractError(
@@ -82,9 +91,8 @@ class Upcasters:
             where = f"{self.name} v{number} → v{number + 1}: {_named(step)}"
             try:
                 raw = step(raw)
-            except Exception as error:
-                said = f"{type(error).__name__}: {error}"
-                raise DecodeError(f"{where} raised {said[:300]}", reason="upcast_failed") from error
+            except (Exception, SystemExit) as error:  # of every worker that reads the entry it would be the end
+                raise DecodeError(f"{where} raised {_said(error)}", reason="upcast_failed") from error
             if not isinstance(raw, dict):
                 raise DecodeError(
                     f"{where} returned {type(raw).__name__}, not a dict of fields", reason="upcast_failed"
@@ -101,6 +109,13 @@ class Upcasters:
 
 def _listed(versions: list[int]) -> str:
     return ", ".join(f"v{version}" for version in versions)
+
+
+def _said(error: BaseException) -> str:
+    try:
+        return f"{type(error).__name__}: {error}"[:300]
+    except Exception:  # of anybody's making: its __str__ may raise
+        return type(error).__name__
 
 
 def _named(step: Upcaster) -> str:

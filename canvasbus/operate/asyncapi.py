@@ -27,9 +27,10 @@ from canvasbus.consume.handlers import Handler, Worker
 from canvasbus.consume.instances import PER_INSTANCE
 from canvasbus.contract.event import Event
 from canvasbus.contract.example import example
+from canvasbus.contract.raw import builtins
 from canvasbus.contract.registry import EventType, Registry, schema_id
 from canvasbus.contract.schema import Schema, document
-from canvasbus.errors import ContractError
+from canvasbus.errors import ContractError, EncodeError
 from canvasbus.transport.address import Address, place
 from canvasbus.wire.keys import Keys
 
@@ -208,8 +209,8 @@ def _message(name: str, version: int, schema: Schema, known: Registry) -> dict[s
 
 def _examples(declared: EventType) -> dict[str, Any]:
     try:
-        data = msgspec.to_builtins(example(declared))
-    except ContractError:
+        data = builtins(example(declared))
+    except (ContractError, EncodeError):
         return {}  # `canvasbus schema export` says what to do about it
     attributes = {
         "specversion": "1.0",

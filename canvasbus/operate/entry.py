@@ -16,7 +16,7 @@ from uuid import UUID
 import msgspec
 
 from canvasbus import ids
-from canvasbus.errors import DecodeError
+from canvasbus.errors import DecodeError, EncodeError
 from canvasbus.operate.topics import time_of
 from canvasbus.wire.cloudevents import structured, to_structured
 from canvasbus.wire.codec import Codec
@@ -65,6 +65,8 @@ def view(entry: Entry, codec: Codec) -> View:
             return View(to_structured(envelope, event))
     except DecodeError as error:
         reason, problem = error.reason, str(error)
+    except EncodeError as error:  # undecoded bytes in it that stand for nothing in JSON
+        return _marked(entry, "invalid", str(error), data_base64=base64.b64encode(value[:4096]).decode())
     is_json = value[:1] == b"{"
     try:
         envelope = codec.open_envelope(value, stream_type=entry.topic, entry_id=entry.entry_id)
@@ -72,7 +74,7 @@ def view(entry: Entry, codec: Codec) -> View:
         if old is not None and reason is None:
             return View(to_structured(envelope, (old.json_decoder if is_json else old.decoder).decode(envelope.data)))
         data = _plain(envelope, is_json=is_json)
-    except (DecodeError, msgspec.MsgspecError, ValueError, TypeError, RecursionError, OverflowError):
+    except (DecodeError, EncodeError, msgspec.MsgspecError, ValueError, TypeError, RecursionError, OverflowError):
         return _marked(entry, reason or "invalid", problem, data_base64=base64.b64encode(value[:4096]).decode())
     occurred = data.pop("occurred_on", None)
     correlation = data.pop("correlation_id", None)

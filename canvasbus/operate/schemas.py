@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID
 
-from canvasbus.contract.compatibility import Change, Verdict, changes, verdict
+from canvasbus.contract.compatibility import Change, Verdict, changes, problem, verdict
 from canvasbus.contract.example import example
 from canvasbus.contract.registry import EventType, Registry
 from canvasbus.contract.schema import Schema, document, text
@@ -98,10 +98,15 @@ def versions(folder: Folder) -> dict[tuple[str, int], Schema]:
         if match and match[3] == "json":
             try:
                 schema = json.loads(folder[path])
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise ConfigError(f"{path} is no JSON: {error}") from None
             if not isinstance(schema, dict) or "properties" not in schema:
                 raise ConfigError(f"{path} is no JSON Schema of an event")
+            wrong = problem(schema)
+            if wrong is not None:
+                raise ConfigError(
+                    f"{path} is no JSON Schema of an event as `canvasbus schema export` writes it ({wrong}): restore it"
+                )
             found[match[1], int(match[2])] = schema
     return found
 
@@ -206,7 +211,7 @@ def read(directory: Path) -> dict[str, bytes]:
     return {
         path.relative_to(directory).as_posix(): path.read_bytes()
         for path in sorted(directory.glob("*/*"))
-        if _PATH.fullmatch(path.relative_to(directory).as_posix())
+        if _PATH.fullmatch(path.relative_to(directory).as_posix()) and path.is_file()
     }
 
 

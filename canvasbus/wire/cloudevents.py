@@ -36,6 +36,7 @@ from msgspec import Raw
 
 from canvasbus import ids
 from canvasbus.contract.event import AwareDatetime, Event
+from canvasbus.contract.raw import builtins
 from canvasbus.contract.registry import Registry, registry, schema_id
 from canvasbus.errors import DecodeError, EncodeError
 from canvasbus.wire.envelope import Envelope
@@ -83,7 +84,7 @@ def structured(
 
 def _parts(envelope: Envelope, event: Event) -> tuple[dict[str, str], dict[str, Any]]:
     version = event.__event_type__.version  # type: ignore[attr-defined]
-    data = msgspec.to_builtins(event)
+    data = builtins(event)
     return _attributes(envelope, version, data.pop("occurred_on"), data.pop("correlation_id")), data
 
 
@@ -161,7 +162,7 @@ class Attributes(msgspec.Struct):
         """The data, with `time` and `correlationid` of the outer object, else those given, put where an Event carries
         them."""
         time = self.time if self.time is not None else time
-        correlation = correlation if self.correlationid is None else _uuid(self.correlationid, "")
+        correlation = _uuid(self.correlationid, "") if self.correlationid else correlation
         if time is None and correlation is None:
             return self.data
         try:
@@ -233,6 +234,7 @@ def read_headers(headers: Mapping[str, str], body: bytes) -> Attributes:
 
 def _from_header(value: str) -> str:
     """Text in double quotes is taken out of them, then the percent-encoding is undone, once."""
+    value.encode()  # lone surrogates, as WSGI and others leave them of bytes that are no text: UnicodeEncodeError
     quoted = _QUOTED.fullmatch(value)
     return unquote(re.sub(r"\\(.)", r"\1", quoted[1], flags=re.DOTALL) if quoted else value, errors="strict")
 
@@ -260,9 +262,16 @@ def _uuid(text: str, source: str) -> UUID:
         return ids.outside(source, text)
 
 
-def open_json(value: bytes, stream_type: str, entry_id: str) -> Envelope:
-    """The envelope of a JSON entry; the payload stays JSON. Raises DecodeError."""
+MOVED_BYTES = 128
+"""More than `moved` adds to an entry."""
+
+
+def open_json(value: bytes, stream_type: str, entry_id: str, *, moved: bool = False) -> Envelope:
+    """The envelope of a JSON entry; the payload stays JSON. `moved`: it is larger than an entry may be, for which there
+    is no reason but `moved`. Raises DecodeError."""
     found = read_json(value)
+    if moved and (found.id is None or found.time is None):
+        raise DecodeError(f"{len(value):,} bytes, over the limit", reason="oversize")
     if found.type != stream_type:
         raise DecodeError(f"an event of type {found.type!r} lies on the stream of {stream_type!r}", reason="foreign")
     return found.envelope(stream_type, entry_id)

@@ -26,10 +26,11 @@ import msgspec
 
 from canvasbus import clock, ids
 from canvasbus.contract.event import Event
+from canvasbus.contract.raw import JsonDecoder
 from canvasbus.contract.registry import EventType, Registry, non_finite_path, registry
 from canvasbus.errors import ContractError, DecodeError, EncodeError
 from canvasbus.wire import later
-from canvasbus.wire.cloudevents import BAD_BYTES, open_json, said
+from canvasbus.wire.cloudevents import BAD_BYTES, MOVED_BYTES, open_json, said
 from canvasbus.wire.envelope import Envelope
 from canvasbus.wire.keys import LATER_INBOX
 
@@ -284,10 +285,11 @@ class Codec:
 
     def open_envelope(self, value: bytes, *, stream_type: str, entry_id: str) -> Envelope:
         """Read the envelope and leave the payload alone (routing, dead letters, `tail`)."""
-        if len(value) > self.limit:
+        is_json, over = value[:1] == b"{", len(value) - self.limit
+        if over > (MOVED_BYTES if is_json else 0):
             raise DecodeError(f"{len(value):,} bytes, over the limit of {self.limit:,}", reason="oversize")
-        if value[:1] == b"{":
-            return open_json(value, stream_type, entry_id)
+        if is_json:
+            return open_json(value, stream_type, entry_id, moved=over > 0)
         try:
             envelope = decode_envelope(value)
         except BAD_BYTES as error:
@@ -303,7 +305,9 @@ _msgpack_fields = msgspec.msgpack.Decoder(dict[str, Any]).decode
 _json_fields = msgspec.json.Decoder(dict[str, Any]).decode
 
 
-def _decoded(envelope: Envelope, decoder: msgspec.msgpack.Decoder[Event] | msgspec.json.Decoder[Event]) -> Event:
+def _decoded(
+    envelope: Envelope, decoder: msgspec.msgpack.Decoder[Event] | msgspec.json.Decoder[Event] | JsonDecoder
+) -> Event:
     try:
         return decoder.decode(envelope.data)
     except msgspec.ValidationError as error:

@@ -4,12 +4,14 @@ import json
 from typing import Any
 from uuid import UUID
 
+import pytest
 from studio import Eyes, PaintingFramed, PaintingMade, quiet, running
 from waiting import until
 
 from canvasbus import ids
 from canvasbus.operate.deadletter import Filter, dead_letters
 from canvasbus.operate.redrive import portions, redrive
+from canvasbus.wire.codec import MAX_EVENT_BYTES
 from canvasbus.wire.envelope import Envelope
 from canvasbus.worker import Backoff, Context, Worker
 
@@ -92,8 +94,12 @@ async def test_one_bad_attribute_is_one_dead_letter(any_url: str, namespace: str
     assert {record.reason for record in eyes.dead("framers")} == {"undecodable"}
 
 
-async def test_a_letter_without_an_id_is_redriven_as_the_same_event(any_url: str, namespace: str, eyes: Eyes) -> None:
-    """It has its id by where it first lay; what comes of it the second time is what would have come of the first."""
+@pytest.mark.parametrize("size", [100, MAX_EVENT_BYTES])
+async def test_a_letter_without_an_id_is_redriven_as_the_same_event(
+    any_url: str, namespace: str, eyes: Eyes, size: int
+) -> None:
+    """It has its id by where it first lay; what comes of it the second time is what would have come of the first. Taking
+    the id along makes it no larger than an entry may be."""
     worker = Worker("framers")
     seen: list[tuple[UUID, PaintingMade]] = []
 
@@ -102,10 +108,10 @@ async def test_a_letter_without_an_id_is_redriven_as_the_same_event(any_url: str
         seen.append((ctx.envelope.id, event))
         if len(seen) == 1:
             raise ValueError("no frames")
-        return PaintingFramed(title=event.title)
+        return PaintingFramed(title=event.title[:9])
 
     async with running(any_url, worker, namespace=namespace):
-        eyes.put(entry({"title": "nude"}))
+        eyes.put(entry({"title": "n" * (size - len(entry({"title": ""})))}))
         await until(lambda: eyes.dead("framers"))
         found = eyes._link.run(dead_letters([eyes.keys], Filter(group="framers"), limit=10)).letters
         assert sum(eyes._link.run(redrive([eyes.keys], portion)) for portion in portions(found)) == 1

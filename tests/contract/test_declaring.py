@@ -5,7 +5,7 @@ import enum
 from collections.abc import Mapping, MutableMapping, Sequence
 from collections.abc import Set as AbstractSet
 from datetime import date, datetime
-from typing import Annotated, Any, Generic, NamedTuple, TypedDict, TypeVar
+from typing import Annotated, Any, Generic, Literal, NamedTuple, TypedDict, TypeVar
 from uuid import UUID
 
 import msgspec
@@ -125,6 +125,8 @@ def test_immutable_and_encodable_fields_may_be_declared(hint: Any) -> None:
         (OpenBox[int], "frozen=True"),
         (ListPair, "tuple"),
         (Table, "frozen Struct"),
+        *((Mapping[key, int], "JSON has no text for") for key in (bool, int | None, tuple[int, ...], Frozen, Pair)),
+        (Mapping[Literal["a", None], int], "JSON has no text for"),  # noqa: PYI061
         (Any, "Give it a type"),
         (object, "Give it a type"),
         (tuple, "Give it a type"),

@@ -111,6 +111,14 @@ def test_a_default_that_json_has_no_word_for_is_refused() -> None:
         document(Registry().register(Odd, "odd.one", 1, None))
 
 
+def test_names_that_msgspec_writes_alike_are_refused() -> None:
+    """Instead of a KeyError out of its depths."""
+    first, second = (msgspec.defstruct(name, [("it", int)], frozen=True) for name in ("Größe", "Gräße"))
+    Odd = type(Event)("Odd", (Event,), {"__annotations__": {"a": first, "b": second}, "__module__": __name__})
+    with pytest.raises(ContractError, match=r"odd\.one v1 has no JSON Schema: the name of .*rename one"):
+        document(Registry().register(Odd, "odd.one", 1, None))
+
+
 def test_the_same_declaration_gives_the_same_bytes(tmp_path: Path) -> None:
     """In another process, whatever the seed of its hashes."""
     script = "from contract.test_schema import *; import sys; known = Registry()\n"

@@ -1,5 +1,6 @@
 """Older versions become the newest one while they are read; a gap is an error of the declaration."""
 
+import sys
 from typing import Any
 
 import pytest
@@ -53,6 +54,9 @@ def test_a_chain_leads_from_any_older_version_to_the_newest() -> None:
         (2, {"upcast": [dict]}, r"upcast= takes \{version: function\}, not \["),
         (2, {"since": 3}, r"since=3 is no version from 1 to 2"),
         (2, {"since": 0, "upcast": {0: dict, 1: dict}}, r"since=0 is no version"),
+        (10**12, {}, r"v1 to v999999999999 would be 999,999,999,999\. .* since=1000000000000$"),
+        (10**12, {"upcast": {1: dict}}, r"versions are counted"),
+        (10**12, {"since": 10**12, "upcast": {1: dict}}, r"the step from v1 .* from none"),
     ],
 )
 def test_a_gap_fails_the_declaration(version: int, options: dict[str, Any], says: str) -> None:
@@ -99,11 +103,26 @@ def test_the_newest_is_the_newest_in_any_order() -> None:
     assert [entry.version for entry in known] == [1, 2]
 
 
+def mute(old: dict[str, Any]) -> dict[str, Any]:
+    class MuteError(Exception):
+        def __str__(self) -> str:
+            raise RuntimeError("no text")
+
+    raise MuteError
+
+
+def test_a_step_may_fail_without_a_text() -> None:
+    """The entry is bad then as with any other error."""
+    with pytest.raises(DecodeError, match=r"mute raised MuteError$"):
+        Upcasters("studio.fact", 2, 1, {1: mute})(1, {})
+
+
 @pytest.mark.parametrize(
     ("step", "says"),
     [
         (lambda old: old["missing"], "raised KeyError: 'missing'"),
         (lambda old: 1 / 0, "raised ZeroDivisionError"),
+        (lambda old: sys.exit("no"), "raised SystemExit: no"),
         (lambda old: old.update(it=1), "returned NoneType, not a dict"),
         (lambda old: [old], "returned list, not a dict"),
     ],

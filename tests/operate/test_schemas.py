@@ -1,6 +1,7 @@
 """What is found when the folder `schemas/` and the code are compared."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from canvasbus import Event, event
 from canvasbus.contract.compatibility import Verdict
 from canvasbus.contract.registry import EventType, Registry
 from canvasbus.errors import ConfigError
-from canvasbus.operate.schemas import Move, against, check, differences, exported, files, versions
+from canvasbus.operate.schemas import Move, against, check, differences, exported, files, read, versions
 
 
 def declare(known: Registry, hints: dict[str, Any], version: int = 1, **options: Any) -> EventType:
@@ -150,6 +151,35 @@ def test_a_spoilt_schema_is_named(content: bytes) -> None:
     """In one line, without a traceback."""
     with pytest.raises(ConfigError, match=r"mural\.painted/v1\.json is no JSON"):
         versions({"mural.painted/v1.json": content})
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[" * 100_000,
+        '{"properties":' * 3000 + "1" + "}" * 3000,
+        '{"type": "object", "properties": {"size": {"type": "integer"}}}',
+        '{"type": "object", "properties": 3, "required": []}',
+        '{"type": "object", "required": [], "properties": {"size": {"$ref": "#/$defs/Gone"}}}',
+        '{"type": "object", "required": [], "properties": {"size": {"$ref": "#/$defs/A"}}, "$defs": {"A": {"$ref": "#/$defs/A"}}}',
+        '{"type": "object", "required": [], "properties": {"size": {"type": "integer", "minimum": "x"}}}',
+        '{"type": "object", "required": [], "properties": {"size": {"anyOf": 3}}}',
+    ],
+    ids=["deep", "deep object", "no required", "no fields", "gone", "loop", "no number", "no options"],
+)
+def test_a_schema_that_was_changed_by_hand_is_named(content: str) -> None:
+    """A merge may do that, too: no traceback, no endless search, but the file that is to be restored."""
+    known, folder = world(OLD)
+    spoilt = {**folder, "mural.painted/v1.json": content.encode()}
+    for look in (lambda: check(spoilt, known, known), lambda: differences(spoilt, folder, known)):
+        with pytest.raises(ConfigError, match=r"^mural\.painted/v1\.json is no JSON"):
+            look()
+
+
+def test_a_directory_with_the_name_of_a_schema_is_none(tmp_path: Path) -> None:
+    """It is passed by like any other file."""
+    (tmp_path / "mural.painted" / "v1.json").mkdir(parents=True)
+    assert read(tmp_path) == {}
 
 
 def test_other_files_are_nobody_s_business() -> None:

@@ -355,6 +355,10 @@ def test_what_is_wrong_with_an_object(changes: dict[str, Any], reason: str, says
         ({"ce-id": None}, b"{}", "it has no id"),
         ({"ce-type": None}, b"{}", "type"),
         ({"ce-subject": "%ff"}, b"{}", "binary mode"),
+        *(
+            ({f"ce-{name}": "\udcff"}, b"{}", "binary mode")
+            for name in ("id", "source", "time", "causationid", "traceparent")
+        ),
         ({"ce-expirytime": "soon"}, b"{}", "expirytime"),
         ({"content-type": "text/plain"}, b"{}", "only JSON"),
         ({}, b"", "it has no data"),
@@ -370,6 +374,13 @@ def test_what_is_wrong_with_a_request(changes: dict[Any, Any], body: Any, says: 
     headers, _ = to_binary(*from_structured(whole()))
     with pytest.raises(DecodeError, match=says):
         from_binary({name: value for name, value in {**headers, **changes}.items() if value is not None}, body)
+
+
+@pytest.mark.parametrize("headers", [{"content-type": b"x"}, {"content-type": None}, {3: "x"}, {b"content-type": b"x"}])
+def test_headers_that_are_no_texts(headers: Any) -> None:
+    """As some servers hand them on."""
+    with pytest.raises(DecodeError):
+        from_http(headers, b"{}")
 
 
 @pytest.mark.parametrize("value", [b"", b"[]", b"3", b"null", b'"x"', b"\xff", "\ud800", {3: object()}, {"type": b""}])
@@ -521,3 +532,26 @@ def test_what_an_entry_does_not_say_is_the_same_on_every_reading() -> None:
     assert json.loads(moved(said, str(CAUSE), "1-0")) == json.loads(said)
     wire = Codec().encode(Seen()).data
     assert moved(wire, str(CAUSE), "1-0") == wire
+
+
+def test_what_lay_within_the_limit_may_be_moved() -> None:
+    """The id and the time that it takes along make an entry of exactly the limit no larger than it may be; without them
+    the limit is the limit."""
+    value = b'{"type":"cloud.seen","data":{"name":"n"}}'
+    codec = Codec(limit=len(value))
+    first = codec.decode(value, stream_type="cloud.seen", entry_id="1-0")
+    elsewhere = moved(value, str(first[0].id), "1-0")
+    assert len(elsewhere) > codec.limit
+    assert plain(codec.decode(elsewhere, stream_type="cloud.seen", entry_id="2-0")) == plain(first)
+    for larger in (value + b" ", elsewhere + b" " * 128, Codec().encode(Seen(name="n" * 100)).data):
+        with pytest.raises(DecodeError, match="over the limit") as caught:
+            codec.decode(larger, stream_type="cloud.seen", entry_id="1-0")
+        assert caught.value.reason == "oversize"
+
+
+def test_a_correlation_without_a_text_is_none() -> None:
+    """Events of strangers who say nothing by it do not belong together."""
+    for entry_id in ("1-0", "2-0"):
+        value = b'{"type": "cloud.seen", "correlationid": "", "data": {}}'
+        envelope, made = Codec().decode(value, stream_type="cloud.seen", entry_id=entry_id)
+        assert made.correlation_id == envelope.id
