@@ -43,7 +43,8 @@ def run_export(context: Context, args: argparse.Namespace) -> int:
             out.record({"path": str(folder / path)})
         else:
             out.line(f"wrote {folder / path}")
-    out.note(f"{len(written)} of {len(content)} files written, the others were so already")
+    others = "" if len(written) == len(content) else ", the others were so already"
+    out.note(f"{len(written)} of {len(content)} files written{others}")
     return 0
 
 

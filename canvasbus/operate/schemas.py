@@ -33,6 +33,7 @@ Folder = Mapping[str, bytes]
 _PATH = re.compile(r"([a-z][a-z0-9_.]*)/v([1-9][0-9]{0,8})\.(json|example\.json|wire\.hex)")
 _ID = UUID("0194226e-79fe-7000-8000-00000000ca5e")
 _CAUSE = UUID("0194226e-79fe-7000-8000-00000000cafe")
+_ANEW = "restore it, or remove it and export it anew"
 _TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
@@ -99,9 +100,9 @@ def versions(folder: Folder) -> dict[tuple[str, int], Schema]:
             try:
                 schema = json.loads(folder[path])
             except ValueError as error:
-                raise ConfigError(f"{path} is no JSON: {error}") from None
+                raise ConfigError(f"{path} is no JSON ({error}): {_ANEW}") from None
             if not isinstance(schema, dict) or "properties" not in schema:
-                raise ConfigError(f"{path} is no JSON Schema of an event")
+                raise ConfigError(f"{path} is no JSON Schema of an event: {_ANEW}")
             found[match[1], int(match[2])] = schema
     return found
 
@@ -202,7 +203,9 @@ def _decodable(folder: Folder, name: str, version: int, known: Registry) -> Iter
 
 
 def read(directory: Path) -> dict[str, bytes]:
-    """A folder on disk; empty where there is none."""
+    """A folder on disk; empty where there is none. Raises ConfigError for what is no folder."""
+    if directory.exists() and not directory.is_dir():
+        raise ConfigError(f"{directory} is no folder")
     return {
         path.relative_to(directory).as_posix(): path.read_bytes()
         for path in sorted(directory.glob("*/*"))
@@ -211,12 +214,15 @@ def read(directory: Path) -> dict[str, bytes]:
 
 
 def write(directory: Path, content: Folder) -> list[str]:
-    """Write what is not there already; the paths that were."""
+    """Write what is not there already; the paths that were. Raises ConfigError where that cannot be done."""
     written = []
     for path, wanted in content.items():
         target = directory / path
-        if not target.is_file() or target.read_bytes() != wanted:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(wanted)
-            written.append(path)
+        try:
+            if not target.is_file() or target.read_bytes() != wanted:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(wanted)
+                written.append(path)
+        except OSError as error:
+            raise ConfigError(f"{target} cannot be written: {error.strerror}") from None
     return written

@@ -249,6 +249,9 @@ CANVASBUS = (sys.executable, "-m", "canvasbus")
         (("check", "--against", "nowhere"), "my_events", "the repository has no such revision here; fetch it first"),
         (("check", "--against", "--all"), "my_events", "expected one argument"),
         (("check", "--against=-x"), "my_events", "is no revision"),
+        (("check", "my_events.py"), "my_events", "my_events.py is no folder"),
+        (("export", "my_events.py"), "my_events", "my_events.py is no folder"),
+        (("export", "/dev/null/schemas"), "my_events", "picture.scored/v1.json cannot be written: Not a directory"),
         (("check",), "json", "json: no event is declared there"),
         (("check",), "my_evnts", "there is no module my_evnts; did you mean my_events?"),
     ],
@@ -258,6 +261,20 @@ def test_bad_usage_is_one_line(repository: Repository, command: tuple[str, ...],
     done = repository.schema(*command, module=module)
     assert (done.returncode, done.stdout) == (2, "")
     assert says in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_a_schema_with_conflict_markers_says_what_to_do(repository: Repository) -> None:
+    """In one line, and doing so helps."""
+    schema = repository.path / "schemas" / "picture.scored" / "v1.json"
+    schema.write_text("<<<<<<< HEAD\n" + schema.read_text())
+    for command in ("check", "diff", "export"):
+        done = repository.schema(command)
+        assert (done.returncode, done.stdout) == (2, "") and done.stderr.count("\n") == 1
+        assert "picture.scored/v1.json is no JSON" in done.stderr
+        assert "restore it, or remove it and export it anew" in done.stderr
+    schema.unlink()
+    assert "1 of 3 files written, the others were so already" in repository.schema("export").stderr
+    assert repository.schema("check", "--against", "main").returncode == 0
 
 
 def test_outside_of_a_repository_there_is_nothing_to_compare_with(tmp_path: Path) -> None:
