@@ -58,12 +58,15 @@ def run_check(context: Context, args: argparse.Namespace) -> int:
         broken = schemas.against(baseline, {**folder, **schemas.exported(types)}, registry)
         told = {(finding.type, finding.version) for finding in broken}
         found = [*broken, *(finding for finding in found if (finding.type, finding.version) not in told)]
+    named = [f"--module {name}" for name in context.modules_named]
+    export = " ".join(["canvasbus schema export", *named, *([args.folder] if args.folder != "schemas" else [])])
     for finding in found:
         if out.json:
             out.record(finding)
         else:
             said = f" ({finding.verdict})" if finding.verdict else ""
-            out.line(safe(f"{finding.type} v{finding.version}: {finding.problem}{said}: {finding.move}"))
+            move = finding.move.replace("canvasbus schema export", export)
+            out.line(safe(f"{finding.type} v{finding.version}: {finding.problem}{said}: {move}"))
     since = f", and what {args.against} has published holds" if args.against else ""
     if not found:
         out.note(f"{len(types)} schemas: {args.folder} is what the code exports, every example decodes{since}")

@@ -42,6 +42,7 @@ class Move(enum.StrEnum):
 
     EXPORT = "run `canvasbus schema export` and commit what it writes"
     VERSION = "publish it as a new version with an upcaster"
+    VERSION_OR_EXPORT = f"{VERSION}; only while nobody has published this one, {EXPORT}"
     RESTORE = "name the module that declares it (--module), or declare it again: there may be events of it on a stream"
     MEND = "mend the upcaster, or restore the file"
 
@@ -137,6 +138,7 @@ def check(folder: Folder, types: Iterable[EventType], known: Registry) -> list[F
     """Is the folder what the code exports, and does every example in it decode?"""
     declared = {(one.name, one.version): one for one in types}
     found = [finding for one in declared.values() for finding in _up_to_date(folder, one)]
+    broken = {(finding.type, finding.version) for finding in found if finding.move is Move.VERSION_OR_EXPORT}
     for name, version in versions(folder):
         newest = known.latest(name)
         if newest is None:
@@ -144,7 +146,7 @@ def check(folder: Folder, types: Iterable[EventType], known: Registry) -> list[F
         elif version > newest.version:
             problem = f"the newest version that is declared is v{newest.version}"
             found.append(Finding(name, version, problem, Move.RESTORE))
-        elif version >= newest.upcasters.since:
+        elif version >= newest.upcasters.since and not (version == newest.version and (name, version) in broken):
             found += _decodable(folder, name, version, known)
     return sorted(found, key=lambda finding: (finding.type, finding.version))
 
@@ -162,7 +164,8 @@ def _up_to_date(folder: Folder, declared: EventType) -> Iterator[Finding]:
     if schema in stale:
         seen = changes(versions({schema: folder[schema]})[name, version], json.loads(wanted[schema]))
     for change in seen:
-        yield Finding(name, version, str(change), Move.EXPORT, change.verdict, change.path)
+        move = Move.EXPORT if change.in_place else Move.VERSION_OR_EXPORT
+        yield Finding(name, version, str(change), move, change.verdict, change.path)
     if stale and not seen:
         yield Finding(name, version, f"{', '.join(stale)} {_is(stale)} not what the code exports", Move.EXPORT)
 

@@ -108,8 +108,8 @@ def test_a_change_is_found_before_it_is_exported(repository: Repository) -> None
     done = repository.schema("check", "--against", "main")
     assert (done.returncode, done.stderr) == (1, "")
     assert done.stdout == (
-        "picture.scored v1: field 'prompt' came with a default (FULL): run `canvasbus schema export` and commit what it "
-        "writes\n"
+        "picture.scored v1: field 'prompt' came with a default (FULL): run `canvasbus schema export --module my_events` "
+        "and commit what it writes\n"
     )
     assert repository.schema("export").returncode == 0
     assert repository.schema("check", "--against", "main").returncode == 0
@@ -125,6 +125,19 @@ def test_a_change_is_found_before_it_is_exported(repository: Repository) -> None
         "verdict": "BREAKING",
         "path": "aesthetic",
     }
+
+
+def test_a_break_is_a_new_version_with_nothing_to_compare_with_too(repository: Repository) -> None:
+    """One line for each change, none for the old example that follows from it; the command to run is whole."""
+    repository.write(REMOVED)
+    done = repository.schema("check")
+    assert done.returncode == 1
+    assert done.stdout == (
+        "picture.scored v1: field 'aesthetic' is gone (BACKWARD): publish it as a new version with an upcaster; only "
+        "while nobody has published this one, run `canvasbus schema export --module my_events` and commit what it writes\n"
+    )
+    (line,) = repository.schema("check", "elsewhere").stdout.splitlines()
+    assert "run `canvasbus schema export --module my_events elsewhere` and commit" in line
 
 
 def test_exporting_a_break_hides_it_from_nobody(repository: Repository) -> None:
