@@ -110,7 +110,7 @@ def run_catalog(context: Context, args: argparse.Namespace) -> int:
     if rows:
         out.table(CATALOG, rows)
     elif not newest:
-        out.note(f"no type matches {args.glob!r}")
+        out.note(f"no type matches {args.glob!r}{'' if context.modules else '; your own are found with --module'}")
     return 0
 
 

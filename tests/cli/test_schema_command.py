@@ -195,7 +195,10 @@ def test_the_catalog_tells_what_there_is(repository: Repository) -> None:
     assert (record["version"], record["since"], record["class"]) == (2, 1, "my_events.PictureScored")
     assert {"name": "percent", "type": "integer", "required": True, "description": ""} in record["fields"]
     done = repository.schema("catalog", "zzz*")
-    assert (done.returncode, done.stdout) == (0, "") and "no type matches 'zzz*'" in done.stderr
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "no type matches 'zzz*'\n")
+    done = repository.run(*CANVASBUS, "schema", "catalog", "picture.scored")
+    assert (done.returncode, done.stdout) == (0, "")
+    assert done.stderr == "no type matches 'picture.scored'; your own are found with --module\n"
 
 
 WORKERS = """
@@ -266,6 +269,9 @@ CANVASBUS = (sys.executable, "-m", "canvasbus")
         (("export", "my_events.py"), "my_events", "my_events.py is no folder"),
         (("export", "/dev/null/schemas"), "my_events", "picture.scored/v1.json cannot be written: Not a directory"),
         (("check",), "json", "json: no event is declared there"),
+        (("check",), "my_events:PictureScored", "'my_events:PictureScored' is not a module name; write my_events\n"),
+        (("check",), "my_events.py", "there is no module my_events.py; did you mean my_events?"),
+        (("check",), "./my_events.py", "is not a module name; write it as `import` does, like my_events or"),
         (("check",), "my_evnts", "there is no module my_evnts; did you mean my_events?"),
     ],
 )
