@@ -303,6 +303,10 @@ def test_outside_of_a_repository_there_is_nothing_to_compare_with(tmp_path: Path
     made.write(FIRST)
     done = made.schema("check", "--against", "main")
     assert done.returncode == 2 and "is not in a git repository" in done.stderr
+    (tmp_path / ".git").write_text("nonsense")  # like a checkout of another user, which git refuses, too
+    done = made.schema("check", "--against", "main")
+    assert done.returncode == 2 and f"git says in {tmp_path}: fatal: invalid gitfile format" in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 def test_a_folder_that_a_revision_does_not_have_is_empty_there(repository: Repository) -> None:
