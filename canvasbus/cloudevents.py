@@ -68,6 +68,10 @@ def from_http(headers: Mapping[str, str], body: bytes) -> tuple[Envelope, Event]
         return from_structured(body)
     if kind.startswith("application/cloudevents"):
         raise DecodeError(f"content type {kind!r} is not read here: send one event a request, as JSON")
+    if not any(name.lower().startswith("ce-") for name in headers):
+        raise DecodeError(
+            f"not a CloudEvent: the request has no headers ce-..., and its content type {kind!r} is not {STRUCTURED_TYPE}"
+        )
     return from_binary(headers, body)
 
 
