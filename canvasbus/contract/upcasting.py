@@ -82,7 +82,7 @@ class Upcasters:
             where = f"{self.name} v{number} → v{number + 1}: {_named(step)}"
             try:
                 raw = step(raw)
-            except Exception as error:
+            except (Exception, SystemExit) as error:  # whatever it raises, only this event is not read
                 said = f"{type(error).__name__}: {error}"
                 raise DecodeError(f"{where} raised {said[:300]}", reason="upcast_failed") from error
             if not isinstance(raw, dict):

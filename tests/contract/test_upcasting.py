@@ -1,5 +1,6 @@
 """Older versions become the newest one while they are read; a gap is an error of the declaration."""
 
+import sys
 from typing import Any
 
 import pytest
@@ -104,6 +105,7 @@ def test_the_newest_is_the_newest_in_any_order() -> None:
     [
         (lambda old: old["missing"], "raised KeyError: 'missing'"),
         (lambda old: 1 / 0, "raised ZeroDivisionError"),
+        (lambda old: sys.exit(3), "raised SystemExit: 3"),
         (lambda old: old.update(it=1), "returned NoneType, not a dict"),
         (lambda old: [old], "returned list, not a dict"),
     ],
