@@ -28,8 +28,8 @@ _STYLE = {Verdict.FULL: "green", Verdict.BREAKING: "red"}
 def run_export(context: Context, args: argparse.Namespace) -> int:
     """Write what differs; nothing is ever removed."""
     out, folder = context.out, Path(args.folder)
-    content = schemas.exported(_types(context))
     before = schemas.read(folder)
+    content = schemas.exported(_types_for(context, args.folder, before))
     replaced = {path: content[path] for path in before if path in content}
     for change in schemas.differences({path: before[path] for path in replaced}, replaced, registry):
         if not change.allowed:
@@ -50,8 +50,8 @@ def run_export(context: Context, args: argparse.Namespace) -> int:
 
 def run_check(context: Context, args: argparse.Namespace) -> int:
     """1 when something is not as it should be."""
-    out, types = context.out, _types(context)
-    folder = schemas.read(Path(args.folder))
+    out, folder = context.out, schemas.read(Path(args.folder))
+    types = _types_for(context, args.folder, folder)
     found = schemas.check(folder, types, registry)
     if args.against:
         baseline = read_revision(Path(args.folder), args.against)
@@ -77,9 +77,10 @@ def run_diff(context: Context, args: argparse.Namespace) -> int:
     """Information: always 0."""
     out, here = context.out, Path(args.folder)
     folder = schemas.read(here)
+    types = _types_for(context, args.folder, folder)
     before = read_revision(here, args.against) if args.against else folder
     rows: list[list[Cell | str]] = []
-    for change in schemas.differences(before, {**folder, **schemas.exported(_types(context))}, registry):
+    for change in schemas.differences(before, {**folder, **schemas.exported(types)}, registry):
         if out.json:
             out.record(change)
             continue
@@ -184,6 +185,19 @@ def _fields(schema: dict[str, Any]) -> Iterator[dict[str, Any]]:
 def newest_types(context: Context) -> list[EventType]:
     """The events that are meant, each in its newest version only."""
     return list({one.name: one for one in _types(context)}.values())
+
+
+def _types_for(context: Context, name: str, folder: schemas.Folder) -> list[EventType]:
+    """The events that are meant with this folder. Raises ConfigError where no module is named, and it has none but the
+    user's own."""
+    types = _types(context)
+    there = {path.partition("/")[0] for path in folder}
+    if not context.modules and there and not there & {one.name for one in types}:
+        raise ConfigError(
+            f"{name} has other events than those that come with canvasbus, like {min(there)}: name the module that declares "
+            "them (--module)"
+        )
+    return types
 
 
 def _types(context: Context) -> list[EventType]:

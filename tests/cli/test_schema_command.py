@@ -140,6 +140,19 @@ def test_a_break_is_a_new_version_with_nothing_to_compare_with_too(repository: R
     assert "run `canvasbus schema export --module my_events elsewhere` and commit" in line
 
 
+@pytest.mark.parametrize("command", ["check", "diff", "export"])
+def test_a_forgotten_module_is_told_in_one_line(repository: Repository, command: str) -> None:
+    """What comes along with canvasbus is neither missed in one's own folder nor written there."""
+    done = repository.run(*CANVASBUS, "schema", command)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        "canvasbus: schemas has other events than those that come with canvasbus, like picture.scored: name the module "
+        "that declares them (--module)\n"
+    )
+    assert len(list((repository.path / "schemas").iterdir())) == 1
+    assert repository.run(*CANVASBUS, "schema", "export", "others").returncode == 0
+
+
 def test_exporting_a_break_hides_it_from_nobody(repository: Repository) -> None:
     """Export warns, check alone is content, and check against the published version is not."""
     repository.write(REMOVED)
