@@ -62,15 +62,18 @@ def from_binary(headers: Mapping[str, str], body: bytes) -> tuple[Envelope, Even
 
 def from_http(headers: Mapping[str, str], body: bytes) -> tuple[Envelope, Event]:
     """Read a request in the mode that its content type says. Raises DecodeError."""
-    try:
-        kind = next((value for name, value in headers.items() if name.lower() == "content-type"), "")
-        kind = kind.partition(";")[0].strip().lower()
-    except (TypeError, AttributeError) as error:
-        raise DecodeError(f"not a CloudEvent: the names and values of its headers are to be texts: {error}") from error
+    if not all(isinstance(text, str) for pair in headers.items() for text in pair):
+        raise DecodeError("not a CloudEvent: the names and values of its headers are to be texts")
+    kind = next((value for name, value in headers.items() if name.lower() == "content-type"), "")
+    kind = kind.partition(";")[0].strip().lower()
     if kind == STRUCTURED_TYPE:
         return from_structured(body)
     if kind.startswith("application/cloudevents"):
         raise DecodeError(f"content type {kind!r} is not read here: send one event a request, as JSON")
+    if not any(name.lower().startswith("ce-") for name in headers):
+        raise DecodeError(
+            f"not a CloudEvent: the request has no headers ce-..., and its content type {kind!r} is not {STRUCTURED_TYPE}"
+        )
     return from_binary(headers, body)
 
 

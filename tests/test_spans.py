@@ -26,7 +26,7 @@ from waiting import until
 from canvasbus import Event, Producer, traceparent
 from canvasbus.bus import EventBus
 from canvasbus.consume import maintain
-from canvasbus.errors import BufferFull, ContractError, EncodeError
+from canvasbus.errors import BufferFull, ConfigError, ContractError, EncodeError
 from canvasbus.transport import address
 from canvasbus.wire import otel as conventions
 from canvasbus.wire.codec import Codec
@@ -296,6 +296,13 @@ async def test_a_bus_that_is_switched_off_makes_none(spans: Spans) -> None:
         assert await bus.publish(PaintingMade()) is None and await bus.publish_many([PaintingMade()]) == []
         bus.publish_nowait(PaintingMade())
     assert spans.names == set()
+
+
+def test_what_is_no_provider_is_refused() -> None:
+    """Where it is given."""
+    for make in (lambda: Producer("redis://localhost:1", tracing="yes"), lambda: trace(3)):
+        with pytest.raises(ConfigError, match="is no TracerProvider; without one the process's own is taken"):
+            make()
 
 
 # --- handling ----------------------------------------------------------------------------------------------------------

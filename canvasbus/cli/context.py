@@ -22,7 +22,8 @@ class Context:
         self.loaded = loaded
         self.settings = loaded.settings
         self.out = out
-        self._modules = modules
+        self.modules_named = modules
+        """Those of --module, without those of the settings."""
 
     @cached_property
     def link(self) -> BlockingLink:
@@ -64,7 +65,7 @@ class Context:
     @property
     def modules(self) -> list[str]:
         """The user's modules that declare events."""
-        return [*self.settings.modules, *self._modules]
+        return [*self.settings.modules, *self.modules_named]
 
     @cached_property
     def codec(self) -> Codec:
@@ -74,6 +75,6 @@ class Context:
 
         for name in self.settings.modules:
             import_module(name, f"modules from {self.loaded.origins['modules']}")
-        for name in self._modules:
+        for name in self.modules_named:
             import_module(name, "--module")
         return Codec(self.settings.source, limit=self.settings.max_event_bytes)

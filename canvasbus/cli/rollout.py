@@ -29,6 +29,7 @@ _DOES = {
     Does.LEAVE: Cell("do not listen to it", "dim"),
     None: Cell("do not say", "yellow"),
 }
+_NAME = re.compile(r"[a-z][a-z0-9_.]*")
 _VERSION = re.compile(r"[a-z][a-z0-9_.]*@v?([1-9][0-9]{0,8})")
 
 
@@ -61,6 +62,8 @@ def _asked(context: Context, what: str) -> tuple[str, int]:
         if matched is None:
             raise ConfigError(f"{what!r}: name a type and a version, like drift.detected@3")
         return name, int(matched[1])
+    if _NAME.fullmatch(name) is None:
+        raise ConfigError(f"{what!r} is no event type: name one, like drift.detected or drift.detected@3")
     newest = context.codec.registry.latest(name)
     if newest is None:
         raise ConfigError(f"no event {name!r} is declared here: name its version, like {name}@2, or --module")

@@ -28,8 +28,8 @@ _STYLE = {Verdict.FULL: "green", Verdict.BREAKING: "red"}
 def run_export(context: Context, args: argparse.Namespace) -> int:
     """Write what differs; nothing is ever removed."""
     out, folder = context.out, Path(args.folder)
-    content = schemas.exported(_types(context))
     before = schemas.read(folder)
+    content = schemas.exported(_types_for(context, args.folder, before))
     replaced = {path: content[path] for path in before if path in content}
     for change in schemas.differences({path: before[path] for path in replaced}, replaced, registry):
         if not change.allowed:
@@ -43,26 +43,30 @@ def run_export(context: Context, args: argparse.Namespace) -> int:
             out.record({"path": str(folder / path)})
         else:
             out.line(f"wrote {folder / path}")
-    out.note(f"{len(written)} of {len(content)} files written, the others were so already")
+    others = "" if len(written) == len(content) else ", the others were so already"
+    out.note(f"{len(written)} of {len(content)} files written{others}")
     return 0
 
 
 def run_check(context: Context, args: argparse.Namespace) -> int:
     """1 when something is not as it should be."""
-    out, types = context.out, _types(context)
-    folder = schemas.read(Path(args.folder))
+    out, folder = context.out, schemas.read(Path(args.folder))
+    types = _types_for(context, args.folder, folder)
     found = schemas.check(folder, types, registry)
     if args.against:
         baseline = read_revision(Path(args.folder), args.against)
         broken = schemas.against(baseline, {**folder, **schemas.exported(types)}, registry)
         told = {(finding.type, finding.version) for finding in broken}
         found = [*broken, *(finding for finding in found if (finding.type, finding.version) not in told)]
+    named = [f"--module {name}" for name in context.modules_named]
+    export = " ".join(["canvasbus schema export", *named, *([args.folder] if args.folder != "schemas" else [])])
     for finding in found:
         if out.json:
             out.record(finding)
         else:
             said = f" ({finding.verdict})" if finding.verdict else ""
-            out.line(safe(f"{finding.type} v{finding.version}: {finding.problem}{said}: {finding.move}"))
+            move = finding.move.replace("canvasbus schema export", export)
+            out.line(safe(f"{finding.type} v{finding.version}: {finding.problem}{said}: {move}"))
     since = f", and what {args.against} has published holds" if args.against else ""
     if not found:
         out.note(f"{len(types)} schemas: {args.folder} is what the code exports, every example decodes{since}")
@@ -73,9 +77,10 @@ def run_diff(context: Context, args: argparse.Namespace) -> int:
     """Information: always 0."""
     out, here = context.out, Path(args.folder)
     folder = schemas.read(here)
+    types = _types_for(context, args.folder, folder)
     before = read_revision(here, args.against) if args.against else folder
     rows: list[list[Cell | str]] = []
-    for change in schemas.differences(before, {**folder, **schemas.exported(_types(context))}, registry):
+    for change in schemas.differences(before, {**folder, **schemas.exported(types)}, registry):
         if out.json:
             out.record(change)
             continue
@@ -106,7 +111,7 @@ def run_catalog(context: Context, args: argparse.Namespace) -> int:
     if rows:
         out.table(CATALOG, rows)
     elif not newest:
-        out.note(f"no type matches {args.glob!r}")
+        out.note(f"no type matches {args.glob!r}{'' if context.modules else '; your own are found with --module'}")
     return 0
 
 
@@ -180,6 +185,19 @@ def _fields(schema: dict[str, Any]) -> Iterator[dict[str, Any]]:
 def newest_types(context: Context) -> list[EventType]:
     """The events that are meant, each in its newest version only."""
     return list({one.name: one for one in _types(context)}.values())
+
+
+def _types_for(context: Context, name: str, folder: schemas.Folder) -> list[EventType]:
+    """The events that are meant with this folder. Raises ConfigError where no module is named, and it has none but the
+    user's own."""
+    types = _types(context)
+    there = {path.partition("/")[0] for path in folder}
+    if not context.modules and there and not there & {one.name for one in types}:
+        raise ConfigError(
+            f"{name} has other events than those that come with canvasbus, like {min(there)}: name the module that declares "
+            "them (--module)"
+        )
+    return types
 
 
 def _types(context: Context) -> list[EventType]:

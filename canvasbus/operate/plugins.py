@@ -79,7 +79,7 @@ def import_module(name: str, wanted_by: str) -> ModuleType:
     Raises ConfigError that begins with `wanted_by` and names the line that failed.
     """
     if not name or not all(part.isidentifier() for part in name.split(".")):
-        raise ConfigError(f"{wanted_by}: {name!r} is not a module name; write module:attribute, like my_workers:worker")
+        raise ConfigError(f"{wanted_by}: {name!r} is not a module name; write {_form(name, wanted_by)}")
     here = str(Path.cwd())
     if here not in sys.path and "" not in sys.path:
         sys.path.insert(0, here)
@@ -143,8 +143,18 @@ def _or_module(name: str) -> str:
     return f" (a module is written {module}:worker)" if module.replace(".", "").isidentifier() else ""
 
 
+def _form(name: str, wanted_by: str) -> str:
+    """How a module is written there."""
+    if wanted_by.startswith("worker target"):
+        return "module:attribute, like my_workers:worker"
+    module = name.partition(":")[0]
+    return module if module.isidentifier() else "it as `import` does, like my_events or studio.my_events"
+
+
 def _near_module(name: str) -> str:
     parent, _, last = name.rpartition(".")
+    if parent and last == "py":
+        return f"; did you mean {parent}?"
     path = getattr(sys.modules.get(parent), "__path__", None) if parent else [str(Path.cwd())]
     siblings = [found.name for found in pkgutil.iter_modules(path)] if path else []
     near = difflib.get_close_matches(last, siblings, n=1)

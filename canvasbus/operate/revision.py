@@ -22,8 +22,11 @@ def read_revision(directory: Path, revision: str) -> dict[str, bytes]:
     except subprocess.CalledProcessError:
         try:
             _git(where, "rev-parse", "--git-dir")
-        except subprocess.CalledProcessError:
-            raise ConfigError(f"--against {revision}: {where} is not in a git repository") from None
+        except subprocess.CalledProcessError as error:
+            said = error.stderr.decode(errors="replace").strip().partition("\n")[0]
+            if "not a git repository" in said:
+                raise ConfigError(f"--against {revision}: {where} is not in a git repository") from None
+            raise ConfigError(f"--against {revision}: git says in {where}: {said}") from None
         raise ConfigError(
             f"--against {revision}: the repository has no such revision here; fetch it first (in CI, a checkout with more "
             "than the last commit)"
@@ -44,7 +47,9 @@ def read_revision(directory: Path, revision: str) -> dict[str, bytes]:
 def _git(where: Path, *args: str, given: bytes = b"") -> bytes:
     # A hook runs with variables that name the repository it belongs to, relative to another directory than ours.
     environ = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
-    done = subprocess.run(["git", "-C", str(where), *args], input=given, capture_output=True, env=environ, check=True)
+    done = subprocess.run(
+        ["git", "-C", str(where), *args], input=given, capture_output=True, env=environ | {"LC_ALL": "C"}, check=True
+    )
     return done.stdout
 
 

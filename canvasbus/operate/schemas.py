@@ -33,6 +33,7 @@ Folder = Mapping[str, bytes]
 _PATH = re.compile(r"([a-z][a-z0-9_.]*)/v([1-9][0-9]{0,8})\.(json|example\.json|wire\.hex)")
 _ID = UUID("0194226e-79fe-7000-8000-00000000ca5e")
 _CAUSE = UUID("0194226e-79fe-7000-8000-00000000cafe")
+_ANEW = "restore it, or remove it and export it anew"
 _TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
@@ -41,6 +42,7 @@ class Move(enum.StrEnum):
 
     EXPORT = "run `canvasbus schema export` and commit what it writes"
     VERSION = "publish it as a new version with an upcaster"
+    VERSION_OR_EXPORT = f"{VERSION}; only while nobody has published this one, {EXPORT}"
     RESTORE = "name the module that declares it (--module), or declare it again: there may be events of it on a stream"
     MEND = "mend the upcaster, or restore the file"
 
@@ -99,13 +101,13 @@ def versions(folder: Folder) -> dict[tuple[str, int], Schema]:
             try:
                 schema = json.loads(folder[path])
             except (ValueError, RecursionError) as error:
-                raise ConfigError(f"{path} is no JSON: {error}") from None
+                raise ConfigError(f"{path} is no JSON ({error}): {_ANEW}") from None
             if not isinstance(schema, dict) or "properties" not in schema:
-                raise ConfigError(f"{path} is no JSON Schema of an event")
+                raise ConfigError(f"{path} is no JSON Schema of an event: {_ANEW}")
             wrong = problem(schema)
             if wrong is not None:
                 raise ConfigError(
-                    f"{path} is no JSON Schema of an event as `canvasbus schema export` writes it ({wrong}): restore it"
+                    f"{path} is no JSON Schema of an event as `canvasbus schema export` writes it ({wrong}): {_ANEW}"
                 )
             found[match[1], int(match[2])] = schema
     return found
@@ -141,6 +143,7 @@ def check(folder: Folder, types: Iterable[EventType], known: Registry) -> list[F
     """Is the folder what the code exports, and does every example in it decode?"""
     declared = {(one.name, one.version): one for one in types}
     found = [finding for one in declared.values() for finding in _up_to_date(folder, one)]
+    broken = {(finding.type, finding.version) for finding in found if finding.move is Move.VERSION_OR_EXPORT}
     for name, version in versions(folder):
         newest = known.latest(name)
         if newest is None:
@@ -148,7 +151,7 @@ def check(folder: Folder, types: Iterable[EventType], known: Registry) -> list[F
         elif version > newest.version:
             problem = f"the newest version that is declared is v{newest.version}"
             found.append(Finding(name, version, problem, Move.RESTORE))
-        elif version >= newest.upcasters.since:
+        elif version >= newest.upcasters.since and not (version == newest.version and (name, version) in broken):
             found += _decodable(folder, name, version, known)
     return sorted(found, key=lambda finding: (finding.type, finding.version))
 
@@ -166,7 +169,8 @@ def _up_to_date(folder: Folder, declared: EventType) -> Iterator[Finding]:
     if schema in stale:
         seen = changes(versions({schema: folder[schema]})[name, version], json.loads(wanted[schema]))
     for change in seen:
-        yield Finding(name, version, str(change), Move.EXPORT, change.verdict, change.path)
+        move = Move.EXPORT if change.in_place else Move.VERSION_OR_EXPORT
+        yield Finding(name, version, str(change), move, change.verdict, change.path)
     if stale and not seen:
         yield Finding(name, version, f"{', '.join(stale)} {_is(stale)} not what the code exports", Move.EXPORT)
 
@@ -207,7 +211,9 @@ def _decodable(folder: Folder, name: str, version: int, known: Registry) -> Iter
 
 
 def read(directory: Path) -> dict[str, bytes]:
-    """A folder on disk; empty where there is none."""
+    """A folder on disk; empty where there is none. Raises ConfigError for what is no folder."""
+    if directory.exists() and not directory.is_dir():
+        raise ConfigError(f"{directory} is no folder")
     return {
         path.relative_to(directory).as_posix(): path.read_bytes()
         for path in sorted(directory.glob("*/*"))
@@ -216,12 +222,15 @@ def read(directory: Path) -> dict[str, bytes]:
 
 
 def write(directory: Path, content: Folder) -> list[str]:
-    """Write what is not there already; the paths that were."""
+    """Write what is not there already; the paths that were. Raises ConfigError where that cannot be done."""
     written = []
     for path, wanted in content.items():
         target = directory / path
-        if not target.is_file() or target.read_bytes() != wanted:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(wanted)
-            written.append(path)
+        try:
+            if not target.is_file() or target.read_bytes() != wanted:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(wanted)
+                written.append(path)
+        except OSError as error:
+            raise ConfigError(f"{target} cannot be written: {error.strerror}") from None
     return written

@@ -324,13 +324,16 @@ def from_json(
 def _as_newest(fields: Any, type_name: str, version: int | None, known: Registry) -> Event:
     """The newest Struct of fields of this version; of the newest one when none is named."""
     declared = known.latest(type_name)
-    if declared is None or (version is not None and not declared.upcasters.since <= version <= declared.version):
+    if declared is None:
         import difflib
 
         near = difflib.get_close_matches(type_name, known.names(), n=1, cutoff=0.75)
         hint = f"; did you mean {near[0]!r}?" if near else "; is the module that declares it imported (--module)?"
-        named = f" v{version}" if version is not None else ""
-        raise EncodeError(f"unknown event type {type_name!r}{named}{hint}")
+        raise EncodeError(f"unknown event type {type_name!r}{hint}")
+    since, newest = declared.upcasters.since, declared.version
+    if version is not None and not since <= version <= newest:
+        there = f"v{since} to v{newest} are" if since < newest else f"only v{newest} is"
+        raise EncodeError(f"{type_name} v{version} is not known here, {there}")
     surplus = sorted(set(fields) - set(declared.cls.__struct_encode_fields__)) if isinstance(fields, dict) else []
     if version is not None and version < declared.version and isinstance(fields, dict):
         try:

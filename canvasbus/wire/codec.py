@@ -293,6 +293,10 @@ class Codec:
         try:
             envelope = decode_envelope(value)
         except BAD_BYTES as error:
+            if value[:1] < b"\x80":  # to msgpack a small number, but much rather a text
+                raise DecodeError(
+                    "not an envelope: neither a JSON object, which begins with {, nor a msgpack array"
+                ) from error
             raise DecodeError(f"not an envelope: {said(error)}") from error
         if envelope.type != stream_type:
             raise DecodeError(
@@ -311,7 +315,8 @@ def _decoded(
     try:
         return decoder.decode(envelope.data)
     except msgspec.ValidationError as error:
-        raise DecodeError(f"{envelope.type} v{envelope.version}: {error}", reason="invalid") from error
+        named = " (its `time`)" if decoder.__class__ is msgspec.json.Decoder and "`$.occurred_on`" in str(error) else ""
+        raise DecodeError(f"{envelope.type} v{envelope.version}: {error}{named}", reason="invalid") from error
     except BAD_BYTES as error:
         raise DecodeError(f"{envelope.type} v{envelope.version}: {said(error)}") from error
 

@@ -43,7 +43,10 @@ SERVER_PORT = "server.port"
 
 
 def tracer(provider: trace.TracerProvider | None) -> trace.Tracer:
-    """What makes the bus's spans; None: by the provider of the process, also if that is set later."""
+    """What makes the bus's spans; None: by the provider of the process, also if that is set later. Raises ConfigError for
+    what is no provider."""
+    if provider is not None and not hasattr(provider, "get_tracer"):
+        raise ConfigError(f"tracing: {provider!r} is no TracerProvider; without one the process's own is taken")
     return trace.get_tracer("canvasbus", tracer_provider=provider, schema_url=SCHEMA)
 
 

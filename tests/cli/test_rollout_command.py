@@ -124,6 +124,8 @@ def unique_module(empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callab
             2,
             "no event 'mosaic.laid' is declared here: name its version, like mosaic.laid@2, or --module",
         ),
+        ("my_events:Laid", 2, "'my_events:Laid' is no event type: name one, like drift.detected or drift.detected@3"),
+        ("", 2, "'' is no event type"),
         ("drift.detectd@1", 1, "drift.detectd: no group reads it in namespace"),
         ("drift.detectd@1", 1, "no module declares it here; did you mean drift.detected?"),
         ("qqq@1", 1, "if it is a new type, name its --module"),

@@ -108,8 +108,8 @@ def test_a_change_is_found_before_it_is_exported(repository: Repository) -> None
     done = repository.schema("check", "--against", "main")
     assert (done.returncode, done.stderr) == (1, "")
     assert done.stdout == (
-        "picture.scored v1: field 'prompt' came with a default (FULL): run `canvasbus schema export` and commit what it "
-        "writes\n"
+        "picture.scored v1: field 'prompt' came with a default (FULL): run `canvasbus schema export --module my_events` "
+        "and commit what it writes\n"
     )
     assert repository.schema("export").returncode == 0
     assert repository.schema("check", "--against", "main").returncode == 0
@@ -125,6 +125,32 @@ def test_a_change_is_found_before_it_is_exported(repository: Repository) -> None
         "verdict": "BREAKING",
         "path": "aesthetic",
     }
+
+
+def test_a_break_is_a_new_version_with_nothing_to_compare_with_too(repository: Repository) -> None:
+    """One line for each change, none for the old example that follows from it; the command to run is whole."""
+    repository.write(REMOVED)
+    done = repository.schema("check")
+    assert done.returncode == 1
+    assert done.stdout == (
+        "picture.scored v1: field 'aesthetic' is gone (BACKWARD): publish it as a new version with an upcaster; only "
+        "while nobody has published this one, run `canvasbus schema export --module my_events` and commit what it writes\n"
+    )
+    (line,) = repository.schema("check", "elsewhere").stdout.splitlines()
+    assert "run `canvasbus schema export --module my_events elsewhere` and commit" in line
+
+
+@pytest.mark.parametrize("command", ["check", "diff", "export"])
+def test_a_forgotten_module_is_told_in_one_line(repository: Repository, command: str) -> None:
+    """What comes along with canvasbus is neither missed in one's own folder nor written there."""
+    done = repository.run(*CANVASBUS, "schema", command)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        "canvasbus: schemas has other events than those that come with canvasbus, like picture.scored: name the module "
+        "that declares them (--module)\n"
+    )
+    assert len(list((repository.path / "schemas").iterdir())) == 1
+    assert repository.run(*CANVASBUS, "schema", "export", "others").returncode == 0
 
 
 def test_exporting_a_break_hides_it_from_nobody(repository: Repository) -> None:
@@ -182,7 +208,10 @@ def test_the_catalog_tells_what_there_is(repository: Repository) -> None:
     assert (record["version"], record["since"], record["class"]) == (2, 1, "my_events.PictureScored")
     assert {"name": "percent", "type": "integer", "required": True, "description": ""} in record["fields"]
     done = repository.schema("catalog", "zzz*")
-    assert (done.returncode, done.stdout) == (0, "") and "no type matches 'zzz*'" in done.stderr
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "no type matches 'zzz*'\n")
+    done = repository.run(*CANVASBUS, "schema", "catalog", "picture.scored")
+    assert (done.returncode, done.stdout) == (0, "")
+    assert done.stderr == "no type matches 'picture.scored'; your own are found with --module\n"
 
 
 WORKERS = """
@@ -249,7 +278,13 @@ CANVASBUS = (sys.executable, "-m", "canvasbus")
         (("check", "--against", "nowhere"), "my_events", "the repository has no such revision here; fetch it first"),
         (("check", "--against", "--all"), "my_events", "expected one argument"),
         (("check", "--against=-x"), "my_events", "is no revision"),
+        (("check", "my_events.py"), "my_events", "my_events.py is no folder"),
+        (("export", "my_events.py"), "my_events", "my_events.py is no folder"),
+        (("export", "/dev/null/schemas"), "my_events", "picture.scored/v1.json cannot be written: Not a directory"),
         (("check",), "json", "json: no event is declared there"),
+        (("check",), "my_events:PictureScored", "'my_events:PictureScored' is not a module name; write my_events\n"),
+        (("check",), "my_events.py", "there is no module my_events.py; did you mean my_events?"),
+        (("check",), "./my_events.py", "is not a module name; write it as `import` does, like my_events or"),
         (("check",), "my_evnts", "there is no module my_evnts; did you mean my_events?"),
     ],
 )
@@ -260,6 +295,20 @@ def test_bad_usage_is_one_line(repository: Repository, command: tuple[str, ...],
     assert says in done.stderr and done.stderr.count("\n") == 1
 
 
+def test_a_schema_with_conflict_markers_says_what_to_do(repository: Repository) -> None:
+    """In one line, and doing so helps."""
+    schema = repository.path / "schemas" / "picture.scored" / "v1.json"
+    schema.write_text("<<<<<<< HEAD\n" + schema.read_text())
+    for command in ("check", "diff", "export"):
+        done = repository.schema(command)
+        assert (done.returncode, done.stdout) == (2, "") and done.stderr.count("\n") == 1
+        assert "picture.scored/v1.json is no JSON" in done.stderr
+        assert "restore it, or remove it and export it anew" in done.stderr
+    schema.unlink()
+    assert "1 of 3 files written, the others were so already" in repository.schema("export").stderr
+    assert repository.schema("check", "--against", "main").returncode == 0
+
+
 def test_outside_of_a_repository_there_is_nothing_to_compare_with(tmp_path: Path) -> None:
     """The reason is said."""
     made = Repository(tmp_path)
@@ -267,6 +316,10 @@ def test_outside_of_a_repository_there_is_nothing_to_compare_with(tmp_path: Path
     made.write(FIRST)
     done = made.schema("check", "--against", "main")
     assert done.returncode == 2 and "is not in a git repository" in done.stderr
+    (tmp_path / ".git").write_text("nonsense")  # like a checkout of another user, which git refuses, too
+    done = made.schema("check", "--against", "main")
+    assert done.returncode == 2 and f"git says in {tmp_path}: fatal: invalid gitfile format" in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 def test_a_folder_that_a_revision_does_not_have_is_empty_there(repository: Repository) -> None:

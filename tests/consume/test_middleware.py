@@ -33,6 +33,7 @@ from canvasbus.worker import (
     log_runs,
     max_age,
     rate_limit,
+    trace,
 )
 
 ONCE = Backoff(attempts=1)
@@ -230,7 +231,16 @@ async def not_plain(handle: Handle) -> Handle:
     return handle
 
 
-@pytest.mark.parametrize(("wrong", "says"), [(not_plain, "not_plain is async"), (3, "3 is no function")])
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        (not_plain, "not_plain is async"),
+        (3, "3 is no function"),
+        (log_runs, r"log_runs must be called, it makes one: log_runs\(\.\.\.\)"),
+        (trace, "trace must be called"),
+        (rate_limit, "rate_limit must be called"),
+    ],
+)
 def test_what_cannot_be_one_is_refused(worker: Worker, wrong: Any, says: str) -> None:
     """Where it is used, by the name of the worker."""
     for use in (worker.use, lambda one: Worker("framers", middleware=[one])):

@@ -280,8 +280,8 @@ MUTANTS = (
             words(
                 settle.Settler,
                 "_send",
-                "changes = commit.changes\n",
-                "changes = commit.changes if not look else None\n",
+                "script_words(chunk)",
+                "script_words([(lambda c: setattr(c, 'changes', None) or c)(__import__('copy').copy(c)) if look else c for c in chunk])",
             ),
         ),
         frozenset({"timers", "state"}),

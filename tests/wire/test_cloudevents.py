@@ -293,7 +293,10 @@ def test_the_mode_is_what_the_content_type_says() -> None:
         with pytest.raises(DecodeError, match="one event a request, as JSON"):
             from_http({"content-type": kind}, shown)
     with pytest.raises(DecodeError, match="binary mode"):
-        from_http({"content-type": "application/json"}, shown)
+        from_http({"content-type": "application/json", "ce-id": "1"}, shown)
+    for bare in ({}, {"Content-Type": "application/json"}):
+        with pytest.raises(DecodeError, match=r"no headers ce-\.\.\., .* is not application/cloudevents\+json"):
+            from_http(bare, shown)
     for kind in ("application/json", "text/json; charset=utf-8", "application/vnd.lab+json"):
         headers, body = to_binary(*from_structured(whole()))
         assert from_http({**headers, "content-type": kind}, body)[0].id == ID
@@ -315,7 +318,7 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"subject": 3}, "undecodable", r"\$\.subject"),
     ({"partitionkey": True}, "undecodable", r"\$\.partitionkey"),
     ({"time": 5}, "undecodable", r"\$\.time"),
-    ({"time": "soon"}, "invalid", "occurred_on"),
+    ({"time": "soon"}, "invalid", r"occurred_on` \(its `time`\)"),
     ({"time": "2026-01-02T03:04:05"}, "invalid", "occurred_on"),
     ({"expirytime": "2026-01-02"}, "undecodable", r"\$\.expirytime"),
     ({"expirytime": "2026-01-02T03:04:05"}, "undecodable", r"\$\.expirytime"),

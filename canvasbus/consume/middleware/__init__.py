@@ -44,6 +44,8 @@ def check_middleware(worker: str, middleware: object) -> None:
             f"worker {worker!r}: the middleware {name} is async; it must be a plain function that takes a handler and "
             "returns an async one"
         )
+    if getattr(middleware, "__annotations__", {}).get("return") in (Middleware, "Middleware"):
+        raise ContractError(f"worker {worker!r}: the middleware {name} must be called, it makes one: {name}(...)")
 
 
 def surround(handle: Handle, middleware: Sequence[Middleware], worker: str) -> Handle:
