@@ -10,7 +10,8 @@ from canvasbus import __version__
 from canvasbus.cli.context import Context
 from canvasbus.cli.output import Cell, Column, safe
 from canvasbus.consume.handlers import glob_matches
-from canvasbus.contract.compatibility import Verdict, words
+from canvasbus.contract.compatibility import Verdict
+from canvasbus.contract.node import words
 from canvasbus.contract.registry import EventType, registry
 from canvasbus.contract.schema import document, text
 from canvasbus.errors import ConfigError

@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID
 
-from canvasbus.contract.compatibility import Change, Verdict, changes, problem, verdict
+from canvasbus.contract.changes import Change, changes, problem
+from canvasbus.contract.compatibility import Verdict, verdict
 from canvasbus.contract.example import example
 from canvasbus.contract.registry import EventType, Registry
 from canvasbus.contract.schema import Schema, document, text
