@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from canvasbus.contract.event import AwareDatetime, Event, correlation
-    from canvasbus.contract.registry import ALLOW_NON_FINITE, event
+    from canvasbus.contract.finite import ALLOW_NON_FINITE
+    from canvasbus.contract.registry import event
     from canvasbus.errors import (
         BufferFull,
         CanvasbusError,
@@ -61,7 +62,8 @@ __version__ = "0.0.1"
 
 _HOMES = {
     "canvasbus.contract.event": ("AwareDatetime", "Event", "correlation"),
-    "canvasbus.contract.registry": ("ALLOW_NON_FINITE", "event"),
+    "canvasbus.contract.finite": ("ALLOW_NON_FINITE",),
+    "canvasbus.contract.registry": ("event",),
     "canvasbus.produce.producer": ("Producer",),
     "canvasbus.wire.traceparent": ("traceparent",),
 }

@@ -24,7 +24,8 @@ from typing import Any
 import msgspec
 from msgspec import inspect as mi
 
-from canvasbus.contract.registry import EventType, schema_id, walk_types
+from canvasbus.contract.registry import EventType, schema_id
+from canvasbus.contract.walk import walk_types
 from canvasbus.errors import ContractError
 
 Schema = dict[str, Any]

@@ -26,8 +26,9 @@ import msgspec
 
 from canvasbus import clock, ids
 from canvasbus.contract.event import Event
+from canvasbus.contract.finite import non_finite_path
 from canvasbus.contract.raw import JsonDecoder
-from canvasbus.contract.registry import EventType, Registry, non_finite_path, registry
+from canvasbus.contract.registry import EventType, Registry, registry
 from canvasbus.errors import ContractError, DecodeError, EncodeError
 from canvasbus.wire import later
 from canvasbus.wire.cloudevents import BAD_BYTES, MOVED_BYTES, open_json, said

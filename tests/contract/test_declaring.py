@@ -12,7 +12,8 @@ import msgspec
 import pytest
 
 from canvasbus import AwareDatetime, Event, event
-from canvasbus.contract.registry import MAX_TYPE_NAME, Registry, registry
+from canvasbus.contract.registry import Registry, registry
+from canvasbus.contract.rules import MAX_TYPE_NAME
 from canvasbus.errors import ContractError
 
 T = TypeVar("T")
