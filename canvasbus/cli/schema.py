@@ -11,9 +11,9 @@ from canvasbus.cli.context import Context
 from canvasbus.cli.output import Cell, Column, safe
 from canvasbus.consume.handlers import glob_matches
 from canvasbus.contract.compatibility import Verdict
-from canvasbus.contract.node import words
+from canvasbus.contract.node import in_words
 from canvasbus.contract.registry import EventType, registry
-from canvasbus.contract.schema import document, text
+from canvasbus.contract.schema import document, formatted
 from canvasbus.errors import ConfigError
 from canvasbus.operate import schemas
 from canvasbus.operate.revision import read_revision
@@ -141,10 +141,10 @@ def run_asyncapi(context: Context, args: argparse.Namespace) -> int:
         if out.json:
             out.record(found.document)
         else:
-            out.line(text(found.document).decode().rstrip("\n"))
+            out.line(formatted(found.document).decode().rstrip("\n"))
         return 0
     try:
-        Path(args.output).write_bytes(text(found.document))
+        Path(args.output).write_bytes(formatted(found.document))
     except OSError as error:
         raise ConfigError(f"-o {args.output}: {error.strerror}") from None
     out.note(f"wrote {args.output}")
@@ -176,7 +176,7 @@ def _fields(schema: dict[str, Any]) -> Iterator[dict[str, Any]]:
     for name, node in schema["properties"].items():
         yield {
             "name": name,
-            "type": words(schema, node),
+            "type": in_words(schema, node),
             "required": name in schema["required"],
             **({"default": node["default"]} if "default" in node else {}),
             "description": node.get("description", ""),

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from canvasbus.contract.compatibility import Verdict, node_verdict, reads
-from canvasbus.contract.node import as_json, kind_of, options_of, resolve, words
+from canvasbus.contract.node import as_json, in_words, kind_of, options_of, resolve
 from canvasbus.contract.schema import Schema
 
 
@@ -114,7 +114,7 @@ class _Comparing:
         yield from self.node(was, now, where)
 
     def _became(self, old: Schema, new: Schema, path: str) -> Change:
-        before, after = words(self._old, old), words(self._new, new)
+        before, after = in_words(self._old, old), in_words(self._new, new)
         what = f"was {before}, is {after}" if before != after else f"is another {after}"
         return Change(path, what, node_verdict(self._old, old, self._new, new), in_place=False)
 

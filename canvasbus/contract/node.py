@@ -46,7 +46,7 @@ def kind_of(node: Schema) -> str:
     return kind
 
 
-def words(document: Schema, node: Schema) -> str:
+def in_words(document: Schema, node: Schema) -> str:
     """A type for people, like `integer >= 0` or `text or null`."""
     return " or ".join(dict.fromkeys(_word(document, option) for option in options_of(document, node)))
 
@@ -59,10 +59,10 @@ def _word(document: Schema, node: Schema) -> str:
         return str(resolve(document, node).get("title", "object"))
     if kind == "array":
         parts = node.get("prefixItems") or ([node["items"]] if isinstance(node.get("items"), dict) else [])
-        kind = f"array of {_some(words(document, part) for part in parts)}" if parts else "array"
+        kind = f"array of {_some(in_words(document, part) for part in parts)}" if parts else "array"
     if kind == "map":
         keys = f"{node['x-keys']} → " if "x-keys" in node else ""
-        kind = f"map of {keys}{words(document, node.get('additionalProperties', {}))}"
+        kind = f"map of {keys}{in_words(document, node.get('additionalProperties', {}))}"
     hidden = ("minLength", "maxLength") if kind == "bytes" else ()  # those of the base64
     limits = (f" {sign} {node[name]}" for name, sign in _SIGNS.items() if name in node and name not in hidden)
     return kind + ",".join(limits)

@@ -67,7 +67,7 @@ def document(declared: EventType) -> Schema:
     return result
 
 
-def text(value: Any) -> bytes:
+def formatted(value: Any) -> bytes:
     """A JSON document as it lies in a folder: indented, one line end behind it."""
     return msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n"
 

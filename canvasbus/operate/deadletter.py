@@ -9,6 +9,7 @@ import msgspec
 from canvasbus.consume.handlers import glob_matches
 from canvasbus.operate.entry import Entry, View, view
 from canvasbus.operate.topics import id_order, scan, time_of
+from canvasbus.operate.words import text
 from canvasbus.transport.resp import Operation, check, command
 from canvasbus.wire import deadletter
 from canvasbus.wire.codec import Codec
@@ -90,7 +91,7 @@ def _groups(keys: Keys) -> Operation[list[str]]:
     names = set(check(declared, "look for groups"))
     head = keys.dead("")
     names |= {key[len(head) :] for key in (yield from scan(keys.dead("*")))}
-    return sorted(name.decode(errors="backslashreplace") for name in names)
+    return sorted(map(text, names))
 
 
 def _newest(keys: Keys, group: str, wanted: Filter, limit: int) -> Operation[list[DeadLetter]]:

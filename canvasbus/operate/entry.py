@@ -18,6 +18,7 @@ import msgspec
 from canvasbus import ids
 from canvasbus.errors import DecodeError, EncodeError
 from canvasbus.operate.topics import time_of
+from canvasbus.operate.words import text
 from canvasbus.wire.cloudevents import structured, to_structured
 from canvasbus.wire.codec import Codec
 from canvasbus.wire.envelope import Envelope
@@ -53,8 +54,8 @@ def view(entry: Entry, codec: Codec) -> View:
     """What can be read of an entry. Never raises."""
     fields = entry.fields
     if len(fields) != 2 or fields[0] != b"e":
-        names = ", ".join(repr(_text(name)[:40]) for name in fields[:10:2]) or "none"
-        data = {_text(name): _text(value) for name, value in zip(fields[::2], fields[1::2], strict=False)}
+        names = ", ".join(repr(text(name)[:40]) for name in fields[:10:2]) or "none"
+        data = {text(name): text(value) for name, value in zip(fields[::2], fields[1::2], strict=False)}
         return _marked(entry, "foreign", f"not an entry of the bus: it has the fields {names}", data=data)
     value = fields[1]
     reason, problem = None, ""
@@ -125,10 +126,6 @@ def _uuid(value: Any) -> str:
     except ValueError:
         return str(value)
     return str(UUID(bytes=raw)) if len(raw) == 16 else str(value)
-
-
-def _text(value: bytes) -> str:
-    return value.decode(errors="backslashreplace")
 
 
 def entries(topic: str, partition: int, rows: Sequence[Any]) -> list[Entry]:

@@ -32,6 +32,7 @@ from canvasbus.consume.instances import is_instance
 from canvasbus.consume.liveness import count_in
 from canvasbus.consume.pausing import Pause, answer, question
 from canvasbus.operate.topics import TopicKey, id_order, topic_keys
+from canvasbus.operate.words import text
 from canvasbus.transport import resp
 from canvasbus.transport.resp import Operation, Reply, ReplyError, check, command, commands, pairs
 from canvasbus.wire.keys import FREE_POOL, SUSPECT_POOL, Keys
@@ -139,7 +140,7 @@ def groups(partitions: Sequence[Keys], *, trust_lag: bool = True, only: str | No
     for keys in partitions:
         (declared,) = yield command("HGETALL", keys.groups)
         for raw, declaration in pairs(check(declared, "look for groups")).items():
-            found.setdefault(_text(raw), _Found()).instance |= is_instance(declaration)
+            found.setdefault(text(raw), _Found()).instance |= is_instance(declaration)
     where = yield from topic_keys(partitions)
     where += yield from _retries(partitions, sorted(found))
     seconds, micros = check((yield command("TIME"))[0], "ask the time")
@@ -149,7 +150,7 @@ def groups(partitions: Sequence[Keys], *, trust_lag: bool = True, only: str | No
         if isinstance(rows, ReplyError):
             continue  # no stream yet, or no stream at all: `topics` says which
         for row in map(pairs, rows):
-            name = _text(row[b"name"])
+            name = text(row[b"name"])
             if only in (None, name):
                 entry = found.setdefault(name, _Found())
                 about = yield from _group_topic(key, row, entry, now_ms, trust_lag, sure)
@@ -187,7 +188,7 @@ def _retries(partitions: Sequence[Keys], names: list[str]) -> Operation[list[Top
     for keys in partitions if names else ():
         replies = yield commands(*(("SMEMBERS", keys.retries(name)) for name in names))
         for name, types in zip(names, replies, strict=True):
-            for event_type in sorted(map(_text, check(types, "look for retries"))):
+            for event_type in sorted(map(text, check(types, "look for retries"))):
                 result.append(TopicKey(f"{event_type} (redriven)", keys.retry(name, event_type), keys.partition))
     return result
 
@@ -329,7 +330,3 @@ def _together(a: GroupTopic, b: GroupTopic) -> GroupTopic:
         a.parked + b.parked,
         max(ages, default=None),
     )
-
-
-def _text(name: bytes) -> str:
-    return name.decode(errors="backslashreplace")

@@ -18,6 +18,7 @@ from canvasbus.consume.accepting import Accepted, Does, acceptances
 from canvasbus.consume.liveness import DEAD_SECONDS
 from canvasbus.consume.retention import Group, read_group
 from canvasbus.operate.groups import without_life
+from canvasbus.operate.words import text
 from canvasbus.transport.resp import Operation, ReplyError, check, chunks, command, commands, pairs
 from canvasbus.wire.keys import Keys
 
@@ -138,8 +139,8 @@ class _Found:
     def worker(self, consumer: bytes, event_type: str, version: int) -> WorkerAnswer:
         said = self.said.get(consumer)
         if said is None:
-            return WorkerAnswer(_text(consumer), None, None)
-        return WorkerAnswer(_text(consumer), said.does(event_type, version), said.versions(event_type))
+            return WorkerAnswer(text(consumer), None, None)
+        return WorkerAnswer(text(consumer), said.does(event_type, version), said.versions(event_type))
 
 
 def can_publish(partitions: Sequence[Keys], asked: Iterable[tuple[str, int]]) -> Operation[list[GroupAnswer]]:
@@ -173,7 +174,7 @@ def _groups(partitions: Sequence[Keys], types: list[str]) -> Operation[dict[str,
     for keys in partitions:
         (declared,) = yield command("HGETALL", keys.groups)
         for raw, about in pairs(check(declared, "look for groups")).items():
-            found.setdefault(_text(raw), _Found()).declared.append(read_group(_text(raw), about))
+            found.setdefault(text(raw), _Found()).declared.append(read_group(text(raw), about))
         for names in chunks(types):
             rows = yield commands(*(("XINFO", "GROUPS", keys.stream(name)) for name in names))
             there = [
@@ -185,13 +186,9 @@ def _groups(partitions: Sequence[Keys], types: list[str]) -> Operation[dict[str,
             for pair in chunks(there):
                 replies = yield commands(*(("XINFO", "CONSUMERS", keys.stream(name), raw) for name, raw in pair))
                 for (event_type, raw), consumers in zip(pair, replies, strict=True):
-                    group = found.setdefault(_text(raw), _Found())
+                    group = found.setdefault(text(raw), _Found())
                     group.on.add(event_type)
                     for row in map(pairs, [] if isinstance(consumers, ReplyError) else consumers):
                         if not row[b"name"].startswith(b"~"):
                             group.idle[row[b"name"]] = min(row[b"idle"], group.idle.get(row[b"name"], row[b"idle"]))
     return found
-
-
-def _text(name: bytes) -> str:
-    return name.decode(errors="backslashreplace")

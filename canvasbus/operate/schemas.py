@@ -23,7 +23,7 @@ from canvasbus.contract.changes import Change, changes, problem
 from canvasbus.contract.compatibility import Verdict, verdict
 from canvasbus.contract.example import example
 from canvasbus.contract.registry import EventType, Registry
-from canvasbus.contract.schema import Schema, document, text
+from canvasbus.contract.schema import Schema, document, formatted
 from canvasbus.errors import ConfigError, DecodeError
 from canvasbus.wire.cloudevents import to_structured
 from canvasbus.wire.codec import Codec
@@ -82,8 +82,8 @@ def files(declared: EventType) -> dict[str, bytes]:
     envelope = codec.open_envelope(wire, stream_type=declared.name, entry_id="0-1")
     stem = f"{declared.name}/v{declared.version}"
     return {
-        f"{stem}.json": text(document(declared)),
-        f"{stem}.example.json": text(to_structured(envelope, made)),
+        f"{stem}.json": formatted(document(declared)),
+        f"{stem}.example.json": formatted(to_structured(envelope, made)),
         f"{stem}.wire.hex": wire.hex().encode() + b"\n",
     }
 

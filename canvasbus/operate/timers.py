@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from canvasbus.errors import DecodeError
+from canvasbus.operate.words import text
 from canvasbus.transport.resp import Operation, check, command, commands
 from canvasbus.wire.codec import Codec
 from canvasbus.wire.keys import LATER_INBOX, Keys
@@ -66,7 +67,7 @@ def timers(partitions: Sequence[Keys], codec: Codec, *, limit: int = 50) -> Oper
 
 def _timer(name: bytes, score: bytes, body: bytes, partition: int, codec: Codec) -> Timer:
     event_type, _, data = body.partition(b"\n")
-    kind = event_type.decode(errors="backslashreplace")
+    kind = text(event_type)
     try:
         event_id: str | None = str(codec.open_envelope(data, stream_type=kind, entry_id="0-0").id)
     except DecodeError:
@@ -75,6 +76,6 @@ def _timer(name: bytes, score: bytes, body: bytes, partition: int, codec: Codec)
         due: datetime | None = datetime.fromtimestamp(float(score) / 1000, UTC)
     except (ValueError, OverflowError, OSError):
         due = None
-    group, newline, timer = name.decode(errors="backslashreplace").partition("\n")
+    group, newline, timer = text(name).partition("\n")
     named = bool(newline)
     return Timer(due, kind, event_id, group if named else None, timer if named else None, partition)

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 
 from canvasbus.errors import Refused
 from canvasbus.ids import id_order as id_order
+from canvasbus.operate.words import text
 from canvasbus.produce.fenced import MAX_PARTITIONS
 from canvasbus.transport.resp import Operation, ReplyError, check, code, command, commands, pairs
 from canvasbus.wire.keys import Keys
@@ -90,10 +91,7 @@ def topic_keys(partitions: Sequence[Keys], *, foreign: bool = True) -> Operation
         streams = {head + name for name in check(reply, "look for topics")}
         if foreign:
             streams |= yield from scan(keys.stream_pattern)
-        result += [
-            TopicKey(stream[len(head) :].decode(errors="backslashreplace"), stream, keys.partition)
-            for stream in streams
-        ]
+        result += [TopicKey(text(stream[len(head) :]), stream, keys.partition) for stream in streams]
     return sorted(result, key=lambda key: (key.name, key.partition))
 
 
@@ -127,7 +125,7 @@ def _topic(key: TopicKey) -> Operation[Topic]:
     first, last = facts[b"first-entry"], facts[b"last-entry"]
     first_id = first[0].decode() if first else None
     last_id = last[0].decode() if last else None
-    names = sorted(pairs(row)[b"name"].decode(errors="backslashreplace") for row in check(groups, "look at groups"))
+    names = sorted(text(pairs(row)[b"name"]) for row in check(groups, "look at groups"))
     return Topic(key.name, facts[b"length"], first_id, time_of(first_id), last_id, time_of(last_id), used, tuple(names))
 
 

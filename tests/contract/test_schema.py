@@ -14,7 +14,7 @@ from msgspec import Meta, Struct
 
 from canvasbus import ALLOW_NON_FINITE, Event
 from canvasbus.contract.registry import Registry, registry
-from canvasbus.contract.schema import document, field_docs, text  # noqa: F401  a child process imports it from here
+from canvasbus.contract.schema import document, field_docs, formatted  # noqa: F401  a child process imports it from here
 from canvasbus.errors import ContractError
 from canvasbus.events import DriftDetected
 
@@ -122,7 +122,7 @@ def test_names_that_msgspec_writes_alike_are_refused() -> None:
 def test_the_same_declaration_gives_the_same_bytes(tmp_path: Path) -> None:
     """In another process, whatever the seed of its hashes."""
     script = "from contract.test_schema import *; import sys; known = Registry()\n"
-    script += "sys.stdout.buffer.write(text(document(known.register(Grown, 'tree.grown', 3, 'kind', since=3))))"
+    script += "sys.stdout.buffer.write(formatted(document(known.register(Grown, 'tree.grown', 3, 'kind', since=3))))"
     path = Path(__file__).parent.parent
     outs = {
         subprocess.run(

@@ -14,6 +14,7 @@ from canvasbus.errors import Refused
 from canvasbus.operate.doctor.namespace import GroupFacts, NamespaceFacts, Owner, Reading, StreamFacts
 from canvasbus.operate.groups import without_life
 from canvasbus.operate.topics import id_order, recorded_partitions
+from canvasbus.operate.words import text
 from canvasbus.transport.resp import Argument, Operation, chunks, command, commands, pairs
 from canvasbus.wire import deadletter
 from canvasbus.wire.keys import LATER_INBOX, TYPES, Keys
@@ -104,7 +105,7 @@ def _neighbours(facts: NamespaceFacts) -> Operation[list[str]]:
         if not facts.fine("SCAN", reply):
             break
         cursor, page = reply
-        found |= {key[1:-8].decode(errors="backslashreplace") for key in page}
+        found |= {text(key[1:-8]) for key in page}
         if int(cursor) == 0:
             break
     return sorted(found)
@@ -149,11 +150,11 @@ def _streams(facts: NamespaceFacts, partitions: Sequence[Keys], keys: Sequence[b
         (names,) = yield command("SMEMBERS", own.topics)
         listed = {head + name for name in names} if facts.fine("SMEMBERS", names) else set()
         for key in listed | {key for key in keys if key.startswith(head)}:
-            found[key] = StreamFacts(_text(key[len(head) :]), key, own.partition)
+            found[key] = StreamFacts(text(key[len(head) :]), key, own.partition)
         retries = own.retry("", "")[: -len(b":")]
         for key in keys:
             if key.startswith(retries) and _kind(key) == "retry":
-                topic = _text(key.rpartition(b":")[2]) + " (redriven)"
+                topic = text(key.rpartition(b":")[2]) + " (redriven)"
                 found[key] = StreamFacts(topic, key, own.partition)
     wrong = {key for key, _, _ in facts.wrong}
     facts.streams = facts.at_most(STREAM_LIMIT, [found[key] for key in sorted(found) if key not in wrong])
@@ -266,9 +267,9 @@ def _life(facts: NamespaceFacts, partitions: Sequence[Keys]) -> Operation[None]:
                 for consumer, milliseconds in reading.idle.items():
                     seen[consumer] = min(milliseconds, seen.get(consumer, milliseconds))
             idle[name.decode()] = seen
-    for text, (everyone, lifeless) in (yield from without_life(partitions, idle)).items():
-        facts.groups[text.encode()].everyone = everyone
-        facts.groups[text.encode()].lifeless = lifeless
+    for group_name, (everyone, lifeless) in (yield from without_life(partitions, idle)).items():
+        facts.groups[group_name.encode()].everyone = everyone
+        facts.groups[group_name.encode()].lifeless = lifeless
 
 
 def _letters(facts: NamespaceFacts, partitions: Sequence[Keys], group: GroupFacts) -> Operation[None]:
@@ -304,7 +305,3 @@ def _waiting(facts: NamespaceFacts, partitions: Sequence[Keys]) -> Operation[Non
             facts.overdue_seconds = max(late, facts.overdue_seconds or 0.0)
         if facts.fine("XREVRANGE", newest) and facts.fine("GET", read) and newest and newest[0][0] != read:
             facts.inbox_seconds = max(facts.age(newest[0][0]), facts.inbox_seconds or 0.0)
-
-
-def _text(name: bytes) -> str:
-    return name.decode(errors="backslashreplace")
