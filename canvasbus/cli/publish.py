@@ -22,9 +22,9 @@ from canvasbus.contract.event import correlation
 from canvasbus.contract.registry import registry
 from canvasbus.errors import CanvasbusError, ConfigError, DecodeError, EncodeError, Unavailable
 from canvasbus.ids import keyed, uuid7
+from canvasbus.operate.given import from_json
 from canvasbus.produce.fenced import declare_partitions
 from canvasbus.produce.once import Dedupe, PartitionSender
-from canvasbus.wire.cloudevents import from_json
 from canvasbus.wire.codec import Codec, Outgoing, expiry
 from canvasbus.wire.keys import partition_of
 from canvasbus.wire.marks import WINDOW_SECONDS, window_ms

@@ -32,9 +32,9 @@ from canvasbus.cli.output import Output
 from canvasbus.cli.story import Story, order
 from canvasbus.cli.world import ONSET_CORRUPTED, ONSET_NEW_HANDS, WINDOWS, World, phase_of
 from canvasbus.operate import plugins
+from canvasbus.operate.given import from_json
 from canvasbus.transport.blocking import BlockingLink
 from canvasbus.transport.connect import open_server
-from canvasbus.wire.cloudevents import from_json
 
 pytestmark = pytest.mark.long
 

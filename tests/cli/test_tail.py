@@ -21,8 +21,9 @@ from canvasbus.cli.tail import condition, show
 from canvasbus.cli.times import start_of
 from canvasbus.errors import ConfigError
 from canvasbus.operate.entry import Entry, view
+from canvasbus.operate.given import from_json
 from canvasbus.transport.blocking import BlockingLink
-from canvasbus.wire.cloudevents import from_json, to_structured
+from canvasbus.wire.cloudevents import to_structured
 from canvasbus.wire.codec import Codec
 
 SECOND = 1_700_000_000

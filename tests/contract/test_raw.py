@@ -14,7 +14,7 @@ from canvasbus import Event, event
 from canvasbus.cloudevents import from_http, from_structured, to_binary, to_structured
 from canvasbus.errors import DecodeError, EncodeError
 from canvasbus.operate.entry import Entry, view
-from canvasbus.wire.cloudevents import from_json
+from canvasbus.operate.given import from_json
 from canvasbus.wire.codec import Codec
 from canvasbus.worker import Worker
 

@@ -20,8 +20,9 @@ from waiting import TurnedClock
 from canvasbus import ALLOW_NON_FINITE, AwareDatetime, Event, clock, event
 from canvasbus.contract.registry import registry
 from canvasbus.errors import ContractError, DecodeError, EncodeError
+from canvasbus.operate.given import from_json
 from canvasbus.wire import deadletter
-from canvasbus.wire.cloudevents import from_json, to_structured
+from canvasbus.wire.cloudevents import to_structured
 from canvasbus.wire.codec import Codec, decode_envelope, expiry
 from canvasbus.wire.envelope import Envelope
 

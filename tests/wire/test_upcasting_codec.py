@@ -12,7 +12,7 @@ from canvasbus import AwareDatetime, Event
 from canvasbus.contract.registry import Registry
 from canvasbus.errors import DecodeError, EncodeError
 from canvasbus.operate.entry import Entry, view
-from canvasbus.wire.cloudevents import from_json
+from canvasbus.operate.given import from_json
 from canvasbus.wire.codec import Codec
 
 STORY, PICTURE = UUID(int=7), UUID(int=8)
