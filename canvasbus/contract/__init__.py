@@ -1,1 +1,1 @@
-"""What an event is: the base class, the registry, the rules a declaration must keep."""
+"""What an event is: the base class, the registry, the rules of a declaration; versions, their schemas, who reads whom."""
