@@ -59,7 +59,7 @@ def _scalar(hint: Any, kind: str, candidates: Any, **limits: Any) -> Shape:
     return Shape(_limited(hint, **limits), tuple(v for v in candidates if _fits(v, limits)), kind)
 
 
-WHOLE = (*range(-3, 9), 2**40, -(2**40))
+WHOLE = (*range(-3, 9), 12, 18, 2**40, -(2**40))  # four multiples of 6 among them: a set of four has to be possible
 QUARTERS = tuple(n / 4 for n in range(-12, 33))
 TEXTS = ("", "a", "b", "c", "ab", "ba", "abc", "cba", "abcd", "é")
 BYTES = (b"", b"a", b"ab", b"abc", b"abcd", b"abcde")
@@ -78,8 +78,16 @@ low = st.sampled_from((None, 0, 1))
 high = st.sampled_from((None, 4, 5))
 least = st.sampled_from((None, 0, 1, 2))
 most = st.sampled_from((None, 2, 3))
-plain_whole = st.builds(lambda ge, le: _scalar(int, "int", WHOLE, ge=ge, le=le), low, high) | st.builds(
-    lambda step: _scalar(int, "int", WHOLE, multiple_of=step), st.sampled_from((2, 3, 6))
+SIZES = range(5)
+"""One more than any limit: what has no upper limit is seen to go beyond another's."""
+
+
+def whole(**limits: int | None) -> Shape:
+    return _scalar(int, "int", WHOLE, **limits)
+
+
+plain_whole = st.builds(lambda ge, le: whole(ge=ge, le=le), low, high) | st.builds(
+    lambda step: whole(multiple_of=step), st.sampled_from((2, 3, 6))
 )
 reals = st.builds(
     lambda ge, gt, le, lt: _scalar(
@@ -108,7 +116,7 @@ careful_leaves = (
         lambda a, p: _scalar(str, "text", TEXTS, min_length=a, pattern=p), least, st.sampled_from(("^a", "b$", "^[ab]"))
     )
     | st.builds(
-        lambda ge, le, step: _scalar(int, "int", WHOLE, ge=ge, le=le, multiple_of=step),
+        lambda ge, le, step: whole(ge=ge, le=le, multiple_of=step),
         *(low, st.sampled_from((2, 3)), st.sampled_from((None, 2, 4))),
     )
     | st.builds(lambda step: _scalar(float, "float", QUARTERS, multiple_of=step), st.sampled_from((0.5, 1.0, 0.25)))
@@ -117,20 +125,36 @@ careful_leaves = (
 
 
 def array(item: Shape, a: int | None, b: int | None) -> Shape:
-    lengths = [n for n in range(4) if _fits([None] * n, {"min_length": a, "max_length": b})]
+    lengths = [n for n in SIZES if _fits([None] * n, {"min_length": a, "max_length": b})]
     documents = ([value] * n for n in lengths for value in (item.documents if n else item.documents[:1]))
     return Shape(_limited(tuple[item.hint, ...], min_length=a, max_length=b), tuple(documents), "array")
 
 
 def unique(item: Shape, a: int | None, b: int | None) -> Shape:
     values = list(dict.fromkeys(item.documents))
-    runs = (values[at : at + n] for n in range(4) for at in range(len(values) - n + 1))
+    runs = (values[at : at + n] for n in SIZES for at in range(len(values) - n + 1))
     documents = (run for run in runs if _fits(run, {"min_length": a, "max_length": b}))
     return Shape(_limited(frozenset[item.hint], min_length=a, max_length=b), tuple(documents), "array")
 
 
 def fixed(items: list[Shape]) -> Shape:
-    return Shape(tuple[tuple(item.hint for item in items)], tuple(_one_at_a_time(items)), "array")
+    documents = [*_one_at_a_time(items), *([value] * len(items) for value in _common(items))]
+    return Shape(tuple[tuple(item.hint for item in items)], tuple(documents), "array")
+
+
+def _all_whole(items: list[Shape]) -> bool:
+    return all(item.kind == "int" for item in items)
+
+
+def _common(items: list[Shape]) -> list[int]:
+    """The whole numbers that every element may be: of such a tuple a set has only one."""
+    first, *others = (item.documents for item in items)
+    return [value for value in first if all(value in some for some in others)] if _all_whole(items) else []
+
+
+def _no_set_in_disguise(items: list[Shape]) -> bool:
+    """Whole numbers that are never equal are always a set, of which the verdict does not know."""
+    return not _all_whole(items) or bool(_common(items))
 
 
 def _one_at_a_time(items: list[Shape]) -> Iterator[list[Any]]:
@@ -142,8 +166,8 @@ def _one_at_a_time(items: list[Shape]) -> Iterator[list[Any]]:
 
 
 def mapping(value: Shape, a: int | None, b: int | None) -> Shape:
-    sizes = [n for n in range(4) if _fits([None] * n, {"min_length": a, "max_length": b})]
-    documents = (dict.fromkeys("xyz"[:n], v) for n in sizes for v in (value.documents if n else value.documents[:1]))
+    sizes = [n for n in SIZES if _fits([None] * n, {"min_length": a, "max_length": b})]
+    documents = (dict.fromkeys("wxyz"[:n], v) for n in sizes for v in (value.documents if n else value.documents[:1]))
     return Shape(_limited(Mapping[str, value.hint], min_length=a, max_length=b), tuple(documents), "map")
 
 
@@ -218,7 +242,7 @@ def shapes(leaf: st.SearchStrategy[Shape], *, objects: bool) -> st.SearchStrateg
         return st.one_of(
             st.builds(array, some, least, most),
             st.builds(unique, plain_whole, least, most),
-            st.lists(some, min_size=1, max_size=2).map(fixed),
+            st.lists(some, min_size=1, max_size=2).filter(_no_set_in_disguise).map(fixed),
             *(
                 (
                     st.builds(inner, fields(some), st.booleans()),
