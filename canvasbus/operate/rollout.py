@@ -152,9 +152,11 @@ def can_publish(partitions: Sequence[Keys], asked: Iterable[tuple[str, int]]) ->
         found[name].said = said
     idle = {name: group.idle for name, group in found.items() if any(group.reads(kind) for kind, _ in wanted)}
     life = yield from without_life(partitions, idle, beating=True, seconds=DEAD_SECONDS)
-    now = yield from acceptances(partitions, sorted(idle))  # of those that have begun meanwhile, too
+    now = yield from acceptances(partitions, sorted(idle))
     for name, said in now.items():
-        life[name][1].update(found[name].said.keys() - said.keys())  # they have left meanwhile
+        before, (everyone, gone) = found[name].said.keys(), life[name]
+        everyone.update(said.keys() - before)  # they have begun meanwhile
+        gone.update(before - said.keys())  # they have left
         found[name].said = said
     answers = []
     for event_type, version in wanted:

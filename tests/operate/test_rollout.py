@@ -1,5 +1,6 @@
 """Can a version be published? The answer of the living groups, on memory and on real servers."""
 
+from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from canvasbus.consume.accepting import Does
 from canvasbus.operate.groups import Reading, groups
 from canvasbus.operate.rollout import Answer, GroupAnswer, WorkerAnswer, can_publish
 from canvasbus.transport.connect import open_server
+from canvasbus.transport.resp import Pause
 from canvasbus.wire.keys import Keys
 from canvasbus.worker import Worker
 
@@ -90,6 +92,28 @@ async def test_a_worker_that_would_bury_it_is_one_too_many(any_url: str, namespa
         assert (await ask(bus, 3))["framers"].fine
         far = (await ask(bus, 1000))["framers"]
         assert far.move.startswith("the number is too far ahead of what 2 of its workers know")
+
+
+async def test_who_begins_while_it_looks_is_asked_too(any_url: str, namespace: str, eyes: Eyes) -> None:
+    """The answer is that of the workers that there are when it is given."""
+    async with Era(3).running(any_url, framing("framers"), namespace=namespace) as bus, AsyncExitStack() as later:
+        await beating(eyes, "framers")
+        operation = can_publish([Keys(namespace, 0)], [(LAID, 1)])
+        wish, pauses = operation.send(None), 0  # type: ignore[arg-type]
+        with pytest.raises(StopIteration) as end:
+            while True:
+                if not isinstance(wish, Pause):
+                    wish = operation.send(await bus.link.request(wish))
+                    continue
+                pauses += 1
+                if pauses == 1:
+                    other = Era(3, since=2).running(any_url, framing("framers"), namespace=namespace)
+                    await later.enter_async_context(other)
+                    await beating(eyes, "framers", "framers")
+                await trio.sleep(wish.seconds)  # the operation's own, in which hearts beat
+                wish = operation.send(None)  # type: ignore[arg-type]
+        (answer,) = end.value.value
+        assert answer.answer is Answer.GIVEN_UP and len(answer.workers) == 2
 
 
 async def test_a_process_of_its_own_group_is_asked_for_itself(any_url: str, namespace: str, eyes: Eyes) -> None:
