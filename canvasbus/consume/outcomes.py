@@ -286,7 +286,7 @@ def _wanted(handler: Handler, got: str) -> str:
 def _said(error: BaseException) -> str:
     try:
         text = str(error)
-    except Exception:
+    except Exception:  # a user's class: whatever its __str__ raises, the failure is still told
         text = "(its text cannot be had: __str__ raises)"
     return _plain(f"{type(error).__name__}: {text}"[:500])
 

@@ -382,8 +382,8 @@ class Publisher:
         each: Callable[[Event], Outgoing] | None = None,
         trace: str | None = None,
     ) -> tuple[list[Exception | None], list[Outgoing]]:
-        """Encode what is not encoded yet, by `each` if that is given, else as events of this trace. When some cannot be: an error or None for each
-        item, else an empty list."""
+        """Encode what is not encoded yet, by `each` if that is given, else as events of this trace. When some cannot be: an
+        error or None for each item, else an empty list."""
         events = [item for item in items if not isinstance(item, Outgoing)]
         if not events:
             return [], items  # type: ignore[return-value]  # all of them are Outgoing

@@ -270,8 +270,9 @@ class Fact:
 
 
 _kept: list[type] = []
-"""msgspec 0.22 damages memory when types of which it knows are garbage-collected: of 4 runs with thousands of random pairs
-all crashed, with the collector off or the types kept none. Types of a program stay as long as it runs."""
+"""Types are kept, since msgspec 0.22 seems to damage memory when types that it knows are garbage-collected: of random pairs
+in a loop, two runs of two ended in a crash of the interpreter, and none did in 11,250 pairs with the collector off nor in
+7,650 with the pairs kept. Types of a program stay as long as it runs."""
 
 
 def fact(members: dict[str, Field], strict: bool) -> Fact:

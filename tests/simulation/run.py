@@ -112,7 +112,7 @@ def _simulate(plan: Plan, *, trace: bool, impatient: bool) -> Result:
         wrong = (
             world.history.wrong if impatient and world.history.wrong else judge(plan, world.history, world.partitions)
         )
-    except Exception:
+    except Exception:  # whatever it is, the other seeds go on, and this one counts as failed
         return Result(seed, [f"{CRASHED}: {traceback.format_exc()}"], world.log)
     except Endless:
         return Result(seed, [f"no end within {SECONDS} s of real time"], world.log)
