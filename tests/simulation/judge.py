@@ -112,7 +112,7 @@ def _told(plan: Plan, history: History) -> Iterator[str]:
                 yield f"{what} and told in {told.life} that it cannot know: {told.why}"
             if told.fate == "refused" and not (told.leaving or drops or plan.capped):
                 yield f"{what} and told in {told.life} that it is not there: {told.why}"
-        if tries[attempt.n] == 1 and {*attempt.own} - {told.fate for told in attempt.told}:
+        if attempt.returned and tries[attempt.n] == 1 and {*attempt.own} - {told.fate for told in attempt.told}:
             yield f"{what} and told its own callback {attempt.own}, the other {attempt.told}"
         full = attempt.raised == "BufferFull" and (drops or attempt.leaving)
         if attempt.raised and not full and (attempt.how, attempt.raised) != ("bad", "EncodeError"):

@@ -23,7 +23,7 @@ from uuid import UUID
 
 import trio
 from simulation import lockstep
-from simulation.lockstep import Life, Thread, ask
+from simulation.lockstep import Killed, Life, Thread, ask
 from simulation.network import SimServer, Site
 from simulation.plan import STALE_SECONDS, Happening, Placed, Publish
 
@@ -249,6 +249,8 @@ class Programs:
                 ids = [producer.publish(events[0])]
             else:
                 ids = [producer.publish(events[0], on_delivery=self._own(life, attempts[0]))]
+            if life.dead:  # while its threads are unwound nobody hears what `publish` returns
+                raise Killed(name)
             for attempt, event_id in zip(attempts, ids, strict=True):
                 assert event_id is not None
                 attempt.returned = True

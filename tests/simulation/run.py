@@ -24,7 +24,6 @@ from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 if __name__ == "__main__":
@@ -59,6 +58,8 @@ SOMETIMES = (
     *("publish verified", "late transaction aborted", "dead letter: rejected", "dead letter: exhausted"),
     *("dead letter: lost_workers", "loss: entry_trimmed", "loss: group_recreated"),
     *("trimmed by retention", "timer fired", "seen by an instance", "run down", "fault: restart", "fault: clock"),
+    *("producer: flushed", "producer: told refused", "producer: killed at the disk", "producer: Ctrl-C"),
+    *("producer: killed with a late packet", "producer: published by a signal"),
 )
 """The ways of recovery: each must be taken in some run, or the runs prove nothing about it."""
 
@@ -79,10 +80,10 @@ class Endless(BaseException):
     """The seed does not end in real time."""
 
 
-def simulate(seed: int, *, trace: bool = False, mutant: Mutant | None = None, producers: bool = False) -> Result:
+def simulate(seed: int, *, trace: bool = False, mutant: Mutant | None = None) -> Result:
     """Run one seed and judge it, with a bug planted if there is one: then the first complaint ends it."""
     if mutant is None:
-        return _simulate(draw(seed, producers=producers), trace=trace, impatient=False)
+        return _simulate(draw(seed), trace=trace, impatient=False)
     with mutant.planted():
         return _simulate(draw(seed, wanted=mutant.wants), trace=trace, impatient=True)
 
@@ -123,9 +124,9 @@ def _simulate(plan: Plan, *, trace: bool, impatient: bool) -> Result:
     return Result(seed, wrong, world.log, world.seen(), virtual, world.network.commands.total())
 
 
-def replay(seed: int, *, producers: bool = False) -> str:
+def replay(seed: int) -> str:
     """The command that runs a seed again."""
-    return f"python tests/simulation/run.py --seed {seed}{' --producers' if producers else ''} --trace"
+    return f"python tests/simulation/run.py --seed {seed} --trace"
 
 
 MUTANT_SEEDS = range(40)
@@ -181,7 +182,6 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=100, help="how many")
     parser.add_argument("--from", type=int, default=0, dest="start", help="the first one")
     parser.add_argument("--seed", type=int, help="this one only")
-    parser.add_argument("--producers", action="store_true", help="programs with a Producer take part in some")
     parser.add_argument("--trace", action="store_true", help="print everything that happens")
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument("--mutants", nargs="*", metavar="NAME", choices=BY_NAME, help="plant bugs; all of them")
@@ -191,7 +191,7 @@ def main() -> int:
     mutant = BY_NAME[options.mutants[0]] if options.mutants else None
     seeds = [options.seed] if options.seed is not None else range(options.start, options.start + options.seeds)
     if options.trace:
-        results = [simulate(seed, trace=True, mutant=mutant, producers=options.producers) for seed in seeds]
+        results = [simulate(seed, trace=True, mutant=mutant) for seed in seeds]
         for result in results:
             print("\n".join(result.wrong) or "sound")
         return int(any(result.wrong for result in results))
@@ -200,9 +200,7 @@ def main() -> int:
     schedules: Counter[str] = Counter()
     failed, virtual, commands = [], 0.0, 0
     with ProcessPoolExecutor(options.jobs, initializer=gc.freeze) as pool:
-        for done, result in enumerate(
-            pool.map(partial(simulate, producers=options.producers), seeds, chunksize=10), start=1
-        ):
+        for done, result in enumerate(pool.map(simulate, seeds, chunksize=10), start=1):
             if done % 500 == 0:
                 print(f"{done} seeds, {len(failed)} failed", flush=True)
             seen += result.seen
@@ -212,10 +210,7 @@ def main() -> int:
             if result.wrong:
                 failed.append(result.seed)
                 if len(failed) <= SHOWN:
-                    print(
-                        f"seed {result.seed}: {result.wrong[0][-400:]}\n  again: {replay(result.seed, producers=options.producers)}",
-                        flush=True,
-                    )
+                    print(f"seed {result.seed}: {result.wrong[0][-400:]}\n  again: {replay(result.seed)}", flush=True)
     took = time.perf_counter() - began
     for what, count in sorted(seen.items()):
         print(f"{what:32} {count:8}  in {schedules[what] / len(seeds):6.1%} of the runs")

@@ -59,7 +59,7 @@ def test_nothing_of_it_stays_behind() -> None:
 def test_a_seed_repeats(seed: int) -> None:
     """The same faults at the same times, the same runs, the same end; another seed gives something else. (In 11 and 21
     there are the threads and the spool of a Producer.)"""
-    first, again, other = [simulate(one, producers=True) for one in (seed, seed, seed + 1)]
+    first, again, other = simulate(seed), simulate(seed), simulate(seed + 1)
     assert first.log == again.log and first.wrong == again.wrong and first.seen == again.seen
     assert len(first.log) > 50 and digest(first) != digest(other)
 

@@ -8,9 +8,9 @@ from simulation.run import Result, never, replay, simulate
 FIXED = range(40)
 
 
-def told(result: Result, *, producers: bool = False) -> str:
+def told(result: Result) -> str:
     """Why a seed failed."""
-    return "\n".join([*result.wrong[:10], f"again: {replay(result.seed, producers=producers)}"])
+    return "\n".join([*result.wrong[:10], f"again: {replay(result.seed)}"])
 
 
 @pytest.mark.timeout(600)
@@ -28,12 +28,3 @@ def test_a_fresh_seed_is_sound(fresh_seed: int) -> None:
     """Sixty that nobody has run, one a test so that processes share them, or the one of --seed: nothing is wrong."""
     result = simulate(fresh_seed)
     assert not result.wrong, told(result)
-
-
-@pytest.mark.long
-@pytest.mark.timeout(600)
-def test_programs_with_a_producer_are_sound() -> None:
-    """The same with a Producer in some of them. (Not with fresh seeds yet: see plan.PRODUCERS.)"""
-    for seed in FIXED:
-        result = simulate(seed, producers=True)
-        assert not result.wrong, told(result, producers=True)
