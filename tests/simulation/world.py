@@ -258,7 +258,6 @@ class World:
     async def _be_idle(self) -> None:
         """Nothing to do: few commands. What a worker holds that the server has forgotten is still to be run then."""
         await trio.sleep(0.5)
-        runs = -1
         for _ in range(10):
             before, runs = Counter(self.network.commands), len(self.history.runs)
             await trio.sleep(IDLE_SECONDS)
