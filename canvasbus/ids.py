@@ -12,8 +12,10 @@ bytes in 160, and `publish` has 2 microseconds in all.
 """
 
 import os
+from collections.abc import Iterator
 from hashlib import sha1
 from random import Random
+from struct import Struct
 from uuid import UUID, uuid5
 
 import msgspec
@@ -23,6 +25,7 @@ from canvasbus import clock
 _random = Random()
 _bits = _random.getrandbits
 _decode = msgspec.msgpack.Decoder(UUID).decode
+_rests = Struct("7s").iter_unpack
 
 _prefix = b""
 _prefix_ends = 0
@@ -40,13 +43,13 @@ def uuid7_bytes() -> bytes:
     return _prefix + _bits(56).to_bytes(7, "big")
 
 
-def uuid7_many(count: int) -> list[bytes]:
-    """`count` new UUIDv7 at half the price."""
+def uuid7_many(count: int) -> tuple[bytes, Iterator[tuple[bytes]]]:
+    """`count` new UUIDv7 at half the price, as what all of them begin with and the rest of each, the one field of a tuple:
+    whoever writes them into bytes need not make them first."""
     ns = clock.time_ns()
     if ns >= _prefix_ends:
         _new_prefix(ns)
-    prefix, drawn = _prefix, _random.randbytes(7 * count)
-    return [prefix + drawn[at : at + 7] for at in range(0, 7 * count, 7)]
+    return _prefix, _rests(_random.randbytes(7 * count))
 
 
 def uuid7() -> UUID:

@@ -25,9 +25,10 @@ from canvasbus.ids import keyed, uuid7
 from canvasbus.operate.given import from_json
 from canvasbus.produce.fenced import declare_partitions
 from canvasbus.produce.once import Dedupe, PartitionSender
-from canvasbus.wire.codec import Codec, Outgoing, expiry
+from canvasbus.wire.codec import Codec, expiry
 from canvasbus.wire.keys import partition_of
 from canvasbus.wire.marks import WINDOW_SECONDS, window_ms
+from canvasbus.wire.outgoing import Outgoing
 
 BATCH_EVENTS = 500
 BATCH_BYTES = 1024 * 1024

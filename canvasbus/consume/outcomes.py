@@ -21,9 +21,10 @@ from canvasbus.contract.bus_events import OWN_TYPES, BusLoss, HandlerFailed
 from canvasbus.contract.event import Event
 from canvasbus.log import get_logger
 from canvasbus.wire import later
-from canvasbus.wire.codec import Codec, Outgoing
+from canvasbus.wire.codec import Codec
 from canvasbus.wire.deadletter import DeadLetterRecord
 from canvasbus.wire.keys import version_pool
+from canvasbus.wire.outgoing import Outgoing
 
 log = get_logger("canvasbus.worker")
 

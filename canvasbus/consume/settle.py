@@ -38,9 +38,9 @@ from canvasbus.transport.resp import Packet, Reply, ReplyError, chunks, command,
 from canvasbus.transport.scripts import SETTLE
 from canvasbus.transport.server import Server
 from canvasbus.wire import deadletter
-from canvasbus.wire.codec import Outgoing
 from canvasbus.wire.deadletter import DeadLetterRecord
 from canvasbus.wire.keys import Keys
+from canvasbus.wire.outgoing import Outgoing
 
 if TYPE_CHECKING:
     from canvasbus.consume.dispatch import Lane

@@ -13,8 +13,9 @@ from canvasbus.produce.producer import Producer, ProducerStatistics
 from canvasbus.produce.spool import read_record, records
 from canvasbus.produce.spoolfolder import FoundLog
 from canvasbus.wire import later
-from canvasbus.wire.codec import Outgoing, decode_envelope
+from canvasbus.wire.codec import decode_envelope
 from canvasbus.wire.keys import LATER_INBOX
+from canvasbus.wire.outgoing import Outgoing
 
 
 @dataclass(frozen=True, slots=True)

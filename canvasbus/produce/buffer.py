@@ -11,13 +11,13 @@ takes a quarter of the buffer at most: while the server is away, "drop the oldes
 
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from operator import ge
 from typing import TYPE_CHECKING, Final, Literal
 from uuid import UUID
 
 from canvasbus.errors import BufferFull, CanvasbusError
-from canvasbus.wire.codec import Outgoing
+from canvasbus.wire.outgoing import Outgoing
 
 if TYPE_CHECKING:
     from canvasbus.produce.fenced import Note
@@ -196,7 +196,9 @@ class Buffer:
                 return lane, items
             return None
 
-    def settle(self, lane: int, items: list[Outgoing], *, stored: int = 0, refused: int = 0, unknown: int = 0) -> None:
+    def settle(
+        self, lane: int, items: Sequence[Outgoing], *, stored: int = 0, refused: int = 0, unknown: int = 0
+    ) -> None:
         """The fate of events in hand is known: so many stored, refused, unknown; the others were dropped."""
         size = sum([len(item.data) for item in items])
         count = len(items)

@@ -56,8 +56,9 @@ from canvasbus.transport.resp import (
     translate,
 )
 from canvasbus.wire import later
-from canvasbus.wire.codec import Codec, Outgoing
+from canvasbus.wire.codec import Codec
 from canvasbus.wire.keys import LATER_INBOX, Keys
+from canvasbus.wire.outgoing import Outgoing, datas_of, sizes_of, types_of
 from canvasbus.wire.retention import Full, read_full
 
 SCAN_PAGE = 500
@@ -193,13 +194,13 @@ class FencedSender:
                     if settled is not None:
                         return settled
                     self.statistics.resent += 1
-                if self._full and any(item.type in self._full for item in batch):
+                if self._full and types_of(batch) & self._full.keys():
                     refused = yield from self._look_for_room(batch)
                     if refused:
                         return (yield from self._send_the_others(batch, refused, patience))
                 yield from self._prepare(batch)
                 if self._note is not None:
-                    types = {item.type for item in batch}
+                    types = types_of(batch)
                     known = {name: entry_id for name, entry_id in self._cursors.items() if name in types}
                     self._note(batch, self.incarnation, known)
                 in_flight = True
@@ -230,7 +231,7 @@ class FencedSender:
         (value,) = yield command("GET", self.keys.full)
         self._full = read_full(check(value, "publish"))
         refused: dict[str, CanvasbusError] = {}
-        for event_type in {item.type for item in batch} & self._full.keys():
+        for event_type in types_of(batch) & self._full.keys():
             full = self._full[event_type]
             if full.when_full != "reject":
                 raise Unavailable(f"publish {event_type}: {full}")
@@ -262,7 +263,7 @@ class FencedSender:
 
     def _prepare(self, batch: Sequence[Outgoing]) -> Operation[None]:
         """Watch the fence on a new connection; learn where the streams of the batch end, once per stream and connection."""
-        types = {item.type for item in batch}
+        types = types_of(batch)
         self._mixed = len(types) > 1
         if not self._watching:
             self._cursors.clear()
@@ -297,13 +298,12 @@ class FencedSender:
             self._cursors[event_type] = last[0][0] if isinstance(last, list) and last else b"0-0"
 
     def _packet(self, batch: Sequence[Outgoing]) -> Packet:
-        datas = [item.data for item in batch]
         parts = [b""] * (2 * len(batch))
-        parts[1::2] = datas
+        parts[1::2] = datas_of(batch)
         if self._mixed:
             parts[::2] = [self._heads[item.type][len(item.data)] for item in batch]
         else:
-            parts[::2] = map(self._heads[batch[0].type].__getitem__, map(len, datas))
+            parts[::2] = map(self._heads[batch[0].type].__getitem__, sizes_of(batch))
         data = b"".join((_MULTI, *parts, _END, self._watch, self._get_full, self._wait))
         return Packet(data, len(batch) + 4 + self._replicated)
 

@@ -36,9 +36,9 @@ from canvasbus.produce.fenced import (
 )
 from canvasbus.transport.resp import Operation, Packet, Reply, ReplyError, check, code, commands, pack, translate
 from canvasbus.transport.scripts import ONCE
-from canvasbus.wire.codec import Outgoing
 from canvasbus.wire.keys import LATER_INBOX, Keys
 from canvasbus.wire.marks import WINDOW_SECONDS, window_ms
+from canvasbus.wire.outgoing import Outgoing
 from canvasbus.wire.retention import read_full
 
 _once = attrgetter("once")
@@ -90,7 +90,7 @@ class PartitionSender:
         if cursors:
             self._fenced.suspect(run, cursors)
 
-    def runs(self, batch: list[Outgoing]) -> list[list[Outgoing]]:
+    def runs(self, batch: Sequence[Outgoing]) -> Sequence[Sequence[Outgoing]]:
         """The batch in pieces that `send` takes, in order; nearly always one."""
         if self._always or batch[0].raw_id == self._suspected[0] or not any(map(_once, batch)):
             return [batch]

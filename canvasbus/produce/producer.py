@@ -30,9 +30,10 @@ from canvasbus.contract.event import Event, correlation
 from canvasbus.errors import ConfigError
 from canvasbus.produce.buffer import BUFFER_BYTES, SPOOL_BYTES, Buffer, OnDelivery, WhenFull
 from canvasbus.transport import address
-from canvasbus.wire.codec import MAX_EVENT_BYTES, Codec, Outgoing
+from canvasbus.wire.codec import MAX_EVENT_BYTES, Codec
 from canvasbus.wire.keys import check_name, partition_of
 from canvasbus.wire.marks import WINDOW_SECONDS, window_ms
+from canvasbus.wire.outgoing import Outgoing
 from canvasbus.wire.traceparent import current as current_trace
 from canvasbus.wire.traceparent import traceparent
 
@@ -300,7 +301,7 @@ class Producer:
 
     def _encode_chunk(self, chunk: list[Event]) -> list[Outgoing] | None:
         try:
-            return self._codec.encode_many(chunk, current_trace())
+            return list(self._codec.encode_many(chunk, current_trace()))
         except Exception:
             return None  # one by one: those before the bad one go, and the bad one raises
 

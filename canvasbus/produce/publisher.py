@@ -21,8 +21,9 @@ from canvasbus.produce.fenced import Result
 from canvasbus.produce.once import Dedupe, PartitionSender
 from canvasbus.transport.link import Link
 from canvasbus.transport.server import Server
-from canvasbus.wire.codec import Codec, Outgoing, expiry
+from canvasbus.wire.codec import Codec, expiry
 from canvasbus.wire.keys import LATER_INBOX, Keys, partition_of
+from canvasbus.wire.outgoing import Alike, Outgoing, sizes_of
 from canvasbus.wire.traceparent import current as current_trace
 
 BATCH_EVENTS = 500
@@ -47,11 +48,12 @@ def _let_go(_: object) -> trio.lowlevel.Abort:
 class _Batch:
     """Events that go out together, and the tasks that wait for them. (A trio.Event for each would cost 1 µs more.)"""
 
-    __slots__ = ("bytes", "items", "marked", "results", "waiting")
+    __slots__ = ("bytes", "gathered", "items", "marked", "results", "waiting")
 
-    def __init__(self) -> None:
-        self.items: list[Outgoing | Event] = []
-        """Events of single publishes are encoded together, when the batch goes out: half the price of one by one."""
+    def __init__(self, items: Sequence[Outgoing] | None = None) -> None:
+        self.gathered: list[Outgoing | Event] = []
+        """Of single publishes, one by one. Events are encoded together, when the batch goes out: half the price."""
+        self.items: Sequence[Outgoing | Event] = self.gathered if items is None else items
         self.bytes = 0
         """Of the items; those that are not encoded yet count as what the last ones had."""
         self.marked = False
@@ -113,7 +115,7 @@ class _Lane:
 
     def add(self, item: Outgoing | Event, size: int) -> tuple[_Batch, int]:
         batch = self.gathering
-        items = batch.items
+        items = batch.gathered
         index = len(items)
         items.append(item)
         batch.bytes += size
@@ -124,13 +126,12 @@ class _Lane:
             self.work.set()
         return batch, index
 
-    def add_batch(self, items: list[Outgoing]) -> _Batch:
+    def add_batch(self, items: Sequence[Outgoing]) -> _Batch:
         if self.gathering.items:  # order is kept
             self.sealed.append(self.gathering)
             self.gathering = _Batch()
-        batch = _Batch()
-        batch.items = list(items)
-        batch.bytes = sum([len(item.data) for item in items])
+        batch = _Batch(items)
+        batch.bytes = sum(sizes_of(items))
         batch.marked = items[0].once  # all or none: it is one publish_many
         self.sealed.append(batch)
         self.work.set()
@@ -297,7 +298,7 @@ class Publisher:
         batch.marked |= item.once
         return batch, index
 
-    def _add_many(self, items: list[Outgoing]) -> list[tuple[_Batch, slice]]:
+    def _add_many(self, items: Sequence[Outgoing]) -> list[tuple[_Batch, slice]]:
         """Queue a chunk; returns where its results will be, in order."""
         if self._partitions > 1 or self._closed:
             placed = [self._add(item) for item in items]
@@ -329,10 +330,10 @@ class Publisher:
                     await lane.work.wait()
                     continue
                 errors, outgoing = self._encode(batch.items)
-                if outgoing:
-                    self._typical = sum([len(item.data) for item in outgoing]) // len(outgoing)
+                if outgoing and outgoing is not batch.items:
+                    self._typical = sum(sizes_of(outgoing)) // len(outgoing)
                 sent: list[Result] = []
-                for part in [outgoing] if outgoing is batch.items and batch.bytes <= BATCH_BYTES else _parts(outgoing):
+                for part in _parts(outgoing):
                     for run in lane.sender.runs(part) if batch.marked else [part]:
                         try:
                             sent += await lane.link.run(lane.sender.send(run, patience=self._patience))
@@ -378,12 +379,14 @@ class Publisher:
 
     def _encode(
         self,
-        items: list[Outgoing | Event],
+        items: Sequence[Outgoing | Event],
         each: Callable[[Event], Outgoing] | None = None,
         trace: str | None = None,
-    ) -> tuple[list[Exception | None], list[Outgoing]]:
+    ) -> tuple[list[Exception | None], Sequence[Outgoing]]:
         """Encode what is not encoded yet, by `each` if that is given, else as events of this trace. When some cannot be: an
         error or None for each item, else an empty list."""
+        if isinstance(items, Alike):
+            return [], items
         events = [item for item in items if not isinstance(item, Outgoing)]
         if not events:
             return [], items  # type: ignore[return-value]  # all of them are Outgoing
@@ -436,9 +439,9 @@ async def _result(batch: _Batch, index: int) -> str:
     raise result
 
 
-def _parts(items: list[Outgoing]) -> list[list[Outgoing]]:
+def _parts(items: Sequence[Outgoing]) -> Sequence[Sequence[Outgoing]]:
     """The items in pieces of at most 1 MiB and one event."""
-    if sum([len(item.data) for item in items]) <= BATCH_BYTES:
+    if sum(sizes_of(items)) <= BATCH_BYTES:
         return [items] if items else []
     parts: list[list[Outgoing]] = []
     size = BATCH_BYTES

@@ -7,7 +7,7 @@ is tried again and the others wait in the bounded buffer. It sleeps only in `_pa
 import logging
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from canvasbus import clock, ids
@@ -19,8 +19,8 @@ from canvasbus.produce.once import Dedupe, PartitionSender
 from canvasbus.produce.spool import Sending
 from canvasbus.transport.blocking import BlockingLink
 from canvasbus.transport.server import Server
-from canvasbus.wire.codec import Outgoing
 from canvasbus.wire.keys import Keys
+from canvasbus.wire.outgoing import Outgoing
 
 logger = logging.getLogger("canvasbus.producer")
 
@@ -46,7 +46,7 @@ class _Lane:
         self._new_sender = new_sender
         self.sender = new_sender(None)
 
-    def resume(self, items: list[Outgoing], left: Sending) -> None:
+    def resume(self, items: Sequence[Outgoing], left: Sending) -> None:
         """Go on in place of the process that died with these events on their way."""
         self.sender = self._new_sender(left.fence)
         self.sender.suspect(items, left.cursors)
@@ -235,7 +235,7 @@ class Sender:
             self._lanes = [self._new_lane(Keys(self._namespace, n)) for n in range(self._partitions)]
         return self._lanes[number]
 
-    def _send(self, lane: int, items: list[Outgoing]) -> list[Result]:
+    def _send(self, lane: int, items: Sequence[Outgoing]) -> list[Result]:
         try:
             if not self._declared:
                 first = self._lane(0)
@@ -314,7 +314,7 @@ class Sender:
         wait = f"; {_events(buffer.waiting)} ({buffer.bytes:,} bytes) wait" if self._troubled else ""
         logger.warning("%s%s%s", self.last_error, wait, lost)
 
-    def _settle(self, lane: int, items: list[Outgoing], results: list[Result]) -> None:
+    def _settle(self, lane: int, items: Sequence[Outgoing], results: list[Result]) -> None:
         """Callbacks first: when flush returns all of them have run."""
         refused = unknown = 0
         if set(map(type, results)) != {bytes}:

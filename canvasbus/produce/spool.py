@@ -28,7 +28,7 @@ from zlib import crc32
 
 import msgspec
 
-from canvasbus.wire.codec import Outgoing
+from canvasbus.wire.outgoing import Outgoing
 
 HEADER: Final = 1
 EVENT: Final = 2
@@ -39,7 +39,8 @@ VERSION: Final = 1
 SEGMENT_BYTES: Final = 8 * 1024 * 1024
 """A segment is full then; a smaller spool has smaller ones, so that room comes back in eighths of it."""
 RESTING_BYTES: Final = 1024 * 1024
-"""A log in which all is settled begins a new segment when it has grown so far: a healthy spool holds no more."""
+"""A log in which all is settled begins a new segment when it has grown so far, in a small spool sooner: what nobody needs
+any more must never fill it."""
 
 LAST_NUMBER: Final = 1 << 62
 """No log gets so far; what is beyond was written by nobody."""
@@ -227,9 +228,9 @@ class Ledger:
         """Whether all that is on disk is settled."""
         return all(segment.last < self.settled for segment in self.segments)
 
-    def rests(self) -> bool:
+    def rests(self, resting_bytes: int) -> bool:
         """Whether all is settled and the last segment has grown enough to be replaced."""
-        return bool(self.segments) and self.segments[-1].size > RESTING_BYTES and self.done()
+        return bool(self.segments) and self.segments[-1].size > resting_bytes and self.done()
 
 
 class Found(NamedTuple):

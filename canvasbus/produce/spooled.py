@@ -27,10 +27,10 @@ from canvasbus import clock
 from canvasbus.errors import BufferFull, ConfigError, Unavailable
 from canvasbus.produce import spoolfolder
 from canvasbus.produce.buffer import BATCH_EVENTS, Buffer, WhenFull
-from canvasbus.produce.spool import EVENT, HEAD_BYTES, SEGMENT_BYTES, Sending, encode_event, frame
+from canvasbus.produce.spool import EVENT, HEAD_BYTES, RESTING_BYTES, SEGMENT_BYTES, Sending, encode_event, frame
 from canvasbus.produce.spoolfile import Damaged, Log, Whose, discard
 from canvasbus.produce.spoolfolder import Folder
-from canvasbus.wire.codec import Outgoing
+from canvasbus.wire.outgoing import Outgoing
 
 LOOK_SECONDS: Final = 60.0
 """How often a sender looks whether somebody died and left something."""
@@ -78,7 +78,8 @@ class SpooledBuffer(Buffer):
         self.root = root
         self.spool_bytes = spool_bytes
         segment = max(4096, min(SEGMENT_BYTES, spool_bytes // 8))
-        self._whose = Whose(namespace, lanes, server, segment)
+        resting = min(RESTING_BYTES, spool_bytes // (4 * lanes))
+        self._whose = Whose(namespace, lanes, server, segment, resting)
         self._own: Folder | None = None
         self._logs: dict[int, Log] = {}
         self._adopted: list[deque[Log]] = []
@@ -397,7 +398,9 @@ class SpooledBuffer(Buffer):
             except OSError as error:
                 self._failed(error)
 
-    def settle(self, lane: int, items: list[Outgoing], *, stored: int = 0, refused: int = 0, unknown: int = 0) -> None:
+    def settle(
+        self, lane: int, items: Sequence[Outgoing], *, stored: int = 0, refused: int = 0, unknown: int = 0
+    ) -> None:
         hand = self._hand
         log, files = hand.log, []
         with self.lock:

@@ -26,7 +26,7 @@ from canvasbus.produce.spool import (
     frame_settled,
     records,
 )
-from canvasbus.wire.codec import Outgoing
+from canvasbus.wire.outgoing import Outgoing
 
 READ_BYTES = 1024 * 1024
 _APPEND = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
@@ -46,12 +46,15 @@ except (ImportError, OSError, AttributeError):  # a Python without ctypes, a C l
 
 
 class Whose(NamedTuple):
-    """Whose events a spool takes, as it is written into each segment."""
+    """Whose events a spool takes, as it is written into each segment, and how large these get."""
 
     namespace: str
     partitions: int
     server: str
     segment_bytes: int
+    """A segment that has so many is full."""
+    resting_bytes: int
+    """One in which all is settled is given up when it has more."""
 
 
 class Damaged(Exception):
@@ -119,7 +122,7 @@ class Log:
         self.error = None
         if ledger.segments:
             try:
-                if ledger.rests():
+                if ledger.rests(self._whose.resting_bytes):
                     self._begin(ledger.next)
                     gone += ledger.forget_settled()
                 else:

@@ -15,8 +15,9 @@ from canvasbus.produce.once import PartitionSender
 from canvasbus.transport.blocking import BlockingLink
 from canvasbus.transport.connect import open_server
 from canvasbus.transport.resp import Packet, Pause
-from canvasbus.wire.codec import Codec, Outgoing
+from canvasbus.wire.codec import Codec
 from canvasbus.wire.keys import Keys
+from canvasbus.wire.outgoing import Outgoing
 
 Fault = Literal["lost request", "lost reply", "held request"]
 BATCH = b"XADD"

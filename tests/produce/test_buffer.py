@@ -13,7 +13,7 @@ from seeds import seeds
 from canvasbus import ids
 from canvasbus.errors import BufferFull
 from canvasbus.produce.buffer import BATCH_EVENTS, Buffer
-from canvasbus.wire.codec import Outgoing
+from canvasbus.wire.outgoing import Outgoing
 
 
 def item(size: int = 10) -> Outgoing:

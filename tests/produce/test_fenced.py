@@ -18,8 +18,9 @@ from canvasbus.produce import fenced
 from canvasbus.produce.fenced import FencedSender, declare_partitions
 from canvasbus.transport.blocking import BlockingLink
 from canvasbus.transport.resp import Packet, Pause, ReplyError
-from canvasbus.wire.codec import Codec, Outgoing
+from canvasbus.wire.codec import Codec
 from canvasbus.wire.keys import Keys
+from canvasbus.wire.outgoing import Outgoing
 
 
 @pytest.fixture

@@ -17,8 +17,9 @@ from canvasbus.produce import fenced
 from canvasbus.produce.fenced import Result
 from canvasbus.produce.once import Dedupe, PartitionSender
 from canvasbus.transport.resp import Packet, Pause, ReplyError
-from canvasbus.wire.codec import Codec, Outgoing
+from canvasbus.wire.codec import Codec
 from canvasbus.wire.keys import Keys
+from canvasbus.wire.outgoing import Outgoing
 from canvasbus.wire.retention import Full
 
 SCRIPT = b"EVAL"

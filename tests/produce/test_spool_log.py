@@ -33,9 +33,9 @@ from canvasbus.produce.spool import (
 )
 from canvasbus.produce.spoolfile import Damaged, Log, Whose
 from canvasbus.produce.spoolfolder import read_folder, set_damaged_aside
-from canvasbus.wire.codec import Outgoing
+from canvasbus.wire.outgoing import Outgoing
 
-WHOSE = Whose("studio", 1, "redis://somewhere", 4096)
+WHOSE = Whose("studio", 1, "redis://somewhere", 4096, 1 << 20)
 
 
 def item(size: int = 20, key: str | None = "k") -> Outgoing:

@@ -17,7 +17,7 @@ from canvasbus.produce import spoolfile, spoolfolder
 from canvasbus.produce.spool import Ledger
 from canvasbus.produce.spooled import SpooledBuffer
 from canvasbus.transport.memory import MemoryServer
-from canvasbus.wire.codec import Outgoing
+from canvasbus.wire.outgoing import Outgoing
 
 Soon = Callable[..., Any]
 
@@ -361,6 +361,25 @@ def test_a_full_spool_drops_what_is_new(tmp_path: Path) -> None:
     assert drained(b) == items[-1:]
 
 
+@pytest.mark.parametrize(("lanes", "spool_bytes"), [(1, 6000), (2, 6000), (16, 100_000), (16, 8 << 20)])
+def test_what_is_settled_never_fills_a_spool(tmp_path: Path, lanes: int, spool_bytes: int) -> None:
+    """However many partitions share it: each event finds room when all before it are settled."""
+    b = spooled(tmp_path, limit=1 << 20, spool_bytes=spool_bytes, when_full="raise", lanes=lanes)
+    size = min(1000, spool_bytes // (8 * lanes))
+    many = max(1, spool_bytes // lanes // size)
+    for lane in range(lanes):
+        for _ in range(2 * many if lanes * many < 10_000 else 0):
+            b.add(item(size), lane)
+            batch = b.take()
+            assert batch is not None
+            b.settle(*batch, stored=1)
+        for _ in range(3):
+            b.add_many([item(size)] * (many // 4), lane)
+            while (batch := b.take()) is not None:
+                b.settle(*batch, stored=len(batch[1]))
+    assert b.spool_statistics()["spool_bytes"] <= spool_bytes // 2
+
+
 def test_a_full_spool_raises_or_blocks_when_asked_to(tmp_path: Path) -> None:
     """when_full="raise" and "block" speak of the spool."""
     b = spooled(tmp_path / "raise", spool_bytes=5000, when_full="raise")
@@ -594,7 +613,7 @@ def test_lives_and_deaths_against_a_list(tmp_path: Path, seed: int, monkeypatch:
     end the server's lists are the lists of what was published, each event once, in order; nothing else was doubted
     than what was on its way; memory and disk keep their bounds."""
     print(f"seed {seed}")
-    monkeypatch.setattr("canvasbus.produce.spool.RESTING_BYTES", 3000)
+    monkeypatch.setattr("canvasbus.produce.spooled.RESTING_BYTES", 3000)
     rng = random.Random(seed)
     lanes, limit, disk = rng.choice([1, 1, 3]), rng.choice([600, 5000, 1 << 20]), 200_000
     published: list[list[bytes]] = [[] for _ in range(lanes)]

@@ -229,7 +229,7 @@ def test_json_carries_every_field_both_ways(made: Everything) -> None:
 def test_a_batch_is_encoded_like_its_events(events: list[Event], trace: str | None) -> None:
     """encode_many gives, ids apart, what encode gives for each: bytes, type and key; ids are all different."""
     codec = Codec("lab")
-    many = codec.encode_many(events, trace)
+    many = list(codec.encode_many(events, trace))
     assert len({out.raw_id for out in many}) == len(events)
     assert many == [
         codec.encode(made, event_id=out.id, traceparent=trace) for made, out in zip(events, many, strict=True)
