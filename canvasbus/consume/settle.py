@@ -384,12 +384,18 @@ class Settler:
     async def _raise_fence(self, link: Link) -> bool:
         """Shut out what was sent until now. False: others have taken us for dead."""
         key = self.keys.fence(self.consumer)
-        replies = await link.request(commands(("INCR", key), ("EXPIRE", key, 7 * 24 * 3600)))
-        if isinstance(replies[0], ReplyError):
-            if "not an integer" in str(replies[0]):
-                return False
-            raise translate(replies[0], "settle")
-        self.fence = replies[0]
+        raised, times = 0, 1
+        while raised <= self.fence:
+            steps = [("INCR", key)] * times
+            replies = await link.request(commands(*steps, ("EXPIRE", key, 7 * 24 * 3600)))
+            raised = replies[times - 1]
+            if isinstance(raised, ReplyError):
+                if "not an integer" in str(raised):
+                    return False
+                raise translate(raised, "settle")
+            # A server that lost its last seconds begins at 0 again: what was sent lately must not come true once more.
+            times = min(self.fence - raised + 1, 1000)
+        self.fence = raised
         return True
 
     async def _refused(self, chunk: list[Commit], failure: Exception) -> None:

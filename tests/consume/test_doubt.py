@@ -9,7 +9,9 @@ from studio import Eyes, PaintingFramed, PaintingMade, quiet, runner_of, running
 from waiting import until
 
 from canvasbus.consume.delivery import NO_DOUBT
+from canvasbus.errors import Unavailable
 from canvasbus.transport.connect import open_server
+from canvasbus.transport.scripts import SETTLE
 from canvasbus.worker import Worker
 
 EVENTS = 20
@@ -120,3 +122,31 @@ async def test_settling_follows_reading_to_the_server_of_now(faulty: FaultyServe
         await bus.publish(PaintingMade(number=2))
         await until(lambda: eyes.count("painting.framed") == 2)
         assert settler._link.epoch == 2
+
+
+async def test_a_commit_that_comes_late_after_the_fence_was_forgotten(
+    faulty: FaultyServer, namespace: str, eyes: Eyes
+) -> None:
+    """A worker never uses the number of a fence twice, though the server that lost its last seconds counts from 0 again:
+    else what it sent before, and comes late, would be executed once more."""
+    kept: list[bytes] = []
+    published = 0
+    gate = Gate()
+    gate.opened.set()
+
+    def meet(data: bytes) -> None:
+        if SETTLE.sha.encode() in data and len(kept) < published:
+            kept.append(data)
+            eyes.call("DEL", eyes.keys.fence(runner_of(bus).statistics().consumer))
+            raise Unavailable("the request is late", ambiguous=True)
+
+    async with running(faulty, gate.worker, namespace=namespace) as bus:
+        faulty.on_packet = meet
+        for published in (1, 2):
+            await bus.publish(PaintingMade(number=published))
+            await until(lambda: eyes.count("painting.framed") == published)
+        connection = eyes.server.connect_blocking()
+        for late in kept:
+            connection.request(late, 1, 1.0)
+        connection.close()
+        assert eyes.count("painting.framed") == len(kept) == 2
