@@ -275,14 +275,17 @@ def _seen(plan: Plan, history: History, partitions: list[Eyes]) -> Iterator[str]
 
 
 def _unsure(plan: Plan, history: History, group: str, lost: set[int | None]) -> set[int | None]:
-    """Events to which something happened: more than one worker ran them, so that attempts may have been forgotten or
-    counted for a worker's death; a batch ran them, which counts nothing; they were lost, or may have expired."""
+    """Events to which something happened: more than one worker ran them, or one that died, so that attempts may have been
+    forgotten or counted for a worker's death; a batch ran them, which counts nothing; they were lost, or may have expired."""
     lives = defaultdict(set)
+    killed = set()
     for run in history.runs:
         if run.group == group:
             lives[run.n].add(run.consumer)
+            if run.end == "killed":
+                killed.add(run.n)
     moved = {n for n, consumers in lives.items() if len(consumers) > 1 or plan.batch or history.cut}
-    return {*lost, *moved, *history.stale}
+    return {*lost, *moved, *killed, *history.stale}
 
 
 def _deserved(plan: Plan, history: History, codec: Codec, group: str, n: int | None, letter: object) -> Iterator[str]:
