@@ -400,12 +400,6 @@ MUTANTS = (
         frozenset({"producer"}),
     ),
     Mutant(
-        "the number of a fence is used again",
-        "2",
-        (words(settle.Settler, "_raise_fence", "while raised <= self.fence:", "while not raised:"),),
-        frozenset({"restart", "late"}),
-    ),
-    Mutant(
         "what is dropped is told as stored",
         "7",
         (words(sender.Sender, "_tell_drops", "self._tell(raw_id, error)", "self._tell(raw_id, None)"),),

@@ -230,10 +230,12 @@ def draw(seed: int, *, wanted: AbstractSet[str] = frozenset()) -> Plan:
             (0.4,) if kind in ("restart", "group lost") else (0.2, 0.5, 0.8) if kind == "outage" else (0.2, 0.3, 0.4)
         )
         if sum(one.kind == kind and how in ("", one.how) for one in plan.happenings) < len(times):
+            if kind == "restart":  # what one of them has undone is all that the judge can tell
+                plan.happenings = [one for one in plan.happenings if one.kind != kind]
             how = how or ("now" if kind == "kill" else "" if kind == "stop" else "refuse")
             plan.happenings += [Happening(plan.seconds * time, kind, dice.randrange(9), 2.0, how) for time in times]
     _draw_parts(plan, dice, set(wanted))
-    if any(happening.how == "commit late" for happening in plan.happenings):
+    if any((happening.kind, happening.how) == ("stop", "commit late") for happening in plan.happenings):
         plan.grace = 0.0  # else what was lost is said again
     if "calm" in wanted:
         plan.weather = CALM
@@ -422,7 +424,7 @@ def _draw_happenings(plan: Plan, dice: Random) -> None:
     if dice.random() < 0.1:
         found.append(Happening(dice.uniform(0, plan.seconds), "group lost", dice.randrange(len(plan.groups))))
     if dice.random() < 0.15:
-        how = dice.choice(["refuse", "hole"])
+        how = dice.choice(["refuse", "hole", "commit late"])
         found.append(Happening(dice.uniform(2.0, plan.seconds), "restart", 0, dice.choice([0.1, 0.5, 2.0]), how))
     elif dice.random() < 0.15:
         # Forward only: fakeredis gives an entry that was read before a clock went back a negative idle time, and then

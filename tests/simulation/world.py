@@ -686,18 +686,24 @@ class World:
         self.network.calm_from = trio.current_time() + CALM_SECONDS
 
     async def _restart(self, what: Happening) -> None:
-        """The server ends, and comes back with what it had some time before that."""
+        """The server ends, and comes back with what it had some time before that. "commit late": what each worker commits
+        next is late, before it ends and after it has come back."""
         data, since, from_ms = self.network.copy(), trio.current_time(), clock.time_ns() // 1_000_000
         gone = [
             {stream: [*rows] for stream, rows in of.items()} for of in (self.history.trimmed, self.history.retained)
         ]
+        late = what.how == "commit late"
+        if late:
+            self._commit_late()
         await trio.sleep(what.seconds)
         await self._be_busy(since=since, patience=5.0)
         if self.healed:
             return
-        self.network.away = what.how
+        self.network.away = "refuse" if late else what.how
         self._break(list(self.sites.values()), "refuse")
         self.network.restart(data)
+        if late:
+            self._commit_late()
         for of, before in zip((self.history.trimmed, self.history.retained), gone, strict=True):
             of.clear()  # what was trimmed since is there again, or never was
             of.update(before)
@@ -705,6 +711,11 @@ class World:
         await trio.sleep(what.seconds / 4)
         self.network.away = ""
         self._recover()
+
+    def _commit_late(self) -> None:
+        for site in self.sites.values():
+            if site.kind == "worker":
+                site.next_fate = "commit late"
 
     async def _retain(self) -> None:
         """Set the targets as soon as every group is declared: a group that is not keeps nothing."""
