@@ -91,6 +91,17 @@ class Eyes:
         self._link.close()
 
 
+def framing(name: str = "framers", **options: Any) -> Worker:
+    """A worker that answers every painting with a frame."""
+    worker = Worker(name)
+
+    @worker.on(PaintingMade, **options)
+    async def frame(event: PaintingMade) -> PaintingFramed:
+        return PaintingFramed(title=event.title, number=event.number)
+
+    return worker
+
+
 @asynccontextmanager
 async def running(url: str | Server, *workers: Worker, namespace: str, **options: Any) -> AsyncIterator[EventBus]:
     """A bus with these workers on it, all of which have joined. `url` may be a Server, for servers that misbehave."""

@@ -11,7 +11,7 @@ import pytest
 import trio
 from faulty import Fault, FaultyServer
 from servers import ServerProcess
-from studio import Eyes, PaintingFramed, PaintingMade, SculptureMade, quiet, runner_of, running
+from studio import Eyes, PaintingFramed, PaintingMade, SculptureMade, framing, quiet, runner_of, running
 from trio.abc import Clock
 from waiting import until
 
@@ -27,17 +27,6 @@ from canvasbus.worker import Backoff, Context, Worker
 @pytest.fixture
 def faulty(any_url: str) -> FaultyServer:
     return FaultyServer(open_server(any_url))
-
-
-def framing(name: str = "framers", **options: Any) -> Worker:
-    """A worker that answers every painting with a frame."""
-    worker = Worker(name)
-
-    @worker.on(PaintingMade, **options)
-    async def frame(event: PaintingMade) -> PaintingFramed:
-        return PaintingFramed(title=event.title, number=event.number)
-
-    return worker
 
 
 # --- 1: accepted is stored --------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import trio
 from faulty import Fault, FaultyServer
 from proxy import Proxy
 from servers import ServerProcess
-from studio import Eyes, PaintingFramed, PaintingMade, quiet, running
+from studio import Eyes, PaintingMade, framing, quiet, running
 from waiting import until
 
 from canvasbus import Producer
@@ -17,7 +17,6 @@ from canvasbus.transport.blocking import BlockingLink
 from canvasbus.transport.connect import open_server
 from canvasbus.transport.link import Link, SharedLink
 from canvasbus.transport.resp import ReplyError, command
-from canvasbus.worker import Worker
 
 DEMOTED = (
     "READONLY You can't write against a read only replica.",
@@ -26,16 +25,6 @@ DEMOTED = (
     "MASTERDOWN Link with MASTER is down and replica-serve-stale-data is set to 'no'.",
 )
 STAYING = ("UNBLOCKED client unblocked via CLIENT UNBLOCK", "OOM command not allowed", "NOGROUP no READONLY here")
-
-
-def framing() -> Worker:
-    worker = Worker("framers")
-
-    @worker.on(PaintingMade)
-    async def frame(event: PaintingMade) -> PaintingFramed:
-        return PaintingFramed(number=event.number)
-
-    return worker
 
 
 @pytest.mark.parametrize("text", [*DEMOTED, *STAYING])

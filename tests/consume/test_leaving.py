@@ -3,7 +3,7 @@ comes later."""
 
 import trio
 from faulty import FaultyServer, commands_in
-from studio import Eyes, PaintingFramed, PaintingMade, running
+from studio import Eyes, PaintingMade, framing, running
 from waiting import until
 
 from canvasbus.errors import Unavailable
@@ -30,16 +30,6 @@ class Trouble:
 
     def end(self) -> None:
         self._server.on_packet = None
-
-
-def framing() -> Worker:
-    worker = Worker("framers")
-
-    @worker.on(PaintingMade)
-    async def frame(event: PaintingMade) -> PaintingFramed:
-        return PaintingFramed(number=event.number)
-
-    return worker
 
 
 async def test_a_commit_that_comes_late_changes_nothing(any_url: str, namespace: str, eyes: Eyes) -> None:

@@ -8,7 +8,7 @@ import pytest
 import trio
 from proxy import Proxy
 from servers import ServerProcess, Watched
-from studio import Eyes, PaintingFramed, PaintingMade, quiet, running
+from studio import Eyes, PaintingMade, framing, quiet, running
 from waiting import until
 
 from canvasbus import Producer
@@ -17,19 +17,8 @@ from canvasbus.cli.main import main
 from canvasbus.errors import CanvasbusError
 from canvasbus.produce import fenced
 from canvasbus.produce.fenced import Durability
-from canvasbus.worker import Worker
 
 MakeServer = Callable[..., ServerProcess]
-
-
-def framing() -> Worker:
-    worker = Worker("framers")
-
-    @worker.on(PaintingMade)
-    async def frame(event: PaintingMade) -> PaintingFramed:
-        return PaintingFramed(number=event.number)
-
-    return worker
 
 
 class Publishing:

@@ -165,10 +165,10 @@ def hunt_all(names: list[str], jobs: int) -> int:
     print(f"{'promise':8} {'planted':44} caught  the usual complaint")
     with ProcessPoolExecutor(jobs, initializer=gc.freeze) as pool:
         for name, found in zip(names, pool.map(hunt, names), strict=True):
-            missed += 2 * found.caught < found.tried
+            missed += 2 * found.caught < found.tried if BY_NAME[name].classic else not found.caught
             complaint, _ = found.complaints.most_common(1)[0] if found.complaints else ("none", 0)
             print(f"{BY_NAME[name].promise:8} {name:44} {found.caught:2}/{found.tried}   {complaint}", flush=True)
-    print(f"{len(names)} bugs, {missed} of them found in less than half of the seeds")
+    print(f"{len(names)} bugs, {missed} of them not found (the classic ones: in less than half of the seeds)")
     return int(missed > 0)
 
 
