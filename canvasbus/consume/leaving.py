@@ -35,6 +35,10 @@ _NOT_HANDED_BACK = "could not hand back; others take over in a few seconds"
 log = get_logger("canvasbus.worker")
 
 
+class _Fenced(Unavailable):
+    """Our fence was raised a moment ago, or others have taken us for dead."""
+
+
 class Leaving:
     """The end of one incarnation."""
 
@@ -59,9 +63,14 @@ class Leaving:
                 batch = self._back[:HAND_BACK_AT_ONCE]
                 try:
                     await self._release(shared, [(d.topic.stream, d.entry_id, d.failures) for d in batch], leave=False)
-                except TransportError:
-                    await trio.sleep(HAND_BACK_SECONDS)  # repeating it is safe: only what is still ours moves
-                    continue
+                except TransportError as error:
+                    if isinstance(error, Unavailable) and error.ambiguous:
+                        # Come late, it would take what we have got again by then out of our hands.
+                        for subscription in self._subscriptions:
+                            await subscription.settler.make_sure()
+                    else:
+                        await trio.sleep(HAND_BACK_SECONDS)
+                    continue  # repeating it is safe: only what is still ours moves
                 del self._back[: len(batch)]
                 for delivery in batch:
                     delivery.topic.held.discard(delivery.entry_id)
@@ -115,6 +124,8 @@ class Leaving:
                 try:
                     await self._leave(server)
                     return
+                except _Fenced:
+                    return  # others have what we held
                 except Unavailable as error:  # repeated it finds what is left; done, it finds nothing
                     failure = str(error)
                     await trio.sleep(pause)
@@ -186,4 +197,5 @@ class Leaving:
         args: list[Any] = [subscription.settler.fence, self._group, consumer, pool, 1 if leave else 0]
         for entry in entries:
             args += entry
-        check(await link.run(RELEASE.call(names, args)), "hand back")
+        if check(await link.run(RELEASE.call(names, args)), "hand back") == b"FENCED":
+            raise _Fenced("hand back: the fence has another number now")

@@ -115,6 +115,9 @@ class Settler:
         self._holds: list[tuple[Topic, bytes]] = []
         self._on_the_way = False
         """A commit was sent, and no answer of the server says that it will not be executed later."""
+        self._doubtful = False
+        """The same of something else that bears our fence."""
+        self._sure = trio.Event()
 
     def watch(self, topic: Topic) -> None:
         """Take care of this topic's acknowledgements."""
@@ -200,12 +203,32 @@ class Settler:
             with trio.CancelScope(shield=True):
                 await self._link.aclose()
 
+    async def make_sure(self) -> None:
+        """Return when nothing that was sent under our fence until now is executed any more. (By the task that commits: a
+        fence that is raised while a commit is on its way would shut that out.)"""
+        self._doubtful, self._sure = True, trio.Event()
+        self._work.set()
+        await self._sure.wait()
+
+    async def _make_sure(self) -> None:
+        backoff = ServerBackoff("settling waits for the server", self._group)
+        while self._doubtful:
+            try:
+                if not await self._raise_fence(self._link):
+                    await self._stop_fenced()
+                self._doubtful = False
+            except TransportError as error:
+                await backoff.wait(error)
+        self._sure.set()
+
     async def _settle(self) -> None:
+        if self._doubtful:
+            await self._make_sure()
         if self._holds and not self._commits:
             try:
                 await self._hold_again()
-            except TransportError:
-                pass  # before the next commit, or soon
+            except TransportError as error:  # before the next commit, or soon
+                self._doubtful |= isinstance(error, Unavailable) and error.ambiguous
         if self._refused_burials and trio.current_time() >= self._bury_again:
             self._commits.extend(self._refused_burials)
             self._refused_burials.clear()

@@ -385,11 +385,12 @@ class Publisher:
     ) -> tuple[list[Exception | None], Sequence[Outgoing]]:
         """Encode what is not encoded yet, by `each` if that is given, else as events of this trace. When some cannot be: an
         error or None for each item, else an empty list."""
-        if isinstance(items, Alike):
-            return [], items
-        events = [item for item in items if not isinstance(item, Outgoing)]
-        if not events:
-            return [], items  # type: ignore[return-value]  # all of them are Outgoing
+        kinds = {Outgoing} if isinstance(items, Alike) else set(map(type, items))
+        if kinds == {Outgoing}:
+            return [], items  # type: ignore[return-value]
+        events: Sequence[Event] = items  # type: ignore[assignment]
+        if Outgoing in kinds:  # (asking each for its class, a Struct's, takes 150 ns)
+            events = [item for item in items if not isinstance(item, Outgoing)]
         encoded = None
         if each is None:
             try:

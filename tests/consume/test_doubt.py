@@ -4,14 +4,14 @@ from collections import Counter
 
 import pytest
 import trio
-from faulty import FaultyServer
+from faulty import FaultyServer, commands_in
 from studio import Eyes, PaintingFramed, PaintingMade, quiet, runner_of, running, subscription_of
 from waiting import until
 
 from canvasbus.consume.delivery import NO_DOUBT
 from canvasbus.errors import Unavailable
 from canvasbus.transport.connect import open_server
-from canvasbus.transport.scripts import SETTLE
+from canvasbus.transport.scripts import RELEASE, SETTLE
 from canvasbus.worker import Worker
 
 EVENTS = 20
@@ -20,12 +20,12 @@ EVENTS = 20
 class Gate:
     """A worker whose handlers wait until the gate opens, and count."""
 
-    def __init__(self) -> None:
+    def __init__(self, concurrency: int = 100) -> None:
         self.opened = trio.Event()
         self.runs: Counter[int] = Counter()
         self.worker = Worker("framers")
 
-        @self.worker.on(PaintingMade, concurrency=100)
+        @self.worker.on(PaintingMade, concurrency=concurrency)
         async def frame(event: PaintingMade) -> PaintingFramed:
             self.runs[event.number] += 1
             await self.opened.wait()
@@ -150,3 +150,35 @@ async def test_a_commit_that_comes_late_after_the_fence_was_forgotten(
             connection.request(late, 1, 1.0)
         connection.close()
         assert eyes.count("painting.framed") == len(kept) == 2
+
+
+async def test_a_hand_back_that_comes_late(faulty: FaultyServer, namespace: str, eyes: Eyes) -> None:
+    """What a worker handed back, had to say twice, and was given again stays with it when the first try arrives after all:
+    else another one would run it at the same time."""
+    kept: list[bytes] = []
+    gate = Gate(concurrency=1)
+
+    def meet(data: bytes) -> None:
+        if RELEASE.sha.encode() in data and not kept:
+            kept.append(data)
+            raise Unavailable("the request is late", ambiguous=True)
+
+    def owners() -> set[str]:
+        return {owner for _, owner, _ in eyes.pending("framers")}
+
+    async with running(faulty, gate.worker, namespace=namespace, grace=0.0) as bus:
+        faulty.on_packet = meet
+        consumer = runner_of(bus).statistics().consumer
+        lane = runner_of(bus)._current.lanes[0]  # type: ignore[union-attr]
+        lane.window = 2
+        await bus.publish_many([PaintingMade(number=1), PaintingMade(number=2)])
+        await until(lambda: gate.runs[1] == 1 and len(lane._queue) == 1)
+        lane._unload(lane._halt())
+        await until(lambda: subscription_of(bus).statistics.taken == 1 and owners() == {consumer})
+        connection = eyes.server.connect_blocking()
+        connection.request(kept[0], len(commands_in(kept[0])), 1.0)
+        connection.close()
+        assert owners() == {consumer}
+        gate.opened.set()
+        await quiet(eyes, "framers")
+    assert eyes.count("painting.framed") == 2 and gate.runs == Counter({1: 1, 2: 1})
