@@ -258,10 +258,10 @@ class World:
     async def _be_idle(self) -> None:
         """Nothing to do: few commands. What a worker holds that the server has forgotten is still to be run then."""
         await trio.sleep(0.5)
-        for _ in range(10):
+        for _ in range(20):
             before, runs = Counter(self.network.commands), len(self.history.runs)
             await trio.sleep(IDLE_SECONDS)
-            if len(self.history.runs) == runs:
+            if len(self.history.runs) == runs and not any(run.end == "runs" for run in self._active.values()):
                 break
         for site in self.sites.values():
             rate = (self.network.commands[site.name] - before[site.name]) / IDLE_SECONDS
@@ -615,8 +615,9 @@ class World:
                     while site.next_fate:
                         await trio.sleep(0.01)
                 await trio.sleep(0.6 if what.how == "mute" else 0.0)
-            site.leave.set()
-            site.leaving_since = trio.current_time()
+            if not site.leave.is_set():
+                site.leave.set()
+                site.leaving_since = trio.current_time()
         elif what.kind == "pause":
             self.history.deaths["paused"] += 1
             site.awake = trio.Event()
