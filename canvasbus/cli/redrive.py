@@ -9,9 +9,9 @@ from canvasbus.cli.context import Context
 from canvasbus.cli.dlq import COLUMNS, for_machines, row
 from canvasbus.cli.times import start_of
 from canvasbus.errors import ConfigError
+from canvasbus.ids import id_order
 from canvasbus.operate.deadletter import DeadLetter, Filter, dead_letters
 from canvasbus.operate.redrive import portions, purge, redrive
-from canvasbus.operate.topics import id_order
 from canvasbus.transport.resp import Operation
 from canvasbus.wire.keys import Keys
 

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from canvasbus.consume import instances
 from canvasbus.consume.pausing import Pause, answer, question
 from canvasbus.errors import CanvasbusError
+from canvasbus.ids import id_order
 from canvasbus.operate.groups import COUNT_BYTES, Count, Group
 from canvasbus.operate.groups import groups as look_at_groups
-from canvasbus.operate.topics import id_order, topic_keys
+from canvasbus.operate.topics import topic_keys
 from canvasbus.transport.resp import Operation, Reply, ReplyError, check, command, commands, pairs
 from canvasbus.wire.keys import Keys
 
