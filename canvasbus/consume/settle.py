@@ -35,7 +35,7 @@ from canvasbus.log import get_logger
 from canvasbus.transport.group_scripts import HOLD
 from canvasbus.transport.link import Link, SharedLink
 from canvasbus.transport.resp import Packet, Reply, ReplyError, chunks, command, commands, is_no_group, pack, translate
-from canvasbus.transport.scripts import SETTLE
+from canvasbus.transport.scripts import FENCE_SECONDS, SETTLE
 from canvasbus.transport.server import Server
 from canvasbus.wire import deadletter
 from canvasbus.wire.deadletter import DeadLetterRecord
@@ -387,7 +387,7 @@ class Settler:
         raised, times = 0, 1
         while raised <= self.fence:
             steps = [("INCR", key)] * times
-            replies = await link.request(commands(*steps, ("EXPIRE", key, 7 * 24 * 3600)))
+            replies = await link.request(commands(*steps, ("EXPIRE", key, FENCE_SECONDS)))
             raised = replies[times - 1]
             if isinstance(raised, ReplyError):
                 if "not an integer" in str(raised):
