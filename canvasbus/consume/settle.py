@@ -254,7 +254,7 @@ class Settler:
                     topic.suspects.pop(entry_id, None)
             topic.lane.settled(len(entry_ids))
 
-    async def _repeat(self, packet: Packet) -> list[Exception | None]:
+    async def _repeat(self, packet: Packet) -> list[TransportError | None]:
         """Send acknowledgements until they are answered; returns which were refused, and why."""
         backoff = ServerBackoff("settling waits for the server", self._group)
         while True:
@@ -286,7 +286,7 @@ class Settler:
                     # The group was lost with its entries. Whoever recreates it tells; these outcomes have no entry.
                     reply = [0] * len(chunk)
                     break
-                failure: Exception = translate(reply, "settle")
+                failure = translate(reply, "settle")
                 if not isinstance(failure, Unavailable):
                     await self._refused(chunk, failure)
                     return

@@ -335,7 +335,6 @@ class FencedSender:
                 error = translate(
                     reply, f"publish {item.type} to {self.keys.stream(item.type).decode()}", kind="stream"
                 )
-                assert isinstance(error, CanvasbusError)
                 results[index] = error
                 stored -= 1
         self.statistics.batches += 1

@@ -209,7 +209,7 @@ class _MarkedSender(FencedSender):
             if answer[:1] == b"-":
                 what = f"publish {item.type} to {self.keys.stream(item.type).decode()}"
                 error = translate(ReplyError(answer[1:].decode("utf-8", "replace")), what, kind="stream")
-                results.append(error)  # type: ignore[arg-type]
+                results.append(error)
                 refused += 1
                 continue
             results.append(answer[1:])

@@ -15,7 +15,7 @@ from typing import Any
 import hiredis
 import trio
 
-from canvasbus.errors import Refused, Unavailable
+from canvasbus.errors import Refused, TransportError, Unavailable
 from canvasbus.transport.address import Address
 from canvasbus.transport.resp import UNASKED, Reply, ReplyError, code, commands, translate
 
@@ -228,7 +228,7 @@ class RemoteBlockingConnection:
             return [_raw(item) if isinstance(item, known) else item for item in reply]
         return reply
 
-    def _translated(self, error: Exception, address: Address) -> Exception:
+    def _translated(self, error: Exception, address: Address) -> TransportError:
         exceptions = self._errors
         if isinstance(error, exceptions.InvalidResponse):
             return Refused(f"{self._name} does not speak the Redis protocol ({error})")
@@ -328,7 +328,7 @@ def tls_context(address: Address) -> ssl.SSLContext:
     return context
 
 
-def connect_failure(name: str, address: Address, error: BaseException) -> Exception:
+def connect_failure(name: str, address: Address, error: BaseException) -> TransportError:
     """What a failed connect means, and whose move is next."""
     cause: BaseException | None = error
     seen: list[BaseException] = []
@@ -360,7 +360,7 @@ def connect_failure(name: str, address: Address, error: BaseException) -> Except
     return Unavailable(f"{name}: no connection ({texts[-1] if texts else type(error).__name__})")
 
 
-def handshake_failure(name: str, address: Address, step: str, reply: ReplyError) -> Exception:
+def handshake_failure(name: str, address: Address, step: str, reply: ReplyError) -> TransportError:
     """What the server's answer to the first commands means."""
     text = str(reply)
     word = code(reply)
