@@ -28,9 +28,10 @@ from canvasbus.consume.runner import Runner, WorkerStatistics
 from canvasbus.contract.event import Event, correlation
 from canvasbus.errors import BufferFull, ConfigError, ContractError, LifespanError, Unavailable
 from canvasbus.log import get_logger
+from canvasbus.produce.buffer import BUFFER_BYTES
 from canvasbus.produce.fenced import Durability, declare_partitions, wants_replicas
 from canvasbus.produce.once import Dedupe
-from canvasbus.produce.publisher import BUFFER_BYTES, Publisher, PublisherStatistics
+from canvasbus.produce.publisher import Publisher, PublisherStatistics
 from canvasbus.transport.connect import open_server
 from canvasbus.transport.link import SharedLink
 from canvasbus.transport.server import Server
