@@ -473,7 +473,8 @@ def check_partitions(keys: Keys, partitions: int, value: bytes | None) -> None:
         )
     if recorded != partitions:
         raise Refused(
-            f"namespace {keys.namespace!r} has {recorded} partitions on this server, this process is set to {partitions}: "
+            f"namespace {keys.namespace!r} has {recorded} partition{'s' if recorded > 1 else ''} on this server, this process "
+            f"is set to {partitions}: "
             "set partitions to the same number everywhere, or use another namespace"
         )
 
