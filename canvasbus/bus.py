@@ -448,11 +448,6 @@ class EventBus:
         join or to leave, is not."""
         return self._nursery is None or not self._progress.stuck(self._max_block, self._extended())
 
-    @property
-    def joined(self) -> bool:
-        """True when every worker has joined its group."""
-        return all(runner.ready.is_set() for runner in self._runners)
-
     def __repr__(self) -> str:
         where = "off://" if self._server is None else self._server.name
         return f"<EventBus {where} {[runner.worker.name for runner in self._runners]}>"
