@@ -9,7 +9,7 @@ from canvasbus.cli.context import Context
 from canvasbus.cli.groups import named
 from canvasbus.cli.output import Cell, Column, ago
 from canvasbus.cli.times import seconds_of, start_of
-from canvasbus.consume.handlers import glob_matches
+from canvasbus.contract.globs import glob_matches
 from canvasbus.errors import CanvasbusError
 from canvasbus.operate import steering
 from canvasbus.operate.groups import Count, Group, groups

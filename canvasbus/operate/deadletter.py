@@ -6,7 +6,7 @@ from datetime import datetime
 
 import msgspec
 
-from canvasbus.consume.handlers import glob_matches
+from canvasbus.contract.globs import glob_matches
 from canvasbus.ids import id_order
 from canvasbus.operate.entry import Entry, View, view
 from canvasbus.operate.topics import scan, time_of
