@@ -452,6 +452,8 @@ def _sender_to(
     if not url.startswith("memory://"):
         import redis
 
+        from canvasbus.transport import remote_threads  # noqa: F401  what the thread connects with
+
         redis.Connection()  # type: ignore[no-untyped-call]  # opens nothing, but looks its own version up, which imports a parser of e-mails
     server = open_server(url)
     replicated = wants_replicas(durability, server.shared)
