@@ -28,9 +28,10 @@ from canvasbus.consume.runner import Runner, WorkerStatistics
 from canvasbus.contract.event import Event, correlation
 from canvasbus.errors import BufferFull, ConfigError, ContractError, LifespanError, Unavailable
 from canvasbus.log import get_logger
+from canvasbus.produce.buffer import BUFFER_BYTES
 from canvasbus.produce.fenced import Durability, declare_partitions, wants_replicas
 from canvasbus.produce.once import Dedupe
-from canvasbus.produce.publisher import BUFFER_BYTES, Publisher, PublisherStatistics
+from canvasbus.produce.publisher import Publisher, PublisherStatistics
 from canvasbus.transport.connect import open_server
 from canvasbus.transport.link import SharedLink
 from canvasbus.transport.server import Server
@@ -446,11 +447,6 @@ class EventBus:
         """False when the loop is stuck, by the same measure as for the heartbeat: a worker that waits for the server, to
         join or to leave, is not."""
         return self._nursery is None or not self._progress.stuck(self._max_block, self._extended())
-
-    @property
-    def joined(self) -> bool:
-        """True when every worker has joined its group."""
-        return all(runner.ready.is_set() for runner in self._runners)
 
     def __repr__(self) -> str:
         where = "off://" if self._server is None else self._server.name

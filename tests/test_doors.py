@@ -20,6 +20,14 @@ def test_the_producers_door_is_light(heavy: str) -> None:
     assert heavy not in loaded_by("from canvasbus import *")
 
 
+@pytest.mark.parametrize("url", ["redis://127.0.0.1:1", "redis+sentinel://127.0.0.1:1/master"])
+def test_a_producer_does_without_trio(url: str) -> None:
+    """A training job that publishes, connection and all, pays for nothing that workers need."""
+    publish = f"from canvasbus import Producer; Producer({url!r}, flush_timeout=0)._sender._server.connect_blocking()"
+    loaded = loaded_by(f"import contextlib\nwith contextlib.suppress(Exception): {publish}\nimport sys")
+    assert "redis" in loaded and not {"trio", "structlog"} & loaded
+
+
 def test_the_door_to_cloudevents_is_light_too() -> None:
     """A web server that only receives events loads nothing that consumes them."""
     loaded = loaded_by("import canvasbus; canvasbus.cloudevents.from_http")

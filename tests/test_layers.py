@@ -1,6 +1,7 @@
 """The folder listing is the architecture: imports point down."""
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -119,6 +120,16 @@ def test_imports_point_down() -> None:
 def test_a_planted_violation_is_found(module: str, source: str) -> None:
     """Upward, sideways and domain imports are each caught."""
     assert violations(module, source)
+
+
+def test_the_largest_folder_has_a_map_of_all_that_is_in_it() -> None:
+    """Whoever opens `consume` finds each file of it in the docstring, and none that is gone."""
+    folder = ROOT / "canvasbus" / "consume"
+    there = {path.stem for path in folder.iterdir() if not path.name.startswith("__")}
+    docstring = ast.get_docstring(ast.parse((folder / "__init__.py").read_text())) or ""
+    assert there - set(re.findall(r"\w+", docstring)) == set()
+    heads = {line.split()[0] for line in docstring.splitlines() if line.startswith("  ")}
+    assert {head.strip(",") for head in heads} <= there
 
 
 def test_workers_folder_is_no_package() -> None:

@@ -313,8 +313,8 @@ class Director:
     def _take(self) -> "Operation[int]":
         """Read what is new, in the order in which the server took it. Returns how many there were."""
         from canvasbus.cli.story import order
+        from canvasbus.ids import id_order
         from canvasbus.operate.entry import entries
-        from canvasbus.operate.topics import id_order
         from canvasbus.transport.resp import check, command
 
         reply = yield command("XREAD", "COUNT", 500, "STREAMS", *self._read, *self._read.values())

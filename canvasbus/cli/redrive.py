@@ -9,9 +9,10 @@ from canvasbus.cli.context import Context
 from canvasbus.cli.dlq import COLUMNS, for_machines, row
 from canvasbus.cli.times import start_of
 from canvasbus.errors import ConfigError
+from canvasbus.ids import id_order
 from canvasbus.operate.deadletter import DeadLetter, Filter, dead_letters
 from canvasbus.operate.redrive import portions, purge, redrive
-from canvasbus.operate.topics import id_order
+from canvasbus.operate.words import count
 from canvasbus.transport.resp import Operation
 from canvasbus.wire.keys import Keys
 
@@ -25,7 +26,7 @@ def run_redrive(context: Context, args: argparse.Namespace) -> int:
         raise ConfigError(f"--rate {args.rate:g}: letters a second, above 0")
     letters = _chosen(context, args)
     able = [letter for portion in portions(letters) for letter in portion]
-    if not _agreed(context, args, able, "go back to the groups that gave them up"):
+    if not _agreed(context, args, able, "go back to work"):
         return 0
     pause = 1 / args.rate if args.rate else 0.0
     moved = _each(context, [[letter] for letter in able] if pause else portions(able), redrive, pause)
@@ -36,7 +37,7 @@ def run_redrive(context: Context, args: argparse.Namespace) -> int:
 def run_purge(context: Context, args: argparse.Namespace) -> int:
     """0 also when nothing matched."""
     letters = _chosen(context, args)
-    if not _agreed(context, args, letters, "are removed for good"):
+    if not _agreed(context, args, letters, "be removed for good"):
         return 0
     removed = _each(context, [letters], purge, 0.0)
     _report(context, "purged", removed, letters)
@@ -64,7 +65,7 @@ def _chosen(context: Context, args: argparse.Namespace) -> list[DeadLetter]:
 
 
 def _agreed(context: Context, args: argparse.Namespace, letters: Sequence[DeadLetter], fate: str) -> bool:
-    """Show what is meant; False: nothing is to be done."""
+    """Show what is meant; `fate`: what would become of the letters. False: nothing is to be done."""
     out = context.out
     if out.json:
         if args.dry_run:
@@ -79,11 +80,9 @@ def _agreed(context: Context, args: argparse.Namespace, letters: Sequence[DeadLe
         out.note(f"no dead letters match in {context.where}")
         return False
     if args.dry_run:
-        out.note(
-            f"{len(letters):,} dead letters would {fate.replace('are removed', 'be removed')}; nothing was changed"
-        )
+        out.note(f"{count(len(letters), 'dead letter')} would {fate}; nothing was changed")
         return False
-    confirm(context, args, f"{len(letters):,} dead letters {fate}.")
+    confirm(context, args, f"{count(len(letters), 'dead letter')} will {fate}.")
     return True
 
 
@@ -108,5 +107,5 @@ def _report(context: Context, what: str, done: int, letters: Sequence[DeadLetter
         context.out.record({what: done, "gone": gone, "foreign": foreign})
         return
     more = [f"{gone:,} had gone meanwhile"] if gone else []
-    more += [f"{foreign:,} foreign entries were left where they are"] if foreign else []
-    context.out.note("; ".join([f"{done:,} dead letters {what}", *more]))
+    more += [f"{count(foreign, 'foreign entry')} left in place"] if foreign else []
+    context.out.note("; ".join([f"{count(done, 'dead letter')} {what}", *more]))

@@ -11,6 +11,7 @@ from canvasbus.cli.output import Cell, Column, size
 from canvasbus.cli.times import UNITS, seconds_of
 from canvasbus.consume.retention import Trimmer, check_policies, declare, policy_for, read_policies
 from canvasbus.errors import CanvasbusError, ConfigError
+from canvasbus.operate import words
 from canvasbus.operate.topics import topic_keys
 from canvasbus.transport.resp import check, command
 from canvasbus.wire.retention import Retention, read_full
@@ -106,7 +107,7 @@ def run_trim(context: Context, _: argparse.Namespace) -> int:
         for loss in losses:
             out.note(f"canvasbus: {loss.topic}: {loss.detail}")
     streams = context.link.run(topic_keys(context.partitions, foreign=False))
-    out.note(f"{total:,} entries removed from {len(streams)} streams")
+    out.note(f"{words.count(total, 'entry')} removed from {words.count(len(streams), 'stream')}")
     return 0
 
 

@@ -9,8 +9,8 @@ from typing import Any
 from canvasbus import __version__
 from canvasbus.cli.context import Context
 from canvasbus.cli.output import Cell, Column, safe
-from canvasbus.consume.handlers import glob_matches
 from canvasbus.contract.compatibility import Verdict
+from canvasbus.contract.globs import glob_matches
 from canvasbus.contract.node import in_words
 from canvasbus.contract.registry import EventType, registry
 from canvasbus.contract.schema import document, formatted

@@ -9,6 +9,7 @@ from canvasbus.cli.context import Context
 from canvasbus.cli.output import NOTHING, Cell, Column, ago, size
 from canvasbus.errors import Unavailable
 from canvasbus.operate.spool import Contents, Damage, Spooled, drain, look_into
+from canvasbus.operate.words import count
 from canvasbus.produce.producer import ProducerStatistics
 
 COLUMNS = (
@@ -65,7 +66,8 @@ def run_verify(context: Context, args: argparse.Namespace) -> int:
             out.line(f"{name}/{damage.file}: only the first {damage.intact:,} of {damage.size:,} bytes can be read")
     if not out.json:
         events = sum(process.events for process in found.processes)
-        out.note(f"{len(found.processes):,} spools, {events:,} events to be sent, {len(damaged):,} damaged files")
+        spools, files = count(len(found.processes), "spool"), count(len(damaged), "damaged file")
+        out.note(f"{spools}, {count(events, 'event')} to be sent, {files}")
     return 1 if damaged else 0
 
 
@@ -93,10 +95,11 @@ def run_drain(context: Context, args: argparse.Namespace) -> int:
     else:
         out.line(f"{done.stored:,} of {done.recovered:,} events are on {context.link.server.name} now")
     if done.waiting_events:
-        raise Unavailable(f"{done.waiting_events:,} events are still in {root}: {done.last_error}")
+        are = "is" if done.waiting_events == 1 else "are"
+        raise Unavailable(f"{count(done.waiting_events, 'event')} {are} still in {root}: {done.last_error}")
     bad = {word: getattr(done, word) for word in ("refused", "unknown", "dropped", "quarantined", "spool_errors")}
     if any(bad.values()):
-        out.note(f"{', '.join(f'{count:,} {word}' for word, count in bad.items() if count)}: {done.last_error}")
+        out.note(f"{', '.join(f'{number:,} {word}' for word, number in bad.items() if number)}: {done.last_error}")
         return 1
     return 0
 

@@ -9,10 +9,11 @@ from canvasbus.cli.context import Context
 from canvasbus.cli.groups import named
 from canvasbus.cli.output import Cell, Column, ago
 from canvasbus.cli.times import seconds_of, start_of
-from canvasbus.consume.handlers import glob_matches
+from canvasbus.contract.globs import glob_matches
 from canvasbus.errors import CanvasbusError
 from canvasbus.operate import steering
 from canvasbus.operate.groups import Count, Group, groups
+from canvasbus.operate.words import count
 
 MOVES = (
     Column("TOPIC"),
@@ -32,7 +33,7 @@ def run_pause(context: Context, args: argparse.Namespace) -> int:
         context.out.record({"group": group.name, "paused": True, "seconds": seconds})
         return 0
     until = f"for {ago(seconds)}" if seconds else f"until `canvasbus groups resume {group.name}`"
-    context.out.line(f"{group.name} is paused {until}; {_workers(group)}")
+    context.out.line(f"{group.name} is paused {until}; {steering.at_work(group)}")
     return 0
 
 
@@ -74,7 +75,7 @@ def run_reset(context: Context, args: argparse.Namespace) -> int:
         out.note("canvasbus: nothing was changed (--dry-run)")
         return 0
     again, skipped = (sum((getattr(move, name) for move in moves), Count(0)) for name in ("again", "skipped"))
-    confirm(context, args, f"{group.name} will handle {again} entries again and skip {skipped}.")
+    confirm(context, args, f"{group.name} will handle {_entries(again)} again and skip {skipped}.")
     link.run(steering.reset(context.partitions, group.name, moves))
     out.note(f"canvasbus: {group.name} has been moved{'; it is still paused' if group.paused else ''}")
     return 0
@@ -85,7 +86,7 @@ def run_forget(context: Context, args: argparse.Namespace) -> int:
     out, link = context.out, context.link
     group = _group(context, args.group)
     if group.alive:
-        raise CanvasbusError(f"group {group.name!r} is in use: {_workers(group)}; stop them first")
+        raise CanvasbusError(f"group {group.name!r} is in use: {steering.at_work(group)}; stop them first")
     lost = {
         "pending": sum(t.pending + t.handed_back + t.quarantine + t.parked for t in group.topics),
         "dead_letters": group.dead_letters,
@@ -94,10 +95,11 @@ def run_forget(context: Context, args: argparse.Namespace) -> int:
     if out.json:
         out.record({"group": group.name, "topics": len(group.topics), "unread": unread.value, **lost})
     else:
-        letters = "an unknown number of" if group.dead_letters is None else f"{group.dead_letters:,}"
+        unknown = "an unknown number of dead letters"
+        letters = unknown if group.dead_letters is None else count(group.dead_letters, "dead letter")
         out.line(
-            f"{group.name} on {_topics(group)}: {unread} entries not read, {lost['pending']:,} pending, {letters} dead "
-            "letters, and what its handlers keep in ctx.state"
+            f"{group.name} on {_topics(group)}: {_entries(unread)} not read, {lost['pending']:,} pending, {letters}, and what "
+            "its handlers keep in ctx.state"
         )
     if args.dry_run:
         out.note("canvasbus: nothing was changed (--dry-run)")
@@ -114,10 +116,8 @@ def _group(context: Context, name: str) -> Group:
     return named(name, link.run(groups(context.partitions, trust_lag=link.server.shared)), context)
 
 
-def _workers(group: Group) -> str:
-    if not group.alive:
-        return "no worker of it runs"
-    return f"{group.alive} worker{'s' if group.alive > 1 else ''} of it run{'s' if group.alive == 1 else ''}"
+def _entries(number: Count) -> str:
+    return f"{number} {'entry' if str(number) == '1' else 'entries'}"
 
 
 def _topics(group: Group) -> str:

@@ -30,7 +30,7 @@ from canvasbus.events import (
     RetrainSucceeded,
     WindowEvaluated,
 )
-from canvasbus.operate.topics import id_order
+from canvasbus.ids import id_order
 from canvasbus.wire.envelope import Envelope
 
 LEVEL = 0.01

@@ -9,7 +9,7 @@ from typing import Any
 from canvasbus.cli.context import Context
 from canvasbus.cli.output import Output, moment, safe, short
 from canvasbus.cli.times import start_of
-from canvasbus.consume.handlers import glob_matches
+from canvasbus.contract.globs import glob_matches
 from canvasbus.contract.registry import registry
 from canvasbus.errors import ConfigError, Unavailable
 from canvasbus.operate.entry import Entry, View, view

@@ -5,7 +5,7 @@ import argparse
 from canvasbus import clock
 from canvasbus.cli.context import Context
 from canvasbus.cli.output import Cell, Column, ago, moment, size
-from canvasbus.consume.handlers import glob_matches
+from canvasbus.contract.globs import glob_matches
 from canvasbus.operate.topics import topics
 
 COLUMNS = (

@@ -17,8 +17,9 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta, Struct
 
-from canvasbus.consume.handlers import Worker, glob_matches
+from canvasbus.consume.handlers import Worker
 from canvasbus.contract.bus_events import OWN_TYPES
+from canvasbus.contract.globs import glob_matches
 from canvasbus.contract.registry import Registry
 from canvasbus.transport.resp import Operation, ReplyError, chunks, commands, pairs
 from canvasbus.wire.codec import VERSIONS_AHEAD

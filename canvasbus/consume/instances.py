@@ -66,8 +66,10 @@ def forget(
     keys: Keys, group: str, beats: dict[bytes, bytes] | None = None, foreign: Iterable[bytes] = ()
 ) -> Operation[bool]:
     """Remove a group of one partition with all that belongs to it: cursors, pending entries, heartbeats, what its
-    workers accept, dead letters, state, marks, declaration. `beats`: only if the heartbeats are still these; False: they were not. `foreign`: streams that
-    may have the group without being known as topics. Events for later that its handlers have set still come."""
+    workers accept, dead letters, state, marks, declaration. Events for later that its handlers have set still come.
+
+    `beats`: only if the heartbeats are still these; False: they were not. `foreign`: streams that may have the group
+    without being known as topics."""
     (names,) = yield command("SMEMBERS", keys.topics)
     topics = {keys.stream(name.decode("utf-8", "replace")) for name in check(names, "look for topics")}
     streams = sorted(topics | set(foreign))

@@ -13,7 +13,7 @@ from canvasbus.errors import TransportError, Unavailable
 from canvasbus.log import get_logger
 from canvasbus.transport.link import Link, SharedLink
 from canvasbus.transport.resp import check, chunks, command
-from canvasbus.transport.scripts import RELEASE
+from canvasbus.transport.scripts import FENCE_SECONDS, RELEASE
 from canvasbus.transport.server import Server
 from canvasbus.wire.keys import FREE_POOL, SUSPECT_POOL
 
@@ -194,7 +194,7 @@ class Leaving:
     ) -> None:
         keys, consumer = subscription.keys, subscription.consumer
         names = [keys.fence(consumer), keys.beats(self._group), *subscription.topics, keys.accepts(self._group)]
-        args: list[Any] = [subscription.settler.fence, self._group, consumer, pool, 1 if leave else 0]
+        args: list[Any] = [subscription.settler.fence, self._group, consumer, pool, 1 if leave else 0, FENCE_SECONDS]
         for entry in entries:
             args += entry
         if check(await link.run(RELEASE.call(names, args)), "hand back") == b"FENCED":

@@ -27,7 +27,9 @@ LOOK_SECONDS = 0.5
 IDLE_SECONDS = 1.0
 """While there are none; what is set with a shorter delay than that comes up to so much late."""
 
-LEASE_SECONDS = 1.0
+RENEW_SECONDS = 1.0
+"""Between two words of whoever holds the lease, or would like to (how long it lasts: `lease`)."""
+
 AT_ONCE = 500
 INBOX_MS = 3_600_000
 """How long publishers find in the inbox what they are unsure of."""
@@ -57,11 +59,11 @@ class Maintainer:
         """Maintain until cancelled."""
         leased = looked = trim_at = 0.0
         while True:
-            wait = LEASE_SECONDS
+            wait = RENEW_SECONDS
             try:
                 now = trio.current_time()
                 if now >= leased:
-                    leased = now + LEASE_SECONDS if await self._hold_lease() else 0.0
+                    leased = now + RENEW_SECONDS if await self._hold_lease() else 0.0
                 if leased:
                     wait = await self._fire()
                     if now >= looked:

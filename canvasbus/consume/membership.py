@@ -179,8 +179,8 @@ class Membership:
                     topic=topic.event_type,
                     group=self._group,
                     reason="trimmed_unread",
-                    detail=f"{lost:,} entries were removed from {topic.stream.decode()} before group {self._group} was "
-                    "given them, and not by retention",
+                    detail=f"{lost:,} {'entry was' if lost == 1 else 'entries were'} removed from {topic.stream.decode()} "
+                    f"before group {self._group} was given {'it' if lost == 1 else 'them'}, and not by retention",
                     lost=lost,
                 )
             ).data

@@ -49,7 +49,7 @@ class BatchFailure(Exception):
             isinstance(position, int) and isinstance(error, BaseException) for position, error in failures.items()
         ):
             raise TypeError("BatchFailure takes a dict of positions in the batch and exceptions")
-        super().__init__(f"{len(failures)} events of the batch failed")
+        super().__init__(f"{len(failures)} of the batch failed")
         self.failures = failures
         self.events = events
         """Derived events of the others, as a batch handler returns them: an iterable of (position, event)."""

@@ -20,9 +20,9 @@ import msgspec
 from msgspec import Struct
 
 from canvasbus.consume import instances
-from canvasbus.consume.handlers import glob_matches
 from canvasbus.consume.liveness import count_in
 from canvasbus.contract.bus_events import OWN_TYPES, BusLoss
+from canvasbus.contract.globs import glob_matches
 from canvasbus.errors import ConfigError
 from canvasbus.transport.resp import Operation, ReplyError, check, chunks, command, commands, pairs
 from canvasbus.transport.scripts import TRIM

@@ -35,7 +35,7 @@ from canvasbus.log import get_logger
 from canvasbus.transport.group_scripts import HOLD
 from canvasbus.transport.link import Link, SharedLink
 from canvasbus.transport.resp import Packet, Reply, ReplyError, chunks, command, commands, is_no_group, pack, translate
-from canvasbus.transport.scripts import SETTLE
+from canvasbus.transport.scripts import FENCE_SECONDS, SETTLE
 from canvasbus.transport.server import Server
 from canvasbus.wire import deadletter
 from canvasbus.wire.deadletter import DeadLetterRecord
@@ -277,7 +277,7 @@ class Settler:
                     topic.suspects.pop(entry_id, None)
             topic.lane.settled(len(entry_ids))
 
-    async def _repeat(self, packet: Packet) -> list[Exception | None]:
+    async def _repeat(self, packet: Packet) -> list[TransportError | None]:
         """Send acknowledgements until they are answered; returns which were refused, and why."""
         backoff = ServerBackoff("settling waits for the server", self._group)
         while True:
@@ -309,7 +309,7 @@ class Settler:
                     # The group was lost with its entries. Whoever recreates it tells; these outcomes have no entry.
                     reply = [0] * len(chunk)
                     break
-                failure: Exception = translate(reply, "settle")
+                failure = translate(reply, "settle")
                 if not isinstance(failure, Unavailable):
                     await self._refused(chunk, failure)
                     return
@@ -410,7 +410,7 @@ class Settler:
         raised, times = 0, 1
         while raised <= self.fence:
             steps = [("INCR", key)] * times
-            replies = await link.request(commands(*steps, ("EXPIRE", key, 7 * 24 * 3600)))
+            replies = await link.request(commands(*steps, ("EXPIRE", key, FENCE_SECONDS)))
             raised = replies[times - 1]
             if isinstance(raised, ReplyError):
                 if "not an integer" in str(raised):

@@ -19,7 +19,6 @@ What can go wrong, and what happens then:
 * The server is away or refuses: backoff, a warning a minute, never a hot loop, never giving up.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import trio
@@ -30,7 +29,6 @@ from canvasbus.consume.dispatch import Lane
 from canvasbus.consume.handlers import start_id
 from canvasbus.consume.membership import Membership, cursor_of
 from canvasbus.consume.settle import Settler
-from canvasbus.contract.bus_events import BusLoss
 from canvasbus.errors import TransportError, Unavailable
 from canvasbus.log import get_logger
 from canvasbus.transport.link import Link, SharedLink
@@ -59,8 +57,6 @@ LATE_SECONDS = 0.5
 
 AUDIT_PAGE = 1000
 log = get_logger("canvasbus.worker")
-
-Announce = Callable[[BusLoss], None]
 
 
 @dataclass(slots=True)
@@ -279,7 +275,7 @@ class Subscription:
                 return
             if str(reply).startswith("UNBLOCKED"):
                 return
-            raise _as_transport(translate(reply, f"read as group {self.group!r}"))
+            raise translate(reply, f"read as group {self.group!r}")
         if reply:
             await self._take_in(reply)
 
@@ -410,7 +406,7 @@ class Subscription:
             if isinstance(rows, ReplyError):
                 if is_no_group(rows):
                     return []
-                raise _as_transport(translate(rows, "audit"))
+                raise translate(rows, "audit")
             found += [(row[0], row[3]) for row in rows]
             if len(rows) < AUDIT_PAGE:
                 return found
@@ -441,7 +437,7 @@ class Subscription:
                 self.audit_soon()
             raise
         if isinstance(reply, ReplyError):
-            raise _as_transport(translate(reply, f"take from {pool}"))
+            raise translate(reply, f"take from {pool}")
         if reply == b"FENCED":
             return False
         for at in range(0, len(reply), 4):
@@ -493,8 +489,3 @@ class Subscription:
 
     def __repr__(self) -> str:
         return f"<Subscription {self.group} {self.keys!r} {len(self.topics)} topics, {self.statistics}>"
-
-
-def _as_transport(error: Exception) -> TransportError:
-    assert isinstance(error, TransportError)
-    return error

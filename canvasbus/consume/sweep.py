@@ -19,11 +19,10 @@ from canvasbus.errors import TransportError
 from canvasbus.log import get_logger
 from canvasbus.transport.link import SharedLink
 from canvasbus.transport.resp import ReplyError, check, chunks, commands, pairs
-from canvasbus.transport.scripts import REAP
+from canvasbus.transport.scripts import FENCE_SECONDS, REAP
 from canvasbus.wire.keys import SUSPECT_POOL
 
 SWEEP_SECONDS = 1.0
-FENCE_SECONDS = 7 * 24 * 3600
 REAP_AT_ONCE = 500
 SCAN_EVERY = 30  # sweeps between two searches for streams that a foreign writer made
 AUDIT_EVERY = 30  # sweeps between two looks for entries that are ours without our knowing

@@ -6,9 +6,10 @@ from datetime import datetime
 
 import msgspec
 
-from canvasbus.consume.handlers import glob_matches
+from canvasbus.contract.globs import glob_matches
+from canvasbus.ids import id_order
 from canvasbus.operate.entry import Entry, View, view
-from canvasbus.operate.topics import id_order, scan, time_of
+from canvasbus.operate.topics import scan, time_of
 from canvasbus.operate.words import text
 from canvasbus.transport.resp import Operation, check, command
 from canvasbus.wire import deadletter

@@ -31,7 +31,8 @@ from canvasbus.consume.accepting import Accepted, acceptances
 from canvasbus.consume.instances import is_instance
 from canvasbus.consume.liveness import count_in
 from canvasbus.consume.pausing import Pause, answer, question
-from canvasbus.operate.topics import TopicKey, id_order, topic_keys
+from canvasbus.ids import id_order
+from canvasbus.operate.topics import TopicKey, topic_keys
 from canvasbus.operate.words import text
 from canvasbus.transport import resp
 from canvasbus.transport.resp import Operation, Reply, ReplyError, check, command, commands, pairs

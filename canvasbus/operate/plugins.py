@@ -18,11 +18,13 @@ from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import canvasbus
-from canvasbus.consume.handlers import Worker
 from canvasbus.errors import ConfigError, ContractError
+
+if TYPE_CHECKING:
+    from canvasbus.consume.handlers import Worker
 
 GROUP = "canvasbus.workers"
 
@@ -43,7 +45,7 @@ def installed() -> list[Plugin]:
     return [Plugin(name, point.value, _owner(point)) for name, point in sorted(_registered().items())]
 
 
-def load(target: str) -> Worker:
+def load(target: str) -> "Worker":
     """The worker behind an entry-point name or a `module:attribute`.
 
     Raises ConfigError, in one line, when there is none, when it cannot be imported or is no Worker.
@@ -114,7 +116,9 @@ def _registered() -> dict[str, EntryPoint]:
     return found
 
 
-def _worker(target: str, module: ModuleType, path: str) -> Worker:
+def _worker(target: str, module: ModuleType, path: str) -> "Worker":
+    from canvasbus.consume.handlers import Worker  # here: commands that only look at a bus need not load trio for it
+
     found: Any = module
     for part in path.split("."):
         try:

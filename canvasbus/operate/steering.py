@@ -15,9 +15,11 @@ from dataclasses import dataclass
 from canvasbus.consume import instances
 from canvasbus.consume.pausing import Pause, answer, question
 from canvasbus.errors import CanvasbusError
+from canvasbus.ids import id_order
 from canvasbus.operate.groups import COUNT_BYTES, Count, Group
 from canvasbus.operate.groups import groups as look_at_groups
-from canvasbus.operate.topics import id_order, topic_keys
+from canvasbus.operate.topics import topic_keys
+from canvasbus.operate.words import count
 from canvasbus.transport.resp import Operation, Reply, ReplyError, check, command, commands, pairs
 from canvasbus.wire.keys import Keys
 
@@ -97,14 +99,19 @@ def reset(partitions: Sequence[Keys], group: str, moves: Sequence[Move]) -> Oper
         check(reply, f"reset group {group!r} on {move.topic}")
 
 
+def at_work(group: Group) -> str:
+    """How many of its workers run."""
+    return f"{count(group.alive, 'worker') if group.alive else 'no worker'} of it run{'' if group.alive > 1 else 's'}"
+
+
 def hindrance(group: Group) -> str | None:
     """Why a group cannot be moved now; None: it can."""
     if group.paused is not None:
         return None
     pending = sum(t.pending + t.handed_back + t.quarantine + t.parked for t in group.topics)
     if group.alive:
-        return f"{group.alive} of its workers run{'s' if group.alive == 1 else ''}"
-    return f"{pending:,} of its entries are pending" if pending else None
+        return at_work(group)
+    return f"{count(pending, 'entry')} of it {'is' if pending == 1 else 'are'} pending" if pending else None
 
 
 def forget(partitions: Sequence[Keys], name: str) -> Operation[bool]:
@@ -119,7 +126,7 @@ def forget(partitions: Sequence[Keys], name: str) -> Operation[bool]:
     if not found:
         raise CanvasbusError(f"no group {name!r}")
     if found[0].alive:
-        raise CanvasbusError(f"group {name!r} is in use: {found[0].alive} of its workers run; stop them first")
+        raise CanvasbusError(f"group {name!r} is in use: {at_work(found[0])}; stop them first")
     where = yield from topic_keys(partitions)
     for keys, beats in zip(partitions, before_looking, strict=True):
         streams = [key.stream for key in where if key.partition == keys.partition]

@@ -13,8 +13,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from canvasbus import clock
+from canvasbus.ids import id_order
 from canvasbus.operate.entry import Entry, entries
-from canvasbus.operate.topics import TopicKey, id_order, topic_keys
+from canvasbus.operate.topics import TopicKey, topic_keys
 from canvasbus.transport.resp import Operation, Pause, ReplyError, check, commands, pairs
 from canvasbus.wire.keys import Keys
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from canvasbus.errors import Refused
-from canvasbus.ids import id_order as id_order
+from canvasbus.ids import id_order
 from canvasbus.operate.words import text
 from canvasbus.produce.fenced import MAX_PARTITIONS
 from canvasbus.transport.resp import Operation, ReplyError, check, code, command, commands, pairs

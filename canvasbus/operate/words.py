@@ -22,7 +22,7 @@ def span(seconds: float) -> str:
 
 
 def count(number: int, thing: str) -> str:
-    """1 entry, 2 entries, 1,000 topics."""
+    """1 entry, 2 entries, 1,000 topics, 1 dead letter."""
     if number == 1:
         return f"1 {thing}"
     return f"{number:,} {thing[:-1]}ies" if thing.endswith("ry") else f"{number:,} {thing}s"

@@ -55,6 +55,7 @@ from canvasbus.transport.resp import (
     pairs,
     translate,
 )
+from canvasbus.transport.scripts import FENCE_SECONDS
 from canvasbus.wire import later
 from canvasbus.wire.codec import Codec
 from canvasbus.wire.keys import LATER_INBOX, Keys
@@ -66,9 +67,6 @@ SCAN_LIMIT = 100_000
 """Entries that are looked through for a lost batch before its fate counts as unknown."""
 SUSPECT_SCAN_LIMIT = 10_000_000
 """The same for the batch of a process that died: others may have published for hours since."""
-
-FENCE_SECONDS = 7 * 24 * 3600
-"""How long a fence that was used is kept; no packet is late by a week."""
 
 MAX_PARTITIONS = 4096
 """More on record than this is a mistake: every process has a connection for each."""
@@ -337,7 +335,6 @@ class FencedSender:
                 error = translate(
                     reply, f"publish {item.type} to {self.keys.stream(item.type).decode()}", kind="stream"
                 )
-                assert isinstance(error, CanvasbusError)
                 results[index] = error
                 stored -= 1
         self.statistics.batches += 1
@@ -476,7 +473,8 @@ def check_partitions(keys: Keys, partitions: int, value: bytes | None) -> None:
         )
     if recorded != partitions:
         raise Refused(
-            f"namespace {keys.namespace!r} has {recorded} partitions on this server, this process is set to {partitions}: "
+            f"namespace {keys.namespace!r} has {recorded} partition{'s' if recorded > 1 else ''} on this server, this process "
+            f"is set to {partitions}: "
             "set partitions to the same number everywhere, or use another namespace"
         )
 

@@ -26,7 +26,6 @@ from operator import attrgetter
 
 from canvasbus.errors import CanvasbusError, Unavailable
 from canvasbus.produce.fenced import (
-    FENCE_SECONDS,
     FencedSender,
     Note,
     Result,
@@ -35,7 +34,7 @@ from canvasbus.produce.fenced import (
     declaration,
 )
 from canvasbus.transport.resp import Operation, Packet, Reply, ReplyError, check, code, commands, pack, translate
-from canvasbus.transport.scripts import ONCE
+from canvasbus.transport.scripts import FENCE_SECONDS, ONCE
 from canvasbus.wire.keys import LATER_INBOX, Keys
 from canvasbus.wire.marks import WINDOW_SECONDS, window_ms
 from canvasbus.wire.outgoing import Outgoing
@@ -210,7 +209,7 @@ class _MarkedSender(FencedSender):
             if answer[:1] == b"-":
                 what = f"publish {item.type} to {self.keys.stream(item.type).decode()}"
                 error = translate(ReplyError(answer[1:].decode("utf-8", "replace")), what, kind="stream")
-                results.append(error)  # type: ignore[arg-type]
+                results.append(error)
                 refused += 1
                 continue
             results.append(answer[1:])

@@ -94,7 +94,8 @@ class Producer:
     """Publishes events from threads, in the background. Safe in threads, signal handlers, forks and `__del__`.
 
     `url`: redis://, rediss://, unix://, redis+sentinel://HOST,HOST/MASTER, memory://NAME (shared in the process) or
-    off://; None: the environment variable CANVASBUS_URL, or the file that CANVASBUS_URL_FILE names. `source` says who publishes. `partitions` must be the same number in every process.
+    off://; None: the environment variable CANVASBUS_URL, or the file that CANVASBUS_URL_FILE names. `source` says who
+    publishes. `partitions` must be the same number in every process.
 
     `buffer_bytes` (encoded) may wait for the server. When they are full, `when_full` decides:
 
@@ -271,7 +272,8 @@ class Producer:
     ) -> list[UUID]:
         """Queue events in order and return their ids; at half the price of `publish` for many of one type.
 
-        `dedupe_key`: makes the key of each. Raises as `publish` does, at the first event that cannot be published; those before it are queued.
+        `dedupe_key`: makes the key of each. Raises as `publish` does, at the first event that cannot be published; those
+        before it are queued.
         """
         if self._spans is not None:
             with self._spans.many(events) as counted:
@@ -336,7 +338,8 @@ class Producer:
     def close(self, timeout: float | None = None) -> bool:
         """Flush, then end the thread and the connection. Events that did not make it are dropped and counted.
 
-        With a spool they stay there for the next Producer. Returns what `flush` would. Publishing afterwards raises BufferFull; closing again returns the same.
+        With a spool they stay there for the next Producer. Returns what `flush` would. Publishing afterwards raises
+        BufferFull; closing again returns the same.
         """
         sender = self._sender
         if sender is None:
@@ -448,6 +451,8 @@ def _sender_to(
 
     if not url.startswith("memory://"):
         import redis
+
+        from canvasbus.transport import remote_threads  # noqa: F401  what the thread connects with
 
         redis.Connection()  # type: ignore[no-untyped-call]  # opens nothing, but looks its own version up, which imports a parser of e-mails
     server = open_server(url)

@@ -17,6 +17,7 @@ import trio
 
 from canvasbus.contract.event import Event
 from canvasbus.errors import BufferFull, CanvasbusError, ContractError, TransportError, Unavailable
+from canvasbus.produce.buffer import BATCH_BYTES, BATCH_EVENTS, BUFFER_BYTES
 from canvasbus.produce.fenced import Result
 from canvasbus.produce.once import Dedupe, PartitionSender
 from canvasbus.transport.link import Link
@@ -26,12 +27,8 @@ from canvasbus.wire.keys import LATER_INBOX, Keys, partition_of
 from canvasbus.wire.outgoing import Alike, Outgoing, sizes_of
 from canvasbus.wire.traceparent import current as current_trace
 
-BATCH_EVENTS = 500
 GATHER_EVENTS = 128
 """Single publishes in a batch, at most: while the server works on one half of many tasks, the other half encodes."""
-BATCH_BYTES = 1024 * 1024
-BUFFER_BYTES = 64 * 1024 * 1024
-"""Encoded bytes that may wait for the server, by default."""
 
 _STORED = {bytes}
 _current_task = trio.lowlevel.current_task

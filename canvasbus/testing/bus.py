@@ -281,7 +281,8 @@ class TestBus:
         """What is to be done, line by line."""
         lines = ["  the server is away (outage)"] if self._away else []
         lines += [f"  {process.name}: is starting" for process in self._everybody if not process.ready]
-        lines += [f"  {self._publishing} calls of publish wait"] if self._publishing else []
+        calls = "call of publish waits" if self._publishing == 1 else "calls of publish wait"
+        lines += [f"  {self._publishing} {calls}"] if self._publishing else []
         return lines + unsettled.entries(self._eyes.unfinished(self._groups()), self._eyes, self._notebook)
 
     # --- trouble -------------------------------------------------------------------------------------------------

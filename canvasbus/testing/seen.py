@@ -9,10 +9,11 @@ from uuid import UUID
 from canvasbus.consume.handlers import Worker
 from canvasbus.contract.event import Event
 from canvasbus.errors import DecodeError
+from canvasbus.ids import id_order
 from canvasbus.operate import deadletter
 from canvasbus.operate.redrive import portions, redrive
 from canvasbus.operate.tail import Tail
-from canvasbus.operate.topics import id_order, topic_keys
+from canvasbus.operate.topics import topic_keys
 from canvasbus.transport.blocking import BlockingLink
 from canvasbus.transport.resp import ReplyError, pairs
 from canvasbus.wire import later

@@ -47,7 +47,7 @@ def _state(one: Unfinished, run: Run | None, notebook: Notebook) -> str:
         return "has not been read" if one.owner is None else f"is in the hands of {one.owner}, not begun"
     last = attempts[-1].error
     said = "returned" if last is None else f"raised {type(last).__name__}: {last}"
-    return f"waits; it has run {len(attempts)} times, and at last {said}"
+    return f"waits; it has run {'once' if len(attempts) == 1 else f'{len(attempts)} times'}, and at last {said}"
 
 
 def _short(event: Event | None, one: Unfinished) -> str:

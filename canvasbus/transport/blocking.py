@@ -6,9 +6,7 @@ from typing import TypeVar
 
 from canvasbus.errors import TransportError, Unavailable
 from canvasbus.transport.resp import Operation, Packet, Pause, Reply, command, is_demoted
-from canvasbus.transport.server import BlockingConnection, Server
-
-REPLY_TIMEOUT = 5.0
+from canvasbus.transport.server import REPLY_TIMEOUT, BlockingConnection, Server
 
 T = TypeVar("T")
 

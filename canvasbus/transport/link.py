@@ -24,10 +24,7 @@ import trio
 
 from canvasbus.errors import TransportError, Unavailable
 from canvasbus.transport.resp import UNASKED, Operation, Packet, Pause, Reply, command, is_demoted
-from canvasbus.transport.server import Connection, Server
-
-REPLY_TIMEOUT = 5.0
-"""Seconds without an answer after which the server counts as away."""
+from canvasbus.transport.server import REPLY_TIMEOUT, Connection, Server
 
 T = TypeVar("T")
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import hiredis
 
-from canvasbus.errors import Refused, Unavailable
+from canvasbus.errors import Refused, TransportError, Unavailable
 
 Reply = Any
 """bytes, int, None, a list of replies, or a ReplyError."""
@@ -127,7 +127,7 @@ def is_demoted(replies: list[Reply]) -> bool:
     return False
 
 
-def translate(error: ReplyError, doing: str, *, kind: str = "") -> Exception:
+def translate(error: ReplyError, doing: str, *, kind: str = "") -> TransportError:
     """Our error for an error reply. `doing` says what was tried, for the person who reads it; `kind` what the keys should
     hold, where all hold the same."""
     word, text = code(error), str(error)

@@ -1,6 +1,7 @@
 """What each role may do on the server: the least ACL, as data.
 
-    producer     `Producer` and `canvasbus publish`: adds events, reads streams only where a reply was lost
+    producer     `Producer` and `canvasbus publish`: adds events; reads where streams end, and on from there where a reply
+                 was lost
     worker       `canvasbus-worker` and every EventBus, which also fires timers: reads, settles, takes over from the dead
     operator     the commands of `canvasbus` that look and mend
 

@@ -14,6 +14,9 @@ from typing import Final
 
 from canvasbus.transport.resp import Operation, Packet, Reply, ReplyError, code, pack
 
+FENCE_SECONDS: Final = 7 * 24 * 3600
+"""How long a fence that was used, and the mark of a dead incarnation, are kept; no packet is late by a week."""
+
 
 class Script:
     """One Lua script."""
@@ -366,14 +369,14 @@ RELEASE: Final = Script(
 -- Hand entries back to a pool, then leave the group where we own nothing more. An entry that is gone from its stream
 -- is left pending: whoever reaps us tells.
 -- KEYS[1] our fence; KEYS[2] heartbeats; KEYS[3..] streams; the last one what the group's workers accept
--- ARGV[1] fence value held; [2] group; [3] consumer; [4] pool; [5] 1: also leave
+-- ARGV[1] fence value held; [2] group; [3] consumer; [4] pool; [5] 1: also leave; [6] seconds to keep the mark of the fence
 -- then (index of the stream in KEYS, entry id, delivery count to write or "")...
 -- Returns FENCED, or the number of entries handed back
 local fence = redis.call('GET', KEYS[1]) or '0'
 if fence ~= ARGV[1] then return redis.status_reply('FENCED') end
 local group, consumer, pool = ARGV[2], ARGV[3], ARGV[4]
 local moved = 0
-for at = 6, #ARGV, 3 do
+for at = 7, #ARGV, 3 do
   local stream, id, tries = KEYS[tonumber(ARGV[at])], ARGV[at + 1], ARGV[at + 2]
   local rows = redis.pcall('XPENDING', stream, group, id, id, 1, consumer)
   if not rows.err and #rows == 1 and #redis.call('XRANGE', stream, id, id) > 0 then
@@ -401,7 +404,7 @@ if ARGV[5] == '1' then
     redis.call('HDEL', KEYS[2], consumer)
     redis.pcall('HDEL', KEYS[#KEYS], consumer)
     if fence ~= '0' then  -- a lost copy of a settle may still come: deleting the key would let it in
-      redis.call('SET', KEYS[1], 'dead', 'EX', 604800)
+      redis.call('SET', KEYS[1], 'dead', 'EX', ARGV[6])
     end
   end
 end

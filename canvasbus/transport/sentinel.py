@@ -15,13 +15,16 @@ there meanwhile is lost with it: that is what durability="replicated" is for.
 """
 
 from collections.abc import Generator
-
-import trio
+from typing import TYPE_CHECKING
 
 from canvasbus.errors import Refused, TransportError, Unavailable
 from canvasbus.transport.address import Address, place
-from canvasbus.transport.remote import RemoteBlockingConnection, RemoteConnection, RemoteServer
+from canvasbus.transport.remote import RemoteServer
 from canvasbus.transport.resp import Packet, Reply, ReplyError, command
+
+if TYPE_CHECKING:
+    from canvasbus.transport.remote_threads import RemoteBlockingConnection
+    from canvasbus.transport.remote_trio import RemoteConnection
 
 SENTINEL_TIMEOUT = 1.0
 """Seconds for a sentinel to let us in, and as many to answer: there are others to ask."""
@@ -99,7 +102,7 @@ class SentinelServer:
         address = self._address.sentinel(number)
         return RemoteServer(address, name=place(address.host, address.port), timeout=SENTINEL_TIMEOUT)
 
-    async def connect(self) -> RemoteConnection:
+    async def connect(self) -> "RemoteConnection":
         search = self._search()
         ask = next(search)
         while True:
@@ -118,7 +121,7 @@ class SentinelServer:
                 if not found:
                     await connection.aclose()
 
-    def connect_blocking(self) -> RemoteBlockingConnection:
+    def connect_blocking(self) -> "RemoteBlockingConnection":
         search = self._search()
         ask = next(search)
         while True:
@@ -143,7 +146,9 @@ class SentinelServer:
         return f"<SentinelServer {self.name}>"
 
 
-async def _ask(server: RemoteServer, packet: Packet) -> tuple[RemoteConnection, Reply]:
+async def _ask(server: RemoteServer, packet: Packet) -> "tuple[RemoteConnection, Reply]":
+    import trio  # here: threads find their master without it
+
     connection = await server.connect()
     try:
         with trio.move_on_after(server.timeout):

@@ -7,6 +7,9 @@ from typing import Protocol
 
 from canvasbus.transport.resp import Reply
 
+REPLY_TIMEOUT = 5.0
+"""Seconds without an answer after which a server counts as away."""
+
 
 class Connection(Protocol):
     """One ordered pipe for trio code, handshake done. One task sends, one task receives; both may be the same.

@@ -75,7 +75,7 @@ class Keys:
         self.topics = self._key("topics")
         """Set of the type names that have a stream here."""
         self.groups = self._key("groups")
-        """Hash: declared group → JSON of what it subscribes to and since when."""
+        """Hash: declared group → JSON of the types and globs that it reads, and whether it is one process's own."""
         self.meta = self._key("meta")
         """Hash of facts that all processes must agree on; `partitions` in partition 0."""
 
@@ -141,7 +141,7 @@ class Keys:
 
     @property
     def maintainer(self) -> bytes:
-        """The lease of the one bus that fires timers and trims."""
+        """The lease of the one bus that fires timers, trims, and removes what killed instances left."""
         return self._key("maintainer")
 
     @property
@@ -176,7 +176,8 @@ class Keys:
         return self._key("once", hex_id)
 
     def done(self, group: str, hex_id: str) -> bytes:
-        """The mark of an event that a group is to handle once, and has: stream and entry id under which it did."""
+        """The mark of an event that a group is to handle once, and has: the id of the entry under which it did, behind ~
+        that of a redriven one."""
         return self._key("done", group, hex_id)
 
     @property

@@ -1,7 +1,8 @@
 """Marks: what has been done with an event's id, kept for a while.
 
     once:<id>           a publisher stored the event; holds the entry id that it got (behind ~: in the inbox)
-    done:<group>:<id>   a group handled the event to its effect; holds under which entry, stream and id
+    done:<group>:<id>   a group handled the event to its effect; holds the id of the entry under which it did (behind ~: of
+                        a redriven one, whose stream counts for itself)
 
 The key by which a double is known is always the id of the event, nothing else. A `dedupe_key` only makes the id: uuid5 of
 type and key, so the same key is the same event in every process and after every restart, for handlers too, who may keep

@@ -80,7 +80,7 @@ def test_trimming_once(run: Run, eyes: Eyes) -> None:
     eyes.call("XGROUP", "CREATE", eyes.stream(), "framers", "0")
     eyes.call("HSET", eyes.keys.groups, "framers", json.dumps({"types": ["painting.made"], "globs": []}))
     run("retention", "set", "*", "--max-length", "10")
-    assert run("retention", "trim").err == "0 entries removed from 1 streams\n" and eyes.count("painting.made") == 30
+    assert run("retention", "trim").err == "0 entries removed from 1 stream\n" and eyes.count("painting.made") == 30
     eyes.call("XREADGROUP", "GROUP", "framers", "me", "NOACK", "COUNT", 25, "STREAMS", eyes.stream(), ">")
     assert "20 entries removed" in run("retention", "trim").err
     assert eyes.count("painting.made") == 10

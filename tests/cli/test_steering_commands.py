@@ -128,10 +128,10 @@ def test_a_group_in_use_is_moved_only_when_paused(run: Run, filled: Eyes) -> Non
     """Entries that are pending, or workers that run, are a reason to pause it first; then it is moved and stays paused."""
     hold(filled)
     run("groups", "reset", "framers", "--to", "earliest", "--yes").failed(
-        1, "cannot be moved while 1 of its entries are pending", "`canvasbus groups pause framers` first"
+        1, "cannot be moved while 1 entry of it is pending", "`canvasbus groups pause framers` first"
     )
     filled.call("XREADGROUP", "GROUP", "framers", "w", "COUNT", 1, "STREAMS", filled.stream(), ">")
-    run("groups", "reset", "framers", "--to", "earliest", "--yes").failed(1, "while 1 of its workers runs")
+    run("groups", "reset", "framers", "--to", "earliest", "--yes").failed(1, "while 1 worker of it runs")
     assert run("groups", "pause", "framers").code == 0
     ran = run("groups", "reset", "framers", "--to", "earliest", "--yes")
     assert ran.code == 0 and "it is still paused" in ran.err

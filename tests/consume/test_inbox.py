@@ -380,6 +380,7 @@ async def test_a_server_without_memory(make_server: Any, kind: str, namespace: s
 
 
 async def test_a_group_that_is_forgotten_takes_its_marks_along(any_url: str, namespace: str, eyes: Eyes) -> None:
+    """Nothing stays behind that would make a later group of this name pass events by."""
     async with running(any_url, Framers().worker, namespace=namespace) as bus:
         await bus.publish_many([PaintingMade(number=n) for n in range(5)])
         await quiet(eyes)

@@ -12,12 +12,13 @@ from seeds import seeds
 from studio import Eyes, PaintingMade
 
 from canvasbus.errors import Refused
+from canvasbus.ids import id_order
 from canvasbus.operate import deadletter as dlq
 from canvasbus.operate import tail as tail_module
 from canvasbus.operate.deadletter import Filter, dead_letters
 from canvasbus.operate.entry import Entry, view
 from canvasbus.operate.tail import Tail
-from canvasbus.operate.topics import id_order, recorded_partitions, time_of, topics
+from canvasbus.operate.topics import recorded_partitions, time_of, topics
 from canvasbus.transport.blocking import BlockingLink
 from canvasbus.wire import deadletter
 from canvasbus.wire.codec import Codec

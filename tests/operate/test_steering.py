@@ -163,7 +163,7 @@ def test_a_group_whose_workers_run_is_not_forgotten(eyes: Eyes, link: BlockingLi
     """Told by what they do on the server, or by their heartbeat."""
     everything(eyes, "framers")
     read(eyes)
-    with pytest.raises(CanvasbusError, match="in use: 1 of its workers run"):
+    with pytest.raises(CanvasbusError, match="in use: 1 worker of it runs"):
         link.run(steering.forget([eyes.keys], "framers"))
     with pytest.raises(CanvasbusError, match="no group"):
         link.run(steering.forget([eyes.keys], "farmers"))

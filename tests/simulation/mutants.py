@@ -18,7 +18,19 @@ from typing import Any
 import pytest
 
 from canvasbus import ids
-from canvasbus.consume import breaker, dispatch, leaving, outcomes, runner, settle, state, subscription, sweep
+from canvasbus.consume import (
+    backoff,
+    breaker,
+    dispatch,
+    leaving,
+    outcomes,
+    runner,
+    settle,
+    state,
+    subscription,
+    sweep,
+    taking,
+)
 from canvasbus.consume.liveness import Watcher
 from canvasbus.produce import buffer, fenced, publisher, sender, spool, spooled
 from canvasbus.transport import group_scripts, link, scripts
@@ -38,6 +50,8 @@ class Mutant:
     wants: frozenset[str] = frozenset()
     classic: bool = False
     """One of the six that every event bus must be free of: half of the seeds must find it."""
+    patient: bool = False
+    """It shows when nothing is left to do: the run is not ended by the first thing that is wrong."""
 
     @contextmanager
     def planted(self) -> Iterator[None]:
@@ -235,6 +249,26 @@ MUTANTS = (
         "8",
         (words(state.StateStore, "load", "raise RetryLater(AWAY_SECONDS,", "raise Unavailable("),),
         frozenset({"state", "outage"}),
+    ),
+    Mutant(
+        "a server that is away is asked without a pause",
+        "8",
+        (
+            words(
+                backoff.ServerBackoff,
+                "next",
+                "seconds, self._seconds = self._seconds, min(self._seconds * 2, MOST_SECONDS)",
+                "seconds = 0.0",
+            ),
+        ),
+        frozenset({"outage"}),
+    ),
+    Mutant(
+        "idle workers never stop looking into the pools",
+        "8",
+        (words(taking.Taking, "run", "trio.sleep(SWEEP_SECONDS", "trio.sleep(0.02"),),
+        frozenset({"calm"}),
+        patient=True,
     ),
     Mutant(
         "nothing is handed back",

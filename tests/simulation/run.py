@@ -81,11 +81,11 @@ class Endless(BaseException):
 
 
 def simulate(seed: int, *, trace: bool = False, mutant: Mutant | None = None) -> Result:
-    """Run one seed and judge it, with a bug planted if there is one: then the first complaint ends it."""
+    """Run one seed and judge it, with a bug planted if there is one: then the first complaint ends it, as a rule."""
     if mutant is None:
         return _simulate(draw(seed), trace=trace, impatient=False)
     with mutant.planted():
-        return _simulate(draw(seed, wanted=mutant.wants), trace=trace, impatient=True)
+        return _simulate(draw(seed, wanted=mutant.wants), trace=trace, impatient=not mutant.patient)
 
 
 def _simulate(plan: Plan, *, trace: bool, impatient: bool) -> Result:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from canvasbus.errors import Refused, TransportError
 from canvasbus.transport.link import Link
-from canvasbus.transport.remote import RemoteConnection
+from canvasbus.transport.remote_trio import RemoteConnection
 from canvasbus.transport.resp import Packet, Reply, ReplyError, XaddHeads, commands, pack
 
 quick = settings(deadline=None, max_examples=60)

@@ -34,7 +34,8 @@ OF_ROLES = {  # which role runs the code of a folder or file; the longest that f
     "cli/cast.py": set(),
     "testing": set(),  # on servers of its own
     "transport": set(),
-    "transport/remote.py": {"producer", "worker", "operator"},
+    "transport/remote_threads.py": {"producer", "worker", "operator"},
+    "transport/remote_trio.py": {"producer", "worker", "operator"},
     "transport/sentinel.py": {"producer", "worker", "operator"},
 }
 IN_NO_ROLE = {
@@ -43,7 +44,10 @@ IN_NO_ROLE = {
     "config|get": "shows the server's passwords; doctor asks where it may",
     **dict.fromkeys(("xackdel", "xnack", "waitaof"), "tried by doctor, with no arguments"),
 }
-ONLY_ASYNC = {"client|id", "info"}  # remote.py: trio connections send these, which producers and operators have none of
+ONLY_ASYNC = {
+    "client|id",
+    "info",
+}  # remote_trio.py: its connections send these, which producers and operators have none of
 
 
 class Sent(ast.NodeVisitor):

@@ -62,7 +62,7 @@ class Bench:
     def release(self, consumer: str, *entries: tuple[int, bytes], leave: int = 0, fence: int = 0) -> Any:
         """Entries: (stream index, id). Keys: 3 stream, 4 other."""
         keys = [self.keys.fence(consumer), self.keys.beats(GROUP), self.stream, self.other, self.keys.accepts(GROUP)]
-        args: list[Any] = [fence, GROUP, consumer, FREE, leave]
+        args: list[Any] = [fence, GROUP, consumer, FREE, leave, 600]
         for entry in entries:
             args += (*entry, "")
         return self.link.run(RELEASE.call(keys, args))

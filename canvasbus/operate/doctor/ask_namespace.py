@@ -11,9 +11,10 @@ import msgspec
 
 from canvasbus.consume.instances import is_instance
 from canvasbus.errors import Refused
+from canvasbus.ids import id_order
 from canvasbus.operate.doctor.namespace import GroupFacts, NamespaceFacts, Owner, Reading, StreamFacts
 from canvasbus.operate.groups import without_life
-from canvasbus.operate.topics import id_order, recorded_partitions
+from canvasbus.operate.topics import recorded_partitions
 from canvasbus.operate.words import text
 from canvasbus.transport.resp import Argument, Operation, chunks, command, commands, pairs
 from canvasbus.wire import deadletter

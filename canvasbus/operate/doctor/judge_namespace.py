@@ -80,7 +80,9 @@ def _keys(facts: NamespaceFacts) -> Iterator[Finding]:
             "RENAME or DEL it: the bus makes it anew",
         )
     if len(facts.wrong) > 10:
-        yield Finding("error", "keys", f"and {len(facts.wrong) - 10:,} more keys hold another type than they should")
+        yield Finding(
+            "error", "keys", f"and {count(len(facts.wrong) - 10, 'more key')} of another type than they should be"
+        )
     if facts.foreign:
         yield Finding(
             "note",
@@ -108,7 +110,7 @@ def _topics(facts: NamespaceFacts) -> Iterator[Finding]:
         yield Finding("error", "full", f"topic {topic}: {full}; {outcome}", topic=topic)
     if not entries:
         return
-    total = f"{count(len(entries), 'topic')} with {sum(entries.values()):,} entries"
+    total = f"{count(len(entries), 'topic')} with {count(sum(entries.values()), 'entry')}"
     yield Finding(_level(facts), "topics", total, estimate=not facts.complete)
     unread = [topic for topic in sorted(entries) if topic not in read | OWN_TYPES and entries[topic]]
     if unread and not facts.refused & {"XINFO GROUPS", "HGETALL"}:

@@ -11,7 +11,7 @@ from canvasbus.consume.subscription import READ_COUNT
 from canvasbus.errors import TransportError
 from canvasbus.operate.doctor.finding import Finding, Level
 from canvasbus.operate.doctor.server import ServerFacts
-from canvasbus.operate.words import size
+from canvasbus.operate.words import count, size
 from canvasbus.transport.address import Address
 
 CLOCK_SECONDS = 2.0
@@ -168,7 +168,7 @@ def _durability(facts: ServerFacts) -> Iterator[Finding]:
             how = f"snapshots only (save {saves})" if saves else "no append-only file, snapshots at best"
             found = (
                 f"{how}: a crash of the server or a power cut loses every event since the last snapshot, acknowledged or "
-                f"not; {changes:,} changes are at stake now"
+                f"not; {count(changes, 'change')} {'is' if changes == 1 else 'are'} at stake now"
             )
     elif fsync == "always":
         level, found, advice = "ok", f"appendfsync always: {crash}, and a power cut", ""
@@ -244,13 +244,12 @@ def _replication(facts: ServerFacts) -> Iterator[Finding]:
         yield Finding(
             "error",
             "replication",
-            f"min-replicas-to-write {wanted}, but {good} of {replicas} replicas keep up: writes are refused",
+            f"min-replicas-to-write {wanted}, but {good} of {count(replicas, 'replica')} keep up: writes are refused",
             "bring the replicas back, or lower min-replicas-to-write",
         )
     elif not replicas:
         yield Finding("ok", "replication", "a master without replicas: when its machine is lost, so is what is on it")
     else:
-        s = "s" if replicas > 1 else ""
         if wanted:
             lost = f"; at most {lag} s of events are at stake, since min-replicas-to-write is {wanted}"
             advice = "for events that may not be lost, publish with durability='replicated'"
@@ -262,7 +261,7 @@ def _replication(facts: ServerFacts) -> Iterator[Finding]:
         yield Finding(
             "note",
             "replication",
-            f"{replicas} replica{s}, asynchronous: a failover loses the last acknowledged events, those that no replica "
+            f"{count(replicas, 'replica')}, asynchronous: a failover loses the last acknowledged events, those that no replica "
             f"had yet{lost}",
             advice,
         )
@@ -277,7 +276,7 @@ def _eviction(facts: ServerFacts) -> Iterator[Finding]:
         what = (
             "streams with their groups" if policy.startswith("allkeys") else "state, fences and leases, which expire,"
         )
-        already = f"; it has removed {evicted:,} keys since it started" if evicted else ""
+        already = f"; it has removed {count(evicted, 'key')} since it started" if evicted else ""
         yield Finding(
             "error",
             "eviction",
@@ -285,7 +284,8 @@ def _eviction(facts: ServerFacts) -> Iterator[Finding]:
             "CONFIG SET maxmemory-policy noeviction, and the same in the server's configuration file",
         )
     else:
-        already = f" ({evicted:,} keys were evicted under another policy since it started)" if evicted else ""
+        were = "was" if evicted == 1 else "were"
+        already = f" ({count(evicted, 'key')} {were} evicted under another policy since it started)" if evicted else ""
         yield Finding("note" if evicted else "ok", "eviction", f"noeviction: a full server refuses writes{already}")
 
 

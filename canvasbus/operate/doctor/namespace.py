@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from canvasbus.operate.topics import id_order
+from canvasbus.ids import id_order
 from canvasbus.transport.resp import Reply, ReplyError, code
 from canvasbus.wire.deadletter import DeadLetterRecord
 from canvasbus.wire.retention import Full

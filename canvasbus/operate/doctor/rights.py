@@ -4,10 +4,10 @@ from collections.abc import Iterator, Sequence
 
 from canvasbus.errors import Refused, TransportError
 from canvasbus.operate.doctor.finding import Finding
-from canvasbus.transport.blocking import REPLY_TIMEOUT, BlockingLink
+from canvasbus.transport.blocking import BlockingLink
 from canvasbus.transport.resp import ReplyError, code, commands
 from canvasbus.transport.rights import RIGHTS, Right, denied, words
-from canvasbus.transport.server import BlockingConnection
+from canvasbus.transport.server import REPLY_TIMEOUT, BlockingConnection
 from canvasbus.wire.keys import Keys
 
 # Who may do this is meant to play the role: then what else is missing is a mistake.
