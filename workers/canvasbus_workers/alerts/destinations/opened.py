@@ -1,0 +1,155 @@
+"""Destinations while a worker runs: their secrets read, their clients open."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import AsyncExitStack
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from canvasbus import clock
+from canvasbus.errors import ConfigError
+from canvasbus.worker import Reject, RetryLater
+from canvasbus_workers.alerts.destinations import alertmanager, slack, webhook
+from canvasbus_workers.alerts.destinations.answer import judge
+from canvasbus_workers.alerts.destinations.guard import Allow
+from canvasbus_workers.alerts.destinations.message import Make
+from canvasbus_workers.alerts.destinations.secret import Secret, from_environment, from_file, one_of
+from canvasbus_workers.alerts.destinations.settings import Alertmanager, Http, Settings, Slack, Webhook, check_url
+from canvasbus_workers.alerts.notification import Gone, Notification
+
+if TYPE_CHECKING:
+    from canvasbus_workers.alerts.destinations.http import Client, Network
+
+
+class Posted:
+    """One destination."""
+
+    def __init__(self, name: str, kind: str, make: Make, client: "Client", settings: Http) -> None:
+        self.name, self.client = name, client
+        self._kind, self._make = kind, make
+        self._max_retry_after = settings.max_retry_after
+        self._counts: Counter[str] = Counter()
+
+    def __repr__(self) -> str:
+        return f"<{self._kind} {self.name}: {dict(self._counts)}>"
+
+    def statistics(self) -> dict[str, int]:
+        """How many notifications it has taken, and by what the others failed."""
+        return {word: self._counts[word] for word in ("taken", *_WORDS.values(), "undelivered")}
+
+    async def send(self, notification: Notification) -> None:
+        """Tell it. Raises Reject, RetryLater, Gone, or Undelivered, each with the destination's name and no secret."""
+        message = self._make(notification)
+        try:
+            answer = await self.client.post(message.headers, message.body)
+            judge(
+                self.name,
+                answer.status,
+                answer.headers,
+                answer.said,
+                now=clock.now(),
+                max_retry_after=self._max_retry_after,
+            )
+        except Exception as error:
+            self._counts[_WORDS.get(type(error), "undelivered")] += 1
+            raise
+        self._counts["taken"] += 1
+
+
+_WORDS: Mapping[type[Exception], str] = {Reject: "rejected", RetryLater: "delayed", Gone: "gone"}
+
+
+class Destinations(Mapping[str, Posted]):
+    """All destinations, by name; open them for as long as the worker runs:
+
+    async with Destinations(read(table)) as destinations:
+        await destinations["ops"].send(notification)
+    """
+
+    def __init__(
+        self, settings: Mapping[str, Settings], *, file: str = "canvasbus.toml", network: "Network | None" = None
+    ):
+        """Reads the secrets. `network`: how to look up and connect, for tests.
+
+        Raises ConfigError, one line, when a secret is not there or is none, or httpx2 is not installed."""
+        self._opened = {
+            name: _open(name, one, f"{file}: [workers.alerts.destinations.{name}]", network)
+            for name, one in settings.items()
+        }
+        self._stack = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        for one in self._opened.values():
+            await self._stack.enter_async_context(one.client)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._stack.__aexit__(kind, error, trace)
+
+    def __getitem__(self, name: str) -> Posted:
+        return self._opened[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._opened)
+
+    def __len__(self) -> int:
+        return len(self._opened)
+
+    def __repr__(self) -> str:
+        return f"Destinations({', '.join(map(repr, self._opened.values()))})"
+
+    def statistics(self) -> dict[str, dict[str, int]]:
+        """Those of each destination."""
+        return {name: one.statistics() for name, one in self._opened.items()}
+
+
+def _open(name: str, settings: Settings, place: str, network: "Network | None") -> Posted:
+    try:
+        from canvasbus_workers.alerts.destinations.http import Client
+    except ImportError as error:
+        raise ConfigError(f"{place}: needs {error.name}: pip install 'canvasbus[alerts]'") from None
+    url = one_of(place, "url", settings.url, settings.url_file, settings.url_env)
+    assert url is not None  # read() has seen to that
+    check_url(settings, url, place)
+    proxy = one_of(place, "proxy", settings.proxy, settings.proxy_file, settings.proxy_env)
+    key: Secret | None = None
+    make: Make
+    match settings:
+        case Slack():
+            make = slack.make
+        case Webhook():
+            make = webhook.maker(name, settings.body, _keys(settings, place))
+        case Alertmanager():
+            make = alertmanager.maker(settings.hold)
+            url = Secret(alertmanager.endpoint(url.reveal()))
+    if isinstance(settings, Webhook | Alertmanager):
+        key = one_of(place, "authorization", None, settings.authorization_file, settings.authorization_env)
+    if key is not None and not _fits_a_header(key):
+        raise ConfigError(f"{place}: the authorization does not fit into a header: one line of ASCII is wanted")
+    client = Client(
+        name, place, url, allow=Allow.of(settings.allow), timeout=settings.timeout, ca_file=settings.ca_file, proxy=proxy,
+        authorization=key, network=network,
+    )  # fmt: skip
+    return Posted(name, type(settings).__name__, make, client, settings)
+
+
+def _keys(settings: Webhook, place: str) -> list[webhook.Key]:
+    found: list[tuple[str, Secret]] = []
+    for path in settings.secret_files:
+        found.append((f"secret_files: {path}", from_file(f"{place}: secret_files", path)))
+    for variable in settings.secret_envs:
+        found.append((f"secret_envs: {variable}", from_environment(f"{place}: secret_envs", variable)))
+    keys = []
+    for where, secret in found:
+        try:
+            keys.append(webhook.Key(secret))
+        except ValueError as error:
+            raise ConfigError(f"{place}: {where} {error}") from None
+    return keys
+
+
+def _fits_a_header(secret: Secret) -> bool:
+    text = secret.reveal()
+    return text.isascii() and text.isprintable()
