@@ -4,6 +4,7 @@ import ssl
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -56,9 +57,7 @@ class Server:
     port: int = 0
 
     async def start(self, nursery: trio.Nursery) -> "Server":
-        listeners = await nursery.start(
-            lambda task_status: trio.serve_tcp(self._serve, 0, host="127.0.0.1", task_status=task_status)
-        )
+        listeners = await nursery.start(partial(trio.serve_tcp, self._serve, 0, host="127.0.0.1"))
         self.port = listeners[0].socket.getsockname()[1]
         return self
 
@@ -93,6 +92,18 @@ class Server:
         if not data:
             raise EOFError
         return bytes(data)
+
+
+async def speaking_first(nursery: trio.Nursery) -> int:
+    """The port of a server that knows no TLS and says so at once."""
+
+    async def shout(stream: trio.SocketStream) -> None:
+        await stream.send_all(b"HTTP/1.1 400 No\r\n\r\n")
+
+    start = partial(trio.serve_tcp, shout, 0, host="127.0.0.1")
+    listeners = await nursery.start(start)
+    port: int = listeners[0].socket.getsockname()[1]
+    return port
 
 
 def answering(status: int, body: bytes = b"", **headers: str) -> Callable[[trio.abc.Stream], Awaitable[None]]:

@@ -6,7 +6,7 @@ from email.utils import format_datetime
 import pytest
 
 from canvasbus.worker import Reject, RetryLater
-from canvasbus_workers.alerts.destinations.answer import Undelivered, judge, retry_after
+from canvasbus_workers.alerts.destinations.answer import Undelivered, judge, retry_after, shown
 from canvasbus_workers.alerts.notification import Gone
 
 NOW = datetime(2026, 11, 26, 12, 0, tzinfo=UTC)
@@ -14,9 +14,8 @@ NOW = datetime(2026, 11, 26, 12, 0, tzinfo=UTC)
 
 def verdict(status: int, said: str = "", retry: str | None = None) -> Exception | None:
     """The exception; None: taken."""
-    headers = {} if retry is None else {"retry-after": retry}
     try:
-        judge("ops", status, headers, said, now=NOW, max_retry_after=900)
+        judge("ops", status, retry or "", said, now=NOW, max_retry_after=900)
     except Exception as error:
         return error
     return None
@@ -84,3 +83,24 @@ def test_a_503_that_says_nothing_counts_as_a_failure() -> None:
 def test_retry_after_reads_anything(text: str) -> None:
     """What is neither seconds nor a date says nothing."""
     assert retry_after(text, NOW) == (26 if text == "26" else None)
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        (b"invalid_payload", "invalid_payload"),
+        (b" two\r\nlines\x1b[31m ", "two lines [31m"),
+        (b"x" * 500, "x" * 119 + "…"),
+        (b"\x1f\x8b\x08\x00\xff\xfe", ""),
+        (b"", ""),
+        (b"Cannot POST /services/T0/B0/sesame-opens", "its text repeats a secret and is not shown"),
+        (b"no such path: B0/sesame-op...", "its text repeats a secret and is not shown"),
+        (b'{"path":"\\/services\\/T0\\/B0\\/ses"}', "its text repeats a secret and is not shown"),
+        (b"%2Fservices%2FT0%2FB0%2Fses", "its text repeats a secret and is not shown"),
+        (b"bad key Bearer sesame", "its text repeats a secret and is not shown"),
+        (b"\xff services/T0/B0/sesame-opens", "its text repeats a secret and is not shown"),
+    ],
+)
+def test_what_an_answer_says_is_told_where_it_repeats_no_secret(body: bytes, told: str) -> None:
+    """Many servers put the path, which is the secret, into the page of a 404."""
+    assert shown(body, "services/T0/B0/sesame-opens", "Bearer sesame", "") == told

@@ -1,4 +1,4 @@
-"""What an answer of a destination means. Pure: status, headers and text in, nothing or an error out.
+"""What an answer of a destination means. Pure: status, Retry-After and text in, nothing or an error out.
 
 2xx                 taken
 3xx                 Reject: a redirect is not followed, since whoever sends it would choose the address
@@ -9,27 +9,27 @@ any other           Reject: the same request will be refused again
 """
 
 import math
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
 from canvasbus.worker import Reject, RetryLater
+from canvasbus_workers.alerts.destinations.secret import repeats
 from canvasbus_workers.alerts.notification import Gone
 
 SOON = 1.0
 """Seconds: the shortest wait, for those who say "after 0 seconds" and for dates that are past."""
 UNSAID = 30.0
 """Seconds after which to come again when a 429 does not say it."""
+SHOWN = 120
+"""Characters of an answer that are told."""
 
 
 class Undelivered(Exception):
     """It was not delivered, or nobody knows, and it may pass: no answer in time, refused connections, 5xx."""
 
 
-def judge(
-    name: str, status: int, headers: Mapping[str, str], said: str, *, now: datetime, max_retry_after: float
-) -> None:
-    """Return when the notification was taken. `name`: of the destination. `headers`: names in lower case. `said`: text of
+def judge(name: str, status: int, wait: str, said: str, *, now: datetime, max_retry_after: float) -> None:
+    """Return when the notification was taken. `name`: of the destination. `wait`: the header Retry-After. `said`: text of
     the answer that may be shown.
 
     Raises Reject, RetryLater, Gone or Undelivered."""
@@ -38,9 +38,9 @@ def judge(
         return
     if status == 410:
         raise Gone(f"{told}: it does not exist any more")
-    wait = retry_after(headers.get("retry-after", ""), now)
-    if status == 429 or (status == 503 and wait is not None):
-        after = min(max(UNSAID if wait is None else wait, SOON), max_retry_after)
+    seconds = retry_after(wait, now)
+    if status == 429 or (status == 503 and seconds is not None):
+        after = min(max(UNSAID if seconds is None else seconds, SOON), max_retry_after)
         raise RetryLater(after, f"{told}: again in {after:g} s")
     if status in (408, 425) or status >= 500:
         raise Undelivered(told)
@@ -62,3 +62,14 @@ def retry_after(text: str, now: datetime) -> float | None:
     except (ValueError, TypeError, IndexError, OverflowError):
         return None
     return ((when if when.tzinfo else when.replace(tzinfo=UTC)) - now).total_seconds()
+
+
+def shown(body: bytes, *secrets: str) -> str:
+    """What of the body of an error is told: its beginning in one line, where it is text and repeats no secret."""
+    text = body.decode("utf-8", "replace").strip()
+    if repeats(text, *secrets):
+        return "its text repeats a secret and is not shown"
+    if "\ufffd" in text:
+        return ""
+    line = " ".join("".join(one if one.isprintable() else " " for one in text).split())
+    return line if len(line) <= SHOWN else line[: SHOWN - 1] + "…"

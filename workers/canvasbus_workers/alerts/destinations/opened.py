@@ -18,7 +18,8 @@ from canvasbus_workers.alerts.destinations.settings import Alertmanager, Http, S
 from canvasbus_workers.alerts.notification import Gone, Notification
 
 if TYPE_CHECKING:
-    from canvasbus_workers.alerts.destinations.http import Client, Network
+    from canvasbus_workers.alerts.destinations.dial import Network
+    from canvasbus_workers.alerts.destinations.http import Client
 
 
 class Posted:
@@ -45,7 +46,7 @@ class Posted:
             judge(
                 self.name,
                 answer.status,
-                answer.headers,
+                answer.retry_after,
                 answer.said,
                 now=clock.now(),
                 max_retry_after=self._max_retry_after,
