@@ -41,6 +41,7 @@ def about(**changes: Any) -> Notification:
 class Request:
     """One that came in."""
 
+    method: str
     target: str
     headers: Mapping[str, str]
     body: bytes
@@ -76,9 +77,9 @@ class Server:
             head, _, body = read.partition(b"\r\n\r\n")
             first, *lines = head.decode().split("\r\n")
             headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines)}
-            while len(body) < int(headers["content-length"]):
+            while len(body) < int(headers.get("content-length", 0)):
                 body += await self._some(stream)
-            self.requests.append(Request(first.split()[1], headers, body))
+            self.requests.append(Request(*first.split()[:2], headers, body))
             self.arrived.set()
             await self.script(stream)
         except (trio.BrokenResourceError, EOFError):

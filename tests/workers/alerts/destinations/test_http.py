@@ -37,7 +37,7 @@ async def test_an_answer_of_success_is_all_that_is_needed(nursery: trio.Nursery)
     server = await Server(answering(204)).start(nursery)
     destinations = await tell({"kind": "webhook", "url": server.url, **LOCAL})
     (request,) = server.requests
-    assert request.target == "/hook"
+    assert (request.method, request.target) == ("POST", "/hook")
     assert request.headers["host"] == f"127.0.0.1:{server.port}"
     assert destinations.statistics()["ops"]["taken"] == 1
 
@@ -393,6 +393,37 @@ async def test_a_proxy_of_the_settings_is_used(nursery: trio.Nursery, monkeypatc
     (request,) = proxy.requests
     assert request.target == "http://ops.example/x"
     assert request.headers["proxy-authorization"] == "Basic bWlhOmhpZGRlbg=="
+
+
+async def test_a_tunnel_through_a_proxy(nursery: trio.Nursery, authority: trustme.CA, tmp_path: Path) -> None:
+    """https goes through it unread: the certificate is that of the destination. And what a proxy refuses may pass."""
+    server = await Server(answering(200), tls(authority, "ops.example")).start(nursery)
+
+    async def pump(source: trio.abc.Stream, target: trio.abc.Stream) -> None:
+        with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+            while data := await source.receive_some():
+                await target.send_all(data)
+            await trio.aclose_forcefully(target)
+
+    async def connect(stream: trio.abc.Stream) -> None:
+        behind = await trio.open_tcp_stream("127.0.0.1", server.port)
+        await stream.send_all(b"HTTP/1.1 200 Connected\r\n\r\n")
+        async with behind, trio.open_nursery() as pumps:
+            pumps.start_soon(pump, stream, behind)
+            pumps.start_soon(pump, behind, stream)
+
+    proxy = await Server(connect).start(nursery)
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    settings = {
+        "kind": "webhook", "url": "https://ops.example/x", "proxy": f"http://127.0.0.1:{proxy.port}",
+        "ca_file": str(tmp_path / "ca.pem"),
+    }  # fmt: skip
+    await tell(settings)
+    assert (proxy.requests[0].method, proxy.requests[0].target) == ("CONNECT", "ops.example:443")
+    assert len(server.requests) == 1
+    proxy.script = answering(403, b"forbidden")
+    with pytest.raises(Undelivered, match=r"^ops: the proxy refuses$"):
+        await tell(settings)
 
 
 async def test_many_at_once(nursery: trio.Nursery) -> None:

@@ -1,5 +1,6 @@
 """Tables of destinations: what is read, and what is refused with one line that says what to do."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -126,3 +127,20 @@ def test_what_is_missing_is_told_at_start(
         Destinations(read({"ops": {"kind": "webhook", **more}}))
     assert str(caught.value).startswith(f"{PLACE}: {said}")
     assert "sesame" not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["https://am.example/?x=1", "https://am.example/#/alerts"])
+def test_the_url_of_an_alertmanager_is_its_front_page(url: str) -> None:
+    """As copied from a browser it would lead nowhere."""
+    with pytest.raises(ConfigError, match="that of Alertmanager's front page, without"):
+        Destinations(read({"am": {"kind": "alertmanager", "url": url}}))
+
+
+def test_without_httpx2_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The extra is needed by those alone who have destinations."""
+    for name in ("http", "dial"):
+        monkeypatch.delitem(sys.modules, f"canvasbus_workers.alerts.destinations.{name}", raising=False)
+    monkeypatch.setitem(sys.modules, "httpcore2", None)
+    assert list(Destinations({})) == []
+    with pytest.raises(ConfigError, match=r"needs httpcore2: pip install 'canvasbus\[alerts\]'$"):
+        Destinations(read({"ops": {"kind": "slack", "url": URL}}))

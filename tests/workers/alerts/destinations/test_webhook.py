@@ -16,7 +16,7 @@ from workers.alerts.destinations.serving import LOCAL, Request, Server, about, a
 from canvasbus import clock
 from canvasbus_workers.alerts.destinations.alert import fingerprint, webhook_body
 from canvasbus_workers.alerts.destinations.secret import Secret
-from canvasbus_workers.alerts.destinations.webhook import Key, maker, signed
+from canvasbus_workers.alerts.destinations.webhook import Key, form, signed
 
 OLD, NEW, STRANGE = ("whsec_" + base64.b64encode(bytes([number]) * 32).decode() for number in (1, 2, 3))
 
@@ -81,11 +81,11 @@ class Fixed:
 
 def test_an_attempt_has_its_own_time_and_the_same_id() -> None:
     """A receiver drops what it has had by the id, and a retry is not refused for its age."""
-    make = maker("ops", "cloudevents", [Key(Secret(NEW))])
+    make = form("ops", "cloudevents", [Key(Secret(NEW))]).make
     found = []
     for second in (1_000, 2_000):
         with clock.using(Fixed(second * 10**9 + 999_999_999)):
-            found.append(make(about()))
+            found.append(make(about(), b""))
     first, second_ = found
     assert first.headers["webhook-timestamp"] == "1000"
     assert second_.headers["webhook-timestamp"] == "2000"

@@ -8,21 +8,19 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from canvasbus.events import Severity
 from canvasbus_workers.alerts.notification import Notification
 
 ALERT_NAME = "CanvasbusIncident"
-OWN = ("alertname", "incident_id", "model_name", "severity")
 
 
-def labels(notification: Notification, severity: Severity | None = None) -> dict[str, str]:
-    """What identifies it; sorted by name, without empty values, which mean the same as none. `severity`: another one."""
+def labels(notification: Notification) -> dict[str, str]:
+    """What identifies it; sorted by name, without empty values, which mean the same as none."""
     given = {_label(name): value for name, value in notification.labels.items()}
     given |= {
         "alertname": ALERT_NAME,
         "incident_id": notification.incident_id,
         "model_name": notification.model_name,
-        "severity": severity or notification.severity,
+        "severity": notification.severity,
     }
     return {name: value for name, value in sorted(given.items()) if value}
 
@@ -62,7 +60,7 @@ def webhook_body(name: str, notification: Notification) -> dict[str, Any]:
     said = annotations(notification)
     return {
         "version": "4",
-        "groupKey": "{}:{" + ", ".join(f"{key}={_quoted(value)}" for key, value in grouped.items()) + "}",
+        "groupKey": "{}:{" + ", ".join(f"{key}={quoted(value)}" for key, value in grouped.items()) + "}",
         "truncatedAlerts": 0,
         "status": status,
         "receiver": name,
@@ -90,5 +88,6 @@ def _label(name: str) -> str:
     return plain if re.match(r"[a-zA-Z_]", plain) else f"_{plain}"
 
 
-def _quoted(text: str) -> str:
+def quoted(text: str) -> str:
+    """As the value of a matcher."""
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") + '"'

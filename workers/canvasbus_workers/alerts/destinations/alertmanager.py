@@ -1,28 +1,30 @@
-"""To a Prometheus Alertmanager, `POST /api/v2/alerts`. Pure: a notification in, a request out.
+"""To a Prometheus Alertmanager, `POST /api/v2/alerts`. Pure: a notification in, requests out.
 
 An alert ends at its `endsAt`; an open one that does not say it is ended by Alertmanager's `resolve_timeout`, five minutes.
 Incidents are told when something changes, so each alert says: not before `hold` seconds from now.
 
-Severity is a label, and labels are identity: with a rise there would be two alerts, the milder one for ever. So every
-notification also ends those that the incident may have had with a lower severity. Ending one that never was is no harm:
-Alertmanager tells nobody about it. It needs no memory of what was told before, and none is told twice when it is lost.
+Severity is a label, routes are made of it, and labels are identity: with a rise there would be two alerts, the milder one
+for ever. So an escalation and an end first ask which alerts of the incident are open, and end those. Nothing needs to be
+remembered of what was told before. (Ending every severity there is, unasked, was tried: those that never were are told to
+people as resolved, beside the one that is.)
 """
 
+from collections.abc import Sequence
 from datetime import datetime, timedelta
-from typing import Any, get_args
+from typing import Any
+from urllib.parse import urlencode
 
 import msgspec
+from msgspec import Struct
 
 from canvasbus import clock
-from canvasbus.events import Severity
-from canvasbus_workers.alerts.destinations.alert import annotations, generator_url, labels
-from canvasbus_workers.alerts.destinations.message import Make, Message
+from canvasbus_workers.alerts.destinations.alert import ALERT_NAME, annotations, generator_url, labels, quoted
+from canvasbus_workers.alerts.destinations.message import Form, Message, Question
 from canvasbus_workers.alerts.notification import Notification
 
 PATH = "/api/v2/alerts"
 SAMPLE = 300.0
 """Seconds after which a test is over by itself."""
-_MILDEST_FIRST: tuple[Severity, ...] = get_args(Severity)
 
 
 def endpoint(url: str) -> str:
@@ -30,30 +32,45 @@ def endpoint(url: str) -> str:
     return url if url.endswith(PATH) else url.rstrip("/") + PATH
 
 
-def alerts(notification: Notification, now: datetime, hold: float) -> list[dict[str, Any]]:
-    """The alert, and before it the ends of those with a lower severity. `hold`: seconds."""
+def question(notification: Notification) -> Question | None:
+    """Which alerts of the incident are open; None: there can be none that are to be ended."""
+    if notification.kind not in ("escalated", "resolved"):
+        return None
+    identity = {"alertname": ALERT_NAME, "incident_id": notification.incident_id}
+    return Question(urlencode([("filter", f"{name}={quoted(value)}") for name, value in identity.items()]))
+
+
+class Open(Struct):
+    """An alert that is open, as far as it matters here."""
+
+    labels: dict[str, str]
+
+
+def alerts(notification: Notification, others: Sequence[Open], now: datetime, hold: float) -> list[dict[str, Any]]:
+    """The alert, and the ends of others that are open. `hold`: seconds."""
     open_until = max(now, notification.at) + timedelta(seconds=SAMPLE if notification.kind == "test" else hold)
     over = max(notification.at, notification.since)  # an alert that ends before it starts is refused
-    rank = _MILDEST_FIRST.index(notification.severity)
-    ends = dict.fromkeys(_MILDEST_FIRST[:rank], over)
-    ends[notification.severity] = over if notification.kind == "resolved" else open_until
+    identity = labels(notification)
+    ends = [(one.labels, over) for one in others if one.labels != identity]
+    ends.append((identity, over if notification.kind == "resolved" else open_until))
     return [
         {
-            "labels": labels(notification, severity),
+            "labels": named,
             "annotations": annotations(notification),
             "startsAt": notification.since,
             "endsAt": end,
             "generatorURL": generator_url(notification),
         }
-        for severity, end in ends.items()
+        for named, end in ends
     ]
 
 
-def maker(hold: float) -> Make:
-    """Makes requests of notifications."""
+def form(hold: float) -> Form:
+    """How an Alertmanager is told."""
 
-    def make(notification: Notification) -> Message:
-        body = msgspec.json.encode(alerts(notification, clock.now(), hold))
+    def make(notification: Notification, answer: bytes) -> Message:
+        others = msgspec.json.decode(answer, type=list[Open]) if question(notification) else []
+        body = msgspec.json.encode(alerts(notification, others, clock.now(), hold))
         return Message(body, {"Content-Type": "application/json"})
 
-    return make
+    return Form(make, question)

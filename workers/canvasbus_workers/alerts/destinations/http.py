@@ -1,6 +1,6 @@
-"""The one module that talks HTTP: a POST to an address that was looked at, within a deadline.
+"""The one module that talks HTTP: a request to an address that was looked at, within a deadline.
 
-    URL ─► dial (name looked up ─► addresses judged ─► connected) ─► TLS for the name ─► POST ─► Answer
+    URL ─► dial (name looked up ─► addresses judged ─► connected) ─► TLS for the name ─► Answer
 
 httpx2 on trio, by its engine (httpcore2, released with it, pinned by it): only there can connections be made by code of
 ours (`dial.py`), so that the guard sees what is connected to. What httpx2's client has on top is what is not wanted here:
@@ -14,7 +14,7 @@ decided, and a body that never ends, or breaks off, changes nothing.
 import logging
 import ssl
 from collections.abc import Mapping
-from contextlib import aclosing, suppress
+from contextlib import AbstractAsyncContextManager, aclosing, suppress
 from dataclasses import dataclass
 from functools import cache
 from types import TracebackType
@@ -29,6 +29,7 @@ from canvasbus.worker import Reject
 from canvasbus_workers.alerts.destinations.answer import Undelivered, shown
 from canvasbus_workers.alerts.destinations.dial import Blocked, Guarded, Network, cause
 from canvasbus_workers.alerts.destinations.guard import Allow
+from canvasbus_workers.alerts.destinations.message import Message, Question
 from canvasbus_workers.alerts.destinations.secret import Secret
 
 # At DEBUG it logs the headers of answers, and with a redirect or an echo of the request the secret of the URL.
@@ -36,6 +37,8 @@ logging.getLogger("httpcore2").setLevel(logging.INFO)
 
 BODY_CAP = 4096
 """Bytes of the body of an error that are read."""
+ANSWER_CAP = 1024 * 1024
+"""Bytes of the answer to a question that are read."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,8 @@ class Answer:
     """That header; empty: there is none. The others are dropped: Location may repeat the URL."""
     said: str
     """The beginning of the body of an error, where it is text and repeats no secret."""
+    body: bytes = b""
+    """The answer to a question."""
 
 
 class Client:
@@ -83,21 +88,20 @@ class Client:
     ) -> None:
         await self._pool.__aexit__(kind, error, trace)
 
-    async def post(self, headers: Mapping[str, str], body: bytes) -> Answer:
-        """Send it. Raises Undelivered when there is no answer in time, Reject when the address may not be called."""
-        status, wait, said, failure, blocked = 0, "", b"", f"no answer within {self._timeout:g} s", ""
-        with trio.move_on_after(self._timeout):
+    async def call(self, request: Message | Question, deadline: float) -> Answer:
+        """Send it. `deadline`: on trio's clock. Raises Undelivered when there is no answer in time, Reject when the address
+        may not be called."""
+        status, wait, body, failure, blocked = 0, "", bytearray(), f"no answer within {self._timeout:g} s", ""
+        with trio.move_on_at(deadline):
             try:
-                async with self._pool.stream("POST", self._url, headers=self._all(headers), content=body) as response:
+                async with self._begun(request) as response:
                     status = response.status
                     waits = (value for name, value in response.headers if name.lower() == b"retry-after")
                     wait = next(waits, b"").decode("latin-1")
                     if status >= 400:
-                        async with aclosing(response.aiter_stream()) as chunks:
-                            async for chunk in chunks:
-                                said += chunk[: BODY_CAP - len(said)]
-                                if len(said) >= BODY_CAP:
-                                    break
+                        await _read(response, BODY_CAP, body)
+                    elif isinstance(request, Question):
+                        await _read(response, ANSWER_CAP, body)
             except Blocked as error:
                 blocked = str(error)
             except (httpcore2.NetworkError, httpcore2.ProtocolError, httpcore2.ProxyError) as error:
@@ -109,14 +113,39 @@ class Client:
             raise Reject(f"{self._name}: {blocked}")
         if not status:
             raise Undelivered(f"{self._name}: {failure}")
-        key = "" if self._authorization is None else self._authorization.reveal()
-        return Answer(status, wait, shown(said, self._url.target.decode("ascii").removeprefix("/"), key))
+        if status >= 400:
+            return Answer(status, wait, self._shown(body))
+        return Answer(status, wait, "", bytes(body))
 
-    def _all(self, headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
-        every = {"User-Agent": "canvasbus-alerts", "Accept-Encoding": "identity", **headers}
+    def _begun(self, request: Message | Question) -> AbstractAsyncContextManager[httpcore2.Response]:
+        headers = {"User-Agent": "canvasbus-alerts", "Accept-Encoding": "identity", **request.headers}
         if self._authorization is not None:
-            every["Authorization"] = self._authorization.reveal()
-        return [(name.encode("ascii"), value.encode("ascii")) for name, value in every.items()]
+            headers["Authorization"] = self._authorization.reveal()
+        if isinstance(request, Message):
+            return self._pool.stream("POST", self._url, headers=_encoded(headers), content=request.body)
+        url = httpcore2.URL(
+            scheme=self._url.scheme, host=self._url.host, port=self._url.port,
+            target=self._url.target + b"?" + request.query.encode("ascii"),
+        )  # fmt: skip
+        return self._pool.stream("GET", url, headers=_encoded(headers))
+
+    def _shown(self, body: bytearray) -> str:
+        key = "" if self._authorization is None else self._authorization.reveal()
+        return shown(bytes(body), self._url.target.decode("ascii").removeprefix("/"), key)
+
+
+async def _read(response: httpcore2.Response, cap: int, found: bytearray) -> None:
+    """Add the beginning of the body to `found`, and be content with what has come when it breaks off."""
+    with suppress(httpcore2.NetworkError, httpcore2.ProtocolError, OSError):
+        async with aclosing(response.aiter_stream()) as chunks:
+            async for chunk in chunks:
+                found += chunk[: cap - len(found)]
+                if len(found) >= cap:
+                    return
+
+
+def _encoded(headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
+    return [(name.encode("ascii"), value.encode("ascii")) for name, value in headers.items()]
 
 
 def _parse(what: str, url: Secret) -> httpx2.URL:

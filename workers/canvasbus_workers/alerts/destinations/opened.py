@@ -2,17 +2,20 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
+
+import msgspec
+import trio
 
 from canvasbus import clock
 from canvasbus.errors import ConfigError
 from canvasbus.worker import Reject, RetryLater
 from canvasbus_workers.alerts.destinations import alertmanager, slack, webhook
-from canvasbus_workers.alerts.destinations.answer import judge
+from canvasbus_workers.alerts.destinations.answer import Undelivered, judge
 from canvasbus_workers.alerts.destinations.guard import Allow
-from canvasbus_workers.alerts.destinations.message import Make
+from canvasbus_workers.alerts.destinations.message import Form, Message, Question
 from canvasbus_workers.alerts.destinations.secret import Secret, from_environment, from_file, one_of
 from canvasbus_workers.alerts.destinations.settings import Alertmanager, Http, Settings, Slack, Webhook, check_url
 from canvasbus_workers.alerts.notification import Gone, Notification
@@ -25,10 +28,10 @@ if TYPE_CHECKING:
 class Posted:
     """One destination."""
 
-    def __init__(self, name: str, kind: str, make: Make, client: "Client", settings: Http) -> None:
+    def __init__(self, name: str, kind: str, form: Form, client: "Client", settings: Http) -> None:
         self.name, self.client = name, client
-        self._kind, self._make = kind, make
-        self._max_retry_after = settings.max_retry_after
+        self._kind, self._form = kind, form
+        self._settings = settings
         self._counts: Counter[str] = Counter()
 
     def __repr__(self) -> str:
@@ -40,21 +43,26 @@ class Posted:
 
     async def send(self, notification: Notification) -> None:
         """Tell it. Raises Reject, RetryLater, Gone, or Undelivered, each with the destination's name and no secret."""
-        message = self._make(notification)
+        deadline = trio.current_time() + self._settings.timeout
         try:
-            answer = await self.client.post(message.headers, message.body)
-            judge(
-                self.name,
-                answer.status,
-                answer.retry_after,
-                answer.said,
-                now=clock.now(),
-                max_retry_after=self._max_retry_after,
-            )
+            question = self._form.ask(notification)
+            known = b"" if question is None else await self._call(question, deadline)
+            await self._call(self._made(notification, known), deadline)
         except Exception as error:
             self._counts[_WORDS.get(type(error), "undelivered")] += 1
             raise
         self._counts["taken"] += 1
+
+    async def _call(self, request: Message | Question, deadline: float) -> bytes:
+        answer = await self.client.call(request, deadline)
+        most = self._settings.max_retry_after
+        judge(self.name, answer.status, answer.retry_after, answer.said, now=clock.now(), max_retry_after=most)
+        return answer.body
+
+    def _made(self, notification: Notification, known: bytes) -> Message:
+        with suppress(msgspec.DecodeError):
+            return self._form.make(notification, known)
+        raise Undelivered(f"{self.name}: its answer is not what it was asked for")
 
 
 _WORDS: Mapping[type[Exception], str] = {Reject: "rejected", RetryLater: "delayed", Gone: "gone"}
@@ -116,14 +124,16 @@ def _open(name: str, settings: Settings, place: str, network: "Network | None") 
     check_url(settings, url, place)
     proxy = one_of(place, "proxy", settings.proxy, settings.proxy_file, settings.proxy_env)
     key: Secret | None = None
-    make: Make
+    form: Form
     match settings:
         case Slack():
-            make = slack.make
+            form = slack.FORM
         case Webhook():
-            make = webhook.maker(name, settings.body, _keys(settings, place))
+            form = webhook.form(name, settings.body, _keys(settings, place))
         case Alertmanager():
-            make = alertmanager.maker(settings.hold)
+            form = alertmanager.form(settings.hold)
+            if "?" in url.reveal() or "#" in url.reveal():
+                raise ConfigError(f"{place}: the URL is to be that of Alertmanager's front page, without ? and #")
             url = Secret(alertmanager.endpoint(url.reveal()))
     if isinstance(settings, Webhook | Alertmanager):
         key = one_of(place, "authorization", None, settings.authorization_file, settings.authorization_env)
@@ -133,7 +143,7 @@ def _open(name: str, settings: Settings, place: str, network: "Network | None") 
         name, place, url, allow=Allow.of(settings.allow), timeout=settings.timeout, ca_file=settings.ca_file, proxy=proxy,
         authorization=key, network=network,
     )  # fmt: skip
-    return Posted(name, type(settings).__name__, make, client, settings)
+    return Posted(name, type(settings).__name__, form, client, settings)
 
 
 def _keys(settings: Webhook, place: str) -> list[webhook.Key]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from canvasbus_workers.alerts.destinations.message import Message
+from canvasbus_workers.alerts.destinations.message import Form, Message
 from canvasbus_workers.alerts.notification import Notification
 
 # Slack's limits, in characters and blocks (docs.slack.dev/reference/block-kit/blocks).
@@ -28,9 +28,12 @@ _HEADINGS = {
 }
 
 
-def make(notification: Notification) -> Message:
+def make(notification: Notification, _: bytes = b"") -> Message:
     """The request."""
     return Message(msgspec.json.encode(payload(notification)), {"Content-Type": "application/json"})
+
+
+FORM = Form(make)
 
 
 def payload(notification: Notification) -> dict[str, Any]:

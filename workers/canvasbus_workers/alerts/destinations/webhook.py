@@ -19,7 +19,7 @@ import msgspec
 from canvasbus import clock
 from canvasbus.cloudevents import STRUCTURED_TYPE
 from canvasbus_workers.alerts.destinations.alert import webhook_body
-from canvasbus_workers.alerts.destinations.message import Make, Message
+from canvasbus_workers.alerts.destinations.message import Form, Message
 from canvasbus_workers.alerts.destinations.secret import Secret
 from canvasbus_workers.alerts.notification import Notification
 
@@ -78,10 +78,10 @@ def cloud_event(notification: Notification) -> dict[str, Any]:
     return event
 
 
-def maker(name: str, body: Literal["cloudevents", "alertmanager"], keys: Sequence[Key]) -> Make:
-    """Makes requests of notifications."""
+def form(name: str, body: Literal["cloudevents", "alertmanager"], keys: Sequence[Key]) -> Form:
+    """How an endpoint is told. `name`: of the destination."""
 
-    def make(notification: Notification) -> Message:
+    def make(notification: Notification, _: bytes) -> Message:
         if body == "cloudevents":
             kind, content = STRUCTURED_TYPE, msgspec.json.encode(cloud_event(notification))
         else:
@@ -89,4 +89,4 @@ def maker(name: str, body: Literal["cloudevents", "alertmanager"], keys: Sequenc
         headers = signed(notification.idempotency_key, clock.time_ns() // 10**9, content, keys)
         return Message(content, {"Content-Type": kind, **headers})
 
-    return make
+    return Form(make)
