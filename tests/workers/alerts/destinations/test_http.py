@@ -42,6 +42,15 @@ async def test_an_answer_of_success_is_all_that_is_needed(nursery: trio.Nursery)
     assert destinations.statistics()["ops"]["taken"] == 1
 
 
+async def test_an_address_of_version_6(nursery: trio.Nursery) -> None:
+    """With brackets in the header Host, as in the URL."""
+    server = await Server(answering(200)).start(nursery)
+    settings = {"kind": "webhook", "url": f"http://[::1]:{server.port}/", "plain_http": True}
+    network = Network(resolver(["127.0.0.1"]))  # so that no machine needs IPv6 for it
+    await tell({**settings, "allow": ["::1", "127.0.0.1"]}, network=network)
+    assert server.requests[0].headers["host"] == f"[::1]:{server.port}"
+
+
 @pytest.mark.parametrize(
     ("status", "wanted", "counted"),
     [
@@ -79,6 +88,11 @@ async def test_a_redirect_is_not_followed(nursery: trio.Nursery, status: int) ->
     assert "a redirect, and none is followed" in said
     assert str(elsewhere.port) not in said
     assert elsewhere.requests == []
+
+
+async def client_has_read() -> None:
+    """What was sent has arrived: the machine may be busy, so it is not enough that nobody has anything to do."""
+    await trio.testing.wait_all_tasks_blocked(cushion=0.05)
 
 
 async def hang(stream: trio.abc.Stream) -> None:
@@ -138,7 +152,7 @@ async def test_the_status_decides_although_the_body_never_ends(
 
     async def script(stream: trio.abc.Stream) -> None:
         await stream.send_all(b"HTTP/1.1 %d Word\r\nContent-Length: 99\r\n\r\nbecause" % status)
-        await trio.testing.wait_all_tasks_blocked()
+        await client_has_read()
         mock_clock.jump(6)
         await trio.sleep_forever()
 
@@ -219,7 +233,7 @@ async def test_a_connection_reset_in_the_middle_of_the_body(nursery: trio.Nurser
 
     async def script(stream: trio.abc.Stream) -> None:
         await stream.send_all(b"HTTP/1.1 422 No\r\nContent-Length: 99\r\n\r\n")
-        await trio.testing.wait_all_tasks_blocked()  # the client has read it
+        await client_has_read()
         await reset(b"")(stream)
 
     server = await Server(script).start(nursery)

@@ -44,8 +44,8 @@ def test_each_kind_is_a_type() -> None:
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"kind": "slak", "url": URL}, "kind must be one of slack, webhook, alertmanager"),
-        ({"url": URL}, "kind must be one of slack, webhook, alertmanager"),
+        ({"kind": "slak", "url": URL}, "kind must be one of log, slack, webhook, alertmanager"),
+        ({"url": URL}, "kind must be one of log, slack, webhook, alertmanager"),
         ({"kind": ["slack"], "url": URL}, "kind must be one of"),
         ("https://x", "write one table for each destination"),
         ({"kind": "slack"}, "give one of url, url_file, url_env"),

@@ -63,7 +63,8 @@ class Client:
     ) -> None:  # fmt: skip
         """`name`: of the destination, with which errors begin. `place`: of its settings, with which ConfigErrors do."""
         self._name = name
-        self._url = _engine_url(_parse(f"{place}: the URL", url))
+        parsed = _parse(f"{place}: the URL", url)
+        self._url, self._host = _engine_url(parsed), parsed.netloc.decode("ascii")
         self._timeout = timeout
         self._authorization = authorization
         through = None if proxy is None else _parse(f"{place}: the URL of the proxy", proxy)
@@ -118,7 +119,12 @@ class Client:
         return Answer(status, wait, "", bytes(body))
 
     def _begun(self, request: Message | Question) -> AbstractAsyncContextManager[httpcore2.Response]:
-        headers = {"User-Agent": "canvasbus-alerts", "Accept-Encoding": "identity", **request.headers}
+        headers = {
+            "Host": self._host,
+            "User-Agent": "canvasbus-alerts",
+            "Accept-Encoding": "identity",
+            **request.headers,
+        }
         if self._authorization is not None:
             headers["Authorization"] = self._authorization.reveal()
         if isinstance(request, Message):

@@ -100,7 +100,7 @@ def _read_one(name: str, given: Any, place: str) -> Settings:
         raise ConfigError(f"{place}: write one table for each destination")
     cls = KINDS.get(kind) if isinstance(kind := given.get("kind"), str) else None
     if cls is None:
-        raise ConfigError(f"{place}: kind must be one of {', '.join(KINDS)}")
+        raise ConfigError(f"{place}: kind must be one of log, {', '.join(KINDS)}")  # log is the worker's own
     known = ("kind", *(field.encode_name for field in msgspec.structs.fields(cls)))
     for key in given:
         if key not in known:

@@ -60,7 +60,6 @@ def payload(notification: Notification) -> dict[str, Any]:
     return {
         "text": f"{heading}: {fit(_line(notification.title or notification.incident_id), FALLBACK - HEADER)}",
         "blocks": blocks[:BLOCKS],
-        "link_names": False,
         "unfurl_links": False,
         "unfurl_media": False,
     }
