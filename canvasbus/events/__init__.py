@@ -3,7 +3,7 @@
     observations.recorded  labels.recorded  reference.registered  features.computed        what was seen, and what is true
     window.evaluated  drift.detected  drift.resolved  data_quality.violated                what monitors found
     metric.reported  metric.threshold_breached  metric.recovered                           numbers and their bounds
-    incident.opened  incident.resolved                                                     what people are told
+    incident.opened  incident.resolved  silence.added  silence.expired                     what people are told, or not
     retrain.requested  .proposed  .started  .succeeded  .failed  model.promoted            what is done about it
 
 Almost everything has a default, so that a small producer publishes what it knows and no more. Models, images and
@@ -12,7 +12,7 @@ reference samples travel as an ArtifactRef, never inside an event.
 
 from canvasbus.contract.bus_events import BusLoss, HandlerFailed
 from canvasbus.events.drift import DataQualityViolated, DriftDetected, DriftResolved, FeatureDrift, WindowEvaluated
-from canvasbus.events.incidents import IncidentOpened, IncidentResolved
+from canvasbus.events.incidents import IncidentOpened, IncidentResolved, SilenceAdded, SilenceExpired
 from canvasbus.events.metrics import MetricRecovered, MetricReported, MetricThresholdBreached
 from canvasbus.events.observations import (
     FeaturesComputed,
@@ -59,5 +59,7 @@ __all__ = [
     "RetrainSucceeded",
     "Severity",
     "Sha256",
+    "SilenceAdded",
+    "SilenceExpired",
     "WindowEvaluated",
 ]

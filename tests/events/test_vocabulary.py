@@ -27,6 +27,8 @@ NAMES = {
     "metric.recovered",
     "incident.opened",
     "incident.resolved",
+    "silence.added",
+    "silence.expired",
     "retrain.requested",
     "retrain.proposed",
     "retrain.started",

@@ -11,11 +11,7 @@ from canvasbus import Event
 from canvasbus.events import (
     ArtifactRef,
     DriftDetected,
-    DriftResolved,
-    IncidentOpened,
-    IncidentResolved,
     LabelsRecorded,
-    MetricRecovered,
     MetricThresholdBreached,
     ModelPromoted,
     ObservationsRecorded,
@@ -26,7 +22,7 @@ from canvasbus.events import (
     RetrainSucceeded,
 )
 from canvasbus.testing import TestBus
-from canvasbus_workers import alerts, retrain, tagger
+from canvasbus_workers import retrain, tagger
 from canvasbus_workers.artifacts import ArtifactStore, pack
 from canvasbus_workers.tagger import ImagesSubmitted
 from canvasbus_workers.tagging import Network, observe
@@ -195,45 +191,3 @@ async def test_a_start_that_was_not_committed_is_made_again(autojump_clock: Mock
     (started,) = events(bus, RetrainStarted)
     (promoted,) = events(bus, ModelPromoted)
     assert started.run_id == promoted.run_id and started.correlation_id == asked.correlation_id
-
-
-# --- alerts ----------------------------------------------------------------------------------------------------------
-
-
-async def test_a_drift_opens_an_incident_and_its_end_resolves_it(autojump_clock: MockClock, model: str) -> None:
-    """incident.opened is caused by the drift, carries its correlation, and is told once to people."""
-    drifted = DriftDetected(model_name=model, drift_score=0.5, drift_type="ks:sharpness", episode_id="e1")
-    async with TestBus(alerts.worker) as bus:
-        await bus.publish(drifted)
-        await bus.settle()
-        await bus.publish(DriftResolved(model_name=model, episode_id="e1", regime="baseline"))
-        await bus.settle()
-    (opened,), (resolved,) = bus.published(IncidentOpened), bus.published(IncidentResolved)
-    assert (opened.event.severity, opened.event.signals) == ("warning", ("drift:e1",))
-    assert opened.event.correlation_id == drifted.correlation_id
-    assert opened.cause.event == drifted
-    assert resolved.event.incident_id == opened.event.incident_id
-    assert [len(bus.attempts(told)) for told in (opened, resolved)] == [1, 1]
-
-
-async def test_an_incident_is_opened_although_its_worker_dies(autojump_clock: MockClock, model: str) -> None:
-    """It dies before it could say so: who runs the drift again opens it. It dies later: the incident is open still."""
-    drifted = DriftDetected(model_name=model, drift_score=0.5, drift_type="ks:sharpness", episode_id="e1")
-    async with TestBus(alerts.worker) as bus:
-        bus.fail_next("commit", "crash", group="alerts")
-        await bus.publish(drifted)
-        await bus.settle()
-        assert len(bus.attempts(drifted)) == 2
-        (opened,) = bus.published(IncidentOpened)
-        await bus.crash("alerts")
-        await bus.publish(MetricThresholdBreached(model_name=model, metric="accuracy", episode_id="e2"))
-        await bus.settle()
-        for over in (
-            DriftResolved(model_name=model, episode_id="e1"),
-            MetricRecovered(model_name=model, metric="accuracy", episode_id="e2"),
-        ):
-            await bus.publish(over)
-            await bus.settle()
-    told = [(one.incident_id, one.severity, one.escalated) for one in events(bus, IncidentOpened)]
-    assert told == [(opened.event.incident_id, "warning", False), (opened.event.incident_id, "critical", True)]
-    assert [one.incident_id for one in events(bus, IncidentResolved)] == [opened.event.incident_id]

@@ -1,33 +1,74 @@
-"""How people are told: one structured log line for each notification. Other channels are other functions like these.
+"""The outside: where people are told. Without any destination in canvasbus.toml that is the log, one structured line for
+each notification; the others lie in `destinations`, and are loaded where one is configured."""
 
-Telling is at-least-once, so `idempotency_key` goes along: the id of the incident event, the same on every repetition.
-"""
-
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any
 
-from canvasbus.events import IncidentOpened, IncidentResolved
+import structlog
+
+from canvasbus.errors import ConfigError
+from canvasbus_workers.alerts.notification import Destination, Notification
+
+Table = Mapping[str, Mapping[str, Any]]
+"""[workers.alerts.destinations.NAME], as it lies in the file."""
 
 
-def tell_opened(log: Any, event: IncidentOpened, idempotency_key: str) -> None:
-    """Somebody should look."""
-    write = log.error if event.severity == "critical" else log.warning
-    write(
-        event.title,
-        model_name=event.model_name,
-        incident_id=event.incident_id,
-        severity=event.severity,
-        escalated=event.escalated,
-        signals=list(event.signals),
-        idempotency_key=idempotency_key,
-    )
+@dataclass(frozen=True)
+class Log:
+    """Writes to the log of the worker's process: what is new as an error or a warning, what is over as information."""
+
+    name: str
+
+    async def send(self, notification: Notification) -> None:
+        """Write a line."""
+        log = structlog.get_logger("canvasbus.alerts")
+        loud = log.error if notification.severity == "critical" else log.warning
+        write = log.info if notification.kind in ("resolved", "test") else loud
+        write(
+            notification.title,
+            kind=notification.kind,
+            model_name=notification.model_name,
+            incident_id=notification.incident_id,
+            severity=notification.severity,
+            signals=list(notification.signals),
+            idempotency_key=notification.idempotency_key,
+        )
 
 
-def tell_resolved(log: Any, event: IncidentResolved, idempotency_key: str) -> None:
-    """It is over."""
-    log.info(
-        event.title,
-        model_name=event.model_name,
-        incident_id=event.incident_id,
-        duration=event.duration,
-        idempotency_key=idempotency_key,
-    )
+@asynccontextmanager
+async def opened(table: Table) -> AsyncIterator[Mapping[str, Destination]]:
+    """All destinations by name, for as long as the worker lives. Raises ConfigError."""
+    logs, others = _sorted(table)
+    found: dict[str, Destination] = {name: Log(name) for name in logs}
+    if not others:
+        yield found
+        return
+    from canvasbus_workers.alerts import destinations
+
+    async with destinations.Destinations(destinations.read(others)) as posted:
+        yield {**found, **posted}
+
+
+def check(table: Table) -> None:
+    """Look at the tables, not at the secrets that they name. Raises ConfigError."""
+    _, others = _sorted(table)
+    if not others:
+        return
+    from canvasbus_workers.alerts.destinations import settings
+
+    for name, one in others.items():
+        if one.get("kind") not in settings.KINDS:
+            known = ", ".join(("log", *settings.KINDS))
+            raise ConfigError(f"[workers.alerts.destinations.{name}]: kind must be one of {known}")
+    settings.read(others)
+
+
+def _sorted(table: Table) -> tuple[list[str], dict[str, Mapping[str, Any]]]:
+    """Those with kind = "log", and the others."""
+    logs = [name for name, one in table.items() if one.get("kind") == "log"]
+    for name in logs:
+        for key in table[name].keys() - {"kind"}:
+            raise ConfigError(f"[workers.alerts.destinations.{name}]: unknown key {key!r}; a log has none but kind")
+    return logs if table else ["log"], {name: one for name, one in table.items() if name not in logs}

@@ -1,81 +1,227 @@
-"""What opens an incident, what resolves it, and who is told.
+"""What rings and what ends it, which incidents that makes, and who is told.
 
-Telling hangs on the incident's own events, not on the signals: when the log (or, later, Slack) is away, only the
-telling is tried again.
+    signals ─► incident of the group (state) ─► incident.opened · incident.resolved
+                        │
+                        └► desk (state) ─► alert.notification_due, one for each destination ─► deliver ─► the outside
+
+Telling hangs on events of its own: when Slack is away only what Slack is to be told is tried again. Whatever takes time
+(debounce, calm, escalation, repeats, tokens, the end of a silence) is one timer for each group and one for the desk.
+
+All of it lies in the partition of the signal; with several partitions there is a desk in each, a silence reaches all of
+them, and a destination's rate is that of each.
 """
 
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from hashlib import blake2b
+
+from msgspec.structs import replace
+
+from canvasbus import Event, clock
 from canvasbus.events import (
+    BusLoss,
+    DataQualityViolated,
     DriftDetected,
     DriftResolved,
-    IncidentOpened,
-    IncidentResolved,
+    HandlerFailed,
     MetricRecovered,
     MetricThresholdBreached,
+    RetrainFailed,
+    RetrainStarted,
+    RetrainSucceeded,
+    SilenceAdded,
+    SilenceExpired,
 )
-from canvasbus.worker import Context, State, Worker
-from canvasbus_workers.alerts.edge import tell_opened, tell_resolved
-from canvasbus_workers.alerts.incidents import Incident
+from canvasbus.worker import Backoff, Breaker, Cancel, Context, Later, Reject, State, Worker, section
+from canvasbus_workers.alerts import edge
+from canvasbus_workers.alerts.desk import Desk, Silence
+from canvasbus_workers.alerts.events import DeskDue, IncidentDue, NotificationDue
+from canvasbus_workers.alerts.incidents import Ended, Incident, cut
+from canvasbus_workers.alerts.matching import Matcher
+from canvasbus_workers.alerts.notification import Destination, Gone
+from canvasbus_workers.alerts.settings import Settings
+from canvasbus_workers.alerts.signals import Signal, group_of, signal_of
 
 worker = Worker("alerts")
 
+KEPT_SECONDS = 30 * 86400.0
+"""For which it is remembered what ended, and what was delivered."""
+TRY_AGAIN = Backoff(attempts=14, base=1.0, cap=600.0)
+"""About half an hour on average, an hour at most; then it is a dead letter, which can be redriven."""
+ALL_AWAY = Breaker(on=(Exception,), share=1.0)
+"""One circuit serves all destinations, so it opens only when nothing gets through to any of them."""
 
-async def incident_of(model_name: str, ctx: Context) -> State[Incident]:
-    """What is open of the model."""
-    return await ctx.state(f"incident:{model_name}", Incident)
-
-
-@worker.on(DriftDetected, concurrency=1)
-async def on_drift(event: DriftDetected, ctx: Context) -> IncidentOpened | None:
-    """Data have left the references."""
-    title = f"{event.model_name}: drift, {event.drift_type} = {event.drift_score:.2f}"
-    return await _ring(event, f"drift:{event.episode_id}", title, ctx)
+Follows = Sequence[Event | Later | Cancel]
 
 
-@worker.on(DriftResolved, concurrency=1)
-async def on_drift_resolved(event: DriftResolved, ctx: Context) -> IncidentResolved | None:
-    """Data match a reference again."""
-    title = f"{event.model_name}: data match {event.regime or event.reference_id or 'a reference'} again"
-    return await _hush(event, f"drift:{event.episode_id}", title, ctx)
+@dataclass(frozen=True)
+class Resources:
+    """What one process has."""
+
+    settings: Settings
+    destinations: Mapping[str, Destination]
 
 
-@worker.on(MetricThresholdBreached, concurrency=1)
-async def on_breach(event: MetricThresholdBreached, ctx: Context) -> IncidentOpened | None:
-    """A metric is on the wrong side of its bound."""
-    title = f"{event.model_name}: {event.metric} {event.value:.3g}, expected {event.bound:.3g}"
-    return await _ring(event, f"{event.metric}:{event.episode_id}", title, ctx)
+@worker.lifespan
+async def open_resources() -> AsyncIterator[Resources]:
+    """Settings that make no sense end it before it has begun."""
+    settings = section("alerts", Settings)
+    async with edge.opened(settings.destinations) as destinations:
+        yield Resources(settings, destinations)
 
 
-@worker.on(MetricRecovered, concurrency=1)
-async def on_recovered(event: MetricRecovered, ctx: Context) -> IncidentResolved | None:
-    """A metric keeps its bound again."""
-    title = f"{event.model_name}: {event.metric} is {event.value:.3g} again"
-    return await _hush(event, f"{event.metric}:{event.episode_id}", title, ctx)
+# --- incidents ---------------------------------------------------------------------------------------------------------
 
 
-async def _ring(
-    event: DriftDetected | MetricThresholdBreached, signal: str, title: str, ctx: Context
-) -> IncidentOpened | None:
-    state = await incident_of(event.model_name, ctx)
-    return state.value.ring(event.model_name, signal, event.severity, title, event.occurred_on, ctx.envelope.id)
+@worker.on(DriftDetected, MetricThresholdBreached, DataQualityViolated, HandlerFailed, BusLoss, concurrency=1)
+async def on_signal(
+    event: DriftDetected | MetricThresholdBreached | DataQualityViolated | HandlerFailed | BusLoss, ctx: Context
+) -> Follows:
+    """Something rings."""
+    return await _heard(signal_of(event), event, ctx)
 
 
-async def _hush(
-    event: DriftResolved | MetricRecovered, signal: str, title: str, ctx: Context
-) -> IncidentResolved | None:
-    state = await incident_of(event.model_name, ctx)
-    resolved = state.value.hush(event.model_name, signal, title, event.occurred_on)
-    if not state.value.incident_id:
+@worker.on(DriftResolved, MetricRecovered, concurrency=1)
+async def on_end(event: DriftResolved | MetricRecovered, ctx: Context) -> Follows:
+    """Something is over."""
+    return await _heard(signal_of(event), event, ctx)
+
+
+@worker.on(RetrainStarted, concurrency=1)
+async def on_training(event: RetrainStarted, ctx: Context) -> Follows:
+    """A training is in flight: rules may mute what it will mend."""
+    desk = (await _desk(ctx)).value
+    lost = clock.time() + ctx.resources.settings.retrain_seconds
+    desk.retraining[event.model_name] = (event.run_id, lost)
+    return _tell(desk, ctx)
+
+
+@worker.on(RetrainSucceeded, RetrainFailed, concurrency=1)
+async def on_trained(event: RetrainSucceeded | RetrainFailed, ctx: Context) -> Follows:
+    """It is not in flight any more; failed, it rings."""
+    follows = await _heard(signal_of(event), event, ctx)
+    desk = (await _desk(ctx)).value
+    run, _ = desk.retraining.get(event.model_name, ("", 0.0))
+    if run != event.run_id:
+        return follows
+    del desk.retraining[event.model_name]
+    return [*follows, *_tell(desk, ctx)]
+
+
+@worker.on(IncidentDue, concurrency=1)
+async def on_due(event: IncidentDue, ctx: Context) -> Follows:
+    """Time has passed."""
+    return await _step(event.group, event, clock.now(), None, ctx)
+
+
+async def _heard(signal: Signal, event: Event, ctx: Context) -> Follows:
+    return await _step(group_of(signal, ctx.resources.settings.group_by), event, signal.at, signal, ctx)
+
+
+async def _step(group: str, event: Event, at: datetime, signal: Signal | None, ctx: Context) -> Follows:
+    """What follows for the incident of a group, and for those who are told about it."""
+    settings: Settings = ctx.resources.settings
+    now = clock.time()
+    state = await ctx.state(_key("incident", group), Incident)
+    incident = state.value
+    before = incident.incident_id, tuple(incident.ringing)
+    if signal is not None:
+        ended = (await ctx.state(_key("ended", group), Ended, ttl=KEPT_SECONDS)).value
+        if signal.severity is None:
+            ended.note(signal)
+            incident.end(signal)
+        elif not ended.outlives(signal):
+            incident.ring(signal, now, settings)
+    told = incident.step(group, ctx.envelope.id, at, now, settings)
+    follows: list[Event | Later | Cancel] = [told] if told else []
+    follows += _timer(_key("incident", group), IncidentDue(group=group), incident.due(settings), now)
+    if told or (incident.incident_id, tuple(incident.ringing)) != before:
+        desk = (await _desk(ctx)).value
+        desk.hear(incident, told, at, event.correlation_id)
+        follows += _tell(desk, ctx)
+    if not incident.incident_id and not incident.ringing:
         state.delete()
-    return resolved
+    return follows
 
 
-@worker.on(IncidentOpened)
-async def tell_people(event: IncidentOpened, ctx: Context) -> None:
-    """Notify."""
-    tell_opened(ctx.log, event, str(ctx.envelope.id))
+# --- telling -----------------------------------------------------------------------------------------------------------
 
 
-@worker.on(IncidentResolved)
-async def tell_people_it_is_over(event: IncidentResolved, ctx: Context) -> None:
-    """Notify."""
-    tell_resolved(ctx.log, event, str(ctx.envelope.id))
+@worker.on(DeskDue, concurrency=1)
+async def on_desk_due(_: DeskDue, ctx: Context) -> Follows:
+    """Somebody is to be told again, or may be told now."""
+    return _tell((await _desk(ctx)).value, ctx)
+
+
+@worker.on(SilenceAdded, concurrency=1)
+async def on_silence(event: SilenceAdded, ctx: Context) -> Follows:
+    """From now on nobody is told about what matches."""
+    desk = (await _desk(ctx)).value
+    matcher = Matcher(model_name=event.model_name, severity=event.severity, signal=event.signal)
+    until = event.until.timestamp() if event.until else 0.0
+    if not desk.silence(event.silence_id, Silence(matcher, until, cut(event.author), cut(event.comment))):
+        raise Reject(f"{len(desk.silences)} silences are too many: expire some, or use patterns")
+    return _tell(desk, ctx)
+
+
+@worker.on(SilenceExpired, concurrency=1)
+async def on_silence_expired(event: SilenceExpired, ctx: Context) -> Follows:
+    """What it muted and is still open is told now."""
+    desk = (await _desk(ctx)).value
+    if desk.silences.pop(event.silence_id, None) is None:
+        return ()
+    return _tell(desk, ctx)
+
+
+@worker.on(NotificationDue, concurrency=8, timeout=120, retry=TRY_AGAIN, breaker=ALL_AWAY)
+async def deliver(event: NotificationDue, ctx: Context) -> Follows:
+    """Tell one destination, unless something newer was told meanwhile."""
+    destination: Destination | None = ctx.resources.destinations.get(event.destination)
+    if destination is None:
+        raise Reject(f"[workers.alerts.destinations] has no {event.destination!r}: add it and redrive, or purge this")
+    notification = replace(event.notification, idempotency_key=str(ctx.envelope.id))
+    about = _key(f"told/{event.destination}", notification.incident_id)
+    newest = await ctx.state(about, int, ttl=KEPT_SECONDS)
+    if event.number <= newest.value:
+        ctx.log.info("not told: overtaken", destination=event.destination, incident_id=notification.incident_id)
+        return ()
+    try:
+        await destination.send(notification)
+    except Gone as error:
+        desk = (await _desk(ctx)).value
+        seconds = ctx.resources.settings.gone_seconds
+        desk.gone(event.destination, notification.incident_id, clock.time() + seconds)
+        ctx.log.error(
+            "destination is gone: left alone", destination=event.destination, error=str(error), seconds=seconds
+        )
+        return _tell(desk, ctx)
+    newest.value = event.number
+    return ()
+
+
+def _tell(desk: Desk, ctx: Context) -> Follows:
+    now, settings = clock.time(), ctx.resources.settings
+    tells, mutes = desk.tell(now, settings)
+    for mute in mutes:
+        ctx.log.info(
+            f"not told: {mute.reason}", destination=mute.destination, incident_id=mute.incident_id, kind=mute.kind
+        )
+    told = [
+        NotificationDue(destination=each.destination, number=each.number, notification=each.notification)
+        for each in tells
+    ]
+    return [*told, *_timer("desk", DeskDue(), desk.due(now, settings), now)]
+
+
+async def _desk(ctx: Context) -> State[Desk]:
+    return await ctx.state("desk", Desk)
+
+
+def _timer(name: str, event: Event, due: float | None, now: float) -> Follows:
+    return (Cancel(name),) if due is None else (Later(event, after=max(0.0, due - now), timer=name),)
+
+
+def _key(kind: str, name: str) -> str:
+    """A name of a state; of long names a digest."""
+    return f"{kind}/{name if len(name) <= 200 else blake2b(name.encode(), digest_size=16).hexdigest()}"

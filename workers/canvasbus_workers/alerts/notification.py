@@ -2,12 +2,12 @@
 the outside that is told. Pure data: a destination needs neither the bus nor an event to make its message of it."""
 
 from collections.abc import Mapping
-from datetime import datetime
 from typing import Literal, Protocol
 from uuid import UUID
 
 from msgspec import Struct, field
 
+from canvasbus import AwareDatetime
 from canvasbus.events import Severity
 
 Kind = Literal["opened", "escalated", "repeated", "resolved", "test"]
@@ -28,18 +28,18 @@ class Notification(Struct, frozen=True, kw_only=True):
     title: str
     """One line for a person."""
     signals: tuple[str, ...] = ()
-    """The open signals, as `type:episode_id`; empty when it is resolved."""
-    since: datetime
+    """The open signals, as `type:episode_id`, at most the newest 10; empty when it is resolved."""
+    since: AwareDatetime
     """When it was opened, aware."""
-    at: datetime
+    at: AwareDatetime
     """When what is told became true, aware: the same on every attempt."""
     summary: tuple[str, ...] = ()
-    """Further lines for a person: one for each open signal, plain text of any length."""
+    """Further lines for a person: one for each of them, plain text."""
     labels: Mapping[str, str] = field(default_factory=dict)
-    """`model_name`, `severity`, `group`: what silences and routes match, and what an Alertmanager groups by. The first
-    and the last do not change while the incident is open."""
+    """`model_name`, `severity` and `group`, for those who group and route by them in their turn. The first and the last do
+    not change while the incident is open."""
     correlation_id: UUID
-    """Of the event that this follows from."""
+    """Of the signal that opened the incident: the same from opening to resolution."""
     idempotency_key: str
     """The same on every attempt, another for every notification and destination."""
     links: Mapping[str, str] = field(default_factory=dict)

@@ -1,0 +1,248 @@
+"""The desk: whom to tell what about the incidents that are open, and whom not.
+
+Theory. For each incident and destination the desk knows what was told last. `tell` compares that with what is, and
+returns what has to be told; asked twice it returns nothing the second time. So nothing has to be remembered about what
+was held back: when a silence ends, a graver incident is resolved or a token comes, the difference is still there, and when
+the incident is resolved before that, there is none.
+
+    not told yet → opened · more severe than told → escalated · told long ago → repeated · over, and told → resolved
+
+Not told, each counted once with its reason:
+
+    silenced · inhibited · disabled (the destination said it is no more) · rate_limited (later) · unrouted · overflow
+
+That it is over hears everybody who was told that it began, silenced or not. Pure, kept by the group. Seconds since 1970.
+"""
+
+from collections.abc import Iterator
+from datetime import datetime
+from typing import Literal
+from uuid import UUID
+
+from msgspec import Struct, field
+
+from canvasbus.events import IncidentOpened, IncidentResolved
+from canvasbus_workers.alerts.cases import Case
+from canvasbus_workers.alerts.incidents import RANK, Incident
+from canvasbus_workers.alerts.matching import Matcher
+from canvasbus_workers.alerts.notification import Kind, Notification
+from canvasbus_workers.alerts.settings import Settings
+
+Reason = Literal["silenced", "inhibited", "disabled", "rate_limited", "unrouted", "overflow"]
+NOBODY = ""
+"""In the place of a destination where no route matches."""
+MOST_OPEN = 200
+"""Incidents; a state holds a megabyte at most, and nobody reads more."""
+MOST_SILENCES = 200
+RETRAINING = "retraining"
+
+
+class Silence(Struct):
+    """Somebody does not want to hear of these."""
+
+    matcher: Matcher
+    until: float
+    """0: until it is ended."""
+    author: str = ""
+    comment: str = ""
+
+
+class Bucket(Struct, array_like=True):
+    """A token bucket: a notification takes one, and they come back evenly."""
+
+    tokens: float
+    at: float
+
+
+class Tell(Struct, frozen=True):
+    """One notification for one destination."""
+
+    destination: str
+    number: int
+    notification: Notification
+
+
+class Mute(Struct, frozen=True):
+    """Something that is not told, for the log."""
+
+    incident_id: str
+    destination: str
+    kind: Kind
+    reason: Reason
+
+
+class Desk(Struct):
+    """All that the group knows about telling."""
+
+    cases: dict[str, Case] = field(default_factory=dict)
+    """By the id of the incident."""
+    silences: dict[str, Silence] = field(default_factory=dict)
+    retraining: dict[str, tuple[str, float]] = field(default_factory=dict)
+    """Model → the run in flight, and when it counts as lost."""
+    buckets: dict[str, Bucket] = field(default_factory=dict)
+    disabled: dict[str, float] = field(default_factory=dict)
+    """Destination → until when it is left alone."""
+    told: dict[str, int] = field(default_factory=dict)
+    """Destination → notifications."""
+    suppressed: dict[str, dict[str, int]] = field(default_factory=dict)
+    """Destination → reason → how often."""
+
+    def hear(
+        self, incident: Incident, event: IncidentOpened | IncidentResolved | None, at: datetime, correlation_id: UUID
+    ) -> None:
+        """How an incident stands. `event`: what was published about it; None: its signals are others. `at`: when it
+        happened; `correlation_id`: of what was heard."""
+        known = self.cases.get(incident.incident_id if event is None else event.incident_id)
+        if known is None:
+            if isinstance(event, IncidentOpened):
+                self._take(incident, event, at, correlation_id)
+            return
+        if event is not None:
+            known.severity, known.title, known.at = event.severity, event.title, at
+            known.over = isinstance(event, IncidentResolved)
+        if not known.over:
+            known.signals, known.kinds, known.summary = incident.signals, incident.kinds, incident.summary
+
+    def _take(self, incident: Incident, event: IncidentOpened, at: datetime, correlation_id: UUID) -> None:
+        if len(self.cases) >= MOST_OPEN:
+            self._count(NOBODY, "overflow")
+            return
+        assert event.since is not None
+        self.cases[event.incident_id] = Case(
+            group=event.group,
+            model_name=event.model_name,
+            severity=event.severity,
+            title=event.title,
+            signals=incident.signals,
+            kinds=incident.kinds,
+            summary=incident.summary,
+            since=event.since,
+            at=at,
+            correlation_id=correlation_id,
+        )
+
+    def silence(self, silence_id: str, silence: Silence) -> bool:
+        """Add or replace one. False: there are too many."""
+        if silence_id not in self.silences and len(self.silences) >= MOST_SILENCES:
+            return False
+        self.silences[silence_id] = silence
+        return True
+
+    def gone(self, destination: str, incident_id: str, until: float) -> None:
+        """A destination is no more, and what it was to be told about this incident it has not heard."""
+        self.disabled[destination] = until
+        if incident_id in self.cases:
+            self.cases[incident_id].told.pop(destination, None)
+
+    def tell(self, now: float, settings: Settings) -> tuple[list[Tell], list[Mute]]:
+        """What has to be told now, the gravest first; and what is held back since the last time."""
+        self._forget(now)
+        tells: list[Tell] = []
+        mutes: list[Mute] = []
+        for incident_id, case in sorted(self.cases.items(), key=lambda item: (-RANK[item[1].severity], item[1].since)):
+            waits = False
+            for destination in self._destinations(case, settings):
+                kind = case.wanted(destination, now, settings)
+                if kind is None:
+                    case.muted.pop(destination, None)
+                    continue
+                reason = self._reason(incident_id, case, destination, kind, now, settings)
+                if reason is None:
+                    made = case.tell(incident_id, destination, kind, now)
+                    self.told[destination] = self.told.get(destination, 0) + 1
+                    tells.append(Tell(destination, case.number, made))
+                    continue
+                waits = waits or reason == "rate_limited"
+                if case.muted.get(destination) != f"{kind} {reason}":
+                    case.muted[destination] = f"{kind} {reason}"
+                    self._count(destination, reason)
+                    mutes.append(Mute(incident_id, destination, kind, reason))
+            if case.over and not waits:
+                del self.cases[incident_id]
+        return tells, mutes
+
+    def due(self, now: float, settings: Settings) -> float | None:
+        """When `tell` has to be asked again although nothing has happened, asked after `tell`. None: never."""
+        times: list[float] = []
+        for case in self.cases.values():
+            if settings.repeat_seconds and not case.over:
+                times += [told.at + settings.repeat_seconds for told in case.told.values()]
+            times += [
+                self._token_at(name, settings) for name, why in case.muted.items() if why.endswith(" rate_limited")
+            ]
+        if any(case.muted for case in self.cases.values()):
+            times += [silence.until for silence in self.silences.values() if silence.until]
+            times += [until for _, until in self.retraining.values()]
+            times += self.disabled.values()
+        later = [when for when in times if when > now]
+        return min(later, default=None)
+
+    def _destinations(self, case: Case, settings: Settings) -> list[str]:
+        known = settings.names
+        if case.over:
+            return [name for name in known if name in case.told]
+        if not settings.routes:
+            return list(known)
+        wanted = {
+            name
+            for route in settings.routes
+            if route.touches(case.model_name, case.severity, case.kinds)
+            for name in route.destinations
+        }
+        return [name for name in known if name in wanted] or [NOBODY]
+
+    def _reason(
+        self, incident_id: str, case: Case, destination: str, kind: Kind, now: float, settings: Settings
+    ) -> Reason | None:
+        if destination == NOBODY:
+            return "unrouted"
+        if destination in self.disabled:
+            return "disabled"
+        if kind != "resolved":
+            if any(each.matcher.covers(case.model_name, case.severity, case.kinds) for each in self.silences.values()):
+                return "silenced"
+            if self._inhibited(incident_id, case, settings):
+                return "inhibited"
+        return None if self._take_token(destination, now, settings) else "rate_limited"
+
+    def _inhibited(self, incident_id: str, case: Case, settings: Settings) -> bool:
+        for rule in settings.inhibit:
+            if not rule.target.covers(case.model_name, case.severity, case.kinds):
+                continue
+            for model_name, severity, kinds in self._sources(incident_id):
+                if "model_name" in rule.equal and model_name != case.model_name:
+                    continue
+                if "signal" in rule.equal and not set(kinds) & set(case.kinds):
+                    continue
+                if rule.source.touches(model_name, severity, kinds):
+                    return True
+        return False
+
+    def _sources(self, but: str) -> Iterator[tuple[str, str, tuple[str, ...]]]:
+        for incident_id, case in self.cases.items():
+            if incident_id != but and not case.over:
+                yield case.model_name, case.severity, case.kinds
+        for model_name in self.retraining:
+            yield model_name, "info", (RETRAINING,)
+
+    def _take_token(self, destination: str, now: float, settings: Settings) -> bool:
+        bucket = self.buckets.setdefault(destination, Bucket(settings.burst, now))
+        gained = max(0.0, now - bucket.at) * settings.rate_per_minute / 60
+        bucket.tokens, bucket.at = min(settings.burst, bucket.tokens + gained), max(now, bucket.at)
+        if bucket.tokens < 1 - 1e-6:  # sums of floats
+            return False
+        bucket.tokens -= 1
+        return True
+
+    def _token_at(self, destination: str, settings: Settings) -> float:
+        bucket = self.buckets[destination]
+        return bucket.at + (1 - bucket.tokens) * 60 / settings.rate_per_minute
+
+    def _count(self, destination: str, reason: Reason) -> None:
+        reasons = self.suppressed.setdefault(destination, {})
+        reasons[reason] = reasons.get(reason, 0) + 1
+
+    def _forget(self, now: float) -> None:
+        self.silences = {name: one for name, one in self.silences.items() if not one.until or now < one.until}
+        self.retraining = {model: run for model, run in self.retraining.items() if now < run[1]}
+        self.disabled = {name: until for name, until in self.disabled.items() if now < until}

@@ -1,0 +1,138 @@
+"""What events say about the state of a model or of the bus: a signal rings, or it is over. Pure.
+
+drift.detected             drift:EPISODE           until drift.resolved
+metric.threshold_breached  METRIC:EPISODE          until metric.recovered
+data_quality.violated      quality:CHECK/VERSION   it is told once, when it begins: over when it is quiet
+retrain.failed             retrain:                until a training succeeds, or quiet
+handler.failed             handler:GROUP/TYPE      quiet
+bus.loss                   loss:TOPIC              quiet
+"""
+
+from datetime import datetime
+
+from msgspec import Struct
+
+from canvasbus import Event
+from canvasbus.events import (
+    BusLoss,
+    DataQualityViolated,
+    DriftDetected,
+    DriftResolved,
+    HandlerFailed,
+    MetricRecovered,
+    MetricThresholdBreached,
+    RetrainFailed,
+    RetrainSucceeded,
+    Severity,
+)
+
+
+class Signal(Struct, frozen=True, kw_only=True):
+    """Something rings, or has ended."""
+
+    kind: str
+    what: str = ""
+    """Tells it from others of its kind."""
+    model_name: str = ""
+    """Empty: it is the bus's own."""
+    segment: str = ""
+    severity: Severity | None
+    """None: it is over."""
+    title: str
+    """One line for a person."""
+    at: datetime
+    fades: bool = False
+    """Nobody says when it is over."""
+    once: bool = False
+    """It has a name of its own: once over it never rings again."""
+
+    @property
+    def name(self) -> str:
+        """`kind:what`"""
+        return f"{self.kind}:{self.what}"
+
+    def label(self, name: str) -> str:
+        """The value of a label that signals are grouped by."""
+        return {"model_name": self.model_name, "signal": self.kind, "segment": self.segment}[name]
+
+
+def signal_of(event: Event) -> Signal:
+    """The signal of an event. Raises TypeError for one that has none."""
+    match event:
+        case DriftDetected():
+            title = f"{event.model_name}: drift, {event.drift_type} = {event.drift_score:.2f}"
+            return _of_model(event, "drift", event.episode_id, event.severity, title, segment=event.segment)
+        case DriftResolved():
+            title = f"{event.model_name}: data match {event.regime or event.reference_id or 'a reference'} again"
+            return _of_model(event, "drift", event.episode_id, None, title, segment=event.segment)
+        case MetricThresholdBreached():
+            title = f"{event.model_name}: {event.metric} {event.value:.3g}, expected {event.bound:.3g}"
+            return _of_model(event, event.metric, event.episode_id, event.severity, title)
+        case MetricRecovered():
+            title = f"{event.model_name}: {event.metric} is {event.value:.3g} again"
+            return _of_model(event, event.metric, event.episode_id, None, title)
+        case DataQualityViolated():
+            where = event.feature or "the whole batch"
+            title = f"{event.model_name}: data break {event.check} in {where}"
+            return Signal(
+                kind="quality",
+                what=f"{event.check}/{event.model_version}",
+                model_name=event.model_name,
+                segment=event.segment,
+                severity=event.severity,
+                title=title,
+                at=event.occurred_on,
+                fades=True,
+            )
+        case RetrainFailed():
+            title = f"{event.model_name}: retraining {event.model_version or event.run_id} failed: {event.error}"
+            return _of_model(event, "retrain", "", "warning", title, fades=True)
+        case RetrainSucceeded():
+            return _of_model(event, "retrain", "", None, f"{event.model_name}: retraining succeeded")
+        case HandlerFailed():
+            return Signal(
+                kind="handler",
+                what=f"{event.group}/{event.event_type}",
+                severity="warning",
+                title=f"{event.group} gave up on {event.event_type}: {event.error}",
+                at=event.occurred_on,
+                fades=True,
+            )
+        case BusLoss():
+            return Signal(
+                kind="loss",
+                what=event.topic,
+                severity="critical",
+                title=f"{event.topic} lost entries: {event.detail}",
+                at=event.occurred_on,
+                fades=True,
+            )
+    raise TypeError(f"{type(event).__name__} is no signal")
+
+
+def group_of(signal: Signal, group_by: tuple[str, ...]) -> str:
+    """The incident that a signal belongs to, as `label=value` pairs; the bus's own are no model's."""
+    return ",".join(f"{name}={signal.label(name)}" for name in group_by)
+
+
+def _of_model(
+    event: DriftDetected | DriftResolved | MetricThresholdBreached | MetricRecovered | RetrainFailed | RetrainSucceeded,
+    kind: str,
+    what: str,
+    severity: Severity | None,
+    title: str,
+    *,
+    segment: str = "",
+    fades: bool = False,
+) -> Signal:
+    return Signal(
+        kind=kind,
+        what=what,
+        model_name=event.model_name,
+        segment=segment,
+        severity=severity,
+        title=title,
+        at=event.occurred_on,
+        fades=fades,
+        once=bool(what),
+    )
