@@ -72,6 +72,8 @@ def parser() -> Parser:
 
     _groups(commands, add)
 
+    _alerts(commands, add)
+
     sub = add(commands, "timers", "timers:run", "Events that come later: when, and who set them.")
     sub.add_argument("-n", dest="count", type=int, default=50, metavar="N", help="the next N (default 50)")
 
@@ -258,6 +260,40 @@ def _groups(commands: Any, add: Callable[..., Parser]) -> None:
     )
     sub.add_argument("group", metavar="GROUP")
     _risky(sub)
+
+
+def _alerts(commands: Any, add: Callable[..., Parser]) -> None:
+    alerts = commands.add_parser("alerts", help="What people are told, and what not.").add_subparsers(
+        title="commands", metavar="COMMAND", required=True
+    )
+    add(alerts, "status", "alerts:run_status", "Open incidents, who was told, and what was held back for which reason.")
+    add(
+        alerts,
+        "test",
+        "alerts:run_test",
+        "Send one sample to each destination in canvasbus.toml.",
+        more="Without a server: what is tested is the way from here to the destinations. Exit code 1: one of them failed.",
+    )
+    silence = commands.add_parser("silence", help="What nobody wants to be told for a while.").add_subparsers(
+        title="commands", metavar="COMMAND", required=True
+    )
+    sub = add(
+        silence,
+        "add",
+        "silence:run_add",
+        "Let nobody be told about incidents that match.",
+        more="They are opened and resolved all the same, and told when the silence ends and they are still open. Patterns "
+        "are globs, several with | between them; all that are given must match.",
+    )
+    sub.add_argument("--model", metavar="GLOB", help="models, like 'StyleGAN-*'")
+    sub.add_argument("--severity", metavar="GLOB", help="info, warning or critical, like 'info|warning'")
+    sub.add_argument("--signal", metavar="GLOB", help="drift, a metric's name, quality, retrain, handler, loss")
+    sub.add_argument("--for", dest="seconds", required=True, metavar="TIME", help="it ends after 90s, 30m, 2h, ...")
+    sub.add_argument("--comment", required=True, metavar="TEXT", help="why")
+    sub.add_argument("--author", metavar="NAME", help="who wants it (default: you)")
+    add(silence, "list", "silence:run_list", "The silences in force.")
+    sub = add(silence, "expire", "silence:run_expire", "End silences before their time.")
+    sub.add_argument("id", nargs="+", metavar="ID", help="as `silence list` names it")
 
 
 def _risky(to: Parser) -> None:

@@ -75,6 +75,14 @@ def load(target: str) -> "Worker":
     return _worker(target, loaded, point.attr or "worker")
 
 
+def beside(name: str, part: str) -> ModuleType:
+    """The module `part` of an installed worker, for the commands that are about it. Raises ConfigError."""
+    point = _registered().get(name)
+    if point is None:
+        raise ConfigError(f"no worker {name!r} is installed here")
+    return import_module(f"{point.module}.{part}", f"worker {name!r}")
+
+
 def import_module(name: str, wanted_by: str) -> ModuleType:
     """Import a module of the user, from the working directory too, as `python -m` would find it.
 

@@ -179,6 +179,7 @@ _OPERATOR = (
     Right("XLEN dead", "count dead letters"),
     Right("XREVRANGE dead + -", "read dead letters"),
     Right("XREAD STREAMS stream $", "tail"),
+    Right("GET state", "look at incidents and silences"),
     Right("ZRANGE timers 0 0", "look at timers"),
     Right("ZCARD timers", "look at timers"),
     Right("HMGET bodies timer", "look at timers"),

@@ -1,0 +1,209 @@
+"""canvasbus silence and canvasbus alerts, beside a worker that runs."""
+
+import os
+import re
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog
+import trio
+from cli.commands import Ran, Run, runner
+from studio import Eyes, running
+from waiting import until
+
+from canvasbus.bus import EventBus
+from canvasbus.cli import silence
+from canvasbus.events import DriftDetected, MetricThresholdBreached
+from canvasbus_workers import alerts
+
+
+@pytest.fixture(autouse=True)
+def no_logs() -> Iterator[None]:
+    """The worker runs in this process: its lines shall not lie among those of the commands."""
+    with Path(os.devnull).open("w") as nowhere:
+        structlog.configure(logger_factory=structlog.PrintLoggerFactory(file=nowhere), cache_logger_on_first_use=False)
+        yield
+
+
+class Shop:
+    """A worker that runs, and commands beside it."""
+
+    def __init__(self, bus: EventBus, run: Run) -> None:
+        self.bus = bus
+        self._run = run
+
+    async def run(self, *argv: str) -> Ran:
+        return await trio.to_thread.run_sync(partial(self._run, *argv))
+
+    async def drift(self, model: str, **fields: Any) -> None:
+        await self.bus.publish(DriftDetected(model_name=model, drift_score=0.5, drift_type="ks", **fields))
+
+    async def incidents(self, number: int) -> dict[str, dict[str, Any]]:
+        """Those that are open, by model, as soon as there are so many."""
+        while True:
+            records = (await self.run("alerts", "status", "--json")).records
+            found = {one["model_name"]: one for one in records if "incident_id" in one}
+            if len(found) == number:
+                return found
+
+
+@asynccontextmanager
+async def shop(url: str, namespace: str, run: Run, **options: Any) -> AsyncIterator[Shop]:
+    with trio.fail_after(60):
+        async with running(url, alerts.worker, namespace=namespace, **options) as bus:
+            yield Shop(bus, run)
+
+
+async def test_a_silence_is_added_listed_and_ended(server_url: str, namespace: str, run: Run) -> None:
+    """It mutes what it matches and nothing else, until it is ended; status says who was told and who was not, and why."""
+    async with shop(server_url, namespace, run) as here:
+        added = await here.run(
+            "silence", "add", "--model", "Style*", "--for", "2h", "--comment", "known \x1b[2J", "--author", "ada"
+        )
+        assert (added.code, added.err) == (0, ""), added
+        (silence_id,) = re.findall(r"silence (\w{8}): model_name=Style\* for 2h", added.out)
+        (listed,) = (await here.run("silence", "list", "--json")).records
+        assert (listed["silence_id"], listed["model_name"], listed["severity"]) == (silence_id, "Style*", "*")
+        assert listed["author"] == "ada"
+        shown = await here.run("silence", "list")
+        assert "\x1b[2J" not in shown.out and silence_id in shown.out and "in 1h 59m" in shown.out
+        await here.drift("StyleGAN")
+        await here.drift("other")
+        found = await here.incidents(2)
+        assert (found["StyleGAN"]["told"], found["StyleGAN"]["not_told"]) == ([], {"log": "silenced"})
+        assert (found["other"]["told"], found["other"]["not_told"]) == (["log"], {})
+        (counts,) = [one for one in (await here.run("alerts", "status", "--json")).records if "destination" in one]
+        assert counts == {"destination": "log", "told": 1, "suppressed": {"silenced": 1}, "disabled": False}
+        status = await here.run("alerts", "status")
+        assert "log (silenced)" in status.out and "2 open incidents, 1 silence" in status.err
+        ended = await here.run("silence", "expire", silence_id)
+        assert (ended.code, ended.err) == (0, "")
+        found = await here.incidents(2)
+        assert found["StyleGAN"]["told"] == ["log"]
+        assert (await here.run("silence", "list")).out == ""
+        (await here.run("silence", "expire", silence_id)).failed(1, silence_id, "there are: none")
+
+
+async def test_silences_outlive_workers_and_reach_every_partition(
+    server_url: str,
+    namespace: str,
+    capsys: pytest.CaptureFixture[str],
+    empty_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Added while no worker runs it says so, and counts when one does; with partitions, for models of all of them."""
+    monkeypatch.setattr(silence, "TAKEN_WITHIN", 0.0)
+    run = runner(server_url, namespace, capsys)
+    models = [f"m{number}" for number in range(8)]
+    async with running(server_url, namespace=namespace, partitions=3):
+        ran = await trio.to_thread.run_sync(
+            partial(run, "silence", "add", "--severity", "info|warning", "--for", "1h", "--comment", "x")
+        )
+        assert ran.code == 0 and "no alerts worker has heard of it yet" in ran.err
+    async with shop(server_url, namespace, run, partitions=3) as here:
+        for partition in range(3):
+            eyes = Eyes(server_url, namespace, partition)
+            await until(partial(eyes.call, "GET", eyes.keys.state("alerts", "desk")), 20)
+            eyes.close()
+        for model in models:
+            await here.drift(model)
+        await here.bus.publish(MetricThresholdBreached(model_name="m0", metric="accuracy"))
+        found = await here.incidents(8)
+        while found["m0"]["severity"] != "critical":
+            found = await here.incidents(8)
+    told = {model: one["told"] for model, one in found.items()}
+    assert told == {model: ["log"] if model == "m0" else [] for model in models}
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (("--for", "1h", "--comment", "x"), "at least one of --model"),
+        (("--model", "m", "--comment", "x"), "--for"),
+        (("--model", "m", "--for", "1h"), "--comment"),
+        (("--model", "m", "--for", "soon", "--comment", "x"), "--for soon"),
+        (("--severity", "grave", "--for", "1h", "--comment", "x"), "there are info, warning, critical"),
+    ],
+)
+def test_a_silence_that_makes_no_sense_is_refused(run: Run, argv: tuple[str, ...], said: str) -> None:
+    """In one line, with 2."""
+    run("silence", "add", *argv).failed(2, said)
+
+
+def test_an_empty_namespace_has_nothing(run: Run) -> None:
+    """No worker has ever run: no error."""
+    assert run("silence", "list").err.startswith("no silences in")
+    status = run("alerts", "status")
+    assert (status.code, status.out) == (0, "") and "0 open incidents, 0 silences" in status.err
+
+
+def test_samples_are_sent(run_bare: Run) -> None:
+    """Without a server: each destination with a line, the log among them."""
+    ran = run_bare("alerts", "test", "--json")
+    assert (ran.code, ran.records) == (0, [{"destination": "log", "ok": True, "error": None}])
+
+
+def test_a_destination_that_fails_says_whose_move_is_next(run_bare: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """1 when one failed; the others are tried all the same; nothing of a traceback."""
+    from canvasbus.worker import Reject, RetryLater
+    from canvasbus_workers.alerts import edge
+    from canvasbus_workers.alerts.notification import Gone, Notification
+
+    errors = {
+        "fine": None,
+        "refused": Reject("404 no_service"),
+        "gone": Gone("410"),
+        "busy": RetryLater(30),
+        "away": ConnectionError("connection\nrefused"),
+    }
+
+    class Phone:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        async def send(self, notification: Notification) -> None:
+            assert notification.kind == "test"
+            if errors[self.name] is not None:
+                raise errors[self.name]  # type: ignore[misc]
+
+    @asynccontextmanager
+    async def opened(table: object) -> AsyncIterator[dict[str, Phone]]:
+        yield {name: Phone(name) for name in errors}
+
+    monkeypatch.setattr(edge, "opened", opened)
+    ran = run_bare("alerts", "test")
+    assert ran.code == 1 and ran.err == ""
+    fine, refused, gone, busy, away = ran.lines
+    assert fine == "fine: ok"
+    assert refused == "refused: failed: it refuses: 404 no_service: mend its settings, or what it expects"
+    assert "give its new address, or remove it" in gone and "try again later" in busy
+    assert "connection refused: look whether it runs" in away
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("for_second = 1", "did you mean for_seconds?"),
+        ('group_by = ["colour"]', "group_by"),
+        ("burst = 0", "burst: expected int >= 1"),
+        ('[[workers.alerts.routes]]\ndestinations = ["pager"]', "there is no destination 'pager'; there are log"),
+        ('[[workers.alerts.routes]]\nmodel = "x"\ndestinations = ["log"]', "unknown field model"),
+        (
+            '[workers.alerts.destinations.x]\nkind = "pigeon"',
+            "[workers.alerts.destinations.x]: kind must be one of log, slack",
+        ),
+        ('[workers.alerts.destinations.x]\nkind = "log"\ncolour = 1', "unknown key 'colour'"),
+        ('[workers.alerts.destinations.x]\nkind = "slack"\nurl_fil = "x"', "did you mean url_file?"),
+        ('[workers.alerts.destinations.x]\nkind = "slack"', "give one of url, url_file, url_env"),
+    ],
+)
+def test_the_doctor_and_the_sample_refuse_wrong_settings(run: Run, empty_folder: Path, text: str, said: str) -> None:
+    """An error of the doctor's, and bad usage for whoever sends a sample."""
+    (empty_folder / "canvasbus.toml").write_text(f"[workers.alerts]\n{text}\n")
+    (finding,) = [one for one in run("doctor", "--json").records if one["check"] == "workers.alerts"]
+    assert finding["level"] == "error" and said in finding["found"], finding
+    run("alerts", "test").failed(2, said)
