@@ -199,6 +199,10 @@ def test_a_destination_that_fails_says_whose_move_is_next(run_bare: Run, monkeyp
         ('[workers.alerts.destinations.x]\nkind = "log"\ncolour = 1', "unknown key 'colour'"),
         ('[workers.alerts.destinations.x]\nkind = "slack"\nurl_fil = "x"', "did you mean url_file?"),
         ('[workers.alerts.destinations.x]\nkind = "slack"', "give one of url, url_file, url_env"),
+        (
+            'repeat_seconds = 0\n[workers.alerts.destinations.x]\nkind = "alertmanager"\nurl = "https://am.example.com"',
+            "repeat_seconds = 0 must be less than that, and not 0",
+        ),
     ],
 )
 def test_the_doctor_and_the_sample_refuse_wrong_settings(run: Run, empty_folder: Path, text: str, said: str) -> None:

@@ -1,6 +1,7 @@
 """The outside: where people are told. Without any destination in canvasbus.toml that is the log, one structured line for
 each notification; the others lie in `destinations`, and are loaded where one is configured."""
 
+import math
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -51,8 +52,9 @@ async def opened(table: Table) -> AsyncIterator[Mapping[str, Destination]]:
         yield {**found, **posted}
 
 
-def check(table: Table) -> None:
-    """Look at the tables, not at the secrets that they name. Raises ConfigError."""
+def check(table: Table, repeat_seconds: float) -> None:
+    """Look at the tables, not at the secrets that they name, and whether they go with the interval at which open incidents
+    are repeated. Raises ConfigError."""
     _, others = _sorted(table)
     if not others:
         return
@@ -62,7 +64,13 @@ def check(table: Table) -> None:
         if one.get("kind") not in settings.KINDS:
             known = ", ".join(("log", *settings.KINDS))
             raise ConfigError(f"[workers.alerts.destinations.{name}]: kind must be one of {known}")
-    settings.read(others)
+    for name, given in settings.read(others).items():
+        hold = getattr(given, "hold", math.inf)
+        if hold < math.inf and not 0 < repeat_seconds < hold:
+            raise ConfigError(
+                f"[workers.alerts.destinations.{name}]: an Alertmanager takes for resolved what it has not heard of for hold = "
+                f"{hold:g} s: repeat_seconds = {repeat_seconds:g} must be less than that, and not 0"
+            )
 
 
 def _sorted(table: Table) -> tuple[list[str], dict[str, Mapping[str, Any]]]:

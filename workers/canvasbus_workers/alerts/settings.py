@@ -65,7 +65,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """[workers.alerts.destinations.NAME], each with a `kind`; none: the log."""
 
     def __post_init__(self) -> None:
-        edge.check(self.destinations)
+        edge.check(self.destinations, self.repeat_seconds)
         known = self.names
         for route in self.routes:
             for name in route.destinations:
