@@ -3,7 +3,7 @@
     signals     events → what rings, and what is over          incidents   one open incident a group
     desk        whom to tell what, and whom not                 cases       one incident, and what each was told of it
     matching    patterns of silences, routes, inhibitions       notification   what a destination is given
-    edge, destinations   the outside
+    bucket      how often a destination may be told         edge, destinations   the outside
 
 `worker` is loaded when it is asked for, so that what the doctor imports brings no trio with it.
 """

@@ -14,19 +14,20 @@ Not told, each counted once with its reason:
 That it is over hears everybody who was told that it began, silenced or not. Pure, kept by the group. Seconds since 1970.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from datetime import datetime
-from typing import Literal
+from typing import Literal, NamedTuple
 from uuid import UUID
 
 from msgspec import Struct, field
 
 from canvasbus.events import IncidentOpened, IncidentResolved
+from canvasbus_workers.alerts.bucket import Bucket
 from canvasbus_workers.alerts.cases import Case
 from canvasbus_workers.alerts.incidents import RANK, Incident
 from canvasbus_workers.alerts.matching import Matcher
 from canvasbus_workers.alerts.notification import Kind, Notification
-from canvasbus_workers.alerts.settings import Settings
+from canvasbus_workers.alerts.settings import Inhibition, Settings
 
 Reason = Literal["silenced", "inhibited", "disabled", "rate_limited", "unrouted", "overflow"]
 NOBODY = ""
@@ -47,11 +48,13 @@ class Silence(Struct):
     comment: str = ""
 
 
-class Bucket(Struct, array_like=True):
-    """A token bucket: a notification takes one, and they come back evenly."""
+class Source(NamedTuple):
+    """Something that may mute others."""
 
-    tokens: float
-    at: float
+    incident_id: str
+    model_name: str
+    severity: str
+    kinds: tuple[str, ...]
 
 
 class Tell(Struct, frozen=True):
@@ -137,6 +140,7 @@ class Desk(Struct):
     def tell(self, now: float, settings: Settings) -> tuple[list[Tell], list[Mute]]:
         """What has to be told now, the gravest first; and what is held back since the last time."""
         self._forget(now)
+        sources = self._sources(settings)
         tells: list[Tell] = []
         mutes: list[Mute] = []
         for incident_id, case in sorted(self.cases.items(), key=lambda item: (-RANK[item[1].severity], item[1].since)):
@@ -146,7 +150,7 @@ class Desk(Struct):
                 if kind is None:
                     case.muted.pop(destination, None)
                     continue
-                reason = self._reason(incident_id, case, destination, kind, now, settings)
+                reason = self._reason(incident_id, case, destination, kind, now, settings, sources)
                 if reason is None:
                     made = case.tell(incident_id, destination, kind, now)
                     self.told[destination] = self.told.get(destination, 0) + 1
@@ -168,7 +172,9 @@ class Desk(Struct):
             if settings.repeat_seconds and not case.over:
                 times += [told.at + settings.repeat_seconds for told in case.told.values()]
             times += [
-                self._token_at(name, settings) for name, why in case.muted.items() if why.endswith(" rate_limited")
+                self.buckets[name].next_at(settings)
+                for name, why in case.muted.items()
+                if why.endswith(" rate_limited")
             ]
         if any(case.muted for case in self.cases.values()):
             times += [silence.until for silence in self.silences.values() if silence.until]
@@ -192,7 +198,14 @@ class Desk(Struct):
         return [name for name in known if name in wanted] or [NOBODY]
 
     def _reason(
-        self, incident_id: str, case: Case, destination: str, kind: Kind, now: float, settings: Settings
+        self,
+        incident_id: str,
+        case: Case,
+        destination: str,
+        kind: Kind,
+        now: float,
+        settings: Settings,
+        sources: Iterable[tuple[Inhibition, Iterable[Source]]],
     ) -> Reason | None:
         if destination == NOBODY:
             return "unrouted"
@@ -201,42 +214,23 @@ class Desk(Struct):
         if kind != "resolved":
             if any(each.matcher.covers(case.model_name, case.severity, case.kinds) for each in self.silences.values()):
                 return "silenced"
-            if self._inhibited(incident_id, case, settings):
+            if any(_mutes(rule, found, incident_id, case) for rule, found in sources):
                 return "inhibited"
-        return None if self._take_token(destination, now, settings) else "rate_limited"
-
-    def _inhibited(self, incident_id: str, case: Case, settings: Settings) -> bool:
-        for rule in settings.inhibit:
-            if not rule.target.covers(case.model_name, case.severity, case.kinds):
-                continue
-            for model_name, severity, kinds in self._sources(incident_id):
-                if "model_name" in rule.equal and model_name != case.model_name:
-                    continue
-                if "signal" in rule.equal and not set(kinds) & set(case.kinds):
-                    continue
-                if rule.source.touches(model_name, severity, kinds):
-                    return True
-        return False
-
-    def _sources(self, but: str) -> Iterator[tuple[str, str, tuple[str, ...]]]:
-        for incident_id, case in self.cases.items():
-            if incident_id != but and not case.over:
-                yield case.model_name, case.severity, case.kinds
-        for model_name in self.retraining:
-            yield model_name, "info", (RETRAINING,)
-
-    def _take_token(self, destination: str, now: float, settings: Settings) -> bool:
         bucket = self.buckets.setdefault(destination, Bucket(settings.burst, now))
-        gained = max(0.0, now - bucket.at) * settings.rate_per_minute / 60
-        bucket.tokens, bucket.at = min(settings.burst, bucket.tokens + gained), max(now, bucket.at)
-        if bucket.tokens < 1 - 1e-6:  # sums of floats
-            return False
-        bucket.tokens -= 1
-        return True
+        return None if bucket.take(now, settings) else "rate_limited"
 
-    def _token_at(self, destination: str, settings: Settings) -> float:
-        bucket = self.buckets[destination]
-        return bucket.at + (1 - bucket.tokens) * 60 / settings.rate_per_minute
+    def _sources(self, settings: Settings) -> list[tuple[Inhibition, list[Source]]]:
+        """For each rule what is open of its source, looked up once for all incidents: in a storm there are many."""
+        facts = [
+            Source(incident_id, case.model_name, case.severity, case.kinds)
+            for incident_id, case in self.cases.items()
+            if not case.over
+        ]
+        facts += [Source("", model_name, "info", (RETRAINING,)) for model_name in self.retraining]
+        return [
+            (rule, [one for one in facts if rule.source.touches(one.model_name, one.severity, one.kinds)])
+            for rule in settings.inhibit
+        ]
 
     def _count(self, destination: str, reason: Reason) -> None:
         reasons = self.suppressed.setdefault(destination, {})
@@ -246,3 +240,13 @@ class Desk(Struct):
         self.silences = {name: one for name, one in self.silences.items() if not one.until or now < one.until}
         self.retraining = {model: run for model, run in self.retraining.items() if now < run[1]}
         self.disabled = {name: until for name, until in self.disabled.items() if now < until}
+
+
+def _mutes(rule: Inhibition, sources: Iterable[Source], incident_id: str, case: Case) -> bool:
+    """What is open of the rule's source mutes this incident."""
+    return rule.target.covers(case.model_name, case.severity, case.kinds) and any(
+        one.incident_id != incident_id
+        and ("model_name" not in rule.equal or one.model_name == case.model_name)
+        and ("signal" not in rule.equal or not set(one.kinds).isdisjoint(case.kinds))
+        for one in sources
+    )
