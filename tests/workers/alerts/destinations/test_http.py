@@ -300,6 +300,27 @@ async def test_a_name_that_is_bound_again_between_looking_and_connecting() -> No
     assert dialled.addresses == ["93.184.216.34"]
 
 
+async def test_every_request_has_a_connection_of_its_own(nursery: trio.Nursery) -> None:
+    """A kept one would go on to an address that the name has no more; so also between a question and what follows."""
+
+    async def keep(stream: trio.abc.Stream) -> None:
+        await answering(200, b"[]")(stream)
+        await trio.sleep_forever()
+
+    first, second = [await Server(keep).start(nursery) for _ in range(2)]
+    asked: list[int] = []
+
+    class Elsewhere(httpcore2.TrioBackend):
+        async def connect_tcp(self, host: str, port: int, *args: Any) -> httpcore2.AsyncNetworkStream:
+            asked.append(port)
+            return await super().connect_tcp(host, (first, second)[len(asked) - 1].port, *args)
+
+    network = Network(resolver(["127.0.0.1"], ["127.0.0.1"]), Elsewhere())
+    settings = {"kind": "alertmanager", "url": "http://ops.example/", "timeout": 5, **LOCAL}
+    await tell(settings, about(kind="resolved"), network=network)
+    assert ([one.method for one in first.requests], [one.method for one in second.requests]) == (["GET"], ["POST"])
+
+
 async def test_of_several_addresses_only_the_allowed_are_tried() -> None:
     """In their order."""
     dialled = Dialled()
