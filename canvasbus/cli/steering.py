@@ -28,7 +28,7 @@ def run_pause(context: Context, args: argparse.Namespace) -> int:
     """1 when there is no such group."""
     seconds = None if args.seconds is None else seconds_of(args.seconds, "--for")
     group = _group(context, args.group)
-    context.link.run(steering.pause(context.partitions, group.name, by=_me(), seconds=seconds))
+    context.link.run(steering.pause(context.partitions, group.name, by=me(), seconds=seconds))
     if context.out.json:
         context.out.record({"group": group.name, "paused": True, "seconds": seconds})
         return 0
@@ -124,7 +124,8 @@ def _topics(group: Group) -> str:
     return ", ".join(topic.topic for topic in group.topics) or "no topic"
 
 
-def _me() -> str:
+def me() -> str:
+    """Who sits here, for those who ask later."""
     try:
         return f"{getpass.getuser()}@{socket.gethostname()}"
     except (OSError, KeyError, ImportError):  # a container without a name for its user

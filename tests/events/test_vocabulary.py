@@ -29,6 +29,7 @@ NAMES = {
     "incident.resolved",
     "retrain.requested",
     "retrain.proposed",
+    "retrain.rejected",
     "retrain.started",
     "retrain.succeeded",
     "retrain.failed",
