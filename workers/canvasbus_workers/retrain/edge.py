@@ -1,5 +1,6 @@
 """The launchers that the settings ask for, each made when it is needed first."""
 
+from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Self
 
@@ -12,6 +13,7 @@ class Launchers:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self._open = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
         return self
@@ -19,7 +21,7 @@ class Launchers:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        return None
+        await self._open.aclose()
 
     def policy(self, model: str) -> Policy:
         """What holds for a model."""
@@ -27,4 +29,9 @@ class Launchers:
 
     def launcher(self, model: str) -> Launcher:
         """Who trains it."""
+        policy = self.policy(model)
+        if policy.launcher == "subprocess":
+            from canvasbus_workers.retrain.launchers.subprocess import Subprocess
+
+            return Subprocess(policy)
         return OnTheBus()
