@@ -2,10 +2,13 @@
 
 from contextlib import AsyncExitStack
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from canvasbus_workers.retrain.launchers.protocol import Launcher, OnTheBus
 from canvasbus_workers.retrain.settings import Policy, Settings
+
+if TYPE_CHECKING:
+    from canvasbus_workers.retrain.launchers.client import Client
 
 
 class Launchers:
@@ -14,8 +17,12 @@ class Launchers:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self._open = AsyncExitStack()
+        self._client: Client | None = None
 
     async def __aenter__(self) -> Self:
+        tables = self.settings, *(self.settings.policy(glob) for glob in self.settings.models)
+        if any(table.launcher in ("http", "prefect") for table in tables):
+            await self._http()  # a missing package is told at the start, not with the first order
         return self
 
     async def __aexit__(
@@ -27,11 +34,28 @@ class Launchers:
         """What holds for a model."""
         return self.settings.policy(model)
 
-    def launcher(self, model: str) -> Launcher:
+    async def launcher(self, model: str) -> Launcher:
         """Who trains it."""
         policy = self.policy(model)
-        if policy.launcher == "subprocess":
-            from canvasbus_workers.retrain.launchers.subprocess import Subprocess
+        match policy.launcher:
+            case "subprocess":
+                from canvasbus_workers.retrain.launchers.subprocess import Subprocess
 
-            return Subprocess(policy)
-        return OnTheBus()
+                return Subprocess(policy)
+            case "http":
+                from canvasbus_workers.retrain.launchers.http import Http
+
+                return Http(policy, await self._http())
+            case "prefect":
+                from canvasbus_workers.retrain.launchers.prefect import Prefect
+
+                return Prefect(policy, await self._http())
+            case "bus":
+                return OnTheBus()
+
+    async def _http(self) -> "Client":
+        if self._client is None:
+            from canvasbus_workers.retrain.launchers.client import HttpClient  # the one that needs the extra
+
+            self._client = await self._open.enter_async_context(HttpClient())
+        return self._client

@@ -29,7 +29,7 @@ from canvasbus_workers.retrain import launching
 from canvasbus_workers.retrain.book import UNNAMED, Model, Propose, Rest, Run, Wait, named
 from canvasbus_workers.retrain.edge import Launchers
 from canvasbus_workers.retrain.events import RetrainDue, RunCheck, RunOverdue
-from canvasbus_workers.retrain.launchers.protocol import Busy, Unreachable, order_of
+from canvasbus_workers.retrain.launchers.protocol import Busy, Rejected, Unreachable, order_of
 from canvasbus_workers.retrain.settings import Policy, Settings
 
 worker = Worker("retrain")
@@ -189,21 +189,23 @@ async def on_started(event: RetrainStarted, ctx: Context) -> Event | Later | Non
     if clock.time() > order.ordered + policy.timeout_seconds:
         return launching.failed(event, "it could not be started in time")
     launchers: Launchers = ctx.resources
-    said = await launching.launch(launchers.launcher(event.model_name), order, policy)
+    said = await launching.launch(await launchers.launcher(event.model_name), order, policy)
     ctx.log.info("launched", run_id=event.run_id, outcome=repr(said))
     return launching.answer(event, said, policy)
 
 
 @worker.on(RunCheck)
 async def on_check(event: RunCheck, ctx: Context) -> Event | Later | None:
-    """Ask where a run stands that is trained elsewhere."""
-    model = (await _model(event.model_name, ctx)).value
-    if model.run is None or model.run.run_id != event.run_id:
-        return None
+    """Ask where a run stands that is trained elsewhere, until it ends or its time is over."""
     launchers: Launchers = ctx.resources
     policy = _policy(event.model_name, ctx)
+    if clock.time() > event.launched + policy.timeout_seconds + OVERTIME:
+        return None
     try:
-        said = await launchers.launcher(event.model_name).status(event.external_id)
+        launcher = await launchers.launcher(event.model_name)
+        said = await launcher.status(event.external_id)
+    except Rejected as error:
+        return launching.failed(event, f"{event.external_id}: {error}")
     except (Busy, Unreachable) as error:
         raise RetryLater(policy.poll_seconds, str(error)) from error
     return launching.checked(event, said, policy, clock.time())
