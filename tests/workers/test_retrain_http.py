@@ -12,6 +12,7 @@ from studio import Eyes, running
 from waiting import until
 from workers.trainers import DROP, HANG, Service, service
 
+from canvasbus.errors import ConfigError
 from canvasbus.events import RetrainRequested
 from canvasbus_workers import retrain
 from canvasbus_workers.retrain.launchers.client import HttpClient
@@ -250,3 +251,18 @@ async def test_from_request_to_promotion(
     assert (promoted.run_id, promoted.fence) == (started.run_id, 1)
     assert promoted.correlation_id == asked.correlation_id
     assert eyes.dead("retrain") == []
+
+
+async def test_a_missing_package_is_told(namespace: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the start, and how to get it; not with the first order."""
+    import sys
+
+    from canvasbus_workers.retrain.edge import Launchers
+    from canvasbus_workers.retrain.settings import Settings
+
+    monkeypatch.setitem(sys.modules, "httpx2", None)
+    monkeypatch.delitem(sys.modules, "canvasbus_workers.retrain.launchers.client")
+    settings = msgspec.convert({"models": {"m": {"launcher": "http", "http": {"url": "http://h/"}}}}, Settings)
+    with pytest.raises(ConfigError, match=r"need httpx2: pip install 'canvasbus\[retrain\]'"):
+        async with Launchers(settings):
+            pass

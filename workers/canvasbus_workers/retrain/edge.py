@@ -4,6 +4,7 @@ from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from canvasbus.errors import ConfigError
 from canvasbus_workers.retrain.launchers.protocol import Launcher, OnTheBus
 from canvasbus_workers.retrain.settings import Policy, Settings
 
@@ -55,7 +56,11 @@ class Launchers:
 
     async def _http(self) -> "Client":
         if self._client is None:
-            from canvasbus_workers.retrain.launchers.client import HttpClient  # the one that needs the extra
-
+            try:
+                from canvasbus_workers.retrain.launchers.client import HttpClient
+            except ModuleNotFoundError as error:
+                raise ConfigError(
+                    f"the launchers http and prefect need {error.name}: pip install 'canvasbus[retrain]'"
+                ) from None
             self._client = await self._open.enter_async_context(HttpClient())
         return self._client

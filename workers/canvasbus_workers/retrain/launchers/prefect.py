@@ -1,7 +1,8 @@
 """Trains as a run of a Prefect deployment, over Prefect's REST API (server 3): plain HTTP, without its 170 MB of packages.
 
 Prefect knows orders again by their idempotency_key, so one whose answer was lost is sent again: 201 the first time, 200
-and the same run afterwards. Parameters that the flow does not take are a 409.
+and the same run afterwards. A parameter of the wrong type is a 409; one that the flow does not have is taken, and its run
+fails. (Seen on 3.9.1 by tests/interop/prefect_flow.py.)
 """
 
 from urllib.parse import quote
