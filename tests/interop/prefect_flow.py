@@ -33,7 +33,15 @@ from canvasbus.bus import EventBus
 from canvasbus.events import ModelPromoted, RetrainRequested, RetrainStarted
 from canvasbus_workers.retrain.launchers.client import HttpClient
 from canvasbus_workers.retrain.launchers.prefect import Prefect
-from canvasbus_workers.retrain.launchers.protocol import Ended, Launched, Order, Rejected, Running, Unreachable
+from canvasbus_workers.retrain.launchers.protocol import (
+    Busy,
+    Ended,
+    Launched,
+    Order,
+    Rejected,
+    Running,
+    Unreachable,
+)
 from canvasbus_workers.retrain.settings import Policy
 
 # What resolves anew breaks: fastapi 0.165 dropped an argument that Prefect's server passes.
@@ -97,10 +105,10 @@ def started(command: list[Any], log: Path, environ: dict[str, str]) -> Iterator[
 
 
 async def until(what: str, so: Callable[[], Any], seconds: float = 120.0) -> Any:
-    """The first true answer."""
+    """The first true answer; a server that is busy (503 while SQLite is locked, for one) is asked again, as the worker does."""
     with trio.move_on_after(seconds):
         while True:
-            with contextlib.suppress(Unreachable):
+            with contextlib.suppress(Busy, Unreachable):
                 if found := await so():
                     return found
             await trio.sleep(0.2)
@@ -111,6 +119,10 @@ def order() -> Order:
     fields = {"run_id": "m/v7", "model_name": "m", "model_version": "v7", "fence": 7, "episode_id": "e", "reason": "x"}
     more = {"windows": 1, "correlation_id": str(uuid.uuid4()), "traceparent": "", "ordered": 0.0}
     return Order(key=str(uuid.uuid4()), **fields, **more)
+
+
+async def ordered(launcher: Prefect, one: Order) -> Launched | Ended:
+    return await until("Prefect takes an order", lambda: launcher.launch(one))
 
 
 async def ended(launcher: Prefect, said: Launched | Ended) -> Ended:
@@ -141,14 +153,14 @@ async def ask(url: str, folder: Path) -> None:
         began = time.monotonic()
         said = await until("Prefect takes an order", first)
         say(f"ordered: {said}, {time.monotonic() - began:.1f} s after it was asked for")
-        again = await launcher().launch(one)
+        again = await ordered(launcher(), one)
         assert again == Launched(external_id=said.external_id, duplicate=True), again
         say("ordered again under the same key: the same run")
         done = await ended(launcher(), said)
         assert done.error == "", done
         say(f"it has succeeded: {done.duration:.1f} s")
         failing = launcher(parameters={"fail": True})
-        done = await ended(failing, await failing.launch(order()))
+        done = await ended(failing, await ordered(failing, order()))
         assert "FAILED" in done.error and "not enough labels" in done.error, done
         say(f"one that raises: {done.error!r}")
         try:
@@ -158,7 +170,7 @@ async def ask(url: str, folder: Path) -> None:
         else:
             raise AssertionError("a parameter of the wrong type was accepted")
         surplus = launcher(parameters={"epochs": 3})
-        done = await ended(surplus, await surplus.launch(order()))
+        done = await ended(surplus, await ordered(surplus, order()))
         assert done.error, "a parameter that the flow does not have was accepted"
         say(f"one that it does not have: {done.error!r}")
     await chain(url, folder)

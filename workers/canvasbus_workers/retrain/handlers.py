@@ -18,15 +18,14 @@ from canvasbus.events import (
     MetricThresholdBreached,
     ModelPromoted,
     RetrainFailed,
-    RetrainProposed,
     RetrainRejected,
     RetrainRequested,
     RetrainStarted,
     RetrainSucceeded,
 )
 from canvasbus.worker import Context, Later, RetryLater, State, Worker, section
-from canvasbus_workers.retrain import launching
-from canvasbus_workers.retrain.book import UNNAMED, Model, Propose, Rest, Run, Wait, named
+from canvasbus_workers.retrain import launching, telling
+from canvasbus_workers.retrain.book import UNNAMED, Model, Rest, Wait
 from canvasbus_workers.retrain.edge import Launchers
 from canvasbus_workers.retrain.events import RetrainDue, RunCheck, RunOverdue
 from canvasbus_workers.retrain.launchers.protocol import Busy, Rejected, Unreachable, order_of
@@ -101,13 +100,7 @@ async def on_recovery(event: MetricRecovered | DriftResolved, ctx: Context) -> R
     withdrawn = model.is_over(event.episode_id or f"{UNNAMED}{event.correlation_id}")
     if not withdrawn:
         return None
-    return RetrainRejected(
-        model_name=event.model_name,
-        proposal_id=withdrawn,
-        episode_id=event.episode_id,
-        rejected_by=worker.name,
-        reason="what it was for is over",
-    )
+    return telling.withdrawn(event, withdrawn, worker.name)
 
 
 @worker.on(LabelsRecorded)
@@ -146,36 +139,10 @@ def _go_on(name: str, model: Model, ctx: Context) -> Sequence[Event | Later]:
     policy = _policy(name, ctx)
     now = clock.time()
     wish, labels = model.wish, model.labels
-    match model.next(name, policy, now):
-        case Run() as run:
-            started = RetrainStarted(
-                model_name=name,
-                run_id=run.run_id,
-                model_version=run.version,
-                reason=run.reason,
-                episode_id=named(run.episodes),
-                fence=run.fence,
-                windows=run.windows,
-            )
-            overdue = RunOverdue(model_name=name, run_id=run.run_id)
-            return started, Later(overdue, after=policy.timeout_seconds + OVERTIME, timer=f"overdue:{run.run_id}"[:500])
-        case Propose(proposal_id=proposal_id):
-            assert wish is not None, "what is proposed is wanted"
-            return (
-                RetrainProposed(
-                    model_name=name,
-                    reason=wish.reason,
-                    episode_id=named(wish.episodes),
-                    labelled_items=labels,
-                    proposal_id=proposal_id,
-                ),
-            )
-        case Wait(until=until, why=why):
-            ctx.log.info("no training yet", model_name=name, why=why, seconds=round(until - now, 3))
-            return (Later(RetrainDue(model_name=name), after=until - now, timer=f"due:{name}"[:500]),)
-        case Rest(why=why):
-            ctx.log.info("no training", model_name=name, why=why)
-    return ()
+    step = model.next(name, policy, now)
+    if isinstance(step, Wait | Rest):
+        ctx.log.info("no training", model_name=name, why=step.why)
+    return telling.follows(name, step, wish, labels, policy.timeout_seconds + OVERTIME, now)
 
 
 # --- what becomes of a run ---------------------------------------------------------------------------------------------
@@ -217,15 +184,7 @@ async def on_overdue(event: RunOverdue, ctx: Context) -> RetrainFailed | None:
     run = (await _model(event.model_name, ctx)).value.run
     if run is None or run.run_id != event.run_id:
         return None
-    seconds = clock.time() - run.started
-    return RetrainFailed(
-        model_name=event.model_name,
-        run_id=run.run_id,
-        model_version=run.version,
-        error=f"no answer in {seconds:.0f} s",
-        duration=seconds,
-        fence=run.fence,
-    )
+    return telling.overdue(event.model_name, run, clock.time() - run.started)
 
 
 @worker.on(RetrainSucceeded)
@@ -243,16 +202,7 @@ async def on_success(event: RetrainSucceeded, ctx: Context) -> Sequence[Event | 
         ctx.log.warning("a model was promoted by hand since it began: not promoted", run_id=event.run_id)
     elif _policy(event.model_name, ctx).promote:
         model.promoted(version, run.run_id, run.fence)
-        found.append(
-            ModelPromoted(
-                model_name=event.model_name,
-                model_version=version,
-                model=event.model,
-                previous_version=previous,
-                run_id=run.run_id,
-                fence=run.fence,
-            )
-        )
+        found.append(telling.promoted(event, run, version, previous))
     return [*found, *_go_on(event.model_name, model, ctx)]
 
 
