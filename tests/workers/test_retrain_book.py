@@ -272,3 +272,25 @@ def test_policies_for_single_models() -> None:
     assert settings.policy("Pix") == Policy(daily_runs=2)
     with pytest.raises(msgspec.ValidationError, match=r"models.Style\*: unknown key 'aproval'"):
         msgspec.convert({"models": {"Style*": {"aproval": True}}}, Settings)
+
+
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        ({"launcher": "subprocess"}, "subprocess.command: say what trains"),
+        ({"launcher": "http"}, "http.url: say where"),
+        ({"launcher": "http", "http": {"url": "trainer:80"}}, "http.url: say where"),
+        ({"launcher": "prefect", "prefect": {"url": "http://h/api", "deployment": "d"}}, "FLOW/DEPLOYMENT"),
+        ({"answer": "file"}, "only a subprocess writes"),
+        ({"answer": "state"}, "answer: how a run stands"),
+        ({"http": {"url": "https://me:secret@h/"}}, "a password in a URL"),
+        ({"http": {"token_env": "A", "token_file": "B"}}, "keep one"),
+        ({"subprocess": {"shell": True}}, "shell"),
+        ({"models": {"m": {"launcher": "subprocess"}}}, "models.m: subprocess.command"),
+    ],
+)
+def test_settings_that_make_no_sense(table: dict[str, object], said: str) -> None:
+    """Each is told with its key, and without what may be secret."""
+    with pytest.raises(msgspec.ValidationError, match=said) as caught:
+        msgspec.convert(table, Settings)
+    assert "secret" not in str(caught.value)

@@ -311,3 +311,16 @@ async def test_the_worker_is_told_to_leave(
     (failed,) = eyes.events("retrain.failed")
     assert "its worker was told to leave" in failed.error
     assert len((tmp_path / "ran").read_text().split()) == 1
+
+
+async def test_a_folder_that_cannot_be_written_is_told(config: Path, tmp_path: Path) -> None:
+    """At the start, not with the first order."""
+    from canvasbus.config import section
+    from canvasbus.errors import ConfigError
+    from canvasbus_workers.retrain.edge import Launchers
+    from canvasbus_workers.retrain.settings import Settings
+
+    (tmp_path / "runs").touch()
+    with pytest.raises(ConfigError, match=r"\[workers.retrain\]: folder .*/runs: File exists"):
+        async with Launchers(section("retrain", Settings)):
+            pass

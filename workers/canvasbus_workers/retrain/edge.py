@@ -1,6 +1,9 @@
 """The launchers that the settings ask for, each made when it is needed first."""
 
+import errno
+import os
 from contextlib import AsyncExitStack
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -22,6 +25,8 @@ class Launchers:
 
     async def __aenter__(self) -> Self:
         tables = self.settings, *(self.settings.policy(glob) for glob in self.settings.models)
+        for folder in {table.folder for table in tables if table.launcher in ("subprocess", "http")}:
+            _check_folder(Path(folder))
         if any(table.launcher in ("http", "prefect") for table in tables):
             await self._http()  # a missing package is told at the start, not with the first order
         return self
@@ -64,3 +69,13 @@ class Launchers:
                 ) from None
             self._client = await self._open.enter_async_context(HttpClient())
         return self._client
+
+
+def _check_folder(folder: Path) -> None:
+    """Raises ConfigError where nothing can be written: told at the start, not with the first order."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise ConfigError(f"[workers.retrain]: folder {folder.absolute()}: {error.strerror}") from None

@@ -35,6 +35,8 @@ worker = Worker("retrain")
 
 OVERTIME = 60.0
 """Seconds beyond its timeout in which whoever trains should have said that a run has failed."""
+AT_ONCE = 16
+"""Launches in one process. A launch that lasts as long as its run is one run."""
 LONGEST = 31 * 86400.0
 """Seconds; a launch has a timeout of its own, by its policy."""
 
@@ -140,7 +142,7 @@ def _go_on(name: str, model: Model, ctx: Context) -> Sequence[Event | Later]:
     now = clock.time()
     wish, labels = model.wish, model.labels
     step = model.next(name, policy, now)
-    if isinstance(step, Wait | Rest):
+    if wish is not None and isinstance(step, Wait | Rest):
         ctx.log.info("no training", model_name=name, why=step.why)
     return telling.follows(name, step, wish, labels, policy.timeout_seconds + OVERTIME, now)
 
@@ -148,7 +150,7 @@ def _go_on(name: str, model: Model, ctx: Context) -> Sequence[Event | Later]:
 # --- what becomes of a run ---------------------------------------------------------------------------------------------
 
 
-@worker.on(RetrainStarted, timeout=LONGEST)
+@worker.on(RetrainStarted, timeout=LONGEST, concurrency=AT_ONCE)
 async def on_started(event: RetrainStarted, ctx: Context) -> Event | Later | None:
     """Launch it; where that lasts as long as the run, say how it ended."""
     policy = _policy(event.model_name, ctx)

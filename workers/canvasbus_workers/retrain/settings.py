@@ -4,6 +4,7 @@
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Meta, Struct
@@ -128,6 +129,9 @@ class Policy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             self.launcher == "bus" or (self.launcher == "http" and not self.http.status_url)
         ):
             raise ValueError("answer: how a run stands can be asked of a subprocess, of prefect, or at http.status_url")
+        for url in (self.http.url, self.http.status_url, self.http.lookup_url, self.prefect.url):
+            if "@" in urlsplit(url).netloc:
+                raise ValueError("a password in a URL ends in logs: use token_env or token_file")
         for table in (self.http, self.prefect):
             if table.token_env and table.token_file:
                 raise ValueError("token_env and token_file are both set: keep one")
