@@ -147,6 +147,18 @@ def test_the_order_in_which_reports_come_makes_no_difference(number: int) -> Non
         is_open = is_open != bool(changes)
 
 
+def test_a_timer_that_was_overtaken_is_void() -> None:
+    """It was published already when a report came: nothing is missing. One that comes twice finds it told."""
+    series = Series()
+    series.add(Point(1000, 1), 1000)
+    before = series.serial
+    series.add(Point(1010, 1), 1010)
+    assert series.is_missing("r", before, "s") is None
+    episode = series.is_missing("r", series.serial, "s")
+    assert episode is not None and series.is_missing("r", series.serial, "s") is None
+    assert series.come_back() == [("r", episode)] and series.come_back() == []
+
+
 def test_a_busy_series_stays_small() -> None:
     """Ten thousand reports within late_seconds, and a change over them: what is kept has a bound."""
     rules = {"r": Rule(metric="m", of="change", over_seconds=900, max=1)}

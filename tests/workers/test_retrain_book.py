@@ -133,6 +133,7 @@ def test_only_the_run_in_flight_counts() -> None:
     model.want(T, "x", "e1")
     run = started(model)
     assert model.end(lost.run_id, lost.fence, T) is None
+    assert model.end(lost.run_id, 0, T) is None
     assert model.end(run.run_id, lost.fence, T) is None
     assert model.end(run.run_id, run.fence, T) == run
     assert model.end(run.run_id, run.fence, T) is None
@@ -243,7 +244,7 @@ def test_random_histories(number: int) -> None:
                 run = draw.choice(runs)
                 in_flight = model.run is not None and model.run.run_id == run.run_id
                 if not in_flight:
-                    assert model.end(run.run_id, run.fence, now) is None, seed
+                    assert model.end(run.run_id, draw.choice([0, run.fence]), now) is None, seed
                 model.promoted(run.version, run.run_id, run.fence) if run.fence in promoted else None
         allowed = naive(policy, history, now)
         before = msgspec.msgpack.encode(model)
