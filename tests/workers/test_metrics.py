@@ -188,7 +188,10 @@ async def test_two_workers_on_any_server(any_url: str, namespace: str, config: P
     config.write_text(RULES.replace("absent_seconds = 120", "absent_seconds = 0.2"))
     async with running(any_url, metrics.worker, namespace=namespace) as bus:
         async with running(any_url, metrics.worker, namespace=namespace):
-            for value in (10.0, 40.0, 50.0, 26.0, 20.0):
+            for value in (10.0, 40.0, 50.0):
+                await bus.publish(report("fid", value))
+            await until(lambda: eyes.events("metric.threshold_breached"))
+            for value in (26.0, 20.0):
                 await bus.publish(report("fid", value))
             await until(lambda: eyes.events("metric.recovered"))
             await bus.publish(report("accuracy", 0.9))
