@@ -14,7 +14,7 @@ from canvasbus.errors import CanvasbusError
 if TYPE_CHECKING:
     from canvasbus.bus import EventBus
 
-WORKERS = ("drift", "alerts", "retrain", "tagger")
+WORKERS = ("drift", "alerts", "retrain", "trainer", "tagger")
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,11 @@
 """canvasbus demo: a model on real images drifts, is noticed, is retrained and recovers, in under a minute.
 
     images.submitted ──► tagger ──► observations.recorded ──► drift ──► drift.detected ──► alerts ──► incident.opened
-    labels.recorded ──► drift ──► metric.threshold_breached ──► retrain ──► model.promoted ──► tagger
+    labels.recorded ──► drift ──► metric.threshold_breached ──► retrain ──► retrain.started ──► trainer
+    retrain.succeeded ──► retrain ──► model.promoted ──► tagger
 
 This side plays the world and the people who label: it publishes images and, later, labels, and looks on. The workers
-are those of `canvasbus-worker drift alerts retrain tagger`, and know nothing but the events. On memory:// they run in
+are those of `canvasbus-worker drift alerts retrain trainer tagger`, and know nothing but the events. On memory:// they run in
 this process; with a server each one is a process of its own.
 
 A window stands for an hour of a studio's day, and whatever the workers do about it takes seconds: so the next window
@@ -46,6 +47,15 @@ MODEL = "StyleGAN-Canvas-v3"
 SECONDS_A_WINDOW = 0.6
 STUCK = 60.0
 """Seconds without rest after which the demo gives up."""
+SETTINGS = """
+[workers.retrain]
+debounce_seconds = 0
+cooldown_seconds = 0
+daily_runs = 1000
+min_new_labels = 70
+"""
+"""The workers' own, whatever stands in the user's file. A story that takes an hour for a window counts labels, not seconds:
+the same images give the same model."""
 LOOK = 0.01
 """Seconds between two looks at the bus."""
 
@@ -69,7 +79,12 @@ def run(*, url: str | None = None, seed: int = 1, speed: float = 1.0, json: bool
     if server.blocks:
         _on(server, lambda link: link.call("PING"))  # raises at once, before anything is started
     namespace = f"demo-{uuid.uuid4().hex[:8]}"
-    with tempfile.TemporaryDirectory(prefix="canvasbus-demo-") as folder, _environment("ARTIFACT_ROOT", folder):
+    with (
+        tempfile.TemporaryDirectory(prefix="canvasbus-demo-") as folder,
+        _environment("ARTIFACT_ROOT", folder),
+        _environment("CANVASBUS_CONFIG", f"{folder}/canvasbus.toml"),
+    ):
+        Path(folder, "canvasbus.toml").write_text(SETTINGS)
         stage = Stage(url, server.name if server.blocks else "memory://", server.blocks, namespace, Path(folder))
         try:
             return trio.run(_play, stage, seed, speed, Output(json=json))

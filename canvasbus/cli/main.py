@@ -131,6 +131,16 @@ def parser() -> Parser:
         sub = add(spool, name, f"spool:run_{name}", text)
         sub.add_argument("path", metavar="PATH", help="the folder that Producer(spool=PATH) names")
 
+    retrain = commands.add_parser("retrain", help="Trainings: which wait for an answer, which run.").add_subparsers(
+        title="commands", metavar="COMMAND", required=True
+    )
+    sub = add(retrain, "list", "retrain:run_list", "What waits for an answer and what runs.")
+    sub.add_argument("--all", action="store_true", help="also what has ended, as far back as events are kept")
+    for name, text in (("approve", "Let a proposed training start."), ("reject", "Refuse a proposed training.")):
+        sub = add(retrain, name, f"retrain:run_{name}", text)
+        sub.add_argument("id", metavar="ID", help="its id in `retrain list`, or the model when only one of it waits")
+        sub.add_argument("--reason", metavar="TEXT", help="why, for those who ask later")
+
     sub = add(commands, "doctor", "doctor:run", "Is all well here? What is wrong, and what to do about it.")
     sub.add_argument(
         "--acl",

@@ -4,7 +4,7 @@
     window.evaluated  drift.detected  drift.resolved  data_quality.violated                what monitors found
     metric.reported  metric.threshold_breached  metric.recovered                           numbers and their bounds
     incident.opened  incident.resolved  silence.added  silence.expired                     what people are told, or not
-    retrain.requested  .proposed  .started  .succeeded  .failed  model.promoted            what is done about it
+    retrain.requested  .proposed  .rejected  .started  .succeeded  .failed  model.promoted what is done about it
 
 Almost everything has a default, so that a small producer publishes what it knows and no more. Models, images and
 reference samples travel as an ArtifactRef, never inside an event.
@@ -25,6 +25,7 @@ from canvasbus.events.training import (
     ModelPromoted,
     RetrainFailed,
     RetrainProposed,
+    RetrainRejected,
     RetrainRequested,
     RetrainStarted,
     RetrainSucceeded,
@@ -54,6 +55,7 @@ __all__ = [
     "ReferenceRegistered",
     "RetrainFailed",
     "RetrainProposed",
+    "RetrainRejected",
     "RetrainRequested",
     "RetrainStarted",
     "RetrainSucceeded",

@@ -64,6 +64,13 @@ class MetricThresholdBreached(Event):
     """How bad it is."""
     reminder: bool = False
     """True when an earlier event opened this episode already."""
+    rule: str = ""
+    """The rule that was broken; empty: none, a monitor has judged."""
+    condition: Literal["value", "change", "relative_change", "absent"] = "value"
+    """What `value` and `bound` are: the metric; its change over the rule's time, in its own unit or as a share; or
+    absent: seconds without a report."""
+    segment: str = ""
+    """The segment of the traffic; empty: all of it."""
 
 
 @event("metric.recovered", key="model_name")
@@ -86,3 +93,9 @@ class MetricRecovered(Event):
     """Its number."""
     episode_id: str = ""
     """As in `metric.threshold_breached`."""
+    rule: str = ""
+    """As in `metric.threshold_breached`."""
+    condition: Literal["value", "change", "relative_change", "absent"] = "value"
+    """As in `metric.threshold_breached`."""
+    segment: str = ""
+    """The segment of the traffic; empty: all of it."""

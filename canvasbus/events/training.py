@@ -11,7 +11,8 @@ from canvasbus.events.parts import ArtifactRef, Count, NonNegative
 
 @event("retrain.requested", key="model_name")
 class RetrainRequested(Event):
-    """Somebody, or a rule, wants a new version of a model. Asking twice for one episode starts one training."""
+    """Somebody, or a rule, wants a new version of a model, or approves one that was proposed. Asking again for an episode
+    whose training waits or runs starts no other one."""
 
     model_name: str
     """The model."""
@@ -21,11 +22,13 @@ class RetrainRequested(Event):
     """What it is for; requests with the same id are one request. Empty: the event's own correlation."""
     requested_by: str = ""
     """A person or a rule."""
+    proposal_id: str = ""
+    """The `retrain.proposed` that this approves; empty: it asks for one of its own."""
 
 
 @event("retrain.proposed", key="model_name")
 class RetrainProposed(Event):
-    """A retraining that waits for a person's approval, given by a `retrain.requested` with the same episode."""
+    """A retraining that waits for a person: a `retrain.requested` or `retrain.rejected` with its `proposal_id` answers it."""
 
     model_name: str
     """The model."""
@@ -37,6 +40,24 @@ class RetrainProposed(Event):
     """How long it will probably take; None: unknown."""
     labelled_items: Count = 0
     """Labelled items that have come since the last training."""
+    proposal_id: str = ""
+    """What an answer names."""
+
+
+@event("retrain.rejected", key="model_name")
+class RetrainRejected(Event):
+    """A retraining that was proposed will not take place."""
+
+    model_name: str
+    """The model."""
+    proposal_id: str = ""
+    """As in `retrain.proposed`."""
+    episode_id: str = ""
+    """As in `retrain.proposed`."""
+    rejected_by: str = ""
+    """A person, or the worker that had proposed it."""
+    reason: str = ""
+    """Why, in one line."""
 
 
 @event("retrain.started", key="model_name")
@@ -53,6 +74,11 @@ class RetrainStarted(Event):
     """One line for a person."""
     episode_id: str = ""
     """What it is for."""
+    fence: Count = 0
+    """Grows with each run of a model: whoever serves or stores models refuses what has a smaller one than they have seen.
+    0: not known."""
+    windows: Count = 0
+    """How many of the newest windows show what it is for; 0: not known."""
 
 
 @event("retrain.succeeded", key="model_name")
@@ -75,6 +101,9 @@ class RetrainSucceeded(Event):
     """Seconds of training."""
     metrics: Mapping[str, float] = msgspec.field(default_factory=dict)
     """Measured on validation items, by name: `accuracy`, `accuracy:<regime>`, and the old version's `previous:accuracy`."""
+    fence: Count = 0
+    """Grows with each run of a model: whoever serves or stores models refuses what has a smaller one than they have seen.
+    0: not known."""
 
 
 @event("retrain.failed", key="model_name")
@@ -91,6 +120,9 @@ class RetrainFailed(Event):
     """The reason, in one line."""
     duration: NonNegative = 0.0
     """Seconds until it failed."""
+    fence: Count = 0
+    """Grows with each run of a model: whoever serves or stores models refuses what has a smaller one than they have seen.
+    0: not known."""
 
 
 @event("model.promoted", key="model_name")
@@ -107,3 +139,6 @@ class ModelPromoted(Event):
     """What it replaces; empty: it is the first."""
     run_id: str = ""
     """The training run that made it; empty: none on this bus."""
+    fence: Count = 0
+    """Grows with each run of a model: whoever serves or stores models refuses what has a smaller one than they have seen.
+    0: not known."""

@@ -39,7 +39,7 @@ from canvasbus.transport.connect import open_server
 pytestmark = pytest.mark.long
 
 SEED = 0
-WORKERS = {"drift", "alerts", "retrain", "tagger"}
+WORKERS = {"drift", "alerts", "retrain", "trainer", "tagger"}
 
 # Imported by every Python that starts with it on its path. In a worker it hides the demo and leaves a note of that.
 BLOCKER = """
@@ -246,7 +246,7 @@ def test_events_are_cloudevents_with_causes(told: Told) -> None:
         ("labels.recorded", "metric.threshold_breached"),
         ("metric.threshold_breached", "retrain.started"),
         ("retrain.started", "retrain.succeeded"),
-        ("retrain.started", "model.promoted"),
+        ("retrain.succeeded", "model.promoted"),
     }
 
 
@@ -280,7 +280,7 @@ def test_equal_seeds_tell_equal_stories(playings: dict[str, Told], other: str) -
 
 
 def test_workers_cannot_know_the_demo(playings: dict[str, Told], redis_url: str) -> None:
-    """In all four worker processes the demo's modules could not be imported, and detection, incident, promotion and
+    """In all five worker processes the demo's modules could not be imported, and detection, incident, promotion and
     recovery came all the same; nothing of it is left on the server."""
     told = playings["processes"]
     assert {path.name for path in told.folder.iterdir()} >= WORKERS
@@ -471,7 +471,7 @@ def test_a_worker_that_dies_ends_the_demo(tmp_path: Path, redis_url: str) -> Non
         if "window  1" in line:
             break
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    assert len(children) == 4
+    assert len(children) == 5
     os.kill(int(children[0]), signal.SIGKILL)
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 1

@@ -263,7 +263,7 @@ def test_without_names_asyncapi_tells_what_comes_along(repository: Repository) -
     """canvasbus's own events."""
     done = repository.run(*CANVASBUS, "schema", "asyncapi")
     assert (done.returncode, done.stderr) == (0, "")
-    assert len(json.loads(done.stdout)["channels"]) == 21
+    assert len(json.loads(done.stdout)["channels"]) == 24
 
 
 CANVASBUS = (sys.executable, "-m", "canvasbus")

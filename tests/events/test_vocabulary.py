@@ -31,6 +31,7 @@ NAMES = {
     "silence.expired",
     "retrain.requested",
     "retrain.proposed",
+    "retrain.rejected",
     "retrain.started",
     "retrain.succeeded",
     "retrain.failed",

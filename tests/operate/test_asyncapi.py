@@ -66,7 +66,7 @@ def test_every_topic_is_a_channel() -> None:
     """Each event that comes along, with the key of its stream as the address and its versions as messages."""
     document = described(OURS, namespace="canvasbus").document
     assert set(document["channels"]) == {one.name for one in OURS}
-    assert len(document["channels"]) == 23
+    assert len(document["channels"]) == 24
     (tag,) = document["components"]["parameters"]["partition"]["enum"]
     for name, channel in document["channels"].items():
         assert channel["address"].replace("{partition}", tag).encode() == Keys("canvasbus").stream(name)

@@ -1,11 +1,11 @@
-"""What a training learns from, and when one starts; and that nothing it is judged by leaks into it."""
+"""What a training learns from; and that nothing it is judged by leaks into it."""
 
 import numpy as np
 import pytest
 
-from canvasbus_workers.retrain.curriculum import COOLDOWN_ITEMS, KEPT_REGIMES, NEWEST, Curriculum, Not, Start
-from canvasbus_workers.retrain.job import train
-from canvasbus_workers.retrain.training import Examples, LeakError, check_disjoint, fit, split, together
+from canvasbus_workers.trainer.curriculum import KEPT_REGIMES, NEWEST, Curriculum
+from canvasbus_workers.trainer.job import train
+from canvasbus_workers.trainer.training import Examples, LeakError, check_disjoint, fit, split, together
 
 
 def examples(name: str, n: int = 50) -> Examples:
@@ -18,12 +18,12 @@ def examples(name: str, n: int = 50) -> Examples:
 
 
 def ready() -> Curriculum:
-    """A curriculum with v1 in service."""
+    """A curriculum whose first run has been."""
     curriculum = Curriculum()
     curriculum.add("base", "train", examples("base", 60))
     curriculum.add("held", "validation", examples("held", 30))
-    assert curriculum.decide() == Start("v1", "baseline", "")
-    curriculum.finished("v1", promoted=True)
+    assert not Curriculum().ready and curriculum.ready
+    assert curriculum.begin("m/v1") == "baseline"
     return curriculum
 
 
@@ -32,36 +32,22 @@ def feed(curriculum: Curriculum, *names: str) -> None:
         curriculum.add(name, "train", examples(name))
 
 
-def why(decision: Start | Not) -> str:
-    assert isinstance(decision, Not), decision
-    return decision.why
-
-
-def test_nothing_is_trained_without_labels() -> None:
-    """A request before the first labels starts nothing."""
-    curriculum = Curriculum()
-    assert why(curriculum.decide()) == "no labelled images have come yet"
-    assert not curriculum.ready
-
-
-def test_one_training_at_a_time_and_only_on_new_labels() -> None:
-    """A second one waits for the first to end, and then for COOLDOWN_ITEMS new labels; a failed one counts too."""
+def test_a_run_that_begins_again_has_its_regime() -> None:
+    """Delivered twice it is one run: the next one is for the next regime."""
     curriculum = ready()
-    feed(curriculum, "a")
-    assert why(curriculum.decide()) == f"cooldown: 50 of {COOLDOWN_ITEMS} new labels"
-    feed(curriculum, "b")
-    assert curriculum.decide() == Start("v2", "retrain-1", "v1")
-    feed(curriculum, "c", "d")
-    assert why(curriculum.decide()) == "v2 is being trained"
-    curriculum.finished("v2", promoted=False)
-    assert curriculum.decide() == Start("v3", "retrain-2", "v1")
+    feed(curriculum, "a", "b")
+    assert [curriculum.begin(run) for run in ("m/v2", "m/v2", "m/v1")] == ["retrain-1", "retrain-1", "baseline"]
+    feed(curriculum, "c")
+    assert curriculum.begin("m/v3") == "retrain-2"
 
 
 def test_a_batch_that_comes_again_changes_nothing() -> None:
-    """Redelivered labels are counted and learnt once."""
+    """Redelivered labels are learnt once."""
     curriculum = ready()
     feed(curriculum, "a", "a", "a")
-    assert "50 of" in why(curriculum.decide())
+    curriculum.begin("m/v2")
+    learnt, described = curriculum._regimes["retrain-1"]
+    assert sorted((*learnt.groups, *described.groups)) == sorted(f"a/{at}" for at in range(50))
 
 
 @pytest.mark.parametrize(("windows", "batches"), [(0, 3), (5, 5), (100, 12)])
@@ -70,7 +56,7 @@ def test_a_regime_is_made_of_the_newest_batches(windows: int, batches: int) -> N
     assert NEWEST == (3, 16)
     curriculum = ready()
     feed(curriculum, *(f"b{n}" for n in range(12)))
-    curriculum.decide(windows)
+    curriculum.begin("m/v2", windows)
     learnt = {group.partition("/")[0] for group in curriculum.training().groups} - {"base"}
     assert learnt == {f"b{n}" for n in range(12 - batches, 12)}
 
@@ -82,13 +68,9 @@ def test_asking_again_for_an_episode_makes_its_regime_grow() -> None:
     sizes = []
     for number, episode in enumerate(("e1", "e1", "e2", "", "")):
         feed(curriculum, *(f"r{number}-{n}" for n in range(4)))
-        decision = curriculum.decide(1, episode)
-        assert isinstance(decision, Start)
-        curriculum.finished(decision.version, promoted=True)
-        learnt, described = (
-            {group.partition("/")[0] for group in half.groups} for half in curriculum._regimes[decision.regime]
-        )
-        sizes.append((decision.regime, len(learnt), len(described)))
+        regime = curriculum.begin(f"m/v{number + 2}", 1, episode)
+        learnt, described = ({group.partition("/")[0] for group in half.groups} for half in curriculum._regimes[regime])
+        sizes.append((regime, len(learnt), len(described)))
     assert sizes == [
         ("retrain-1", 3, 3),
         ("retrain-1", 7, 6),
@@ -103,9 +85,7 @@ def test_old_regimes_are_kept_for_a_while() -> None:
     curriculum = ready()
     for number in range(KEPT_REGIMES + 2):
         feed(curriculum, *(f"r{number}-{n}" for n in range(3)))
-        decision = curriculum.decide()
-        assert isinstance(decision, Start)
-        curriculum.finished(decision.version, promoted=True)
+        curriculum.begin(f"m/v{number + 2}")
     assert set(curriculum.validation()) == {"baseline", *(f"retrain-{n}" for n in (3, 4, 5))}
 
 
@@ -115,7 +95,7 @@ def test_training_and_validation_never_share_an_original() -> None:
     twice = examples("a")
     curriculum.add("a", "train", twice)
     curriculum.add("a again", "train", twice)
-    curriculum.decide()
+    curriculum.begin("m/v2")
     training = set(curriculum.training().groups)
     held = {group for found in curriculum.validation().values() for group in found.groups}
     assert training

@@ -10,9 +10,7 @@ from trio.testing import MockClock
 from canvasbus import Event
 from canvasbus.events import (
     ArtifactRef,
-    DriftDetected,
     LabelsRecorded,
-    MetricThresholdBreached,
     ModelPromoted,
     ObservationsRecorded,
     ReferenceRegistered,
@@ -22,7 +20,7 @@ from canvasbus.events import (
     RetrainSucceeded,
 )
 from canvasbus.testing import TestBus
-from canvasbus_workers import retrain, tagger
+from canvasbus_workers import retrain, tagger, trainer
 from canvasbus_workers.artifacts import ArtifactStore, pack
 from canvasbus_workers.tagger import ImagesSubmitted
 from canvasbus_workers.tagging import Network, observe
@@ -117,13 +115,13 @@ async def test_images_that_make_no_sense_are_refused_at_once(autojump_clock: Moc
     assert {letter.reason for letter in dead} == {"rejected"}
 
 
-# --- retrain ---------------------------------------------------------------------------------------------------------
+# --- trainer, with retrain ---------------------------------------------------------------------------------------------
 
 
 async def test_from_labels_to_a_promoted_model(autojump_clock: MockClock, model: str) -> None:
     """A request that came before any labels waits for them; then: started, references, succeeded, promoted. The weights
     that the event names are those that were trained, and the manifest names their images and none of the others."""
-    async with TestBus(retrain.worker) as bus:
+    async with TestBus(retrain.worker, trainer.worker) as bus:
         await bus.publish(RetrainRequested(model_name=model, reason="first"))
         await bus.publish(labels(model, "held", "validation", 30, 2))
         await bus.advance(3)
@@ -134,7 +132,7 @@ async def test_from_labels_to_a_promoted_model(autojump_clock: MockClock, model:
     (succeeded,) = events(bus, RetrainSucceeded)
     (reference,) = events(bus, ReferenceRegistered)
     (started,) = events(bus, RetrainStarted)
-    assert (started.run_id, started.reason) == (promoted.run_id, "first")
+    assert (started.run_id, started.reason, started.fence) == (promoted.run_id, "first", promoted.fence)
     network = Network.from_arrays(ArtifactStore().load(promoted.model))
     assert (observe(network, images(30, 3))["probabilities"].argmax(axis=1) == np.arange(30) % 3).mean() > 0.9
     manifest = ArtifactStore().load(succeeded.manifest)
@@ -151,43 +149,35 @@ def _bytes_of(ref: ArtifactRef) -> bytes:
     return Path(urlsplit(ref.uri).path).read_bytes()
 
 
-async def test_only_a_loss_of_quality_starts_a_training(autojump_clock: MockClock, model: str) -> None:
-    """A warning does not, a critical breach does; a run that this process knows nothing of fails in plain words."""
-    async with TestBus(retrain.worker) as bus:
-        await bus.publish(labels(model, "base", "train", 60, 1))
+async def test_a_run_without_labels_fails(autojump_clock: MockClock, model: str) -> None:
+    """It waits for a minute for the first ones, and then says in plain words that there are none."""
+    async with TestBus(trainer.worker) as bus:
+        await bus.publish(RetrainStarted(model_name=model, run_id="r", model_version="v9", fence=9))
         await bus.settle()
-        await bus.publish(DriftDetected(model_name=model, drift_score=0.5, drift_type="ks", severity="warning"))
-        await bus.publish(RetrainStarted(model_name=model, run_id="of another process", model_version="v9"))
-        await bus.settle()
-        (failed,) = events(bus, RetrainFailed)
-        assert "lost when the worker restarted" in failed.error
-        assert len(events(bus, RetrainStarted)) == 1
-        await bus.publish(MetricThresholdBreached(model_name=model, metric="accuracy", value=0.5, bound=0.9))
-        await bus.settle()
-    assert len(events(bus, ModelPromoted)) == 1
-    assert [event.run_id for event in events(bus, RetrainStarted)] == ["of another process", f"{model}/v1"]
+    (failed,) = events(bus, RetrainFailed)
+    assert (failed.run_id, failed.model_version, failed.fence) == ("r", "v9", 9)
+    assert "no labelled images have come" in failed.error
 
 
 async def test_labels_whose_images_do_not_fit_are_refused(autojump_clock: MockClock, model: str) -> None:
     """Missing images, or another number of them: a dead letter, and nothing is learnt."""
     few = ArtifactStore().put({"images": images(3)})
-    async with TestBus(retrain.worker) as bus:
+    async with TestBus(trainer.worker) as bus:
         await bus.publish(labels(model, "a", "train", 5, 1, images=MISSING))
         await bus.publish(labels(model, "b", "train", 5, 1, images=few))
         await bus.settle()
-    assert [letter.reason for letter in bus.dead_letters("retrain")] == ["rejected", "rejected"]
-    assert not retrain.handlers.curriculum_of(model).ready
+    assert [letter.reason for letter in bus.dead_letters("trainer")] == ["rejected", "rejected"]
+    assert not trainer.handlers.curriculum_of(model).ready
 
 
-async def test_a_start_that_was_not_committed_is_made_again(autojump_clock: MockClock, model: str) -> None:
-    """The worker is taken for dead with its decision in hand: the request comes again and starts the one training."""
-    async with TestBus(retrain.worker) as bus:
+async def test_a_run_that_was_not_committed_is_trained_again(autojump_clock: MockClock, model: str) -> None:
+    """The trainer dies with its model in hand: the order comes again, and one model is promoted."""
+    async with TestBus(retrain.worker, trainer.worker) as bus:
         await bus.publish(labels(model, "base", "train", 90, 1))
         await bus.settle()
-        bus.fail_next("commit", "crash", group="retrain")
-        await bus.publish(asked := RetrainRequested(model_name=model, reason="first"))
+        bus.fail_next("commit", "crash", group="trainer")
+        await bus.publish(RetrainRequested(model_name=model, reason="first"))
         await bus.settle()
-    assert len(bus.attempts(asked)) == 2
-    (started,) = events(bus, RetrainStarted)
-    (promoted,) = events(bus, ModelPromoted)
-    assert started.run_id == promoted.run_id and started.correlation_id == asked.correlation_id
+    (started,) = bus.published(RetrainStarted)
+    assert len(bus.attempts(started, group="trainer")) == 2
+    assert [event.run_id for event in events(bus, ModelPromoted)] == [started.event.run_id]

@@ -1,12 +1,15 @@
 """The tables [workers.NAME] of canvasbus.toml: does a worker of that name exist, and does it understand them?
 
 A worker that has settings declares them in a module `settings` beside its own, as a msgspec Struct named `Settings`:
-`canvasbus_workers.drift.settings:Settings`. The worker itself is not imported for this.
+`canvasbus_workers.drift.settings:Settings`. The worker itself is not imported for this. Where settings name something
+outside of the table, such as a file of rules, the module has a function `check(settings)` that looks at it, says in a few
+words what it found, and raises ConfigError.
 """
 
 import importlib
 import importlib.util
 from collections.abc import Iterator
+from types import ModuleType
 
 from canvasbus.config import Loaded, section
 from canvasbus.errors import ConfigError
@@ -29,11 +32,14 @@ def judge_workers(loaded: Loaded) -> Iterator[Finding]:
             )
             continue
         try:
-            type_ = _settings(targets[name])
+            module = _settings(targets[name])
+            type_ = getattr(module, "Settings", None)
             if type_ is None:
                 yield Finding("error", check, f"the worker {name!r} has no settings of its own", "remove the table")
                 continue
-            section(name, type_, loaded)
+            check_ = getattr(module, "check", None)
+            settings = section(name, type_, loaded)
+            more = f"; {check_(settings)}" if check_ else ""
         except ConfigError as error:
             yield Finding("error", check, str(error), "mend it: the worker does not start like this")
         except ImportError as error:
@@ -41,11 +47,12 @@ def judge_workers(loaded: Loaded) -> Iterator[Finding]:
                 "warning", check, f"its settings cannot be looked at: {error}", f"pip install 'canvasbus[{name}]'"
             )
         else:
-            yield Finding("ok", check, f"{len(loaded.workers[name])} settings in {loaded.file}, all of them known")
+            yield Finding(
+                "ok", check, f"{len(loaded.workers[name])} settings in {loaded.file}, all of them known{more}"
+            )
 
 
-def _settings(module: str) -> type | None:
+def _settings(module: str) -> ModuleType | None:
     if importlib.util.find_spec(f"{module}.settings") is None:
         return None
-    found = importlib.import_module(f"{module}.settings")
-    return getattr(found, "Settings", None)
+    return importlib.import_module(f"{module}.settings")

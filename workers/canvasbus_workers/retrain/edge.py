@@ -1,67 +1,81 @@
-"""What the retrain worker touches: the artifact store, to read labelled images and to write models and references."""
+"""The launchers that the settings ask for, each made when it is needed first."""
 
-import numpy as np
+import errno
+import os
+from contextlib import AsyncExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
 
-from canvasbus import Event
-from canvasbus.events import LabelsRecorded, ModelPromoted, ReferenceRegistered, RetrainStarted, RetrainSucceeded
-from canvasbus_workers.artifacts import ArtifactError, ArtifactStore
-from canvasbus_workers.retrain.job import Trained
-from canvasbus_workers.retrain.training import Examples
+from canvasbus.errors import ConfigError
+from canvasbus_workers.retrain.launchers.protocol import Launcher, OnTheBus
+from canvasbus_workers.retrain.settings import Policy, Settings
+
+if TYPE_CHECKING:
+    from canvasbus_workers.retrain.launchers.client import Client
 
 
-class Archive:
-    """Reads examples, writes what a training made."""
+class Launchers:
+    """Who trains which model, in this process."""
 
-    def __init__(self, store: ArtifactStore | None = None) -> None:
-        self.store = store or ArtifactStore()
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._open = AsyncExitStack()
+        self._client: Client | None = None
 
-    def examples(self, event: LabelsRecorded) -> Examples | None:
-        """The labelled images; None when the event has labels only. Raises ArtifactError when they do not fit."""
-        if event.images is None:
-            return None
-        images = self.store.load(event.images).get("images")
-        groups = event.groups or event.item_ids
-        if images is None or images.ndim != 3 or not len(images) == len(event.labels) == len(groups):
-            shape = None if images is None else images.shape
-            raise ArtifactError(f"labels {event.batch_id}: {len(event.labels)} labels, images of shape {shape}")
-        return Examples(images, np.asarray(event.labels, np.int64), groups)
+    async def __aenter__(self) -> Self:
+        tables = self.settings, *(self.settings.policy(glob) for glob in self.settings.models)
+        for folder in {table.folder for table in tables if table.launcher in ("subprocess", "http")}:
+            _check_folder(Path(folder))
+        if any(table.launcher in ("http", "prefect") for table in tables):
+            await self._http()  # a missing package is told at the start, not with the first order
+        return self
 
-    def publishable(self, started: RetrainStarted, trained: Trained, previous: str, duration: float) -> list[Event]:
-        """Store everything and return the events that tell of it: references first, so that no window meets a version
-        whose references are still on their way."""
-        name, version = started.model_name, started.model_version
-        model = self.store.put(trained.network.arrays())
-        events: list[Event] = [
-            ReferenceRegistered(
-                model_name=name,
-                model_version=version,
-                reference_id=f"{name}/{version}/{reference.regime}",
-                regime=reference.regime,
-                sample=self.store.put(reference.arrays),
-                items=reference.items,
-                correct=reference.correct,
-            )
-            for reference in trained.references
-        ]
-        manifest = {
-            "train_groups": np.array(trained.train_groups, str),
-            "validation_groups": np.array(trained.validation_groups, str),
-        }
-        events.append(
-            RetrainSucceeded(
-                model_name=name,
-                run_id=started.run_id,
-                model_version=version,
-                model=model,
-                manifest=self.store.put(manifest),
-                train_items=trained.train_items,
-                duration=duration,
-                metrics=trained.metrics,
-            )
-        )
-        events.append(
-            ModelPromoted(
-                model_name=name, model_version=version, model=model, previous_version=previous, run_id=started.run_id
-            )
-        )
-        return events
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._open.aclose()
+
+    def policy(self, model: str) -> Policy:
+        """What holds for a model."""
+        return self.settings.policy(model)
+
+    async def launcher(self, model: str) -> Launcher:
+        """Who trains it."""
+        policy = self.policy(model)
+        match policy.launcher:
+            case "subprocess":
+                from canvasbus_workers.retrain.launchers.subprocess import Subprocess
+
+                return Subprocess(policy)
+            case "http":
+                from canvasbus_workers.retrain.launchers.http import Http
+
+                return Http(policy, await self._http())
+            case "prefect":
+                from canvasbus_workers.retrain.launchers.prefect import Prefect
+
+                return Prefect(policy, await self._http())
+            case "bus":
+                return OnTheBus()
+
+    async def _http(self) -> "Client":
+        if self._client is None:
+            try:
+                from canvasbus_workers.retrain.launchers.client import HttpClient
+            except ModuleNotFoundError as error:
+                raise ConfigError(
+                    f"the launchers http and prefect need {error.name}: pip install 'canvasbus[retrain]'"
+                ) from None
+            self._client = await self._open.enter_async_context(HttpClient())
+        return self._client
+
+
+def _check_folder(folder: Path) -> None:
+    """Raises ConfigError where nothing can be written: told at the start, not with the first order."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise ConfigError(f"[workers.retrain]: folder {folder.absolute()}: {error.strerror}") from None

@@ -1,158 +1,233 @@
-"""What starts a training, and what it learns from.
+"""What asks for a training, what becomes of it, and who may promote.
 
-Deciding and training are two steps with an event between them: retrain.started is committed before the first epoch, and
-the worker that reads it trains. Whoever watches sees the start, and a worker that dies in the middle hands the run over.
-
-Only a loss of quality starts a training by itself: a critical breach, or a drift that is critical at once. Input drift alone does not;
-most of it costs no accuracy, and new labels are what a training needs.
-
-Labelled images are held in this process for now, until durable state comes (`ctx.state`): run one retrain process. A
-restarted one cannot train a run that it finds (retrain.failed says so) and learns from the labels that come then.
+Deciding and training are two steps with an event between them: retrain.started is committed together with the decision,
+and the worker that reads it launches the run. What is decided about a model hangs on one state, so any number of
+processes may share the work. A launch, which may last as long as the training, holds no state: it would keep everything
+else about the model waiting.
 """
 
-import threading
-import zlib
-from collections import OrderedDict
-from collections.abc import Sequence
-from uuid import UUID
+from collections.abc import AsyncIterator, Sequence
+from fnmatch import fnmatchcase
 
-from canvasbus import Event
+from canvasbus import Event, clock
 from canvasbus.events import (
     DriftDetected,
+    DriftResolved,
     LabelsRecorded,
+    MetricRecovered,
     MetricThresholdBreached,
+    ModelPromoted,
     RetrainFailed,
+    RetrainRejected,
     RetrainRequested,
     RetrainStarted,
+    RetrainSucceeded,
 )
-from canvasbus.worker import Context, Reject, RetryLater, Worker
-from canvasbus_workers.artifacts import ArtifactError
-from canvasbus_workers.retrain.curriculum import Curriculum, Not, Start
-from canvasbus_workers.retrain.edge import Archive
-from canvasbus_workers.retrain.job import train
-from canvasbus_workers.tagging import Network
+from canvasbus.worker import Context, Later, RetryLater, State, Worker, section
+from canvasbus_workers.retrain import launching, telling
+from canvasbus_workers.retrain.book import UNNAMED, Model, Rest, Wait
+from canvasbus_workers.retrain.edge import Launchers
+from canvasbus_workers.retrain.events import RetrainDue, RunCheck, RunOverdue
+from canvasbus_workers.retrain.launchers.protocol import Busy, Rejected, Unreachable, order_of
+from canvasbus_workers.retrain.settings import Policy, Settings
 
 worker = Worker("retrain")
-archive = Archive()
-_models: dict[str, Curriculum] = {}
-_starts: dict[str, Start] = {}
-_networks: dict[str, Network] = {}
-_decided: OrderedDict[UUID, RetrainStarted] = OrderedDict()
-"""Event id → the start that it led to. When that could not be committed, for example because others took this worker for
-dead, the event comes again, and the training that is in flight is its own."""
-_lock = threading.Lock()
 
-KEPT_DECISIONS = 1000
-LABELS_ON_THEIR_WAY = 0.5
-"""Seconds after which a request that came before any labels is looked at again."""
+OVERTIME = 60.0
+"""Seconds beyond its timeout in which whoever trains should have said that a run has failed."""
+AT_ONCE = 16
+"""Launches in one process. A launch that lasts as long as its run is one run."""
+LONGEST = 31 * 86400.0
+"""Seconds; a launch has a timeout of its own, by its policy."""
 
 
-def curriculum_of(model_name: str) -> Curriculum:
-    """The model's labelled images."""
-    return _models.setdefault(model_name, Curriculum())
+@worker.lifespan
+async def open_launchers() -> AsyncIterator[Launchers]:
+    """Settings that make no sense end it before it has begun."""
+    async with Launchers(section("retrain", Settings)) as launchers:
+        yield launchers
 
 
-@worker.on(LabelsRecorded, concurrency=1)
-def learn(event: LabelsRecorded) -> None:
-    """Keep what may be learnt from, and remember what may not."""
-    if event.split == "test":
-        with _lock:
-            curriculum_of(event.model_name).judge_by(event.groups or event.item_ids)
-        return
-    try:
-        examples = archive.examples(event)
-    except ArtifactError as error:
-        raise Reject(str(error)) from error
-    if examples is not None:
-        with _lock:
-            curriculum_of(event.model_name).add(event.batch_id, event.split, examples)
+# --- what asks for a training ------------------------------------------------------------------------------------------
 
 
-@worker.on(RetrainRequested, concurrency=1)
-async def on_request(event: RetrainRequested, ctx: Context) -> RetrainStarted | None:
-    """Somebody wants a new version. Waits for the first labels."""
-    started = _decide(event.model_name, event.reason or "requested", event.episode_id, 0, ctx)
-    if started is None and not curriculum_of(event.model_name).ready:
-        raise RetryLater(LABELS_ON_THEIR_WAY, "no labelled images have come yet")
-    return started
+@worker.on(MetricThresholdBreached)
+async def on_breach(event: MetricThresholdBreached, ctx: Context) -> Sequence[Event | Later]:
+    """Quality below its bound, again and again while it stays there. A metric that is silent says nothing about quality."""
+    policy = _policy(event.model_name, ctx)
+    about_quality = event.condition != "absent" and any(fnmatchcase(event.metric, glob) for glob in policy.metrics)
+    if "quality" not in policy.on or event.severity != "critical" or not about_quality:
+        return ()
+    reason = f"{event.metric} {event.value:.3f}, expected {event.bound:.3f}"
+    windows = event.window_number - event.first_window + 1
+    return await _want(event, reason, event.episode_id, windows, ctx)
 
 
-@worker.on(DriftDetected, concurrency=1)
-async def on_drift(event: DriftDetected, ctx: Context) -> RetrainStarted | None:
+@worker.on(DriftDetected)
+async def on_drift(event: DriftDetected, ctx: Context) -> Sequence[Event | Later]:
     """Drift that is known to hurt when it is detected. One that turns out to hurt later (escalated) is left to the breach
     that says so: which of the two came first would decide what the training is for, and that must not be chance."""
-    if event.severity != "critical" or event.state == "escalated":
-        return None
+    policy = _policy(event.model_name, ctx)
+    if "critical_drift" not in policy.on or event.severity != "critical" or event.state == "escalated":
+        return ()
     reason = f"drift, {event.drift_type} = {event.drift_score:.2f}"
-    return _decide(event.model_name, reason, event.episode_id, event.window_number - event.first_window + 1, ctx)
+    windows = event.window_number - event.first_window + 1
+    return await _want(event, reason, event.episode_id, windows, ctx)
 
 
-@worker.on(MetricThresholdBreached, concurrency=1)
-async def on_breach(event: MetricThresholdBreached, ctx: Context) -> RetrainStarted | None:
-    """Quality below its bound, again and again while it stays there."""
-    if event.severity != "critical":
+@worker.on(RetrainRequested)
+async def on_request(event: RetrainRequested, ctx: Context) -> Sequence[Event | Later]:
+    """Somebody asks, or approves."""
+    if not event.proposal_id:
+        return await _want(event, event.reason or "requested", event.episode_id, 0, ctx, asked=True)
+    model = (await _model(event.model_name, ctx)).value
+    if not model.approve(event.proposal_id):
+        ctx.log.info("nothing to approve", model_name=event.model_name, proposal_id=event.proposal_id)
+        return ()
+    return _go_on(event.model_name, model, ctx)
+
+
+@worker.on(RetrainRejected)
+async def on_rejection(event: RetrainRejected, ctx: Context) -> None:
+    """A person says no; or this worker has withdrawn what it had proposed, and knows that."""
+    model = (await _model(event.model_name, ctx)).value
+    if model.reject(event.proposal_id):
+        ctx.log.info("rejected", model_name=event.model_name, proposal_id=event.proposal_id)
+
+
+@worker.on(MetricRecovered, DriftResolved)
+async def on_recovery(event: MetricRecovered | DriftResolved, ctx: Context) -> RetrainRejected | None:
+    """What a training was wanted for is over."""
+    model = (await _model(event.model_name, ctx)).value
+    withdrawn = model.is_over(event.episode_id or f"{UNNAMED}{event.correlation_id}")
+    if not withdrawn:
         return None
-    reason = f"{event.metric} {event.value:.3f}, expected {event.bound:.3f}"
-    return _decide(event.model_name, reason, event.episode_id, event.window_number - event.first_window + 1, ctx)
+    return telling.withdrawn(event, withdrawn, worker.name)
 
 
-def _decide(model_name: str, reason: str, episode_id: str, windows: int, ctx: Context) -> RetrainStarted | None:
-    with _lock:
-        if (known := _decided.get(ctx.envelope.id)) is not None:
-            return known
-        decision = curriculum_of(model_name).decide(windows, episode_id)
-        if isinstance(decision, Not):
-            ctx.log.info("no training", model_name=model_name, why=decision.why)
-            return None
-        run_id = f"{model_name}/{decision.version}"
-        _starts[run_id] = decision
-        started = _decided[ctx.envelope.id] = RetrainStarted(
-            model_name=model_name, run_id=run_id, model_version=decision.version, reason=reason, episode_id=episode_id
-        )
-        if len(_decided) > KEPT_DECISIONS:
-            _decided.popitem(last=False)
-    return started
+@worker.on(LabelsRecorded)
+async def on_labels(event: LabelsRecorded, ctx: Context) -> None:
+    """Count what can be learnt from."""
+    if event.split == "train" and event.item_ids:
+        (await _model(event.model_name, ctx)).value.labels += len(event.item_ids)
 
 
-@worker.on(RetrainStarted, concurrency=1, timeout=3600)
-def run_training(event: RetrainStarted) -> Sequence[Event]:
-    """Train for real. A plain function: it runs in a worker thread."""
-    from canvasbus import clock
+@worker.on(RetrainDue)
+async def on_due(event: RetrainDue, ctx: Context) -> Sequence[Event | Later]:
+    """Debounce, cooldown or budget are over."""
+    return _go_on(event.model_name, (await _model(event.model_name, ctx)).value, ctx)
 
-    began = clock.monotonic()
-    with _lock:
-        curriculum = curriculum_of(event.model_name)
-        start = _starts.get(event.run_id)
-        if start is None:
-            return [_failed(event, "its labelled images were lost when the worker restarted", 0.0)]
-        training, validation, test = curriculum.training(), curriculum.validation(), frozenset(curriculum.test)
-        previous = _networks.get(event.model_name)
+
+async def _want(
+    event: MetricThresholdBreached | DriftDetected | RetrainRequested,
+    reason: str,
+    episode_id: str,
+    windows: int,
+    ctx: Context,
+    *,
+    asked: bool = False,
+) -> Sequence[Event | Later]:
+    model = (await _model(event.model_name, ctx)).value
+    episode = episode_id or f"{UNNAMED}{event.correlation_id}"
+    said = model.want(clock.time(), reason, episode, windows, asked=asked)
+    if said != "wanted":
+        ctx.log.info("no training", model_name=event.model_name, why=said)
+        return ()
+    return _go_on(event.model_name, model, ctx)
+
+
+def _go_on(name: str, model: Model, ctx: Context) -> Sequence[Event | Later]:
+    """What follows for the model now."""
+    policy = _policy(name, ctx)
+    now = clock.time()
+    wish, labels = model.wish, model.labels
+    step = model.next(name, policy, now)
+    if wish is not None and isinstance(step, Wait | Rest):
+        ctx.log.info("no training", model_name=name, why=step.why)
+    return telling.follows(name, step, wish, labels, policy.timeout_seconds + OVERTIME, now)
+
+
+# --- what becomes of a run ---------------------------------------------------------------------------------------------
+
+
+@worker.on(RetrainStarted, timeout=LONGEST, concurrency=AT_ONCE)
+async def on_started(event: RetrainStarted, ctx: Context) -> Event | Later | None:
+    """Launch it; where that lasts as long as the run, say how it ended."""
+    policy = _policy(event.model_name, ctx)
+    order = order_of(event, ctx)
+    if clock.time() > order.ordered + policy.timeout_seconds:
+        return launching.failed(event, "it could not be started in time")
+    launchers: Launchers = ctx.resources
+    said = await launching.launch(await launchers.launcher(event.model_name), order, policy)
+    ctx.log.info("launched", run_id=event.run_id, outcome=repr(said))
+    return launching.answer(event, said, policy)
+
+
+@worker.on(RunCheck)
+async def on_check(event: RunCheck, ctx: Context) -> Event | Later | None:
+    """Ask where a run stands that is trained elsewhere, until it ends or its time is over."""
+    launchers: Launchers = ctx.resources
+    policy = _policy(event.model_name, ctx)
+    if clock.time() > event.launched + policy.timeout_seconds + OVERTIME:
+        return None
     try:
-        seed = zlib.crc32(event.run_id.encode())
-        trained = train(training, validation, test, seed, start.regime, previous)
-        duration = clock.monotonic() - began
-        found = archive.publishable(event, trained, start.previous, duration) if not trained.refusal else []
-    except Exception as error:
-        return _ended(event, curriculum, f"{type(error).__name__}: {error}", clock.monotonic() - began)
-    if trained.refusal:
-        return _ended(event, curriculum, trained.refusal, duration)
-    with _lock:
-        curriculum.finished(event.model_version, promoted=True)
-        _networks[event.model_name] = trained.network
-    return found
+        launcher = await launchers.launcher(event.model_name)
+        said = await launcher.status(event.external_id)
+    except Rejected as error:
+        return launching.failed(event, f"{event.external_id}: {error}")
+    except (Busy, Unreachable) as error:
+        raise RetryLater(policy.poll_seconds, str(error)) from error
+    return launching.checked(event, said, policy, clock.time())
 
 
-def _ended(event: RetrainStarted, curriculum: Curriculum, error: str, duration: float) -> Sequence[Event]:
-    with _lock:
-        curriculum.finished(event.model_version, promoted=False)
-    return [_failed(event, error, duration)]
+@worker.on(RunOverdue)
+async def on_overdue(event: RunOverdue, ctx: Context) -> RetrainFailed | None:
+    """A run has not ended in time."""
+    run = (await _model(event.model_name, ctx)).value.run
+    if run is None or run.run_id != event.run_id:
+        return None
+    return telling.overdue(event.model_name, run, clock.time() - run.started)
 
 
-def _failed(event: RetrainStarted, error: str, duration: float) -> RetrainFailed:
-    return RetrainFailed(
-        model_name=event.model_name,
-        run_id=event.run_id,
-        model_version=event.model_version,
-        error=error[:500],
-        duration=duration,
-    )
+@worker.on(RetrainSucceeded)
+async def on_success(event: RetrainSucceeded, ctx: Context) -> Sequence[Event | Later]:
+    """Promote what the run in flight has made; what an older one made is too late."""
+    model = (await _model(event.model_name, ctx)).value
+    superseded, previous = model.superseded, model.serving
+    run = model.end(event.run_id, event.fence, clock.time())
+    if run is None:
+        ctx.log.warning("a run that is not in flight has succeeded: not promoted", run_id=event.run_id)
+        return ()
+    version = event.model_version or run.version
+    found: list[Event | Later] = []
+    if superseded:
+        ctx.log.warning("a model was promoted by hand since it began: not promoted", run_id=event.run_id)
+    elif _policy(event.model_name, ctx).promote:
+        model.promoted(version, run.run_id, run.fence)
+        found.append(telling.promoted(event, run, version, previous))
+    return [*found, *_go_on(event.model_name, model, ctx)]
+
+
+@worker.on(RetrainFailed)
+async def on_failure(event: RetrainFailed, ctx: Context) -> Sequence[Event | Later]:
+    """The way is free for the next one."""
+    model = (await _model(event.model_name, ctx)).value
+    if model.end(event.run_id, event.fence, clock.time()) is None:
+        return ()
+    return _go_on(event.model_name, model, ctx)
+
+
+@worker.on(ModelPromoted)
+async def on_promotion(event: ModelPromoted, ctx: Context) -> None:
+    """Also those that were promoted by hand: what is in flight was begun on what was before."""
+    (await _model(event.model_name, ctx)).value.promoted(event.model_version, event.run_id, event.fence)
+
+
+async def _model(name: str, ctx: Context) -> State[Model]:
+    # No ttl: a fence that began again would let an old run promote.
+    return await ctx.state(f"model:{name}"[:500], Model)
+
+
+def _policy(name: str, ctx: Context) -> Policy:
+    launchers: Launchers = ctx.resources
+    return launchers.policy(name)

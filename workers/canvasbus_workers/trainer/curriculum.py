@@ -1,23 +1,16 @@
-"""What a training learns from, and whether one should start. No I/O, no model.
+"""What a training learns from. No I/O, no model. When one starts is the retrain worker's business.
 
-    base      the first labelled images: the regime `baseline`
-    recent    labelled images that came later, newest last
-    regimes   what each training was started for: the newest batches at that time, kept for all later trainings. When the
-              same episode asks again, the first training did not help enough, and its regime grows by what has come since
-
-At most one training is in flight, and another starts only when enough new labels have come since: the same images give
-the same model. Counting labels instead of seconds makes the cooldown right for a model with a million requests an hour
-and for one with ten.
+base      the first labelled images: the regime `baseline`
+recent    labelled images that came later, newest last
+regimes   what each training was started for: the newest batches at that time, kept for all later trainings. When the
+          same episode asks again, the first training did not help enough, and its regime grows by what has come since
 """
 
 from collections import OrderedDict, deque
-from dataclasses import dataclass
 
-from canvasbus_workers.retrain.training import Examples, split, together
+from canvasbus_workers.trainer.training import Examples, split, together
 
 BASELINE = "baseline"
-COOLDOWN_ITEMS = 70
-"""New labelled items that a training waits for."""
 NEWEST = (3, 16)
 """Labelled batches that a regime is made of: at least and at most. (Measured on images turned by 40°: .78 to .88 with 3
 batches of 50, .86 to .92 with 8, .88 to .94 with 12. Labels are what limits accuracy there, not the model.)"""
@@ -27,34 +20,14 @@ KEPT_REGIMES = 3
 """Besides the baseline. Each costs the drift worker one comparison a window."""
 
 
-@dataclass(frozen=True)
-class Start:
-    """Train now."""
-
-    version: str
-    regime: str
-    previous: str
-
-
-@dataclass(frozen=True)
-class Not:
-    """Do not, and why."""
-
-    why: str
-
-
 class Curriculum:
     """The labelled images of one model."""
 
     def __init__(self) -> None:
         self.test: set[str] = set()
         """Originals that are judged by. They are never trained on."""
-        self.in_flight: str = ""
-        """The version that is being trained; empty: none."""
-        self.serving: str = ""
-        """The version promoted last."""
-        self._versions = 0
-        self._fresh = 0
+        self._begun: dict[str, str] = {}
+        """Run → its regime."""
         self._episode = ""
         self._newest = 0
         """Batches in the newest regime, and those that have come since."""
@@ -70,12 +43,11 @@ class Curriculum:
         if batch_id in self._seen:
             return
         self._seen.add(batch_id)
-        if kind not in self._base and not self._versions:
+        if kind not in self._base and not self._begun:
             self._base[kind] = examples
         elif kind == "train":
             self._recent.append(examples)
             self._newest += 1
-            self._fresh += len(examples)
 
     def judge_by(self, groups: tuple[str, ...]) -> None:
         """These originals are in a test split."""
@@ -86,39 +58,26 @@ class Curriculum:
         """There is something to learn from."""
         return "train" in self._base
 
-    # --- deciding ------------------------------------------------------------------------------------------------
+    # --- beginning -----------------------------------------------------------------------------------------------
 
-    def decide(self, windows: int = 0, episode_id: str = "") -> Start | Not:
-        """Start a training? `windows`: how many of the newest batches show the new regime, as far as is known.
-        `episode_id`: what it is for; asking again for the same one teaches the same regime with more images."""
-        if self.in_flight:
-            return Not(f"{self.in_flight} is being trained")
-        if not self.ready:
-            return Not("no labelled images have come yet")
-        if not self._versions:
-            regime = BASELINE
-        else:
-            if self._fresh < COOLDOWN_ITEMS:
-                return Not(f"cooldown: {self._fresh} of {COOLDOWN_ITEMS} new labels")
+    def begin(self, run_id: str, windows: int = 0, episode_id: str = "") -> str:
+        """A run begins: the regime that it is for. `windows`: how many of the newest batches show it, as far as is known.
+        `episode_id`: what it is for; another run for the same one teaches the same regime with more images. A run that
+        begins again has the regime that it had."""
+        if run_id in self._begun:
+            return self._begun[run_id]
+        regime = BASELINE
+        if self._begun and self._recent:
             again = bool(self._regimes) and episode_id != "" and episode_id == self._episode
-            regime = next(reversed(self._regimes)) if again else f"retrain-{self._versions}"
+            regime = next(reversed(self._regimes)) if again else f"retrain-{len(self._begun)}"
             count = min(max(self._newest if again else windows, NEWEST[0]), NEWEST[1])
             self._episode, self._newest = episode_id, count
             newest = list(self._recent)[-count:]
             self._regimes[regime] = split(together(newest))[0], split(together(newest[-DESCRIBES:]))[1]
             while len(self._regimes) > KEPT_REGIMES:
                 self._regimes.popitem(last=False)
-        self._versions += 1
-        self._fresh = 0
-        self.in_flight = f"v{self._versions}"
-        return Start(self.in_flight, regime, self.serving)
-
-    def finished(self, version: str, *, promoted: bool) -> None:
-        """The training has ended."""
-        if self.in_flight == version:
-            self.in_flight = ""
-        if promoted:
-            self.serving = version
+        self._begun[run_id] = regime
+        return regime
 
     # --- what is learnt from -------------------------------------------------------------------------------------
 
@@ -139,4 +98,4 @@ class Curriculum:
         return split(self._base["train"])
 
     def __repr__(self) -> str:
-        return f"<Curriculum serving {self.serving or 'nothing'}, {list(self._regimes)}, {self._fresh} new labels>"
+        return f"<Curriculum {list(self._regimes)}, {len(self._begun)} runs, {len(self._recent)} newest batches>"

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from canvasbus_workers.artifacts import Floats
-from canvasbus_workers.retrain.curriculum import BASELINE
-from canvasbus_workers.retrain.training import Examples, accuracy, check_disjoint, correct, fit
 from canvasbus_workers.tagging import Network, observe
+from canvasbus_workers.trainer.curriculum import BASELINE
+from canvasbus_workers.trainer.training import Examples, accuracy, check_disjoint, correct, fit
 
 TOLERATED_LOSS = 0.05
 """How much accuracy on the baseline an adapted model may lose."""

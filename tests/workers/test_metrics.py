@@ -1,0 +1,203 @@
+"""The metrics worker: rules over reported metrics, silence, rules that change while it runs, and the doctor."""
+
+import os
+import subprocess
+import sys
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog
+from servers import python_path
+from studio import Eyes, running
+from trio.testing import MockClock
+from waiting import until
+
+from canvasbus import clock
+from canvasbus.errors import LifespanError
+from canvasbus.events import MetricRecovered, MetricReported, MetricThresholdBreached
+from canvasbus.testing import TestBus
+from canvasbus_workers import metrics
+
+RULES = """
+[workers.metrics.rules.fid]
+metric = "fid"
+model = "Style*"
+segment = "eu"
+max = 30.0
+recover_max = 25.0
+severity = "critical"
+
+[workers.metrics.rules.silence]
+metric = "accuracy"
+absent_seconds = 120
+"""
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """canvasbus.toml with the rules of this page."""
+    path = tmp_path / "canvasbus.toml"
+    path.write_text(RULES)
+    monkeypatch.setenv("CANVASBUS_CONFIG", str(path))
+    return path
+
+
+def report(metric: str, value: float, model: str = "StyleGAN", segment: str = "eu", **fields: Any) -> MetricReported:
+    return MetricReported(model_name=model, metric=metric, value=value, labels={"segment": segment}, **fields)
+
+
+async def told(bus: TestBus, *reports: MetricReported) -> list[Any]:
+    """What came of these reports, one after the other."""
+    before = {one.id for one in bus.published()}
+    for one in reports:
+        await bus.publish(one)
+        await bus.settle(horizon=0)
+    return [one.event for one in bus.published() if one.id not in before and not isinstance(one.event, MetricReported)]
+
+
+async def test_a_breach_and_its_recovery(autojump_clock: MockClock, config: Path) -> None:
+    """With all that the rule and the reports say; other models, segments and metrics are nobody's business."""
+    async with TestBus(metrics.worker) as bus:
+        assert await told(bus, report("fid", 99, model="Pix"), report("fid", 99, segment="us"), report("kid", 99)) == []
+        assert await told(bus, report("fid", 30.0)) == []
+        bad = report("fid", 31.0, items=500, model_version="v3", window_id="w7")
+        (breach,) = await told(bus, bad)
+        assert await told(bus, report("fid", 26.0)) == []
+        (recovered,) = await told(bus, report("fid", 24.0))
+    assert isinstance(breach, MetricThresholdBreached) and isinstance(recovered, MetricRecovered)
+    assert (breach.metric, breach.value, breach.bound, breach.direction) == ("fid", 31.0, 30.0, "above")
+    assert (breach.items, breach.model_version, breach.window_id) == (500, "v3", "w7")
+    assert (breach.severity, breach.rule, breach.condition, breach.segment) == ("critical", "fid", "value", "eu")
+    assert breach.correlation_id == bad.correlation_id
+    assert (recovered.value, recovered.bound, recovered.rule, recovered.segment) == (24.0, 25.0, "fid", "eu")
+    assert recovered.episode_id == breach.episode_id
+
+
+async def test_silence_is_one_breach(autojump_clock: MockClock, config: Path) -> None:
+    """Reports stop: one event, however long it lasts. They come back: it is over; and the next silence is another one."""
+    async with TestBus(metrics.worker) as bus:
+        await told(bus, report("accuracy", 0.9))
+        await bus.advance(100)
+        await told(bus, report("accuracy", 0.9))
+        await bus.advance(100)
+        assert bus.published(MetricThresholdBreached) == []
+        await bus.advance(3600)
+        (silent,) = bus.published(MetricThresholdBreached)
+        assert (silent.event.condition, silent.event.bound, silent.event.direction) == ("absent", 120.0, "above")
+        assert 120 <= silent.event.value < 125
+        (back,) = await told(bus, report("accuracy", 0.9))
+        assert (back.condition, back.episode_id) == ("absent", silent.event.episode_id)
+        await bus.advance(600)
+    first, second = (one.event.episode_id for one in bus.published(MetricThresholdBreached))
+    assert first != second
+    assert len(bus.published(MetricRecovered)) == 1
+
+
+async def test_nothing_is_told_twice_and_nothing_is_lost(autojump_clock: MockClock, config: Path) -> None:
+    """The worker dies after judging and before it could say so, and the server's replies get lost: each breach, silence
+    and recovery is told once all the same."""
+    async with TestBus(metrics.worker) as bus:
+        bus.fail_next("commit", "crash", group="metrics")
+        await told(bus, bad := report("fid", 31.0))
+        assert len(bus.attempts(bad)) == 2
+        bus.fail_next("commit", "lost_reply", group="metrics")
+        await told(bus, report("fid", 20.0))
+        await bus.crash("metrics")
+        await told(bus, report("accuracy", 0.9))
+        await bus.advance(119)
+        bus.fail_next("commit", "crash", group="metrics")
+        await bus.advance(600)
+    assert [one.event.rule for one in bus.published(MetricThresholdBreached)] == ["fid", "silence"]
+    assert [one.event.rule for one in bus.published(MetricRecovered)] == ["fid"]
+
+
+async def test_a_late_report_and_a_clock_that_goes_ahead(autojump_clock: MockClock, config: Path) -> None:
+    """A report older than late_seconds changes nothing and does not break a silence; one from the future counts as one
+    of now, so that the others are not late."""
+    async with TestBus(metrics.worker) as bus:
+        now = clock.now()
+        await told(bus, report("fid", 20.0, occurred_on=now + timedelta(days=300)))
+        assert len(await told(bus, report("fid", 40.0))) == 1
+        assert await told(bus, report("fid", 20.0, occurred_on=now - timedelta(seconds=90))) == []
+        await told(bus, report("accuracy", 0.9))
+        await bus.advance(110)
+        await told(bus, report("accuracy", 0.9, occurred_on=now - timedelta(days=1)))
+        await bus.advance(60)
+    assert [one.event.rule for one in bus.published(MetricThresholdBreached)] == ["fid", "silence"]
+
+
+async def test_rules_change_while_it_runs(autojump_clock: MockClock, config: Path, tmp_path: Path) -> None:
+    """A changed file is in force with the next report; a wrong one is not, and the log says why, once; the breach of a
+    rule that was taken away is ended."""
+    config.write_text(f'[workers.metrics]\nrules_file = "{tmp_path}/rules.toml"\n')
+    rules = tmp_path / "rules.toml"
+    rules.write_text('[low]\nmetric = "fid"\nmax = 10\n')
+    async with TestBus(metrics.worker) as bus:
+        (breach,) = await told(bus, report("fid", 15.0))
+        assert breach.rule == "low"
+        rules.write_text('[low]\nmetric = "fid"\nmax = 12\nmin = 20\n')
+        await bus.advance(2)
+        with structlog.testing.capture_logs() as logs:
+            assert await told(bus, report("fid", 15.0), report("fid", 15.0)) == []
+            await bus.advance(2)
+            await told(bus, report("fid", 15.0))
+        (said,) = [line["why"] for line in logs if "old ones stay" in line["event"]]
+        assert said == f"rules_file {rules}: rule low: min = 20 lies above max = 12"
+        rules.write_text('[high]\nmetric = "fid"\nmax = 12\nseverity = "info"\n')
+        await bus.advance(2)
+        gone, new = await told(bus, report("fid", 15.0))
+    assert (type(gone), gone.episode_id, gone.rule) == (MetricRecovered, breach.episode_id, "low")
+    assert (type(new), new.rule, new.severity) == (MetricThresholdBreached, "high", "info")
+
+
+async def test_wrong_rules_stop_it_from_starting(autojump_clock: MockClock, config: Path) -> None:
+    """In canvasbus.toml or in the file that it names."""
+    config.write_text('[workers.metrics.rules.r]\nmetric = "m"\n')
+    with pytest.raises(LifespanError, match=r"\[workers.metrics\]: rule r: give min, max or absent_seconds"):
+        async with TestBus(metrics.worker):
+            pass
+    config.write_text('[workers.metrics]\nrules_file = "nowhere.toml"\n')
+    with pytest.raises(LifespanError, match=r"rules_file nowhere.toml cannot be read: No such file"):
+        async with TestBus(metrics.worker):
+            pass
+
+
+def test_the_doctor_looks_at_rules(config: Path, server_url: str, namespace: str) -> None:
+    """Those in canvasbus.toml are counted, and a file of rules that is wrong is told with its name."""
+
+    def doctor() -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "canvasbus", "doctor", "--url", server_url, "--namespace", namespace],
+            env=os.environ | {"PYTHONPATH": python_path(config.parent)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        return next(line for line in done.stdout.splitlines() if "workers.metrics" in line)
+
+    assert "1 settings in" in doctor() and doctor().endswith("; 2 rules")
+    (config.parent / "rules.toml").write_text("[r\n")
+    config.write_text(f'[workers.metrics]\nrules_file = "{config.parent}/rules.toml"\n')
+    assert doctor().startswith("error") and "rules.toml is not TOML" in doctor()
+
+
+async def test_two_workers_on_any_server(any_url: str, namespace: str, config: Path, eyes: Eyes) -> None:
+    """Two processes' worth of workers share a series: opened once, silent once, recovered once each."""
+    config.write_text(RULES.replace("absent_seconds = 120", "absent_seconds = 0.2"))
+    async with running(any_url, metrics.worker, namespace=namespace) as bus:
+        async with running(any_url, metrics.worker, namespace=namespace):
+            for value in (10.0, 40.0, 50.0):
+                await bus.publish(report("fid", value))
+            await until(lambda: eyes.events("metric.threshold_breached"))
+            for value in (26.0, 20.0):
+                await bus.publish(report("fid", value))
+            await until(lambda: eyes.events("metric.recovered"))
+            await bus.publish(report("accuracy", 0.9))
+            await until(lambda: len(eyes.events("metric.threshold_breached")) == 2)
+            await bus.publish(report("accuracy", 0.9))
+            await until(lambda: len(eyes.events("metric.threshold_breached")) == 3)
+    assert [event.rule for event in eyes.events("metric.threshold_breached")] == ["fid", "silence", "silence"]
+    assert [event.rule for event in eyes.events("metric.recovered")] == ["fid", "silence"]
+    assert eyes.dead("metrics") == []

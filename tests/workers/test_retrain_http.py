@@ -1,0 +1,268 @@
+"""Training elsewhere: orders over HTTP to a real server, answers that get lost, and Prefect's API."""
+
+import json
+import socket
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from studio import Eyes, running
+from waiting import until
+from workers.trainers import DROP, HANG, Service, service
+
+from canvasbus.errors import ConfigError
+from canvasbus.events import RetrainRequested
+from canvasbus_workers import retrain
+from canvasbus_workers.retrain.launchers.client import HttpClient
+from canvasbus_workers.retrain.launchers.http import Http
+from canvasbus_workers.retrain.launchers.prefect import Prefect
+from canvasbus_workers.retrain.launchers.protocol import (
+    Ambiguous,
+    Busy,
+    Ended,
+    Launched,
+    Order,
+    Rejected,
+    Running,
+    Unreachable,
+)
+from canvasbus_workers.retrain.settings import Policy
+
+ORDER = Order(
+    key="01a2/order",
+    run_id="m/v7",
+    model_name="m",
+    model_version="v7",
+    fence=7,
+    episode_id="e1",
+    reason="accuracy 0.5",
+    windows=3,
+    correlation_id="01a20000-0000-7000-8000-000000000000",
+    traceparent="00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+    ordered=0.0,
+)
+
+
+@pytest.fixture
+def trainer() -> Iterator[Service]:
+    with service() as played:
+        yield played
+
+
+@pytest.fixture
+async def client() -> AsyncIterator[HttpClient]:
+    async with HttpClient() as one:
+        yield one
+
+
+@pytest.fixture
+def http(trainer: Service, client: HttpClient, tmp_path: Path) -> Callable[..., Http]:
+    """http(settings of [workers.retrain.http])"""
+
+    def make(**options: Any) -> Http:
+        table = {"url": f"{trainer.url}/runs", "request_seconds": 0.5, **options}
+        return Http(msgspec.convert({"launcher": "http", "folder": str(tmp_path), "http": table}, Policy), client)
+
+    return make
+
+
+async def test_an_order_is_a_post(http: Callable[..., Http], trainer: Service, monkeypatch: Any) -> None:
+    """With key, token and trace in headers, and the order with the parameters as JSON; a token from a file, too."""
+    monkeypatch.setenv("TRAINER_TOKEN", "s3cret")
+    trainer.on("POST /runs", (201, {"run": {"id": "r-1"}}))
+    one = http(
+        token_env="TRAINER_TOKEN", parameters={"gpu": 2}, id_field="run.id", status_url=f"{trainer.url}/runs/{{id}}"
+    )
+    assert await one.launch(ORDER) == Launched(external_id="r-1")
+    (asked,) = trainer.asked
+    assert asked.headers["idempotency-key"] == ORDER.key and asked.headers["traceparent"] == ORDER.traceparent
+    assert asked.headers["authorization"] == "Bearer s3cret" and asked.headers["content-type"] == "application/json"
+    assert asked.body == {
+        "key": ORDER.key,
+        "run_id": "m/v7",
+        "model_name": "m",
+        "model_version": "v7",
+        "fence": 7,
+        "episode_id": "e1",
+        "reason": "accuracy 0.5",
+        "windows": 3,
+        "correlation_id": ORDER.correlation_id,
+        "traceparent": ORDER.traceparent,
+        "parameters": {"gpu": 2},
+    }
+
+
+@pytest.mark.parametrize(
+    ("answer", "error", "said"),
+    [
+        ((422, {"detail": "no such model"}), Rejected, '127.0.0.1 answered 422: {"detail": "no such model"}'),
+        ((401, {}), Rejected, "127.0.0.1 answered 401: look at token_env or token_file"),
+        ((302, {}, {"location": "http://elsewhere/"}), Rejected, "127.0.0.1 answered 302"),
+        ((429, {}, {"retry-after": "7"}), Busy, "127.0.0.1 answered 429"),
+        ((503, {}), Busy, "127.0.0.1 answered 503"),
+        ((500, {}), Ambiguous, "127.0.0.1 answered 500"),
+        (DROP, Ambiguous, "127.0.0.1: RemoteProtocolError"),
+        (HANG, Ambiguous, "127.0.0.1: no answer in 0.5 s"),
+        ((200, b"x" * 1_100_000), Ambiguous, "127.0.0.1: an answer of more than 1048576 bytes"),
+    ],
+)
+async def test_how_it_fails(
+    http: Callable[..., Http], trainer: Service, tmp_path: Path, answer: Any, error: type[Exception], said: str
+) -> None:
+    """Each in its own way, in one line, without the token."""
+    (tmp_path / "token").write_text("s3cret\n")
+    trainer.on("POST /runs", answer)
+    with pytest.raises(error) as caught:
+        await http(token_file=str(tmp_path / "token")).launch(ORDER)
+    assert str(caught.value).startswith(said) and "s3cret" not in str(caught.value)
+    assert len(trainer.asked) == 1
+    if isinstance(caught.value, Busy):
+        assert caught.value.after == (7 if "429" in said else 10)
+
+
+async def test_nobody_is_there(client: HttpClient, tmp_path: Path) -> None:
+    """Nothing was sent, so that it may be sent again, with a key or without; a wrong token is told before."""
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{unused.getsockname()[1]}/"
+        for keyed in (True, False):
+            policy = {"launcher": "http", "folder": str(tmp_path), "http": {"url": url, "keyed": keyed}}
+            with pytest.raises(Unreachable, match=r"127.0.0.1: ConnectError"):
+                await Http(msgspec.convert(policy, Policy), client).launch(ORDER)
+    policy["http"]["token_env"] = "NO_SUCH_TOKEN"
+    with pytest.raises(Rejected, match="there is no NO_SUCH_TOKEN"):
+        await Http(msgspec.convert(policy, Policy), client).launch(ORDER)
+
+
+async def test_with_a_key_it_is_sent_again(http: Callable[..., Http], trainer: Service) -> None:
+    """The same key, so that the other side knows it."""
+    trainer.on("POST /runs", DROP, (200, {"id": "r-1"}))
+    one = http(status_url=f"{trainer.url}/runs/{{id}}")
+    with pytest.raises(Ambiguous):
+        await one.launch(ORDER)
+    assert await one.launch(ORDER) == Launched(external_id="r-1")
+    assert [asked.headers["idempotency-key"] for asked in trainer.asked] == [ORDER.key, ORDER.key]
+
+
+async def test_without_keys_it_is_sent_once(http: Callable[..., Http], trainer: Service) -> None:
+    """An answer that was lost makes the run fail, and says where to look; so does an order that comes again. One that was
+    answered is known when it comes again, and one that was refused as busy is sent again."""
+    trainer.on("POST /runs", DROP)
+    for _ in range(2):
+        with pytest.raises(Rejected, match=r"unknown outcome: .*look at http.*/runs for the key 01a2/order"):
+            await http(keyed=False).launch(ORDER)
+    assert len(trainer.asked) == 1
+    other = msgspec.structs.replace(ORDER, key="other")
+    trainer.on("POST /runs", (503, {}), (201, {"id": "r-2"}))
+    with pytest.raises(Busy):
+        await http(keyed=False).launch(other)
+    one = http(keyed=False, status_url=f"{trainer.url}/runs/{{id}}")
+    assert await one.launch(other) == Launched(external_id="r-2")
+    assert await one.launch(other) == Launched(external_id="r-2", duplicate=True)
+    assert len(trainer.asked) == 3
+
+
+async def test_without_keys_it_is_looked_up(http: Callable[..., Http], trainer: Service) -> None:
+    """It is there: found. It is not, twice: it is sent again, since nothing has begun."""
+    options = {"lookup_url": f"{trainer.url}/by-key/{{key}}", "status_url": f"{trainer.url}/runs/{{id}}"}
+    trainer.on("POST /runs", HANG)
+    trainer.on("GET /by-key/01a2%2Forder", (200, {"id": "r-1"}))
+    assert await http(keyed=False, **options).launch(ORDER) == Launched(external_id="r-1", duplicate=True)
+    other = msgspec.structs.replace(ORDER, key="other")
+    trainer.on("POST /runs", DROP, (201, {"id": "r-2"}))
+    for _ in range(2):
+        with pytest.raises(Busy, match="the other side does not know it"):
+            await http(keyed=False, **options).launch(other)
+    assert await http(keyed=False, **options).launch(other) == Launched(external_id="r-2")
+    assert len(trainer.seen("POST /runs")) == 3 and len(trainer.seen("GET /by-key/other")) == 2
+
+
+async def test_where_a_run_stands(http: Callable[..., Http], trainer: Service) -> None:
+    """By its state, in any case of letters; a run that is gone has failed."""
+    one = http(status_url=f"{trainer.url}/runs/{{id}}", state_field="status.phase")
+    phases = ("Pending", "Running", "SUCCEEDED", "Failed")
+    trainer.on("GET /runs/r%201", *((200, {"status": {"phase": phase}}) for phase in phases), (404, {}))
+    said = [await one.status("r 1") for _ in range(5)]
+    assert said[:3] == [Running(), Running(), Ended()]
+    assert [each.error for each in said[3:]] == ["r 1: Failed", "the other side knows no run r 1"]
+    trainer.on("GET /runs/r%201", (500, {}))
+    with pytest.raises(Unreachable):
+        await one.status("r 1")
+
+
+async def test_prefect(trainer: Service, client: HttpClient, monkeypatch: Any) -> None:
+    """The deployment is looked up by name, a flow run is created under the key, and its state is asked for. (The shapes are
+    those of a server 3; tests/interop/prefect_flow.py asks a real one.)"""
+    monkeypatch.setenv("PREFECT_AUTH", "admin:pw")
+    table = {
+        "url": f"{trainer.url}/api/",
+        "deployment": "train flow/nightly",
+        "token_env": "PREFECT_AUTH",
+        "token_scheme": "Basic",
+        "parameters": {"epochs": 3},
+        "order_parameter": "order",
+    }
+    one = Prefect(msgspec.convert({"launcher": "prefect", "prefect": table}, Policy), client)
+    lookup, create = "GET /api/deployments/name/train%20flow/nightly", "POST /api/deployments/d-1/create_flow_run"
+    with pytest.raises(Rejected, match="Prefect has no deployment train flow/nightly"):
+        await one.launch(ORDER)
+    trainer.on(lookup, (200, {"id": "d-1"}))
+    trainer.on(create, (201, {"id": "f-1"}), (200, {"id": "f-1"}), (409, {"detail": "Validation failed: 'epochs'"}))
+    assert await one.launch(ORDER) == Launched(external_id="f-1")
+    assert await one.launch(ORDER) == Launched(external_id="f-1", duplicate=True)
+    with pytest.raises(Rejected, match=r"409: .*Validation failed"):
+        await one.launch(ORDER)
+    asked = trainer.seen(create)[0]
+    assert asked.headers["authorization"] == "Basic YWRtaW46cHc="
+    assert (asked.body["idempotency_key"], asked.body["name"]) == (ORDER.key, "m/v7")
+    assert asked.body["parameters"]["epochs"] == 3 and asked.body["parameters"]["order"]["fence"] == 7
+    states = ("SCHEDULED", "RUNNING", "COMPLETED")
+    crashed = {"name": "m/v7", "state_type": "CRASHED", "state": {"message": "out of memory"}, "total_run_time": 2.5}
+    trainer.on("GET /api/flow_runs/f-1", *((200, {"state_type": state}) for state in states), (200, crashed), (404, {}))
+    said = [await one.status("f-1") for _ in range(5)]
+    assert said[:3] == [Running(), Running(), Ended()]
+    assert said[3] == Ended(error="m/v7: CRASHED, out of memory", duration=2.5)
+    assert said[4] == Ended(error="Prefect knows no flow run f-1")
+
+
+async def test_from_request_to_promotion(
+    any_url: str, namespace: str, eyes: Eyes, trainer: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other side is busy, then takes the order and runs it: asked until it has ended, promoted under the request's
+    correlation. The key is the id of retrain.started, each time."""
+    monkeypatch.setenv("CANVASBUS_CONFIG", str(tmp_path / "canvasbus.toml"))
+    table = {"url": f"{trainer.url}/runs", "status_url": f"{trainer.url}/runs/{{id}}"}
+    lines = [f"{name} = {json.dumps(value)}" for name, value in table.items()]
+    (tmp_path / "canvasbus.toml").write_text(
+        '[workers.retrain]\nlauncher = "http"\nanswer = "state"\npoll_seconds = 0.01\n[workers.retrain.http]\n'
+        + "\n".join(lines)
+    )
+    trainer.on("POST /runs", (503, {}, {"retry-after": "0"}), (201, {"id": "r-1"}))
+    trainer.on("GET /runs/r-1", (200, {"state": "running"}), (500, {}), (200, {"state": "succeeded"}))
+    asked = RetrainRequested(model_name="m")
+    async with running(any_url, retrain.worker, namespace=namespace) as bus:
+        await bus.publish(asked)
+        await until(lambda: eyes.events("model.promoted"), 30)
+    ((envelope, started),) = eyes.entries("retrain.started")
+    (promoted,) = eyes.events("model.promoted")
+    assert {one.headers["idempotency-key"] for one in trainer.seen("POST /runs")} == {str(envelope.id)}
+    assert (promoted.run_id, promoted.fence) == (started.run_id, 1)
+    assert promoted.correlation_id == asked.correlation_id
+    assert eyes.dead("retrain") == []
+
+
+async def test_a_missing_package_is_told(namespace: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the start, and how to get it; not with the first order."""
+    import sys
+
+    from canvasbus_workers.retrain.edge import Launchers
+    from canvasbus_workers.retrain.settings import Settings
+
+    monkeypatch.setitem(sys.modules, "httpx2", None)
+    monkeypatch.delitem(sys.modules, "canvasbus_workers.retrain.launchers.client")
+    settings = msgspec.convert({"models": {"m": {"launcher": "http", "http": {"url": "http://h/"}}}}, Settings)
+    with pytest.raises(ConfigError, match=r"need httpx2: pip install 'canvasbus\[retrain\]'"):
+        async with Launchers(settings):
+            pass

@@ -1,0 +1,19 @@
+"""Judges reported metrics by rules: metric.reported ─► metric.threshold_breached · metric.recovered.
+
+`worker` is loaded when it is asked for, so that what the doctor imports brings no trio with it.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from canvasbus_workers.metrics.handlers import worker
+
+__all__ = ["worker"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "worker":
+        from canvasbus_workers.metrics import handlers
+
+        return handlers.worker
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

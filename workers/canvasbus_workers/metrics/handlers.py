@@ -1,0 +1,99 @@
+"""What the metrics worker listens to.
+
+A series (model, metric, segment) is one state, so any number of processes share the work: what one has judged the next
+one goes on from, a report that is delivered again finds itself judged, and a worker that is killed costs nothing.
+Silence is noticed by a durable timer for each rule that asks for it, which every report sets anew.
+"""
+
+from collections.abc import AsyncIterator, Sequence
+from hashlib import blake2b
+
+from canvasbus import Event, clock
+from canvasbus.events import MetricReported
+from canvasbus.worker import Context, Later, State, Worker, section
+from canvasbus_workers.metrics import telling
+from canvasbus_workers.metrics.edge import Rules
+from canvasbus_workers.metrics.events import ReportDue
+from canvasbus_workers.metrics.series import Point, Series
+from canvasbus_workers.metrics.settings import Settings
+
+worker = Worker("metrics")
+
+
+@worker.lifespan
+async def open_rules() -> AsyncIterator[Rules]:
+    """Rules that make no sense end it before it has begun."""
+    yield Rules(lambda: section("metrics", Settings))
+
+
+@worker.on(MetricReported)
+async def judge(event: MetricReported, ctx: Context) -> Sequence[Event | Later]:
+    """Judge a report by the rules that are about it, and expect the next one."""
+    rules = _refreshed(ctx)
+    model, metric, segment = event.model_name, event.metric, event.labels.get("segment", "")
+    about = rules.about(model, metric, segment)
+    if not about and not rules.was_about(model, metric, segment):
+        return ()
+    name = _name(model, metric, segment)
+    series = (await _series(name, ctx)).value
+    # A clock that goes ahead would make everybody else's reports late ones.
+    at = min(event.occurred_on.timestamp(), clock.time())
+    point = Point(at, event.value, event.items, event.model_version, event.window_id)
+    if not series.add(point, clock.time()):
+        ctx.log.info("report is too late to be judged", model_name=model, metric=metric, late=series.late)
+        return ()
+    found: list[Event | Later] = []
+    for gone, episode_id in series.come_back():
+        bound = about[gone].absent_seconds if gone in about else None
+        found.append(telling.back(model, metric, segment, gone, bound or 0.0, point, episode_id))
+    for gone, episode_id in series.left_over(about):
+        found.append(telling.given_up(model, metric, segment, gone, point, episode_id))
+    for judged in series.judge(about, name):
+        found.append(telling.told(model, metric, segment, about[judged.rule], judged))
+    series.settle(about, rules.settings.late_seconds)
+    for rule_name, rule in about.items():
+        if rule.absent_seconds:
+            due = ReportDue(model_name=model, metric=metric, segment=segment, rule=rule_name, serial=series.serial)
+            found.append(Later(due, after=rule.absent_seconds, timer=f"{name}/{_short(rule_name)}"))
+    return found
+
+
+@worker.on(ReportDue)
+async def on_due(event: ReportDue, ctx: Context) -> Event | None:
+    """No report has come for as long as a rule allows; unless one has."""
+    rules = _refreshed(ctx)
+    rule = rules.about(event.model_name, event.metric, event.segment).get(event.rule)
+    if rule is None or rule.absent_seconds is None:
+        return None
+    name = _name(event.model_name, event.metric, event.segment)
+    series = (await _series(name, ctx)).value
+    last = series.newest
+    episode_id = series.is_missing(event.rule, event.serial, name)
+    if last is None or episode_id is None:
+        return None
+    seconds = max(rule.absent_seconds, clock.time() - series.arrived)
+    return telling.silent(event.model_name, event.metric, event.segment, event.rule, rule, seconds, last, episode_id)
+
+
+def _refreshed(ctx: Context) -> Rules:
+    rules: Rules = ctx.resources
+    if rules.refresh():
+        if rules.complaint:
+            ctx.log.error("the rules are wrong now; the old ones stay in force", why=rules.complaint)
+        else:
+            ctx.log.info("new rules are in force", rules=len(rules.rules))
+    return rules
+
+
+async def _series(name: str, ctx: Context) -> State[Series]:
+    rules: Rules = ctx.resources
+    return await ctx.state(name, Series, ttl=rules.settings.keep_seconds)
+
+
+def _name(model: str, metric: str, segment: str) -> str:
+    """Of a series: readable, and never that of another one."""
+    return f"series:{model[:80]}/{metric[:80]}/{segment[:40]}#{_short(repr((model, metric, segment)))}"
+
+
+def _short(text: str) -> str:
+    return blake2b(text.encode(), digest_size=9).hexdigest()

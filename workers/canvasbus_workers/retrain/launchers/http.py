@@ -1,0 +1,95 @@
+"""Trains wherever an HTTP service takes orders: POST, with the order as JSON and its key as Idempotency-Key.
+
+Where the other side knows keys, an order whose answer was lost is sent again. Where it does not, that may train twice: so
+what is sent is written down before, and when the answer was lost, or the worker died before it came, the other side is
+asked for the order (`lookup_url`); where that is not possible the run fails, and says where to look.
+"""
+
+from pathlib import Path
+from urllib.parse import quote
+
+from canvasbus_workers.retrain.launchers import records
+from canvasbus_workers.retrain.launchers.client import Client
+from canvasbus_workers.retrain.launchers.protocol import (
+    Ambiguous,
+    Busy,
+    Ended,
+    Launched,
+    Order,
+    Rejected,
+    Running,
+    Unreachable,
+)
+from canvasbus_workers.retrain.launchers.remote import Api, field, order_as_json
+from canvasbus_workers.retrain.settings import Policy
+
+LOOK_AGAIN = 5.0
+"""Seconds until an order that the other side does not know is looked up again: it may be on its way still."""
+LOOKS = 2
+"""Looks at which it must be unknown before it is sent again."""
+
+
+class Http:
+    """The launcher of one policy."""
+
+    def __init__(self, policy: Policy, client: Client) -> None:
+        self._policy = policy
+        self._settings = policy.http
+        self._api = Api(client, policy.http)
+
+    async def launch(self, order: Order) -> Launched | Ended:
+        """Send it."""
+        if self._settings.keyed:
+            return await self._send(order)
+        record = Path(self._policy.folder).absolute() / order.key / "sent.json"
+        if not records.claim(record, {"sent": True}):
+            known = records.load(record) or {}
+            if "external_id" in known:
+                return Launched(external_id=known["external_id"], duplicate=True)
+            if known.get("sent"):
+                return await self._look_up(order, record, "an earlier worker has sent it", known.get("looks", 0))
+            records.store(record, {"sent": True})
+        try:
+            said = await self._send(order)
+        except Ambiguous as error:
+            return await self._look_up(order, record, str(error), 0)
+        except (Busy, Unreachable, Rejected):
+            records.store(record, {})  # nothing has begun
+            raise
+        records.store(record, {"external_id": said.external_id})
+        return said
+
+    async def _send(self, order: Order) -> Launched:
+        body = order_as_json(order) | {"parameters": self._settings.parameters}
+        url = self._settings.url
+        _, said = await self._api.ask("POST", url, body=body, key=order.key, traceparent=order.traceparent)
+        return Launched(external_id=field(said, self._settings.id_field) if self._settings.status_url else "")
+
+    async def _look_up(self, order: Order, record: Path, why: str, looks: int) -> Launched:
+        """What became of an order that was sent."""
+        if not self._settings.lookup_url:
+            raise Rejected(
+                f"unknown outcome: {why}; look at {self._settings.url} for the key {order.key} before you ask again"
+            )
+        url = self._settings.lookup_url.replace("{key}", quote(order.key, safe=""))
+        status, said = await self._api.ask("GET", url, missing=True)
+        if status != 404:
+            external_id = field(said, self._settings.id_field)
+            records.store(record, {"external_id": external_id})
+            return Launched(external_id=external_id if self._settings.status_url else "", duplicate=True)
+        looks += 1
+        records.store(record, {"sent": looks < LOOKS, "looks": looks})
+        raise Busy(f"{why}; the other side does not know it", LOOK_AGAIN)
+
+    async def status(self, external_id: str) -> Running | Ended:
+        """Ask for it."""
+        url = self._settings.status_url.replace("{id}", quote(external_id, safe=""))
+        status, said = await self._api.ask("GET", url, missing=True)
+        if status == 404:
+            return Ended(error=f"the other side knows no run {external_id}")
+        state = field(said, self._settings.state_field)
+        if state.lower() in (name.lower() for name in self._settings.succeeded):
+            return Ended()
+        if state.lower() in (name.lower() for name in self._settings.failed):
+            return Ended(error=f"{external_id}: {state}")
+        return Running()

@@ -1,0 +1,118 @@
+"""What launchers on the network have in common: tokens, orders as JSON, and what statuses mean."""
+
+import base64
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import msgspec
+
+from canvasbus_workers.retrain.launchers.client import Client, NoAnswer, NotSent, Reply
+from canvasbus_workers.retrain.launchers.protocol import Ambiguous, Busy, Order, Rejected, Unreachable
+from canvasbus_workers.retrain.settings import Remote
+
+BUSY = frozenset({408, 425, 429, 503})
+"""Not now; nothing has been begun."""
+AGAIN = 10.0
+"""Seconds after which to come back when nothing is said about that."""
+LONGEST = 3600.0
+
+
+class Api:
+    """One other side."""
+
+    def __init__(self, client: Client, settings: Remote) -> None:
+        self._client = client
+        self._settings = settings
+
+    async def ask(
+        self, method: str, url: str, *, body: Any = None, key: str = "", traceparent: str = "", missing: bool = False
+    ) -> tuple[int, Any]:
+        """(status, JSON; None where it is none) of a success, or, with `missing`, of a 404.
+
+        Raises Rejected, Busy, Unreachable; Ambiguous when nobody knows what became of a request that might have begun
+        something. `traceparent`: the trace that the request belongs to.
+        """
+        headers = {"Accept": "application/json", **self._authorization()}
+        if key:
+            headers["Idempotency-Key"] = key
+        if traceparent:
+            headers["traceparent"] = traceparent
+        data = None if body is None else msgspec.json.encode(body)
+        try:
+            reply = await self._client.request(
+                method, url, body=data, headers=headers, seconds=self._settings.request_seconds
+            )
+        except NotSent as error:
+            raise Unreachable(str(error)) from None
+        except NoAnswer as error:
+            raise (Ambiguous if body is not None else Unreachable)(str(error)) from None
+        host = urlsplit(url).hostname
+        if reply.status < 300 or (missing and reply.status == 404):
+            return reply.status, _json(reply)
+        if reply.status in BUSY:
+            raise Busy(f"{host} answered {reply.status}", _after(reply.headers))
+        if reply.status >= 500:
+            raise (Ambiguous if body is not None else Unreachable)(f"{host} answered {reply.status}")
+        if reply.status in (401, 403):
+            raise Rejected(f"{host} answered {reply.status}: look at token_env or token_file")
+        raise Rejected(f"{host} answered {reply.status}: {_short(reply)}")
+
+    def _authorization(self) -> dict[str, str]:
+        settings = self._settings
+        if settings.token_file:
+            try:
+                token = Path(settings.token_file).read_text().strip()
+            except OSError as error:
+                raise Rejected(f"token_file {settings.token_file}: {error.strerror}") from None
+        elif settings.token_env:
+            token = os.environ.get(settings.token_env, "").strip()
+            if not token:
+                raise Rejected(f"token_env: there is no {settings.token_env} in the worker's environment")
+        else:
+            return {}
+        if settings.token_scheme == "Basic":  # noqa: S105  a word, no secret
+            token = base64.b64encode(token.encode()).decode()
+        return {"Authorization": f"{settings.token_scheme} {token}"}
+
+
+def order_as_json(order: Order) -> dict[str, Any]:
+    """An order for whoever reads JSON."""
+    return {
+        "key": order.key,
+        "run_id": order.run_id,
+        "model_name": order.model_name,
+        "model_version": order.model_version,
+        "fence": order.fence,
+        "episode_id": order.episode_id,
+        "reason": order.reason,
+        "windows": order.windows,
+        "correlation_id": order.correlation_id,
+        "traceparent": order.traceparent,
+    }
+
+
+def field(value: Any, path: str) -> str:
+    """What lies at a dotted path, as text; empty: nothing."""
+    for name in path.split("."):
+        value = value.get(name) if isinstance(value, dict) else None
+    return "" if value is None or isinstance(value, dict | list) else str(value)
+
+
+def _json(reply: Reply) -> Any:
+    try:
+        return msgspec.json.decode(reply.body)
+    except msgspec.DecodeError:
+        return None
+
+
+def _after(headers: Mapping[str, str]) -> float:
+    said = headers.get("retry-after", "")
+    return min(float(said), LONGEST) if said.isdecimal() else AGAIN
+
+
+def _short(reply: Reply) -> str:
+    text = reply.body[:2000].decode("utf-8", "replace")
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:200]

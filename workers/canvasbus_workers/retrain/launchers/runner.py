@@ -1,0 +1,174 @@
+"""The supervisor of one run: started by the retrain worker as `python -I -S runner.py FOLDER`, and living on without it.
+
+Why a process between the worker and the training. A worker that is killed cannot reap its child, enforce its timeout or
+learn its exit code, and the one that takes over cannot either: it is no parent. This one can, so adopting a run is
+waiting for its `ended.json`.
+
+    order.json    what to run; written by the worker
+    lock          held while a runner lives; the kernel lets go of it, however that ends
+    started.json  written before the training starts: a run that has it is never started again
+    log, log.1    output, the last half of the limit at least
+    ended.json    how it ended; written once
+
+A runner that finds `started.json` and no `ended.json` took over from one that died: the outcome is "interrupted". The
+training dies with its runner (PR_SET_PDEATHSIG, where there is Linux). It knows nothing but the standard library, and has no secrets but
+its environment, which is the training's.
+"""
+
+import contextlib
+import ctypes
+import fcntl
+import json
+import os
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import time
+from typing import Any
+
+LOCKED = 75
+"""Exit code: another runner has this run (EX_TEMPFAIL in sysexits.h)."""
+PR_SET_PDEATHSIG = 1
+
+
+def main(folder: str) -> int:
+    """Run what FOLDER orders, once."""
+    os.chdir(folder)
+    lock = os.open("lock", os.O_CREAT | os.O_RDWR, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return LOCKED
+    if os.path.exists("ended.json"):  # noqa: PTH110  nothing but the cheapest imports
+        return 0
+    if os.path.exists("started.json"):  # noqa: PTH110
+        write("ended.json", {"why": "interrupted"})
+        return 0
+    with open("order.json", encoding="utf-8") as file:  # noqa: PTH123
+        order = json.load(file)
+    write("started.json", {"pid": os.getpid(), "at": time.time()})
+    write("ended.json", run(order))
+    return 0
+
+
+def run(order: dict[str, Any]) -> dict[str, Any]:
+    """Start the training, follow it to its end, and say how that came."""
+    began = time.monotonic()
+    heard, wake = socket.socketpair()
+    for end in (heard, wake):
+        end.setblocking(False)
+    asked: list[bool] = []
+    signal.set_wakeup_fd(wake.fileno())
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.signal(signal.SIGTERM, lambda *_: asked.append(True))
+    try:
+        process = subprocess.Popen(
+            order["command"],
+            cwd=order["cwd"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=die_with_parent,
+        )
+    except (OSError, ValueError) as error:
+        return {"why": "unstartable", "error": str(error)}
+    assert process.stdout is not None
+    output = process.stdout.fileno()
+    os.set_blocking(output, False)
+    log = Log(order["log_bytes"])
+    why = ""
+    kill_at: float | None = None
+    with selectors.DefaultSelector() as selector:
+        selector.register(heard, selectors.EVENT_READ)
+        selector.register(output, selectors.EVENT_READ)
+        while process.poll() is None:
+            now = time.monotonic()
+            if not why and (asked or now >= began + order["timeout"]):
+                why, kill_at = "cancelled" if asked else "timeout", now + order["grace"]
+                kill(process.pid, signal.SIGTERM)
+            if kill_at is not None and now >= kill_at:
+                kill(process.pid, signal.SIGKILL)
+                kill_at = now + 1.0
+            until = began + order["timeout"] if kill_at is None else kill_at
+            for key, _ in selector.select(max(0.0, until - now)):
+                if key.fd == output:
+                    if log.take(output) == b"":
+                        selector.unregister(output)  # it has closed its output, and goes on
+                else:
+                    with contextlib.suppress(BlockingIOError):
+                        heard.recv(4096)
+    seconds = time.monotonic() - began
+    kill(process.pid, signal.SIGKILL)  # what it has left behind in its group
+    while log.take(output):
+        pass
+    log.close()
+    return {"why": why, "code": process.returncode, "seconds": seconds, "dropped": log.dropped}
+
+
+def die_with_parent() -> None:
+    """In the child: SIGKILL when the runner dies."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def kill(group: int, number: int) -> None:
+    """Signal the training and all that it has started."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(group, number)
+
+
+def write(name: str, value: Any) -> None:
+    """Whole or not at all, and on the disk."""
+    with open(f".{name}", "w", encoding="utf-8") as file:  # noqa: PTH123
+        json.dump(value, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(f".{name}", name)  # noqa: PTH105
+    folder = os.open(".", os.O_RDONLY)
+    os.fsync(folder)
+    os.close(folder)
+
+
+class Log:
+    """Two files of half the limit: when one is full it becomes the old one. The end of a log says what went wrong."""
+
+    def __init__(self, limit: int) -> None:
+        self.dropped = 0
+        """Bytes that are kept no more."""
+        self._half = max(1, limit // 2)
+        self._size = self._old = 0
+        self._file = open("log", "wb", buffering=0)  # noqa: PTH123, SIM115
+
+    def take(self, output: int) -> bytes | None:
+        """Read what is there, and keep it; b"": nothing more will come, None: nothing is there now."""
+        try:
+            data = os.read(output, 65536)
+        except BlockingIOError:
+            return None
+        rest = data
+        while rest:
+            part, rest = rest[: self._half - self._size], rest[self._half - self._size :]
+            with contextlib.suppress(OSError):  # a full disk must not end the training
+                self._file.write(part)
+            self._size += len(part)
+            if self._size >= self._half:
+                self._turn()
+        return data
+
+    def _turn(self) -> None:
+        self._file.close()
+        os.replace("log", "log.1")  # noqa: PTH105
+        self.dropped += self._old
+        self._old, self._size = self._size, 0
+        self._file = open("log", "wb", buffering=0)  # noqa: PTH123, SIM115
+
+    def close(self) -> None:
+        """Everything is written."""
+        self._file.close()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

@@ -1,0 +1,179 @@
+"""What the retrain worker can be told: the table [workers.retrain] of canvasbus.toml, and for single models
+[workers.retrain.models."GLOB"], where the first that fits says what is different."""
+
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+import msgspec
+from msgspec import Meta, Struct
+
+Seconds = Annotated[float, Meta(ge=0, le=366 * 86400)]
+Duration = Annotated[float, Meta(gt=0, le=30 * 86400)]
+
+
+class Subprocess(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The table [workers.retrain.subprocess]: a program on the worker's machine."""
+
+    command: tuple[str, ...] = ()
+    """The program and its arguments, as they are: there is no shell."""
+    cwd: str = ""
+    """Where it is started; empty: where the worker was."""
+    environment: tuple[str, ...] = ()
+    """Variables of the worker's environment that it gets, besides PATH, HOME, LANG, LC_ALL, TZ and TMPDIR; * stands for any
+    characters."""
+    log_bytes: Annotated[int, Meta(ge=4096, le=2**40)] = 10 * 1024 * 1024
+    """Bytes of its output that are kept: the last half of them at least."""
+    grace_seconds: Seconds = 10.0
+    """Seconds between SIGTERM and SIGKILL when it has to end."""
+    when_stopped: Literal["end", "keep"] = "end"
+    """What becomes of it when its worker is told to leave. keep: it goes on, and the next worker adopts it."""
+
+
+class Remote(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What every launcher on the network has."""
+
+    url: str = ""
+    """Where to send orders."""
+    token_env: str = ""
+    """The variable that holds a token; empty: none."""
+    token_file: str = ""
+    """The file that holds it."""
+    token_scheme: Literal["Bearer", "Basic"] = "Bearer"  # noqa: S105  a word, no secret
+    """How it is sent. Basic: the token is `user:password`."""
+    parameters: dict[str, Any] = msgspec.field(default_factory=dict)
+    """What is sent along with each order."""
+    request_seconds: Duration = 15.0
+    """Seconds in which an answer has to come."""
+
+
+class Http(Remote, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The table [workers.retrain.http]: POST to `url`."""
+
+    keyed: bool = True
+    """The other side knows an order again by its Idempotency-Key, so that it may be sent again. False: it is sent once, and
+    what became of it when the answer was lost is looked up, or the run fails."""
+    lookup_url: str = ""
+    """Where to ask for an order by its {key} when the answer was lost: 200 with its id, or 404."""
+    status_url: str = ""
+    """Where to ask how a run stands, by its {id}; empty: nowhere."""
+    id_field: str = "id"
+    """In answers: the other side's name of a run. Dots lead into objects."""
+    state_field: str = "state"
+    """In answers of status_url: how it stands."""
+    succeeded: tuple[str, ...] = ("succeeded", "success", "completed", "finished")
+    """States, in any case, of a run that has ended well."""
+    failed: tuple[str, ...] = ("failed", "error", "crashed", "cancelled", "canceled", "timed_out")
+    """States of one that has not."""
+
+
+class Prefect(Remote, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The table [workers.retrain.prefect]; `url` is the API's, like http://127.0.0.1:4200/api."""
+
+    deployment: str = ""
+    """FLOW/DEPLOYMENT"""
+    order_parameter: str = ""
+    """The flow's parameter that gets the order as an object; empty: none."""
+
+
+class Policy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """When a model is trained, and how."""
+
+    on: tuple[Literal["quality", "critical_drift"], ...] = ("quality", "critical_drift")
+    """What asks for a training by itself: critical breaches of metrics, and drift that is critical when it is detected.
+    Input drift alone is neither. Empty: only people and other programs ask, by retrain.requested."""
+    metrics: tuple[str, ...] = ("*",)
+    """Whose breaches are about quality."""
+    debounce_seconds: Seconds = 30.0
+    """Seconds after the first signal in which others join it."""
+    cooldown_seconds: Seconds = 3600.0
+    """Seconds from the end of a run to the start of the next one."""
+    daily_runs: Annotated[int, Meta(ge=1, le=1000)] = 4
+    """Runs that may start within any 24 hours."""
+    min_new_labels: Annotated[int, Meta(ge=0)] = 0
+    """Labelled items for training that must have come since the last run began; with fewer, what asked is dropped and has to
+    ask again, as a breach does by its reminders."""
+    approval: bool = False
+    """A person is asked before each run."""
+    promote: bool = True
+    """A run that succeeded is put into service: model.promoted."""
+    timeout_seconds: Duration = 6 * 3600.0
+    """Seconds after which a run has failed."""
+    poll_seconds: Duration = 10.0
+    """Seconds between two questions where a run stands that is trained elsewhere."""
+    launcher: Literal["bus", "subprocess", "http", "prefect"] = "bus"
+    """Who trains. bus: whoever reads retrain.started, another worker for example."""
+    answer: Literal["", "file", "state", "bus"] = ""
+    """What says that a run has succeeded. file: its result file (subprocess). state: that it ended well. bus: itself, by
+    retrain.succeeded. Empty: file for a subprocess, else bus."""
+    folder: str = "retrain-runs"
+    """Where runs leave results, logs and records of what was sent. Workers that share the work need to see the same one."""
+    subprocess: Subprocess = Subprocess()
+    http: Http = Http()
+    prefect: Prefect = Prefect()
+
+    def __post_init__(self) -> None:
+        self._check()
+
+    def _check(self) -> None:
+        if self.launcher == "subprocess" and not self.subprocess.command:
+            raise ValueError('subprocess.command: say what trains, like ["python", "train.py"]')
+        if self.launcher == "http" and not _is_http(self.http.url):
+            raise ValueError("http.url: say where to send orders, like https://trainer.internal/runs")
+        if self.launcher == "prefect" and not (_is_http(self.prefect.url) and self.prefect.deployment.count("/") == 1):
+            raise ValueError("prefect.url and prefect.deployment: give the API and FLOW/DEPLOYMENT")
+        if self.answer == "file" and self.launcher != "subprocess":
+            raise ValueError("answer: only a subprocess writes a result file")
+        if self.answer == "state" and (
+            self.launcher == "bus" or (self.launcher == "http" and not self.http.status_url)
+        ):
+            raise ValueError("answer: how a run stands can be asked of a subprocess, of prefect, or at http.status_url")
+        for url in (self.http.url, self.http.status_url, self.http.lookup_url, self.prefect.url):
+            if "@" in urlsplit(url).netloc:
+                raise ValueError("a password in a URL ends in logs: use token_env or token_file")
+        for table in (self.http, self.prefect):
+            if table.token_env and table.token_file:
+                raise ValueError("token_env and token_file are both set: keep one")
+
+    @property
+    def says(self) -> Literal["file", "state", "bus"]:
+        """What says that a run has succeeded."""
+        if self.answer:
+            return self.answer
+        return "file" if self.launcher == "subprocess" else "bus"
+
+
+class Settings(Policy, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The table [workers.retrain]."""
+
+    models: dict[str, dict[str, Any]] = msgspec.field(default_factory=dict)
+    """Glob → what is different for these models."""
+
+    def __post_init__(self) -> None:
+        self._check()
+        known = {field.name for field in msgspec.structs.fields(Policy)}
+        for glob, table in self.models.items():
+            for key in table.keys() - known:
+                raise ValueError(f"models.{glob}: unknown key {key!r}; known are {', '.join(sorted(known))}")
+            try:
+                self._merged(table)
+            except msgspec.ValidationError as error:
+                said, _, path = str(error).replace("`", "").partition(" - at $")
+                raise ValueError(f"models.{glob}{path}: {said}") from None
+
+    def policy(self, model: str) -> Policy:
+        """What holds for a model."""
+        table = next((table for glob, table in self.models.items() if fnmatchcase(model, glob)), {})
+        return self._merged(table)
+
+    def _merged(self, table: Mapping[str, Any]) -> Policy:
+        own = msgspec.to_builtins(self)
+        del own["models"]
+        for key, value in table.items():
+            own[key] = own[key] | value if isinstance(value, dict) and isinstance(own[key], dict) else value
+        return msgspec.convert(own, Policy)
+
+
+def _is_http(url: str) -> bool:
+    return url.startswith(("http://", "https://"))
