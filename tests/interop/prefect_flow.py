@@ -105,7 +105,7 @@ def started(command: list[Any], log: Path, environ: dict[str, str]) -> Iterator[
 
 
 async def until(what: str, so: Callable[[], Any], seconds: float = 120.0) -> Any:
-    """The first true answer; a server that is busy (503 while SQLite is locked, for one) is asked again, as the worker does."""
+    """The first true answer; a server that answers 503 is asked again, as the worker does."""
     with trio.move_on_after(seconds):
         while True:
             with contextlib.suppress(Busy, Unreachable):
