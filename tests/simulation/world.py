@@ -733,7 +733,8 @@ class World:
         """Remember what the declared groups have handled, to see that nothing else goes. What the groups of single processes
         have not read counts while these live; a minute after their end it counts no more."""
         eyes = next(eyes for eyes in self.partitions if stream.startswith(eyes.keys.topics.removesuffix(b"topics")))
-        ended = {one.group for who, one in self.history.instances.items() if self.sites[who].dead}
+        here = {site.name for site in self.sites.values() if not site.dead}
+        ended = {one.group for who, one in self.history.instances.items() if who not in here}
         declared = set(eyes.call("HKEYS", eyes.keys.groups)) - {group.encode() for group in ended}
         event_type = stream.rpartition(b":")[2].decode()
         read = {}
