@@ -276,16 +276,21 @@ def _seen(plan: Plan, history: History, partitions: list[Eyes]) -> Iterator[str]
 
 def _unsure(plan: Plan, history: History, group: str, lost: set[int | None]) -> set[int | None]:
     """Events to which something happened: more than one worker ran them, or one that died, so that attempts may have been
-    forgotten or counted for a worker's death; a batch ran them, which counts nothing; they were lost, or may have expired."""
+    forgotten or counted for a worker's death; their time was over; a batch ran them, which counts nothing; they were lost, or may have expired."""
     lives = defaultdict(set)
-    killed = set()
+    cut_short = set()
     for run in history.runs:
         if run.group == group:
             lives[run.n].add(run.consumer)
-            if run.end == "killed":
-                killed.add(run.n)
+            if run.end == "killed" or _too_slow(plan, run):
+                cut_short.add(run.n)
     moved = {n for n, consumers in lives.items() if len(consumers) > 1 or plan.batch or history.cut}
-    return {*lost, *moved, *killed, *history.stale}
+    return {*lost, *moved, *cut_short, *history.stale}
+
+
+def _too_slow(plan: Plan, run: Run) -> bool:
+    """A slow one asks for a state at its end: when the server is away then, its timeout comes first."""
+    return run.end == "cancelled" and plan.behaviours[run.n] == "slow" and "state" in plan.parts
 
 
 def _deserved(plan: Plan, history: History, codec: Codec, group: str, n: int | None, letter: object) -> Iterator[str]:
@@ -299,7 +304,8 @@ def _deserved(plan: Plan, history: History, codec: Codec, group: str, n: int | N
     behaviour = plan.behaviours[n]
     if reason in ("exhausted", "lost_workers"):
         downs = sum(run.end == "down" for run in history.runs if (run.group, run.n) == (group, n))
-        fails = _FAILS.get(behaviour, 0) + deaths + downs
+        late = sum(_too_slow(plan, run) for run in history.runs if (run.group, run.n) == (group, n))
+        fails = _FAILS.get(behaviour, 0) + deaths + downs + late
         if attempts != plan.attempts or fails < plan.attempts or (reason == "lost_workers" and not deaths):
             yield f"{group}: {n} ({behaviour}) was given up as {reason} after {attempts} of {plan.attempts} attempts"
     elif (reason, behaviour) != ("rejected", "rejected"):
