@@ -9,11 +9,12 @@ who has canvasbus installed (`pytest_plugin`).
     canvasbus.worker        Worker, Context, Backoff, run           handlers
     canvasbus.events        the domain's vocabulary
     canvasbus.cloudevents   to and from CloudEvents, for webhooks and other brokers
+    canvasbus.store         the server itself, for what a worker keeps beside the bus
     canvasbus.testing       TestBus, for the tests of those who write handlers
 
 Folder = layer; a folder imports only from those below it (tests/test_layers.py):
 
-    pytest_plugin.py · cli · testing · operate · bus.py worker.py cloudevents.py · consume · produce · transport · wire · events · contract · config log clock · errors
+    pytest_plugin.py · cli · testing · operate · bus.py worker.py cloudevents.py store.py · consume · produce · transport · wire · events · contract · config log clock · errors
 """
 
 from importlib import import_module
@@ -67,7 +68,7 @@ _HOMES = {
     "canvasbus.produce.producer": ("Producer",),
     "canvasbus.wire.traceparent": ("traceparent",),
 }
-_DOORS = {"bus", "cloudevents", "errors", "events", "testing", "worker"}
+_DOORS = {"bus", "cloudevents", "errors", "events", "store", "testing", "worker"}
 _home_of = {name: home for home, names in _HOMES.items() for name in names}
 
 

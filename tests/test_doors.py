@@ -75,12 +75,14 @@ def test_names_of_the_producers_door() -> None:
 
 
 def test_names_of_the_other_doors() -> None:
-    """What `canvasbus.bus`, `canvasbus.testing` and `canvasbus.worker` export."""
+    """What `canvasbus.bus`, `canvasbus.store`, `canvasbus.testing` and `canvasbus.worker` export."""
     import canvasbus.bus
+    import canvasbus.store
     import canvasbus.testing
     import canvasbus.worker
 
     assert set(canvasbus.bus.__all__) == {"PER_INSTANCE", "EventBus", "Retention"}
+    assert set(canvasbus.store.__all__) == {"Argument", "Reply", "ReplyError", "Store", "TrioStore", "check", "place"}
     assert set(canvasbus.testing.__all__) == {
         "Attempt",
         "DeadLetter",

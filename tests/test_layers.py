@@ -19,7 +19,7 @@ LAYERS = (
     ("transport",),
     ("produce",),
     ("consume",),
-    ("__init__", "bus", "cloudevents", "worker"),
+    ("__init__", "bus", "cloudevents", "store", "worker"),
     ("operate",),
     ("cli", "testing"),
     ("__main__", "pytest_plugin"),
@@ -29,6 +29,7 @@ DOORS = {
     "canvasbus.bus",
     "canvasbus.worker",
     "canvasbus.cloudevents",
+    "canvasbus.store",  # what a worker keeps on the server besides the bus
     "canvasbus.events",
     "canvasbus.errors",
     "canvasbus.testing",

@@ -40,6 +40,7 @@ from canvasbus.consume.sweep import Sweep
 from canvasbus.consume.taking import Taking
 from canvasbus.errors import ContractError, Refused, TransportError
 from canvasbus.log import get_logger
+from canvasbus.transport.here import PLACE, Place
 from canvasbus.transport.link import SharedLink
 from canvasbus.transport.server import Server
 from canvasbus.wire.codec import Codec
@@ -134,6 +135,7 @@ class Runner:
     async def run(self) -> None:
         """Join and run until `stop`. Raises Refused when the server will not have this worker at all, LifespanError
         when what it opens around its life fails."""
+        PLACE.set(Place(self._server, self._keys[0].namespace))
         if self._lifespan is None:
             await self._live(None)
         elif not self._stop.is_set():
