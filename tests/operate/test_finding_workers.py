@@ -26,7 +26,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def test_installed_workers_are_listed_without_importing_them() -> None:
     """Name, target and distribution of each; the workers of this project are among them."""
     found = {plugin.name: plugin for plugin in plugins.installed()}
-    assert {"drift", "metrics", "alerts", "retrain", "trainer", "tagger"} <= set(found)
+    assert {"drift", "metrics", "alerts", "retrain", "trainer", "tagger", "features"} <= set(found)
     assert found["drift"].target == "canvasbus_workers.drift:worker"
     assert found["drift"].distribution.startswith("canvasbus ")
 

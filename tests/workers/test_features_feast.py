@@ -1,0 +1,185 @@
+"""The sink of Feast's feature server, against a server of this test that answers as Feast's does."""
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from struct import pack
+from typing import Any
+
+import h11
+import msgspec
+import pytest
+import trio
+
+from canvasbus.events import FloatArray
+from canvasbus_workers.features.rows import FeatureRow
+from canvasbus_workers.features.settings import FeastSettings
+from canvasbus_workers.features.sinks import Away, RowsRefused
+from canvasbus_workers.features.sinks.feast import FeastSink, pushes
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+VIEWS = {
+    "drift": {"push_source": "drift_push", "entity": "model", "columns": {"ks:x": "ks_x"}},
+    "a": {"push_source": "a_push"},
+}
+
+
+def settings(url: str = "http://x", **options: Any) -> FeastSettings:
+    return msgspec.convert({"kind": "feast", "url": url, "views": VIEWS, **options}, FeastSettings)
+
+
+def row(entity: str = "e", seconds: float = 0, view: str = "a", **options: Any) -> FeatureRow:
+    moment = NOW + timedelta(seconds=seconds)
+    return FeatureRow(view=view, entity=entity, event_time=moment, event_id="0" * 32, **options)
+
+
+class Feast:
+    """Answers requests with what `answers` says, 200 when there is nothing left in it."""
+
+    def __init__(self) -> None:
+        self.url = ""
+        self.connections = 0
+        self.requests: list[tuple[str, dict[str, str], Any]] = []
+        self.answers: list[tuple[int, str]] = []
+
+    async def serve(self, stream: trio.SocketStream) -> None:
+        self.connections += 1
+        connection = h11.Connection(h11.SERVER)
+        async with stream:
+            while True:
+                event = connection.next_event()
+                if event is h11.NEED_DATA:
+                    connection.receive_data(await stream.receive_some())
+                elif isinstance(event, h11.Request):
+                    request, body = event, b""
+                elif isinstance(event, h11.Data):
+                    body += event.data
+                elif isinstance(event, h11.EndOfMessage):
+                    headers = {name.decode(): value.decode() for name, value in request.headers}
+                    self.requests.append((request.target.decode(), headers, json.loads(body)))
+                    status, said = self.answers.pop(0) if self.answers else (200, "null")
+                    answer = h11.Response(status_code=status, headers=[("Content-Length", str(len(said)))])
+                    for part in (answer, h11.Data(data=said.encode()), h11.EndOfMessage()):
+                        await stream.send_all(connection.send(part) or b"")
+                    connection.start_next_cycle()
+                else:
+                    return
+
+
+@asynccontextmanager
+async def feast_server() -> AsyncIterator[Feast]:
+    feast = Feast()
+    async with trio.open_nursery() as nursery:
+        (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        feast.url = f"http://127.0.0.1:{listener.socket.getsockname()[1]}/feast"
+        nursery.start_soon(trio.serve_listeners, feast.serve, [listener])
+        yield feast
+        nursery.cancel_scope.cancel()
+
+
+def test_rows_with_the_same_columns_are_one_request_in_the_order_of_their_times() -> None:
+    """Join key, time and features as columns; renamed where that is said; nothing of feature sets that nobody named."""
+    packed = FloatArray(shape=(2,), data=pack("<2f", 1, 2))
+    rows = [
+        row("late", 2, values={"n": 1.0}),
+        row("m", view="drift", values={"ks:x": 0.5, "effect": 1.0}),
+        row("early", 1, values={"n": 2.0}),
+        row("wide", 0, values={"n": 3.0}, vectors={"v": packed}),
+        row("x", view="unknown", values={"n": 4.0}),
+    ]
+    made = [(json.loads(push.body), push.positions) for push in pushes(rows, settings(to="online_and_offline"))]
+    assert {body["to"] for body, _ in made} == {"online_and_offline"}
+    assert [(body["push_source_name"], body["df"], list(at)) for body, at in made] == [
+        ("drift_push", {"model": ["m"], "ks_x": [0.5], "event_timestamp": ["2026-01-01T00:00:00+00:00"]}, [1]),
+        ("a_push", {"entity": ["wide"], "n": [3.0], "v": [[1.0, 2.0]], "event_timestamp": ["2026-01-01T00:00:00+00:00"]}, [3]),
+        (
+            "a_push",
+            {
+                "entity": ["early", "late"],
+                "n": [2.0, 1.0],
+                "event_timestamp": ["2026-01-01T00:00:01+00:00", "2026-01-01T00:00:02+00:00"],
+            },
+            [2, 0],
+        ),
+    ]  # fmt: skip
+
+
+async def test_it_posts_to_push() -> None:
+    """Below the path of the URL, as JSON, with the header that it was given, over one connection."""
+    async with feast_server() as feast:
+        sink = FeastSink("feast", settings(feast.url), "Bearer x")
+        await sink.write([row(values={"n": 1.0})])
+        await sink.write([row(values={"n": 1.0})])
+        await sink.aclose()
+    assert [target for target, _, _ in feast.requests] == ["/feast/push"] * 2
+    assert feast.connections == 1
+    _, headers, body = feast.requests[0]
+    assert (headers["content-type"], headers["authorization"]) == ("application/json", "Bearer x")
+    assert body["df"]["n"] == [1.0]
+
+
+@pytest.mark.parametrize("status", [307, 401, 403, 404, 429, 503])
+async def test_what_is_not_the_rows_fault_is_tried_again(status: int) -> None:
+    """Load, a wrong key, a wrong address and a redirect, with what the server said."""
+    async with feast_server() as feast:
+        feast.answers = [(status, "not now")]
+        sink = FeastSink("feast", settings(feast.url))
+        with pytest.raises(Away, match=f"feast: Feast answered {status} not now"):
+            await sink.write([row(values={"n": 1.0})])
+        await sink.aclose()
+
+
+async def test_what_is_the_rows_fault_costs_those_rows() -> None:
+    """The requests beside it are sent."""
+    async with feast_server() as feast:
+        feast.answers = [(422, "no such feature")]
+        sink = FeastSink("feast", settings(feast.url))
+        with pytest.raises(RowsRefused) as caught:
+            await sink.write([row("good", 1, values={"n": 1.0}), row("bad", 0, values={"m": 1.0})])
+        await sink.aclose()
+    assert caught.value.refused == {1: "feast: Feast answered 422 no such feature"}
+    assert len(feast.requests) == 2
+
+
+async def test_an_unknown_push_source_is_not_the_rows_fault() -> None:
+    """Feast answers it with 422; the registry or the settings must change."""
+    async with feast_server() as feast:
+        feast.answers = [(422, '{"class": "PushSourceNotFoundException"}')]
+        sink = FeastSink("feast", settings(feast.url))
+        with pytest.raises(Away, match="PushSourceNotFound"):
+            await sink.write([row(values={"n": 1.0})])
+        await sink.aclose()
+
+
+async def test_rows_that_feast_fails_over_are_found_one_by_one() -> None:
+    """A column that is missing is answered with 500: it counts as an attempt of that row, and of no other."""
+    async with feast_server() as feast:
+        feast.answers = [(500, "all"), (200, ""), (500, "this"), (422, "that")]
+        sink = FeastSink("feast", settings(feast.url))
+        with pytest.raises(RowsRefused) as caught:
+            await sink.write([row(str(at), at, values={"n": 1.0}) for at in range(3)])
+        await sink.aclose()
+    assert [body["df"]["entity"] for _, _, body in feast.requests] == [["0", "1", "2"], ["0"], ["1"], ["2"]]
+    assert caught.value.failed == {1: "feast: Feast answered 500 this"}
+    assert caught.value.refused == {2: "feast: Feast answered 422 that"}
+
+
+async def test_nobody_there_is_tried_again() -> None:
+    """One line, and no more."""
+    async with feast_server() as feast:
+        url = feast.url
+    sink = FeastSink("feast", settings(url))
+    with pytest.raises(Away, match="feast: "):
+        await sink.write([row(values={"n": 1.0})])
+    await sink.aclose()
+
+
+async def test_an_answer_that_does_not_come_is_tried_again() -> None:
+    """Within the deadline."""
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    async with listener:
+        sink = FeastSink("feast", settings(f"http://127.0.0.1:{listener.socket.getsockname()[1]}", timeout=0.05))
+        with pytest.raises(Away, match="feast: "):
+            await sink.write([row(values={"n": 1.0})])
+        await sink.aclose()

@@ -1,0 +1,90 @@
+"""What the features worker can be told: the table [workers.features] of canvasbus.toml, with a table for each sink."""
+
+from collections.abc import Mapping
+from typing import Annotated
+from urllib.parse import urlsplit
+
+import msgspec
+from msgspec import Meta, Struct
+
+Seconds = Annotated[float, Meta(ge=0, le=100 * 366 * 86400)]
+Timeout = Annotated[float, Meta(gt=0, le=50)]
+Name = Annotated[str, Meta(min_length=1)]
+
+
+class RedisSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="redis"):
+    """The online store on a Redis or Valkey server."""
+
+    url: str | None = None
+    """Another server than the bus's own."""
+    url_file: str | None = None
+    """A file with that URL, where it holds a password."""
+    namespace: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.\-]{1,100}$")] | None = None
+    """What its keys begin with; default: the namespace of the bus."""
+    ttl: Seconds = 30 * 86400.0
+    """Seconds after its event time for which a row is kept; 0: for ever."""
+    history: Annotated[int, Meta(ge=0, le=10_000_000)] = 10_000
+    """Rows that the history of a view holds at least; 0: there is none."""
+    timeout: Timeout = 5.0
+    """Seconds for an answer."""
+
+    def __post_init__(self) -> None:
+        if self.url is not None and urlsplit(self.url).password is not None:
+            raise ValueError("the url has a password in it: put it into a file that url_file names")
+
+
+class SqliteSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="sqlite"):
+    """The offline log in a file."""
+
+    path: Name
+    """The file, on a local disk."""
+
+
+class FeastView(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where Feast takes the rows of a feature set."""
+
+    push_source: Name
+    """The name of its push source."""
+    entity: Name = "entity"
+    """The column of the entity: its join key."""
+    columns: Mapping[str, Name] = msgspec.field(default_factory=dict)
+    """Feature → its name in Feast, where that is another. Empty: every feature is sent under its own name; else only
+    these are sent."""
+
+
+class FeastSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="feast"):
+    """Feast's feature server."""
+
+    url: str
+    """Its front page, for example http://feast:6566."""
+    views: Mapping[str, FeastView] = msgspec.field(default_factory=dict)
+    """Feature set → where it goes; rows of others are not sent."""
+    to: Annotated[str, Meta(pattern="^(online|offline|online_and_offline)$")] = "online"
+    """Which of Feast's stores."""
+    timestamp: Name = "event_timestamp"
+    """The column of the event time."""
+    timeout: Timeout = 10.0
+    """Seconds for an answer."""
+    authorization_file: str | None = None
+    """A file with the value of a header Authorization."""
+
+    def __post_init__(self) -> None:
+        parts = urlsplit(self.url)
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+            raise ValueError("the url is not one of http:// or https://, or has more than a path")
+        if parts.username is not None:
+            raise ValueError("the url has a user in it: put it into a header, by authorization_file")
+
+
+Sink = RedisSettings | SqliteSettings | FeastSettings
+
+
+class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The table [workers.features]."""
+
+    sinks: Annotated[Mapping[str, Sink], Meta(min_length=1)] = msgspec.field(
+        default_factory=lambda: {"online": RedisSettings()}
+    )
+    """Name → where rows go; every row goes to each of them."""
+    max_ahead: Seconds = 3600.0
+    """Seconds that the event time of a row may lie in the future; rows further ahead go to the dead letters."""
