@@ -16,7 +16,7 @@ from typing import Any
 
 from canvasbus import __version__
 from canvasbus.cli.arguments import Parser, open_outlets
-from canvasbus.errors import CanvasbusError, ConfigError, ContractError
+from canvasbus.errors import CanvasbusError, ConfigError, ContractError, LifespanError
 from canvasbus.log import configure, get_logger
 
 WAITING_SAID_EVERY = 60.0
@@ -114,6 +114,9 @@ def _work(options: argparse.Namespace) -> int:
         trio.run(_serve, tuple(workers), url, settings, options.health_host, options.health_port)
     except (BaseExceptionGroup, CanvasbusError, KeyboardInterrupt) as error:
         cause = _first_of(error)
+        if isinstance(cause, LifespanError) and isinstance(cause.__cause__, BaseException):
+            opening = _first_of(cause.__cause__)
+            cause = opening if isinstance(opening, ConfigError) else cause  # its settings: no place in the code
         if isinstance(cause, KeyboardInterrupt):
             return 130
         if not isinstance(cause, CanvasbusError):

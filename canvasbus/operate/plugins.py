@@ -52,13 +52,14 @@ def load(target: str) -> "Worker":
     """
     module, colon, attribute = target.partition(":")
     if colon:
-        return _worker(target, import_module(module, f"worker target {target!r}"), attribute)
+        wanted_by = f"worker target {target!r}"
+        return _worker(wanted_by, import_module(module, wanted_by), attribute)
     points = _registered()
     point = points.get(target)
     if point is None:
         raise ConfigError(f"no worker {target!r} is installed{_known(target, points)}{_or_module(target)}")
     try:
-        loaded = import_module(point.module, f"worker {target!r}")
+        return _worker(f"worker {target!r}", import_module(point.module, f"worker {target!r}"), point.attr or "worker")
     except ConfigError as error:
         missing = error.__cause__
         if (
@@ -72,7 +73,6 @@ def load(target: str) -> "Worker":
                 f"pip install '{_package(point)}[{target}]'"
             ) from missing
         raise
-    return _worker(target, loaded, point.attr or "worker")
 
 
 def beside(name: str, part: str) -> ModuleType:
@@ -95,17 +95,20 @@ def import_module(name: str, wanted_by: str) -> ModuleType:
         sys.path.insert(0, here)
     try:
         return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name and _contains(error.name, name):
-            raise ConfigError(f"{wanted_by}: there is no module {error.name}{_near_module(error.name)}") from error
-        raise ConfigError(
-            f"{wanted_by}: {name} needs the module {error.name}, which is not installed{_place(error)}"
-        ) from error
     except (Exception, SystemExit) as error:  # user code: whatever it raises, the answer is one line
-        said = " ".join(str(error).split())
-        raise ConfigError(
-            f"{wanted_by}: importing {name} failed: {type(error).__name__}{': ' if said else ''}{said}{_place(error)}"
-        ) from error
+        raise _told(error, name, wanted_by) from error
+
+
+def _told(error: BaseException, name: str, wanted_by: str) -> ConfigError:
+    """What importing the module `name` raised, in one line."""
+    if isinstance(error, ModuleNotFoundError):
+        if error.name and _contains(error.name, name):
+            return ConfigError(f"{wanted_by}: there is no module {error.name}{_near_module(error.name)}")
+        return ConfigError(f"{wanted_by}: {name} needs the module {error.name}, which is not installed{_place(error)}")
+    said = " ".join(str(error).split())
+    return ConfigError(
+        f"{wanted_by}: importing {name} failed: {type(error).__name__}{': ' if said else ''}{said}{_place(error)}"
+    )
 
 
 def _contains(package: str, module: str) -> bool:
@@ -124,7 +127,7 @@ def _registered() -> dict[str, EntryPoint]:
     return found
 
 
-def _worker(target: str, module: ModuleType, path: str) -> "Worker":
+def _worker(wanted_by: str, module: ModuleType, path: str) -> "Worker":
     from canvasbus.consume.handlers import Worker  # here: commands that only look at a bus need not load trio for it
 
     found: Any = module
@@ -134,11 +137,13 @@ def _worker(target: str, module: ModuleType, path: str) -> "Worker":
         except AttributeError:
             workers = [name for name, value in vars(module).items() if isinstance(value, Worker)]
             raise ConfigError(
-                f"worker target {target!r}: {module.__name__} has no {path!r}"
+                f"{wanted_by}: {module.__name__} has no {path!r}"
                 + (f"; its workers: {', '.join(workers)}" if workers else "; it declares no Worker")
             ) from None
+        except (Exception, SystemExit) as error:  # a package may load its worker when it is asked for
+            raise _told(error, module.__name__, wanted_by) from error
     if not isinstance(found, Worker):
-        raise ConfigError(f"worker target {target!r} is a {type(found).__name__}, not a canvasbus Worker")
+        raise ConfigError(f"{wanted_by} is a {type(found).__name__}, not a canvasbus Worker")
     return found
 
 

@@ -191,6 +191,10 @@ def test_a_destination_that_fails_says_whose_move_is_next(run_bare: Run, monkeyp
         ('group_by = ["colour"]', "group_by"),
         ("burst = 0", "burst: expected int >= 1"),
         ('[[workers.alerts.routes]]\ndestinations = ["pager"]', "there is no destination 'pager'; there are log"),
+        (
+            '[[workers.alerts.routes]]\ndestinations = ["log"]\nseverity = "warning|fatal"',
+            "no incident has the severity 'fatal'; there are info, warning, critical",
+        ),
         ('[[workers.alerts.routes]]\nmodel = "x"\ndestinations = ["log"]', "unknown field model"),
         (
             '[workers.alerts.destinations.x]\nkind = "pigeon"',

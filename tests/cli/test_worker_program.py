@@ -308,6 +308,20 @@ async def model():
 """
 
 
+def test_wrong_settings_of_a_worker_are_bad_usage(
+    folder: Path, server_url: str, namespace: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Exit code 2, by which a supervisor does not start it again, and one line with the file and the key."""
+    (folder / "canvasbus.toml").write_text("[workers.retrain]\ncooldown = 3\n")
+
+    assert main(["retrain", "--url", server_url, "--namespace", namespace]) == 2
+    said = capsys.readouterr().err
+    assert said == (
+        f"canvasbus-worker: {folder}/canvasbus.toml: [workers.retrain]: unknown key 'cooldown'; "
+        "did you mean cooldown_seconds?\n"
+    )
+
+
 def test_a_lifespan_that_cannot_open_ends_the_program(
     folder: Path, server_url: str, namespace: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

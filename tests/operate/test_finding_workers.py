@@ -1,5 +1,6 @@
 """Workers by name: whatever goes wrong is one line that says what to type instead."""
 
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,6 +59,7 @@ def test_a_worker_of_the_working_directory(folder: Path) -> None:
         ("studio_good:wroker", "studio_good has no 'wroker'; its workers: worker"),
         ("studio_none:worker", "has no 'worker'; it declares no Worker"),
         ("studio_none:thing", "is a int, not a canvasbus Worker"),
+        ("studio_lazy:worker", r"studio_lazy needs the module studio_nowhere, .*studio_lazy\.py, line 2"),
         ("studio_good:", "has no ''"),
         (":worker", "is not a module name"),
         ("studio-good:worker", "is not a module name"),
@@ -75,9 +77,21 @@ def test_mistakes_are_one_line(folder: Path, target: str, says: str) -> None:
         "studio_syntax": "worker = = 3\n",
         "studio_contract": "from canvasbus import Event, event\n@event('No Name')\nclass X(Event):\n    pass\n",
         "studio_none": "thing = 3\n",
+        "studio_lazy": "def __getattr__(name):\n    import studio_nowhere\n",
     }
     for name, text in files.items():
         (folder / f"{name}.py").write_text(text)
     with pytest.raises(ConfigError, match=says) as caught:
         plugins.load(target)
     assert "\n" not in str(caught.value)
+
+
+def test_a_worker_whose_extra_is_missing() -> None:
+    """Also one that loads its handlers, and what they need, only when it is asked for: what to install."""
+    program = (
+        "import sys\nsys.modules['numpy'] = None\n"
+        "from canvasbus.cli.worker import main\nsys.exit(main(['drift', '--url', 'redis://127.0.0.1:1']))\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    said = "canvasbus-worker: worker 'drift' needs numpy, which is not installed: pip install 'canvasbus[drift]'\n"
+    assert (ended.returncode, ended.stderr) == (2, said)

@@ -392,9 +392,29 @@ async def test_references_never_change(autojump_clock: MockClock, bus: TestBus, 
     async with bus:
         await told(bus, first, first, other, studio.batch())
     (letter,) = bus.dead_letters("drift")
-    assert letter.reason == "rejected" and "never change" in letter.error
+    assert letter.reason == "rejected" and "other rows: references never change" in letter.error
     (window,) = events(bus, WindowEvaluated)
     assert (window.status, window.regime) == ("ok", "shift 0.0")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"categorical": ("sharpness",)}, "with other `categorical`: references"),
+        ({"sample": "moved"}, "with the same rows in another place: references"),
+    ],
+)
+async def test_what_differs_in_a_reference_is_named(
+    autojump_clock: MockClock, bus: TestBus, studio: Studio, change: dict[str, Any], said: str
+) -> None:
+    """Rows that are the same are not called others."""
+    first = studio.reference()
+    if change == {"sample": "moved"}:
+        change = {"sample": replace(first.sample, uri="file:///elsewhere.npz")}
+    async with bus:
+        await told(bus, first, replace(first, **change))
+    (letter,) = bus.dead_letters("drift")
+    assert letter.reason == "rejected" and said in letter.error, letter.error
 
 
 # --- labels ------------------------------------------------------------------------------------------------------------
@@ -510,6 +530,7 @@ async def test_settings_are_the_workers_own(autojump_clock: MockClock, studio: S
     [
         ({"window_itms": 200}, "unknown key 'window_itms'; did you mean window_items"),
         ({"window_items": 3}, "window_items: expected"),
+        ({"enter": 4}, "enter = 4 is more than within = 3: nothing would ever be drift"),
     ],
 )
 async def test_wrong_settings_stop_it_before_it_begins(
@@ -531,7 +552,12 @@ def test_the_helper_makes_events_of_arrays(model: str) -> None:
     assert (event.item_ids, event.predictions) == (("0", "1", "2"), (1, 0, 2))
     assert _arrays(event)["sharpness"].tolist() == [1.0, 2.0, 3.5]
     assert event.batch_id != record.observations(model, ids=()).batch_id
-    for bad in ({"sharpness": [1, 2]}, {"embedding": np.zeros((3, 2, 2))}, {"predictions": [1]}):
+    for bad in (
+        {"sharpness": [1, 2]},
+        {"embedding": np.zeros((3, 2, 2))},
+        {"predictions": [1]},
+        {"style": ["a", "b", "a"]},
+    ):
         with pytest.raises(ValueError, match=next(iter(bad))):
             record.observations(model, ids=range(3), **bad)
     with pytest.raises(ValueError, match="truth"):

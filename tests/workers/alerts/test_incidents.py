@@ -216,6 +216,47 @@ def test_what_events_say(event: Event, name: str, severity: str | None, fades: b
     assert made.model_name == ("" if isinstance(event, HandlerFailed | BusLoss) else "m")
 
 
+BROKEN = MetricThresholdBreached(**M, metric="fid", value=31.5, bound=30.0, direction="above")
+KEPT = MetricRecovered(**M, metric="fid", value=24.0, bound=25.0)
+
+
+@pytest.mark.parametrize(
+    ("event", "told"),
+    [
+        (BROKEN, "m: fid 31.5, expected 30"),
+        (msgspec.structs.replace(BROKEN, rule="low", segment="eu"), "m: fid 31.5, above 30 (rule low, segment eu)"),
+        (
+            msgspec.structs.replace(BROKEN, rule="r", condition="change"),
+            "m: fid has changed by 31.5, above 30 (rule r)",
+        ),
+        (
+            msgspec.structs.replace(
+                BROKEN, rule="r", condition="relative_change", value=-0.22, bound=-0.05, direction="below"
+            ),
+            "m: fid has changed by -22 %, below -5 % (rule r)",
+        ),
+        (
+            msgspec.structs.replace(BROKEN, rule="r", condition="absent", value=900.01),
+            "m: fid has not been reported for 900 s (rule r)",
+        ),
+        (KEPT, "m: fid is 24 again"),
+        (msgspec.structs.replace(KEPT, rule="low", segment="eu"), "m: fid is 24 again (rule low, segment eu)"),
+        (
+            msgspec.structs.replace(KEPT, rule="r", condition="change"),
+            "m: fid keeps its bound again, having changed by 24 (rule r)",
+        ),
+        (
+            msgspec.structs.replace(KEPT, rule="r", condition="relative_change", value=0.01),
+            "m: fid keeps its bound again, having changed by 1 % (rule r)",
+        ),
+        (msgspec.structs.replace(KEPT, rule="r", condition="absent"), "m: fid is reported again (rule r)"),
+    ],
+)
+def test_what_is_told_of_a_metric(event: Event, told: str) -> None:
+    """A change is not the metric, nor are seconds of silence; whoever is woken reads which rule and segment it is."""
+    assert signal_of(event).title == told
+
+
 def test_what_is_no_signal() -> None:
     """An event that nobody meant to be one is a mistake of the program."""
     with pytest.raises(TypeError, match="ModelPromoted"):

@@ -66,10 +66,10 @@ def signal_of(event: Event) -> Signal:
             title = f"{event.model_name}: data match {event.regime or event.reference_id or 'a reference'} again"
             return _of_model(event, "drift", event.episode_id, None, title, segment=event.segment)
         case MetricThresholdBreached():
-            title = f"{event.model_name}: {event.metric} {event.value:.3g}, expected {event.bound:.3g}"
+            title = f"{event.model_name}: {event.metric} {_breach(event)}{_by(event)}"
             return _of_model(event, event.metric, event.episode_id, event.severity, title)
         case MetricRecovered():
-            title = f"{event.model_name}: {event.metric} is {event.value:.3g} again"
+            title = f"{event.model_name}: {event.metric} {_recovery(event)}{_by(event)}"
             return _of_model(event, event.metric, event.episode_id, None, title)
         case DataQualityViolated():
             where = event.feature or "the whole batch"
@@ -108,6 +108,36 @@ def signal_of(event: Event) -> Signal:
                 fades=True,
             )
     raise TypeError(f"{type(event).__name__} is no signal")
+
+
+def _breach(event: MetricThresholdBreached) -> str:
+    match event.condition:
+        case "absent":
+            return f"has not been reported for {event.value:.0f} s"
+        case "change":
+            return f"has changed by {event.value:.3g}, {event.direction} {event.bound:.3g}"
+        case "relative_change":
+            return f"has changed by {event.value * 100:.3g} %, {event.direction} {event.bound * 100:.3g} %"
+    if event.rule:
+        return f"{event.value:.3g}, {event.direction} {event.bound:.3g}"
+    return f"{event.value:.3g}, expected {event.bound:.3g}"
+
+
+def _recovery(event: MetricRecovered) -> str:
+    match event.condition:
+        case "absent":
+            return "is reported again"
+        case "change":
+            return f"keeps its bound again, having changed by {event.value:.3g}"
+        case "relative_change":
+            return f"keeps its bound again, having changed by {event.value * 100:.3g} %"
+    return f"is {event.value:.3g} again"
+
+
+def _by(event: MetricThresholdBreached | MetricRecovered) -> str:
+    """Which of its rules, and of which part of the traffic."""
+    named = [f"rule {event.rule}"] * bool(event.rule) + [f"segment {event.segment}"] * bool(event.segment)
+    return f" ({', '.join(named)})" if named else ""
 
 
 def group_of(signal: Signal, group_by: tuple[str, ...]) -> str:

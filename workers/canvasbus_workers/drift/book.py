@@ -49,6 +49,15 @@ class Registered(Struct, frozen=True):
         return (self.correct + 1) / (self.items + 2) if self.items else None
 
 
+def _differing(known: Registered, new: Registered) -> str:
+    """For a person: what is not the same."""
+    before, after = known.sample, new.sample
+    moved = before is not None and after is not None and before.sha256 == after.sha256
+    said = {"sample": "the same rows in another place" if moved else "other rows"}
+    differing = (name for name in new.__struct_fields__ if getattr(known, name) != getattr(new, name))
+    return ", ".join(said.get(name, f"other `{name}`") for name in differing)
+
+
 class References(Struct):
     """Those of one version that are active."""
 
@@ -69,11 +78,12 @@ class References(Struct):
         )
         if one in self.known:
             return one
-        if any(other.reference_id == one.reference_id for other in self.known):
-            raise ValueError(
-                f"reference {one.reference_id} is registered with other rows: references never change, register these under "
-                "another reference_id"
-            )
+        for other in self.known:
+            if other.reference_id == one.reference_id:
+                raise ValueError(
+                    f"reference {one.reference_id} is registered already, with {_differing(other, one)}: references never "
+                    "change, register it under another reference_id, for example with another regime"
+                )
         self.known.append(one)
         if len(self.known) > KEPT_REFERENCES:
             del self.known[1]

@@ -100,4 +100,7 @@ def _checked(name: str, array: Any, rows: int) -> Any:
     plain = np.asarray(array)
     if plain.ndim not in (1, 2) or len(plain) != rows:
         raise ValueError(f"{name} has the shape {plain.shape}: use ({rows},) or ({rows}, k)")
-    return plain.astype(np.float32)
+    try:
+        return plain.astype(np.float32)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} has values that are no numbers ({error}): give categories as whole numbers") from None

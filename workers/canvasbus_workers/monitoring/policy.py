@@ -41,3 +41,7 @@ class Policy(Struct, frozen=True, kw_only=True):
     """Of each data quality check."""
     sequential: Literal["hddm_a", "adwin", "off"] = "hddm_a"
     """What watches the errors one by one, as labels come."""
+
+    def __post_init__(self) -> None:
+        if self.enter > self.within:
+            raise ValueError(f"enter = {self.enter} is more than within = {self.within}: nothing would ever be drift")

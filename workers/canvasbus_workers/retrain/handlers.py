@@ -58,7 +58,8 @@ async def on_breach(event: MetricThresholdBreached, ctx: Context) -> Sequence[Ev
     about_quality = event.condition != "absent" and any(fnmatchcase(event.metric, glob) for glob in policy.metrics)
     if "quality" not in policy.on or event.severity != "critical" or not about_quality:
         return ()
-    reason = f"{event.metric} {event.value:.3f}, expected {event.bound:.3f}"
+    changed = "" if event.condition == "value" else " changed by"
+    reason = f"{event.metric}{changed} {event.value:.3f}, expected {event.bound:.3f}"
     windows = event.window_number - event.first_window + 1
     return await _want(event, reason, event.episode_id, windows, ctx)
 
@@ -143,7 +144,7 @@ def _go_on(name: str, model: Model, ctx: Context) -> Sequence[Event | Later]:
     wish, labels = model.wish, model.labels
     step = model.next(name, policy, now)
     if wish is not None and isinstance(step, Wait | Rest):
-        ctx.log.info("no training", model_name=name, why=step.why)
+        ctx.log.info("no training yet" if isinstance(step, Wait) else "no training", model_name=name, why=step.why)
     return telling.follows(name, step, wish, labels, policy.timeout_seconds + OVERTIME, now)
 
 
