@@ -5,18 +5,18 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import trio
-from studio import Eyes
+from studio import Eyes, quiet
 from waiting import until
 from workers.alerts.destinations.serving import Server, answering
 
-from canvasbus import Producer
+from canvasbus import Event, Producer
 from canvasbus_workers.artifacts import ArtifactStore
 from canvasbus_workers.drift import record
 
@@ -68,21 +68,21 @@ def configure(folder: Path, url: str) -> Path:
     return path
 
 
-def observe(bus: Producer, random: np.random.Generator) -> None:
-    """What a model server publishes of a model whose pictures have become worse: every answer scores higher than on the
-    data of its reference, and half of them are wrong. Each event comes twice, as from one that is not sure."""
-    known = {"store": ArtifactStore(), "correct": random.random(1000) < 0.95, "aesthetic": random.standard_normal(1000)}
-    bus.publish(record.reference(MODEL, "v1", **known))
-    assert bus.flush(10)
+def known(random: np.random.Generator) -> Event:
+    """What the model says where it is known to be good."""
+    rows = {"correct": random.random(1000) < 0.95, "aesthetic": random.standard_normal(1000)}
+    return record.reference(MODEL, "v1", store=ArtifactStore(), **rows)
+
+
+def worse(random: np.random.Generator) -> Iterator[Event]:
+    """Four windows of pictures that have become worse: every answer scores higher than in the reference, and half of them
+    are wrong. Each event comes twice, as from a model server that is not sure."""
     for number in range(4):
-        ids = [f"{number}/{row}" for row in range(100)]
-        batch = {"ids": ids, "batch_id": f"b{number}"}
+        batch = {"ids": [f"{number}/{row}" for row in range(100)], "batch_id": f"b{number}"}
         scores = random.standard_normal(100) + 1.5
         seen = record.observations(MODEL, version="v1", predictions=[1] * 100, aesthetic=scores, **batch)
         labels = record.labels(MODEL, truth=random.integers(0, 2, 100), **batch)
-        for event in (seen, labels) * 2:
-            bus.publish(event)
-    assert bus.flush(10)
+        yield from (seen, labels) * 2
 
 
 def everything(url: str, namespace: str) -> dict[str, dict[str, Any]]:
@@ -132,9 +132,13 @@ async def test_from_observations_to_slack_and_a_new_model(
         monkeypatch.setenv("CANVASBUS_CONFIG", str(configure(tmp_path, outside.url)))
         programs = [start("--url", server_url, "--namespace", namespace, target=name) for name in WORKERS]
         await until(lambda: all(program.said("worker joined") for program in programs), 90)
-        began = time.monotonic()
+        random = np.random.default_rng(3)
         with Producer(server_url, namespace=namespace, source="model-server") as bus, bus.correlation(uuid.UUID(ours)):
-            await trio.to_thread.run_sync(observe, bus, np.random.default_rng(3))
+            bus.publish(known(random))
+            assert bus.flush(10)
+            await quiet(eyes, "drift", event_type="reference.registered", timeout=30)  # else the windows are in warmup
+            began = time.monotonic()
+            bus.publish_many(worse(random))
         await until(promoted, 30)
         print(f"promoted after {time.monotonic() - began:.1f} s")
         bodies = await until(told_of_the_worst, 30)
