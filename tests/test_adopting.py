@@ -180,6 +180,8 @@ async def test_the_page_is_followed_to_its_end(walk: Walk) -> None:
     kinds = Counter(re.findall(r"  ([a-z]+\.[a-z_]+)  scorer", printed))
     assert kinds["model.promoted"] == 2 and kinds["metric.threshold_breached"] == kinds["retrain.started"] == 1
     await until(lambda: walk.eyes.count("incident.resolved") == 1, 20)
+    ends = {line.rpartition("~")[2] for line in printed.splitlines() if "  scorer" in line}
+    assert ends == {str(event.correlation_id)[-8:] for event in walk.eyes.events("incident.resolved")}
     assert [walk.eyes.dead(group) for group in ("metrics", "alerts", "retrain")] == [[], [], []]
 
     await walk.step("Step 5")
