@@ -87,19 +87,8 @@ def worse(random: np.random.Generator) -> Iterator[Event]:
 
 def everything(url: str, namespace: str) -> dict[str, dict[str, Any]]:
     """All events of the namespace as CloudEvents, by id, as `canvasbus tail` shows them."""
-    command = [
-        sys.executable,
-        "-m",
-        "canvasbus",
-        "tail",
-        "--from",
-        "0",
-        "--json",
-        "--url",
-        url,
-        "--namespace",
-        namespace,
-    ]
+    where = ("--url", url, "--namespace", namespace)
+    command = (sys.executable, "-m", "canvasbus", "tail", "--from", "0", "--json", *where)
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     return {event["id"]: event for event in map(json.loads, done.stdout.splitlines())}
 
