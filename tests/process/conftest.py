@@ -41,11 +41,11 @@ async def on_asked(event: Asked) -> Answered:
 class Program:
     """A canvasbus-worker process and its log."""
 
-    def __init__(self, folder: Path, *arguments: str) -> None:
+    def __init__(self, folder: Path, target: str, *arguments: str) -> None:
         self.log = folder / "log"
         with self.log.open("wb") as stderr:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "canvasbus.cli.worker", "unit:worker", "--log-format", "json", *arguments],
+                [sys.executable, "-m", "canvasbus.cli.worker", target, "--log-format", "json", *arguments],
                 cwd=folder,
                 stderr=stderr,
                 env=dict(os.environ) | {"PYTHONPATH": python_path(folder)},
@@ -59,15 +59,15 @@ class Program:
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[..., Program]]:
-    """Start canvasbus-worker unit:worker with arguments; `unit` is another source of it. What still runs at the end is
-    killed."""
+    """Start canvasbus-worker unit:worker with arguments; `unit` is another source of it, `target` another worker. What
+    still runs at the end is killed."""
     started: list[Program] = []
 
-    def run(*arguments: str, unit: str = UNIT) -> Program:
+    def run(*arguments: str, unit: str = UNIT, target: str = "unit:worker") -> Program:
         folder = tmp_path / str(len(started))
         folder.mkdir()
         (folder / "unit.py").write_text(unit)
-        started.append(Program(folder, *arguments))
+        started.append(Program(folder, target, *arguments))
         return started[-1]
 
     yield run
