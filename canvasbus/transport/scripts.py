@@ -436,8 +436,8 @@ for _, row in ipairs(rows) do
   local newline = string.find(value, '\\n', 1, true) or 1
   local due = string.sub(value, 1, newline - 1)
   local after, number = string.match(due, '^(%+?)(%d+)$')  -- what is neither, a stranger wrote: passed by
-  if number and #number < 16 then
-    due = tonumber(number) + (after == '+' and tonumber(string.match(row[1], '^%d+')) or 0)
+  if number and #number < 16 then  -- min: ids never go back, so those of a clock that was ahead say that it still is
+    due = tonumber(number) + (after == '+' and math.min(tonumber(string.match(row[1], '^%d+')), now) or 0)
     redis.call('ZADD', KEYS[1], string.format('%.0f', due), '~' .. row[1])
     redis.call('HSET', KEYS[2], '~' .. row[1], string.sub(value, newline + 1))
   end

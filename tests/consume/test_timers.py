@@ -330,6 +330,18 @@ async def test_what_came_late_comes_once_whatever_else_is_deleted(any_url: str, 
     assert [event.title for event in eyes.events("sculpture.made")] == ["a", "b"]
 
 
+async def test_a_delay_is_no_longer_after_the_servers_clock_was_ahead(any_url: str, namespace: str, eyes: Eyes) -> None:
+    """The clock was an hour ahead and is right again: entries go on getting ids of then, and what is published with a
+    delay comes after that delay, not in an hour."""
+    ahead = int(eyes.call("TIME")[0]) + 3600
+    envelope = b'{"type":"sculpture.made","data":{"title":"a"}}'
+    eyes.call("XADD", eyes.stream(LATER_INBOX), f"{ahead}000-0", "e", b"+10\nsculpture.made\n" + envelope)
+    async with running(any_url, namespace=namespace) as bus:
+        await bus.publish(SculptureMade(title="b"), delay=0.01)
+        await until(lambda: eyes.call("EXISTS", eyes.stream("sculpture.made")) and eyes.count("sculpture.made") == 2)
+    assert {event.title for event in eyes.events("sculpture.made")} == {"a", "b"}
+
+
 async def test_timers_whose_events_somebody_has_deleted_are_told(any_url: str, namespace: str, eyes: Eyes) -> None:
     """They cannot come any more; bus.loss says so, and how many they were."""
     eyes.call("ZADD", eyes.keys.timers, 1, "a", 2, "b")
