@@ -12,8 +12,13 @@ LEASE_MS = 4000
 
 def hold_lease(key: bytes, name: str, *also: tuple[Argument, ...]) -> Operation[bool]:
     """Take the lease, or keep it for another LEASE_MS. False: somebody else has it. `also`: what its holder says in the
-    same packet. Raises TransportError."""
-    made, holder = yield commands(("SET", key, name, "NX", "PX", LEASE_MS), ("GET", key))
+    same packet. Raises TransportError.
+
+    What lies there without an end, somebody has put there by hand: it is given one (LT: a lease has less left), or
+    nobody would ever do it again."""
+    made, holder, _ = yield commands(
+        ("SET", key, name, "NX", "PX", LEASE_MS), ("GET", key), ("PEXPIRE", key, LEASE_MS, "LT")
+    )
     check(made, "lease")
     if check(holder, "lease") != name.encode():
         return False

@@ -13,13 +13,14 @@ from canvasbus import ids
 from canvasbus.consume import instances
 from canvasbus.consume.lease import hold_lease
 from canvasbus.consume.retention import Trimmer
+from canvasbus.contract.bus_events import BusLoss
 from canvasbus.contract.event import Event
 from canvasbus.errors import ConfigError, TransportError, Unavailable
 from canvasbus.log import get_logger
 from canvasbus.transport.link import SharedLink
 from canvasbus.transport.resp import check
 from canvasbus.transport.scripts import DUE, FIRE
-from canvasbus.wire.keys import LATER_INBOX, Keys
+from canvasbus.wire.keys import INBOX_GROUP, LATER_INBOX, Keys
 
 LOOK_SECONDS = 0.5
 """Between two looks at the timers while there are some."""
@@ -99,9 +100,7 @@ class Maintainer:
         keys = self._keys
         timers = [keys.timers, keys.timer_bodies]
         reply = check(
-            await self._shared.run(
-                DUE.call([*timers, keys.stream(LATER_INBOX), keys.inbox_cursor], [AT_ONCE, INBOX_MS])
-            ),
+            await self._shared.run(DUE.call([*timers, keys.stream(LATER_INBOX)], [AT_ONCE, INBOX_MS, INBOX_GROUP])),
             "look at the timers",
         )
         coming, due = reply[0], reply[1:]
@@ -112,10 +111,20 @@ class Maintainer:
         for event_type, timer in zip(due[::2], due[1::2], strict=True):
             stream = keys.stream(event_type.decode("utf-8", "replace"))
             args += (places.setdefault(stream, len(places) + 4), event_type, timer)
-        fired, *refused = check(
+        fired, gone, *refused = check(
             await self._shared.run(FIRE.call([*timers, keys.topics, *places], args)), "publish what is due"
         )
         self.fired += fired
+        if gone:
+            loss = BusLoss(
+                topic="*",
+                reason="timer_gone",
+                detail=f"{gone:,} {'event was' if gone == 1 else 'events were'} due, and no longer in "
+                f"{keys.timer_bodies.decode()}: somebody has removed what the timers carry",
+                lost=gone,
+            )
+            log.error("events for later are gone", lost=gone, why=loss.detail)
+            self._announce(loss)
         for timer in refused:
             log.error("a timer cannot be published; it is tried again in a minute", timer=_shown(timer))
         return 0.0

@@ -27,7 +27,7 @@ from canvasbus.errors import ConfigError
 from canvasbus.transport.resp import Operation, ReplyError, check, chunks, command, commands, pairs
 from canvasbus.transport.scripts import TRIM
 from canvasbus.wire.keys import Keys
-from canvasbus.wire.retention import Full, Retention
+from canvasbus.wire.retention import Full, Retention, read_policy
 
 GROUP_LEASE_SECONDS = 7 * 86400.0
 """A group none of whose workers has beaten for so long keeps nothing any more."""
@@ -39,10 +39,12 @@ CAPPED_LOOK_SECONDS = 1.0
 WHOLE_LOOK_SECONDS = 60.0
 """Between two looks at streams to which nothing was added."""
 
+REDECLARED_SECONDS = 10.0
+"""When all declarations are gone at once, somebody has deleted them: living workers declare themselves anew within a
+second or two, and until they have nobody knows what is unread."""
+
 FULL_MS = 15_000
 """Publishers stop waiting when nobody has maintained the namespace for so long."""
-
-_decode = msgspec.json.Decoder(Retention).decode
 
 
 def check_policies(policies: Retention | Mapping[str, Retention]) -> dict[str, Retention]:
@@ -52,8 +54,8 @@ def check_policies(policies: Retention | Mapping[str, Retention]) -> dict[str, R
         try:
             if not isinstance(policy, Retention):
                 raise TypeError("a Retention is wanted")
-            _decode(msgspec.json.encode(policy))
-        except (TypeError, msgspec.ValidationError) as error:
+            read_policy(msgspec.json.encode(policy))
+        except (TypeError, ValueError) as error:
             raise ConfigError(f"retention of {pattern!r}: {error}") from None
     return found
 
@@ -81,8 +83,8 @@ def read_policies(keys: Keys) -> Operation[dict[str, Retention]]:
     found: dict[str, Retention] = {}
     for name, value in _pairs(check(flat, "look at the retention")):
         try:
-            found[name] = _decode(value)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            found[name] = read_policy(value)
+        except ValueError as error:
             raise ConfigError(
                 f"the retention of {name!r} on record is none ({error}): `canvasbus retention set` or `clear` it"
             ) from None
@@ -115,8 +117,10 @@ class Trimmer:
         self._lengths: dict[str, int] = {}
         self._looked_at_all = float("-inf")
         self._was_full = False
-        self._declared = 0
-        """How many groups were declared when it was last found out which of them count."""
+        self._declared: list[bytes] = []
+        """The groups that were declared when it was last found out which of them count."""
+        self._declared_at = float("-inf")
+        """When there were any."""
 
     def look(self, now: float) -> Operation[tuple[float, list[BusLoss]]]:
         """Trim what has grown. Returns seconds until the next look, and what must be told."""
@@ -125,6 +129,10 @@ class Trimmer:
         losses: list[BusLoss] = []
         whole = now - self._looked_at_all >= WHOLE_LOOK_SECONDS
         groups = yield from self._groups(losses)
+        if self._declared:
+            self._declared_at = now
+        elif now - self._declared_at < REDECLARED_SECONDS:
+            return CAPPED_LOOK_SECONDS, losses
         (names,) = yield command("SMEMBERS", keys.topics)
         types = sorted(name.decode("utf-8", "replace") for name in check(names, "look for topics"))
         full: dict[str, Full] = {}
@@ -161,7 +169,8 @@ class Trimmer:
             policy.max_bytes or 0,
             policy.cap or 0,
             1 if drops else 0,
-            self._declared,
+            len(self._declared),
+            *self._declared,
         ]
         reply = yield from TRIM.call([stream, keys.marks(event_type), keys.groups], [*args, *counting])
         left, removed, lost, holder, is_full = check(reply, f"trim {event_type}")
@@ -200,7 +209,7 @@ class Trimmer:
         keys = self._keys
         flat, seen, now = yield commands(("HGETALL", keys.groups), ("HGETALL", keys.group_seen), ("TIME",))
         declared = [read_group(name, about) for name, about in _pairs(check(flat, "look at the groups"))]
-        self._declared = len(declared)
+        self._declared = flat[::2]
         known = dict(_pairs(check(seen, "look at the groups")))
         seconds = int(check(now, "look at the clock")[0])
         counting: list[Group] = []

@@ -372,8 +372,8 @@ class _Incarnation:
                 await self._pausing.look()
                 return True
             except TransportError as error:
-                if isinstance(error, Refused):
-                    raise
+                if isinstance(error, Refused) and not self.runner.ready.is_set():
+                    raise  # whoever has run here before waits until that is mended
                 with trio.move_on_after(backoff.next(error)):
                     await self.runner._stop.wait()
         return False

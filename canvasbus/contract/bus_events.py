@@ -47,7 +47,8 @@ class BusLoss(Event):
     group: str | None = None
     """The group that missed them, when it is known."""
     reason: str
-    """What happened: group_recreated, stream_recreated, entry_trimmed, trimmed_unread, stream_full, group_expired."""
+    """What happened: group_recreated, stream_recreated, entry_trimmed, trimmed_unread, stream_full, group_expired,
+    timer_gone."""
     detail: str
     """One sentence for a person."""
     lost: Count | None = None

@@ -6,9 +6,9 @@ from datetime import UTC, datetime
 
 from canvasbus.errors import DecodeError
 from canvasbus.operate.words import text
-from canvasbus.transport.resp import Operation, check, command, commands
+from canvasbus.transport.resp import Operation, Reply, ReplyError, check, command, commands, pairs
 from canvasbus.wire.codec import Codec
-from canvasbus.wire.keys import LATER_INBOX, Keys
+from canvasbus.wire.keys import INBOX_GROUP, LATER_INBOX, Keys
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +45,15 @@ def timers(partitions: Sequence[Keys], codec: Codec, *, limit: int = 50) -> Oper
     found: list[Timer] = []
     total = unsorted = 0
     for keys in partitions:
-        rows, count, cursor = yield commands(
+        rows, count, groups = yield commands(
             ("ZRANGE", keys.timers, 0, limit - 1, "WITHSCORES"),
             ("ZCARD", keys.timers),
-            ("GET", keys.inbox_cursor),
+            ("XINFO", "GROUPS", keys.stream(LATER_INBOX)),
         )
         flat = check(rows, "look at the timers")
         total += check(count, "look at the timers")
-        start = b"(" + cursor if isinstance(cursor, bytes) else b"-"
+        cursor = sorted_until(groups)
+        start = b"(" + cursor if cursor is not None else b"-"
         (waiting,) = yield command("XRANGE", keys.stream(LATER_INBOX), start, "+", "COUNT", 1000)
         unsorted += len(waiting) if isinstance(waiting, list) else 0
         names = flat[::2]
@@ -63,6 +64,12 @@ def timers(partitions: Sequence[Keys], codec: Codec, *, limit: int = 50) -> Oper
             found.append(_timer(name, score, body or b"", keys.partition, codec))
     found.sort(key=lambda timer: timer.due or datetime.max.replace(tzinfo=UTC))
     return Coming(tuple(found[:limit]), total, unsorted)
+
+
+def sorted_until(groups: Reply) -> bytes | None:
+    """The last entry of an inbox that was put among the timers, from its XINFO GROUPS; None: none was."""
+    rows = [] if isinstance(groups, ReplyError) else map(pairs, groups)
+    return next((row[b"last-delivered-id"] for row in rows if row[b"name"] == INBOX_GROUP.encode()), None)
 
 
 def _timer(name: bytes, score: bytes, body: bytes, partition: int, codec: Codec) -> Timer:

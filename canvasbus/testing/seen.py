@@ -13,6 +13,7 @@ from canvasbus.ids import id_order
 from canvasbus.operate import deadletter
 from canvasbus.operate.redrive import portions, redrive
 from canvasbus.operate.tail import Tail
+from canvasbus.operate.timers import sorted_until
 from canvasbus.operate.topics import topic_keys
 from canvasbus.transport.blocking import BlockingLink
 from canvasbus.transport.resp import ReplyError, pairs
@@ -179,7 +180,7 @@ class Eyes:
         due, and their types. One that was only just published, and that nobody has looked at, is due now."""
         found: list[tuple[float, str]] = []
         for keys in self._partitions:
-            read = self._link.call("GET", keys.inbox_cursor)
+            read = sorted_until(self._link.call("XINFO", "GROUPS", keys.stream(LATER_INBOX)))
             rows = self._link.call("XRANGE", keys.stream(LATER_INBOX), b"(" + read if read else "-", "+")
             found += [(0.0, later.unwrap(fields[1])[0]) for _, fields in rows]
             due = self._link.call("ZRANGEBYSCORE", keys.timers, "-inf", until * 1000, "WITHSCORES")

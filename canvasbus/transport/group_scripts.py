@@ -8,6 +8,7 @@ _LATER = """
 local function later(a, b)  -- as text, by length first: a number of Lua cannot hold every part of an id
   local a1, a2 = string.match(a, '^(%d+)-(%d+)$')
   local b1, b2 = string.match(b, '^(%d+)-(%d+)$')
+  if not (a1 and b1) then return a1 ~= nil end  -- what is no id, a stranger wrote: it comes before all
   if a1 ~= b1 then a2, b2 = a1, b1 end
   if #a2 ~= #b2 then return #a2 > #b2 end
   return a2 > b2
@@ -75,7 +76,8 @@ else
 end
 redis.call('HSET', cursors, stream, start, '~from:' .. stream, start)
 redis.call('HDEL', cursors, '~gone:' .. stream)
-redis.call('HINCRBY', cursors, '~made', 1)
+local made = redis.pcall('HINCRBY', cursors, '~made', 1)
+if type(made) == 'table' and made.err then redis.call('HSET', cursors, '~made', 1) end  -- it was no number
 redis.call('SADD', KEYS[3], ARGV[2])
 redis.call('SADD', KEYS[4], 'bus.loss')
 redis.call('XADD', KEYS[5], '*', 'e', other and ARGV[6] or ARGV[5])

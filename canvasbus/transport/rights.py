@@ -84,6 +84,7 @@ _TRIM = (
     Right("EVALSHA sha 1 stream", "trim"),
     Right("EVAL script 1 stream", "trim"),
     Right("HLEN groups", "trim"),
+    Right("HEXISTS groups group", "trim"),
     Right("XLEN stream", "trim"),
     Right("XTRIM stream MINID 0", "trim"),
     Right("MEMORY USAGE stream", "trim by bytes", optional=True),

@@ -417,27 +417,34 @@ DUE: Final = Script(
     """
 -- Put what was published with a delay among the timers, and say which timers are due.
 -- KEYS[1] timers (sorted set: timer by due time in ms); KEYS[2] their bodies (hash: timer to type, newline, envelope);
--- KEYS[3] the inbox (stream: due time in ms, or + and ms after the entry's own, newline, body); KEYS[4] how far it is read
--- ARGV[1] how many at most, of each; [2] for how many ms what was read stays: publishers look there what became of theirs
+-- KEYS[3] the inbox (stream: due time in ms, or + and ms after the entry's own, newline, body)
+-- ARGV[1] how many at most, of each; [2] for how many ms what was read stays: publishers look there what became of theirs;
+-- [3] group of the inbox: how far it is read must go and come with it, or what was published already would be again
 -- Returns ms until the next timer that is not due (-1: none), then the types and names of those that are, in turn
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 local at = string.format('%.0f', now)
-local read = redis.call('GET', KEYS[4])
+local groups, read = redis.pcall('XINFO', 'GROUPS', KEYS[3]), nil
+for _, row in ipairs(groups.err and {} or groups) do
+  local one = {}
+  for i = 1, #row, 2 do one[row[i]] = row[i + 1] end
+  if one['name'] == ARGV[3] then read = one['last-delivered-id'] end
+end
 local rows = redis.call('XRANGE', KEYS[3], read and '(' .. read or '-', '+', 'COUNT', ARGV[1])
 for _, row in ipairs(rows) do
   local value = row[2][2]
   local newline = string.find(value, '\\n', 1, true) or 1
   local due = string.sub(value, 1, newline - 1)
   local after, number = string.match(due, '^(%+?)(%d+)$')  -- what is neither, a stranger wrote: passed by
-  if number and #number < 16 then
-    due = tonumber(number) + (after == '+' and tonumber(string.match(row[1], '^%d+')) or 0)
+  if number and #number < 16 then  -- min: ids never go back, so those of a clock that was ahead say that it still is
+    due = tonumber(number) + (after == '+' and math.min(tonumber(string.match(row[1], '^%d+')), now) or 0)
     redis.call('ZADD', KEYS[1], string.format('%.0f', due), '~' .. row[1])
     redis.call('HSET', KEYS[2], '~' .. row[1], string.sub(value, newline + 1))
   end
 end
 if #rows > 0 then
-  redis.call('SET', KEYS[4], rows[#rows][1])
+  if not read then redis.call('XGROUP', 'CREATE', KEYS[3], ARGV[3], '0') end
+  redis.call('XREADGROUP', 'GROUP', ARGV[3], ARGV[3], 'COUNT', #rows, 'NOACK', 'STREAMS', KEYS[3], '>')
   redis.call('XTRIM', KEYS[3], 'MINID', string.format('%.0f', now - ARGV[2]))
 end
 local coming = redis.call('ZRANGEBYSCORE', KEYS[1], '(' .. at, '+inf', 'WITHSCORES', 'LIMIT', 0, 1)
@@ -457,11 +464,11 @@ FIRE: Final = Script(
 -- Publish timers that are due. Each is gone in the same step, so that no two of those who run this publish it twice.
 -- KEYS[1] timers; KEYS[2] their bodies; KEYS[3] set of topics; KEYS[4..] streams
 -- ARGV: index of a stream in KEYS, its type, timer; in turn
--- Returns how many were published, then those whose stream refuses them, or whose body names no type: they are tried
--- again in a minute
+-- Returns how many were published, how many have lost their bodies and are gone, then those whose stream refuses them, or
+-- whose body names no type: they are tried again in a minute
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
-local result, wrote, refuses = {0}, false, {}
+local result, wrote, refuses = {0, 0}, false, {}
 for i = 4, #KEYS do
   local kind = redis.call('TYPE', KEYS[i])
   kind = kind.ok or kind
@@ -474,15 +481,20 @@ for at = 1, #ARGV, 3 do
     local body = redis.call('HGET', KEYS[2], timer)
     if not body then
       redis.call('ZREM', KEYS[1], timer)
+      result[2] = result[2] + 1
     elseif string.sub(body, 1, (string.find(body, '\\n', 1, true) or 1) - 1) == kind then  -- else it was set anew
       local made = {err = 'WRONGTYPE'}
-      if kind ~= '' and not refuses[stream] then made = redis.pcall('XADD', stream, '*', 'e', string.sub(body, #kind + 2)) end
+      if kind ~= '' and not refuses[stream] then
+        -- First: refused afterwards, it would leave the timer where it is, to be published again and again.
+        local listed = redis.pcall('SADD', KEYS[3], kind)
+        if type(listed) == 'table' and listed.err then return redis.error_reply(listed.err) end
+        made = redis.pcall('XADD', stream, '*', 'e', string.sub(body, #kind + 2))
+      end
       if type(made) == 'table' and made.err then
         if not wrote and string.sub(made.err, 1, 3) == 'OOM' then return redis.error_reply(made.err) end
         redis.call('ZADD', KEYS[1], string.format('%.0f', now + 60000), timer)
         result[#result + 1] = timer
       else
-        redis.call('SADD', KEYS[3], kind)
         redis.call('ZREM', KEYS[1], timer)
         redis.call('HDEL', KEYS[2], timer)
         result[1] = result[1] + 1
@@ -536,7 +548,8 @@ TRIM: Final = Script(
 -- KEYS[3] hash of declarations
 -- ARGV[1] age in ms (0: any); [2] entries to keep at most (0: any); [3] bytes to keep at most (0: any); [4] cap: how many
 -- there may be, handled or not (0: any); [5] 1: above the cap remove what is not handled too; [6] how many groups were
--- declared when it was found out which count: one that came since might have to read what would go; [7..] those that count
+-- declared when it was found out which count: one that came since might have to read what would go; [7..] their names;
+-- behind them those that count
 -- Returns entries left, entries removed, entries removed that some group had not handled, the group that keeps older
 -- entries than the targets ask for ("": none does), 1 when the cap is reached; entries removed is -1, and nothing was
 -- done, when other groups are declared by now
@@ -544,7 +557,11 @@ local info = redis.pcall('XINFO', 'STREAM', KEYS[1])
 if info.err then return {0, 0, 0, '', 0} end
 local facts = {}
 for i = 1, #info, 2 do facts[info[i]] = info[i + 1] end
-if redis.call('HLEN', KEYS[3]) ~= tonumber(ARGV[6]) then return {0, -1, 0, '', 0} end
+local counting = 7 + tonumber(ARGV[6])
+if redis.call('HLEN', KEYS[3]) ~= counting - 7 then return {0, -1, 0, '', 0} end
+for i = 7, counting - 1 do
+  if redis.call('HEXISTS', KEYS[3], ARGV[i]) == 0 then return {0, -1, 0, '', 0} end
+end
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 local length, added, last = facts['length'], facts['entries-added'] or facts['length'], facts['last-generated-id']
@@ -607,7 +624,7 @@ for _, row in ipairs(groups.err and {} or groups) do
   read[one['name']] = one
 end
 local floor, holder = '', ''
-for i = 7, #ARGV do
+for i = counting, #ARGV do
   local one, id = read[ARGV[i]], '0-0'
   if one then
     id = after(one['last-delivered-id'])
@@ -656,9 +673,9 @@ while at <= #ARGV do
   if #redis.call('XRANGE', KEYS[1], id, id) > 0 then
     local call = {'XADD', stream, '*'}
     for i = 1, words do call[#call + 1] = ARGV[at + 3 + i] end
+    redis.call('SADD', KEYS[2], kind)  -- first: refused afterwards, it would leave the letter where nobody looks
     redis.call(unpack(call))
     redis.call('XDEL', KEYS[1], id)
-    redis.call('SADD', KEYS[2], kind)
     moved = moved + 1
   end
   at = at + 4 + words

@@ -19,12 +19,14 @@ SUSPECT_POOL = "~suspect"
 
 LATER_INBOX = "~later"
 """Stands for a type: its stream takes what is published with a delay, until that is put among the timers."""
+INBOX_GROUP = "~timers"
+"""The consumer group of that stream that says how far it has been put there; nobody joins it."""
 
 TYPES = {
     **dict.fromkeys(("stream", "inbox", "dead", "retry"), "stream"),
     **dict.fromkeys(("meta", "groups", "retention", "group-seen", "beats", "accepts", "cursors"), "hash"),
     **dict.fromkeys(("parts", "timer-bodies"), "hash"),
-    **dict.fromkeys(("fence", "reaper", "paused", "state", "full", "maintainer", "inbox-cursor"), "string"),
+    **dict.fromkeys(("fence", "reaper", "paused", "state", "full", "maintainer"), "string"),
     **dict.fromkeys(("once", "done"), "string"),
     **dict.fromkeys(("topics", "retries"), "set"),
     **dict.fromkeys(("timers", "marks"), "zset"),
@@ -133,11 +135,6 @@ class Keys:
     def timer_bodies(self) -> bytes:
         """Hash: timer → event type, newline, envelope."""
         return self._key("timer-bodies")
-
-    @property
-    def inbox_cursor(self) -> bytes:
-        """The last entry of the inbox that was put among the timers."""
-        return self._key("inbox-cursor")
 
     @property
     def maintainer(self) -> bytes:

@@ -39,6 +39,26 @@ class Full(Struct, frozen=True):
         return f"the stream holds {self.length:,} entries, which is its cap; {who if self.group else 'raise it'}"
 
 
+_decode = msgspec.json.Decoder(Retention).decode
+
+
+def read_policy(value: bytes) -> Retention:
+    """What is on record of a type. Raises ValueError when that is no policy."""
+    try:
+        return _decode(value)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(str(error)) from None
+
+
+def is_policy(value: bytes) -> bool:
+    """Whether a record can be read."""
+    try:
+        read_policy(value)
+    except ValueError:
+        return False
+    return True
+
+
 _decode_full = msgspec.json.Decoder(dict[str, Full]).decode
 
 

@@ -4,9 +4,10 @@ import threading
 from typing import Any
 
 import pytest
+import structlog.testing
 import trio
 from faulty import Fault, FaultyServer
-from studio import Eyes, PaintingFramed, PaintingMade, SculptureMade, quiet, runner_of, running
+from studio import Eyes, PaintingFramed, PaintingMade, SculptureMade, framing, quiet, runner_of, running
 from trio.abc import Clock
 from waiting import until
 
@@ -303,6 +304,21 @@ async def test_a_worker_joins_among_garbage(any_url: str, namespace: str) -> Non
         await until(lambda: int(eyes.call("HGET", keys.beats("framers"), mine) or 0) >= 3)
         await bus.publish(PaintingMade(number=1))
         await until(lambda: seen == [1])
+    eyes.close()
+
+
+async def test_a_worker_that_joins_again_waits_for_a_key_to_be_mended(any_url: str, namespace: str) -> None:
+    """It was taken for dead, and meanwhile somebody has put another kind of value where a pause lies: the process does
+    not end, and goes on when that is mended."""
+    eyes = Eyes(any_url, namespace)
+    with structlog.testing.capture_logs() as logs:
+        async with running(any_url, framing(), namespace=namespace) as bus:
+            eyes.call("RPUSH", eyes.keys.paused("framers"), "x")
+            eyes.call("SET", eyes.keys.fence(bus.statistics()[0].consumer), "dead")
+            await bus.publish(PaintingMade(number=1))
+            await until(lambda: any(log["event"] == "joining waits for the server" for log in logs))
+            eyes.call("DEL", eyes.keys.paused("framers"))
+            await until(lambda: bus.statistics()[0].state == "running")
     eyes.close()
 
 

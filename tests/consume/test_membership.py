@@ -233,6 +233,23 @@ async def test_who_joins_a_group_that_was_destroyed(any_url: str, namespace: str
     assert eyes.count("painting.framed") == 50 and len(losses(eyes)) == 1
 
 
+async def test_a_group_is_made_anew_although_its_notes_are_nonsense(any_url: str, namespace: str, eyes: Eyes) -> None:
+    """Somebody has written over how far it had read and how often it was made: its worker says both anew, and goes on
+    behind what it had been given when the group is destroyed, which is told."""
+    async with running(any_url, framing(), namespace=namespace) as bus:
+        await bus.publish_many([PaintingMade(number=n) for n in range(20)])
+        await quiet(eyes)
+        for field in (eyes.stream(), b"~made", b"~from:" + eyes.stream(), b"~gone:" + eyes.stream()):
+            eyes.call("HSET", eyes.keys.cursors("framers"), field, b"\xff\xfe")
+        eyes.call("XGROUP", "DESTROY", eyes.stream(), "framers")
+        await until(lambda: losses(eyes))
+        await bus.publish_many([PaintingMade(number=n) for n in range(20, 25)])
+        await until(lambda: eyes.count("painting.framed") >= 25)
+        await quiet(eyes)
+    assert sorted(made.number for made in eyes.events("painting.framed")) == list(range(25))
+    assert losses(eyes) == [("painting.made", "group_recreated", None)]
+
+
 @pytest.mark.parametrize("kind", binaries())
 async def test_a_server_that_forgets_its_counts_has_lost_nothing(
     make_server: Callable[..., ServerProcess], kind: str, namespace: str

@@ -273,6 +273,47 @@ def test_a_group_that_comes_meanwhile_loses_nothing(any_url: str, namespace: str
     assert len(house.left()) == 10 and house.trimmer.trimmed == 0
 
 
+def test_a_group_that_comes_while_another_goes_loses_nothing(any_url: str, namespace: str, eyes: Eyes) -> None:
+    """The same when meanwhile another group is forgotten, so that they are as many as before."""
+    house = House(eyes, Retention(max_age=None, max_length=3))
+    house.group("leaving")
+    house.add(*[f"{n}-1" for n in range(1, 11)])
+    house.ack("leaving", *house.read("leaving", 10))
+    look, replies, declared = house.trimmer.look(100.0), None, False
+    with contextlib.suppress(StopIteration):
+        while True:
+            packet = look.send(replies)
+            assert isinstance(packet, Packet)
+            if TRIM.sha.encode() in packet.data and not declared:
+                eyes.call("HDEL", eyes.keys.groups, "leaving")
+                house.group("framers")
+                declared = True
+            replies = eyes._link.request(packet)
+    assert declared and len(house.left()) == 10
+    house.look()
+    assert len(house.left()) == 10 and house.trimmer.trimmed == 0
+
+
+def test_deleted_declarations_are_waited_for(any_url: str, namespace: str, eyes: Eyes) -> None:
+    """DEL of the declarations: nothing goes until living workers have had the time to declare their groups anew; a group
+    whose name is no text counts like any other."""
+    house = House(eyes, Retention(max_age=None, max_length=None, cap=5))
+    house.group("framers")
+    eyes.call("HSET", eyes.keys.groups, b"\xff", "{}")
+    house.add(*[f"{n}-1" for n in range(1, 11)])
+    house.look()
+    eyes.call("DEL", eyes.keys.groups)
+    house.clock -= 99.0  # of the hundred seconds that House lets pass between two looks
+    house.look()
+    assert len(house.left()) == 10
+    eyes.call("HSET", eyes.keys.groups, "framers", json.dumps({"types": ["painting.made"], "globs": []}))
+    house.look()
+    assert len(house.left()) == 10
+    eyes.call("DEL", eyes.keys.groups)
+    house.look()
+    assert len(house.left()) < 5
+
+
 async def test_a_bus_keeps_what_it_was_told(any_url: str, namespace: str, eyes: Eyes) -> None:
     """The policy is on record for everybody; while a worker handles, the stream stays short and nothing is lost."""
     worker, seen = Worker("framers"), []

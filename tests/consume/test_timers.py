@@ -301,6 +301,72 @@ async def test_a_foreign_writer_holds_up_no_timer(any_url: str, namespace: str, 
     assert b"" not in eyes.call("SMEMBERS", eyes.keys.topics)
 
 
+async def test_no_timer_comes_twice_while_something_else_lies_where_the_topics_are_listed(
+    any_url: str, namespace: str, eyes: Eyes
+) -> None:
+    """Nothing is published until that is mended, rather than the same event at every look."""
+    eyes.call("ZADD", eyes.keys.timers, 1, "t")
+    eyes.call("HSET", eyes.keys.timer_bodies, "t", b"sculpture.made\n" + b'{"type":"sculpture.made","data":{}}')
+    eyes.call("RPUSH", eyes.keys.topics, "x")
+    with structlog.testing.capture_logs() as logs:
+        async with running(any_url, namespace=namespace):
+            await until(lambda: any("maintaining the namespace fails" in log["event"] for log in logs))
+            assert eyes.call("EXISTS", eyes.stream("sculpture.made")) == 0
+            eyes.call("DEL", eyes.keys.topics)
+            await until(lambda: eyes.call("ZCARD", eyes.keys.timers) == 0)
+    assert eyes.count("sculpture.made") == 1
+
+
+async def test_what_came_late_comes_once_whatever_else_is_deleted(any_url: str, namespace: str, eyes: Eyes) -> None:
+    """How far the inbox has been read goes and comes with it: of all other keys none brings back what has come."""
+    async with running(any_url, namespace=namespace) as bus:
+        await bus.publish(SculptureMade(title="a"), delay=0)
+        await until(lambda: eyes.count("sculpture.made") == 1)
+        keep = {eyes.stream("sculpture.made"), eyes.stream(LATER_INBOX)}
+        others = set(eyes.call("KEYS", f"{{{namespace}:0}}:*")) - keep
+        eyes.call("DEL", *others)
+        await bus.publish(SculptureMade(title="b"), delay=0)
+        await until(lambda: eyes.count("sculpture.made") > 1)
+    assert [event.title for event in eyes.events("sculpture.made")] == ["a", "b"]
+
+
+async def test_a_delay_is_no_longer_after_the_servers_clock_was_ahead(any_url: str, namespace: str, eyes: Eyes) -> None:
+    """The clock was an hour ahead and is right again: entries go on getting ids of then, and what is published with a
+    delay comes after that delay, not in an hour."""
+    ahead = int(eyes.call("TIME")[0]) + 3600
+    envelope = b'{"type":"sculpture.made","data":{"title":"a"}}'
+    eyes.call("XADD", eyes.stream(LATER_INBOX), f"{ahead}000-0", "e", b"+10\nsculpture.made\n" + envelope)
+    async with running(any_url, namespace=namespace) as bus:
+        await bus.publish(SculptureMade(title="b"), delay=0.01)
+        await until(lambda: eyes.call("EXISTS", eyes.stream("sculpture.made")) and eyes.count("sculpture.made") == 2)
+    assert {event.title for event in eyes.events("sculpture.made")} == {"a", "b"}
+
+
+async def test_timers_whose_events_somebody_has_deleted_are_told(any_url: str, namespace: str, eyes: Eyes) -> None:
+    """They cannot come any more; bus.loss says so, and how many they were."""
+    eyes.call("ZADD", eyes.keys.timers, 1, "a", 2, "b")
+    async with running(any_url, namespace=namespace):
+        await until(lambda: eyes.count("bus.loss"))
+    (loss,) = eyes.events("bus.loss")
+    assert (loss.reason, loss.lost) == ("timer_gone", 2) and "2 events were due" in loss.detail
+
+
+async def test_a_lease_that_somebody_has_written_by_hand_ends(
+    virtual: Clock, memory: MemoryServer, namespace: str
+) -> None:
+    """A name or another kind of value, without an end: somebody does the work again within seconds."""
+    worker, seen = arrivals()
+    eyes = Eyes(memory, namespace)
+    for write in (("SET", eyes.keys.maintainer, "nobody"), ("RPUSH", eyes.keys.maintainer, "x")):
+        seen.clear()
+        async with running(memory, worker, namespace=namespace) as bus:
+            eyes.call("DEL", eyes.keys.maintainer)
+            eyes.call(*write)
+            await bus.publish(SculptureMade(), delay=0)
+            await until(lambda: seen, 10)
+    eyes.close()
+
+
 @pytest.mark.parametrize(
     "make",
     [

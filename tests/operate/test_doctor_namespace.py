@@ -174,6 +174,15 @@ def test_a_group_that_was_never_declared(eyes: Eyes, examine: Callable[..., Find
     assert finding.level == "warning" and "group stranger on painting.made was never declared" in finding.found
 
 
+def test_a_retention_that_is_none(eyes: Eyes, examine: Callable[..., Findings]) -> None:
+    """An error: nothing is trimmed because of it. It says which one it is, and how to get rid of it."""
+    join(eyes)
+    eyes.call("HSET", eyes.keys.retention, "sculpture.*", "{}", "painting.*", b"\xff")
+    finding = about(examine(), "retention")
+    assert finding.level == "error" and "'painting.*'" in finding.found
+    assert "canvasbus retention clear 'painting.*'" in finding.advice
+
+
 def test_a_full_stream(eyes: Eyes, examine: Callable[..., Findings]) -> None:
     """An error that says who holds it up and what becomes of publishers."""
     join(eyes)
@@ -198,7 +207,7 @@ async def test_events_for_later_that_nobody_publishes(
     )
     assert "for 5 minutes" in about(examine(), "later").found
     async with running(server_url, namespace=eyes.keys.namespace):
-        await until(lambda: eyes.call("GET", eyes.keys.inbox_cursor))
+        await until(lambda: eyes.call("XINFO", "GROUPS", eyes.keys.stream("~later")))
         assert not [f for f in await trio.to_thread.run_sync(examine) if f.check == "later"]
 
 
@@ -416,7 +425,6 @@ def test_a_hostile_namespace(eyes: Eyes, examine: Callable[..., Findings]) -> No
         eyes.call("XADD", keys.retry("", "")[:-1] + name, "*", "f", "v")
         eyes.call("SET", f"{{{keys.namespace}:".encode() + name, "x")
     eyes.call("SET", keys.full, b"\xff")
-    eyes.call("SET", keys.inbox_cursor, b"\xff")
     eyes.call("XADD", keys.stream("~later"), "*", "f", "v")
     eyes.call("ZADD", keys.timers, "-inf", b"\xff")
     eyes.call("HSET", keys.retention, b"\xff", b"\xff")

@@ -7,6 +7,7 @@ from faulty import Fault, FaultyServer
 from studio import Eyes, PaintingFramed, PaintingMade, quiet, running
 from waiting import until
 
+from canvasbus.errors import Refused
 from canvasbus.operate.deadletter import DeadLetter, Filter, dead_letters
 from canvasbus.operate.groups import groups
 from canvasbus.operate.redrive import portions, purge, redrive
@@ -117,6 +118,22 @@ async def test_a_lost_reply_redrives_once(any_url: str, namespace: str, eyes: Ey
         await quiet(eyes)
         link.close()
     assert sorted(framers.seen) == list(range(30)) and eyes.count("painting.framed") == 30
+
+
+async def test_a_letter_stays_while_nobody_would_find_it(any_url: str, namespace: str, eyes: Eyes) -> None:
+    """Something else lies where the types of what was redriven are listed: redriving is refused, and moves nothing."""
+    framers = Framers()
+    async with running(any_url, framers.worker, namespace=namespace) as bus:
+        await bus.publish(PaintingMade(number=1))
+        await until(lambda: eyes.dead("framers"))
+        framers.mended = True
+        eyes.call("RPUSH", eyes.keys.retries("framers"), "x")
+        with pytest.raises(Refused, match="another type"):
+            redrive_all(eyes)
+        assert len(eyes.dead("framers")) == 1
+        eyes.call("DEL", eyes.keys.retries("framers"))
+        assert redrive_all(eyes) == 1
+        await until(lambda: framers.seen == [1])
 
 
 async def test_two_who_redrive_at_once(any_url: str, namespace: str, eyes: Eyes) -> None:

@@ -335,7 +335,13 @@ MUTANTS = (
     Mutant(
         "what is delayed is read again",
         "time",
-        (lua(scripts.DUE, "redis.call('SET', KEYS[4], rows[#rows][1])", "local _ = rows"),),
+        (
+            lua(
+                scripts.DUE,
+                "redis.call('XREADGROUP', 'GROUP', ARGV[3], ARGV[3], 'COUNT', #rows, 'NOACK', 'STREAMS', KEYS[3], '>')",
+                "local _ = rows",
+            ),
+        ),
         frozenset({"timers"}),
     ),
     Mutant(

@@ -28,6 +28,7 @@ from canvasbus.consume.policy import Backoff, Reject, RetryLater
 from canvasbus.consume.timers import Cancel, Later
 from canvasbus.contract.registry import registry
 from canvasbus.errors import StreamFull
+from canvasbus.operate.timers import sorted_until
 from canvasbus.transport.resp import pairs
 from canvasbus.wire.keys import LATER_INBOX
 from canvasbus.worker import Context, Worker
@@ -240,7 +241,7 @@ class World:
         names = {group: input_of(group) for group in self.plan.groups}
         names |= {one.group: "sim.placed" for who, one in self.history.instances.items() if who in here}
         inbox = eyes.call("XREVRANGE", eyes.stream(LATER_INBOX), "+", "-", "COUNT", 1)
-        read = not inbox or eyes.call("GET", keys.inbox_cursor) == inbox[0][0]
+        read = not inbox or sorted_until(eyes.call("XINFO", "GROUPS", eyes.stream(LATER_INBOX))) == inbox[0][0]
         return (
             read
             and not eyes.call("ZCARD", keys.timers)

@@ -14,12 +14,13 @@ from canvasbus.errors import Refused
 from canvasbus.ids import id_order
 from canvasbus.operate.doctor.namespace import GroupFacts, NamespaceFacts, Owner, Reading, StreamFacts
 from canvasbus.operate.groups import without_life
+from canvasbus.operate.timers import sorted_until
 from canvasbus.operate.topics import recorded_partitions
 from canvasbus.operate.words import text
 from canvasbus.transport.resp import Argument, Operation, chunks, command, commands, pairs
 from canvasbus.wire import deadletter
 from canvasbus.wire.keys import LATER_INBOX, TYPES, Keys
-from canvasbus.wire.retention import read_full
+from canvasbus.wire.retention import is_policy, read_full
 
 PARTITION_LIMIT = 256
 SCAN_COUNT, SCAN_PAGES = 5000, 200
@@ -291,12 +292,15 @@ def _letters(facts: NamespaceFacts, partitions: Sequence[Keys], group: GroupFact
 
 
 def _waiting(facts: NamespaceFacts, partitions: Sequence[Keys]) -> Operation[None]:
-    """Full streams, and events for later that nobody publishes."""
+    """Full streams, events for later that nobody publishes, and records that stop who would do that."""
     for keys in partitions:
-        value, timers, read, newest = yield commands(
+        (kept,) = yield command("HGETALL", keys.retention)
+        if facts.fine("HGETALL", kept):
+            facts.no_policies |= {text(name) for name, value in pairs(kept).items() if not is_policy(value)}
+        value, timers, groups, newest = yield commands(
             ("GET", keys.full),
             ("ZRANGEBYSCORE", keys.timers, "-inf", facts.now_ms, "WITHSCORES", "LIMIT", 0, 1),
-            ("GET", keys.inbox_cursor),
+            ("XINFO", "GROUPS", keys.stream(LATER_INBOX)),
             ("XREVRANGE", keys.stream(LATER_INBOX), "+", "-", "COUNT", 1),
         )
         if facts.fine("GET", value):
@@ -304,5 +308,6 @@ def _waiting(facts: NamespaceFacts, partitions: Sequence[Keys]) -> Operation[Non
         if facts.fine("ZRANGEBYSCORE", timers) and timers:
             late = (facts.now_ms - float(timers[1])) / 1000
             facts.overdue_seconds = max(late, facts.overdue_seconds or 0.0)
-        if facts.fine("XREVRANGE", newest) and facts.fine("GET", read) and newest and newest[0][0] != read:
+        read = sorted_until(groups)
+        if facts.fine("XREVRANGE", newest) and newest and facts.fine("XINFO GROUPS", groups) and newest[0][0] != read:
             facts.inbox_seconds = max(facts.age(newest[0][0]), facts.inbox_seconds or 0.0)

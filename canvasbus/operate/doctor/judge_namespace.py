@@ -1,6 +1,7 @@
 """Judges what the server told of one namespace: its records, its keys, its topics. Pure; groups: `judge_groups`."""
 
 from collections.abc import Iterator
+from shlex import quote
 
 from canvasbus.contract.bus_events import OWN_TYPES
 from canvasbus.operate.doctor.finding import Finding, Level
@@ -108,6 +109,14 @@ def _topics(facts: NamespaceFacts) -> Iterator[Finding]:
             full.when_full, "entries are dropped"
         )
         yield Finding("error", "full", f"topic {topic}: {full}; {outcome}", topic=topic)
+    for name in sorted(facts.no_policies)[:10]:
+        yield Finding(
+            "error",
+            "retention",
+            f"what is on record for {name!r} is no retention: while it is there nothing is trimmed, of any topic, and no "
+            "cap holds",
+            f"`canvasbus retention clear {quote(name)}`, or `set` it anew",
+        )
     if not entries:
         return
     total = f"{count(len(entries), 'topic')} with {count(sum(entries.values()), 'entry')}"

@@ -109,6 +109,8 @@ class NamespaceFacts:
     streams: list[StreamFacts] = field(default_factory=list)
     groups: dict[bytes, GroupFacts] = field(default_factory=dict)
     full: dict[str, Full] = field(default_factory=dict)
+    no_policies: set[str] = field(default_factory=set)
+    """Types and globs of which something else than a retention is on record."""
     overdue_seconds: float | None = None
     """By how much the first timer is late; None: none is due."""
     inbox_seconds: float | None = None
