@@ -324,3 +324,21 @@ async def test_a_folder_that_cannot_be_written_is_told(config: Path, tmp_path: P
     with pytest.raises(ConfigError, match=r"\[workers.retrain\]: folder .*/runs: File exists"):
         async with Launchers(section("retrain", Settings)):
             pass
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("os.mkfifo(path)", "it is no plain file"),
+        ("os.mkdir(path)", "directory"),
+        ("os.symlink(path, path)", "Too many levels"),
+        ("open(path, 'wb').write(b'{\"\\xff\": 1}')", "'utf-8' codec"),
+        ("open(path, 'w').write('{\"train_items\": -5}')", ">= 0"),
+        ("open(path, 'w').write('{\"train_items\": 100000000000000000000}')", "<= 9223372036854775807"),
+    ],
+)
+async def test_a_result_that_is_none(launcher: Callable[..., Subprocess], source: str, said: str) -> None:
+    """Whatever a training leaves in the place of its result, the run has failed at once: the worker neither waits for a
+    pipe nor stumbles, and what no event could say is refused."""
+    ended = await launched(launcher(f"import os\npath = os.environ['RETRAIN_RESULT']\n{source}\n"))
+    assert said in ended.error and "see /" in ended.error
