@@ -337,6 +337,28 @@ async def test_repetitions_count_once(autojump_clock: MockClock, bus: TestBus, s
     assert (violated.check, violated.batch_id, violated.severity, violated.items) == ("duplicate", "copy", "info", 60)
 
 
+async def test_equal_answers_are_no_repetition(autojump_clock: MockClock, bus: TestBus, studio: Studio) -> None:
+    """A model that mostly says the same sends batches that are equal: each counts, and nobody is told that one came twice."""
+    batches = [
+        record.observations(studio.model, ids=[f"{at}/{n}" for n in range(50)], version="v1", predictions=[1] * 50)
+        for at in range(4)
+    ]
+    async with bus:
+        await told(bus, *batches)
+    assert [(e.items, e.batches) for e in events(bus, WindowEvaluated)] == [(100, 2)] * 2
+    assert events(bus, DataQualityViolated) == []
+
+
+async def test_an_answer_beyond_all_classes_is_refused(autojump_clock: MockClock, bus: TestBus, studio: Studio) -> None:
+    """At once, with its reason: trying again makes it no smaller."""
+    batch = replace(studio.batch(4), predictions=(2**63,) * 4)
+    async with bus:
+        await told(bus, batch)
+        assert len(bus.attempts(batch)) == 1
+    (letter,) = bus.dead_letters("drift")
+    assert letter.reason == "rejected" and "64 bits" in letter.error
+
+
 async def test_what_is_broken_is_told_once(autojump_clock: MockClock, bus: TestBus, studio: Studio) -> None:
     """A column of missing values: data_quality.violated with the first window that breaks it, and again only after a sound
     one; the column is not tested, so there is no drift."""
