@@ -342,3 +342,35 @@ async def test_a_result_that_is_none(launcher: Callable[..., Subprocess], source
     pipe nor stumbles, and what no event could say is refused."""
     ended = await launched(launcher(f"import os\npath = os.environ['RETRAIN_RESULT']\n{source}\n"))
     assert said in ended.error and "see /" in ended.error
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="adopting orphans is Linux's")
+@pytest.mark.parametrize("options", [{}, {"timeout_seconds": 1.5}])
+async def test_what_has_left_the_training_ends_with_it(
+    launcher: Callable[..., Subprocess], tmp_path: Path, options: Any
+) -> None:
+    """A daemon that it has started, in a session of its own, neither outlives its success nor its timeout."""
+    wait = "time.sleep(60)" if options else ""
+    source = f"""
+import os, time
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        open({str(tmp_path / "draft")!r}, "w").write(str(os.getpid()))
+        os.rename({str(tmp_path / "draft")!r}, {str(tmp_path / "daemon")!r})
+        time.sleep(120)
+    os._exit(0)
+os.wait()
+while not os.path.exists({str(tmp_path / "daemon")!r}): time.sleep(0.02)
+{wait}
+"""
+    said = await launched(launcher(source, answer="state", **options))
+    assert said.error.startswith("it took longer" if options else "")
+    assert not alive(await pid_in(tmp_path / "daemon"))
+
+
+async def test_a_log_that_cannot_be_opened(launcher: Callable[..., Subprocess], tmp_path: Path) -> None:
+    """As on a full disk: the output is lost, and the training is not."""
+    (tmp_path / "runs" / ORDER.key / "log").mkdir(parents=True)
+    said = await launched(launcher("print('x' * 10_000)\n" + RESULT, log_bytes=4096))
+    assert (said.error, said.result.train_items) == ("", 9)
