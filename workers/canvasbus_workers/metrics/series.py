@@ -103,6 +103,8 @@ class Series(Struct):
 
     def add(self, point: Point, now: float) -> bool:
         """A report has come; False: too late."""
+        if self.horizon > now:
+            self._back_to(now)
         if point.at <= self.horizon and (self.newest is None or point.at < self.newest.at):
             self.late += 1
             return False
@@ -111,6 +113,20 @@ class Series(Struct):
         self.serial += 1
         self.arrived = now
         return True
+
+    def _back_to(self, now: float) -> None:
+        """The clock was ahead, and is not any more: what came in the time that it went back is of now, as reports from the
+        future are. Else all that comes would be late until the clock is there again."""
+        self.horizon = now
+        self.recent, self.past = (
+            [msgspec.structs.replace(point, at=min(point.at, now)) for point in points]
+            for points in (self.recent, self.past)
+        )
+        for course in self.courses.values():
+            course.broken = None if course.broken is None else min(course.broken, now)
+            course.calm = None if course.calm is None else min(course.calm, now)
+        for is_open in (*self.broken.values(), *self.absent.values()):
+            is_open.told = min(is_open.told, now)
 
     def judge(self, rules: Mapping[str, Rule], name: str) -> list[Judgement]:
         """What the rules, all of them for this series, find now. `name` tells this series from others, for ids."""
