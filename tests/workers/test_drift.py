@@ -481,6 +481,23 @@ async def test_few_labels_are_put_together(autojump_clock: MockClock, bus: TestB
     assert (reported.items, reported.window_id) == (24, "b2")
 
 
+async def test_an_answer_that_is_labelled_often_is_one(autojump_clock: MockClock, bus: TestBus, studio: Studio) -> None:
+    """A wrong answer that stands in a batch of labels a hundred times is not a hundred wrong answers; its last label counts."""
+    batch = studio.batch()
+    first, *others = batch.item_ids
+    labels = [*((first, 0) for _ in range(99)), *((name, 1) for name in others), (first, 1)]
+    event = record.labels(studio.model, ids=[name for name, _ in labels], truth=[one for _, one in labels])
+    beyond = LabelsRecorded(model_name=studio.model, item_ids=(first,), labels=(2**63,), split="test")
+    async with bus:
+        await told(bus, studio.reference(), batch, event, beyond)
+        assert len(bus.attempts(beyond)) == 1
+    (reported,) = events(bus, MetricReported)
+    assert (reported.value, reported.items) == (1.0, 100)
+    assert events(bus, MetricThresholdBreached) == []
+    (letter,) = bus.dead_letters("drift")
+    assert letter.reason == "rejected" and "64 bits" in letter.error
+
+
 async def test_labels_that_come_again_count_once(autojump_clock: MockClock, bus: TestBus, studio: Studio) -> None:
     """Also when their worker dies in between; labels of the other splits judge nothing."""
     batch = studio.batch()

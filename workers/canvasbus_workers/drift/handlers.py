@@ -297,12 +297,15 @@ async def label(event: LabelsRecorded, ctx: Context) -> Sequence[Event]:
         return ()
     if len(event.labels) != len(event.item_ids):
         raise Reject(f"labels {event.batch_id}: {len(event.labels)} labels for {len(event.item_ids)} items")
+    if not -(2**63) <= min(event.labels) <= max(event.labels) < 2**63:
+        raise Reject(f"labels {event.batch_id}: a label is beyond 64 bits")
     whole = (await _book(event.model_name, ctx)).value
     name = _short(event.batch_id or str(ctx.envelope.id))
     if name in whole.labelled:
         return ()
     whole.labelled = [*whole.labelled, name][-book.KEPT_WINDOWS :]
-    items, truth = answers.hashed(event.item_ids), np.array(event.labels, np.int64)
+    known = dict(zip(event.item_ids, event.labels, strict=True))  # an answer has one label: the last one
+    items, truth = answers.hashed(known), np.array(list(known.values()), np.int64)
     found, open_ = await _join(event.model_name, whole, items, truth, ctx)
     if open_.any():
         early = Early(items[open_].tobytes(), truth[open_].tobytes())
