@@ -337,6 +337,28 @@ async def test_repetitions_count_once(autojump_clock: MockClock, bus: TestBus, s
     assert (violated.check, violated.batch_id, violated.severity, violated.items) == ("duplicate", "copy", "info", 60)
 
 
+async def test_equal_answers_are_no_repetition(autojump_clock: MockClock, bus: TestBus, studio: Studio) -> None:
+    """A model that mostly says the same sends batches that are equal: each counts, and nobody is told that one came twice."""
+    batches = [
+        record.observations(studio.model, ids=[f"{at}/{n}" for n in range(50)], version="v1", predictions=[1] * 50)
+        for at in range(4)
+    ]
+    async with bus:
+        await told(bus, *batches)
+    assert [(e.items, e.batches) for e in events(bus, WindowEvaluated)] == [(100, 2)] * 2
+    assert events(bus, DataQualityViolated) == []
+
+
+async def test_an_answer_beyond_all_classes_is_refused(autojump_clock: MockClock, bus: TestBus, studio: Studio) -> None:
+    """At once, with its reason: trying again makes it no smaller."""
+    batch = replace(studio.batch(4), predictions=(2**63,) * 4)
+    async with bus:
+        await told(bus, batch)
+        assert len(bus.attempts(batch)) == 1
+    (letter,) = bus.dead_letters("drift")
+    assert letter.reason == "rejected" and "64 bits" in letter.error
+
+
 async def test_what_is_broken_is_told_once(autojump_clock: MockClock, bus: TestBus, studio: Studio) -> None:
     """A column of missing values: data_quality.violated with the first window that breaks it, and again only after a sound
     one; the column is not tested, so there is no drift."""
@@ -477,6 +499,23 @@ async def test_few_labels_are_put_together(autojump_clock: MockClock, bus: TestB
             await told(bus, studio.labels(batch, 8, ids=batch.item_ids[:8]))
     (reported,) = events(bus, MetricReported)
     assert (reported.items, reported.window_id) == (24, "b2")
+
+
+async def test_an_answer_that_is_labelled_often_is_one(autojump_clock: MockClock, bus: TestBus, studio: Studio) -> None:
+    """A wrong answer that stands in a batch of labels a hundred times is not a hundred wrong answers; its last label counts."""
+    batch = studio.batch()
+    first, *others = batch.item_ids
+    labels = [*((first, 0) for _ in range(99)), *((name, 1) for name in others), (first, 1)]
+    event = record.labels(studio.model, ids=[name for name, _ in labels], truth=[one for _, one in labels])
+    beyond = LabelsRecorded(model_name=studio.model, item_ids=(first,), labels=(2**63,), split="test")
+    async with bus:
+        await told(bus, studio.reference(), batch, event, beyond)
+        assert len(bus.attempts(beyond)) == 1
+    (reported,) = events(bus, MetricReported)
+    assert (reported.value, reported.items) == (1.0, 100)
+    assert events(bus, MetricThresholdBreached) == []
+    (letter,) = bus.dead_letters("drift")
+    assert letter.reason == "rejected" and "64 bits" in letter.error
 
 
 async def test_labels_that_come_again_count_once(autojump_clock: MockClock, bus: TestBus, studio: Studio) -> None:

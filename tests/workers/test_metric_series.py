@@ -190,3 +190,24 @@ def test_a_rule_that_makes_no_sense_says_why(table: Any, said: str) -> None:
     """The rule, the key, and what is wrong."""
     with pytest.raises(ValueError, match=said):
         read_rules({"r": table})
+
+
+def test_a_clock_that_goes_back_makes_nobody_late() -> None:
+    """It was an hour ahead, in mid-breach: the next report counts, and ends it; times are counted from then."""
+    rules = {"r": Rule(metric="m", max=1, for_seconds=30, recover_for_seconds=30)}
+    series, found = Series(), []
+    for at, value in (
+        (7200, 2),
+        (7260, 2),
+        (7400, 2),
+        (3600, 0),
+        (3629, 0),
+        (3630, 0),
+        (3640, 2),
+        (3669, 2),
+        (3670, 2),
+    ):
+        assert series.add(Point(at, value), at)
+        found += [(judged.change, at) for judged in series.judge(rules, "s")]
+        series.settle(rules, 60)
+    assert found == [("opened", 7260), ("recovered", 3630), ("opened", 3670)]

@@ -201,3 +201,63 @@ async def test_two_workers_on_any_server(any_url: str, namespace: str, config: P
     assert [event.rule for event in eyes.events("metric.threshold_breached")] == ["fid", "silence", "silence"]
     assert [event.rule for event in eyes.events("metric.recovered")] == ["fid", "silence"]
     assert eyes.dead("metrics") == []
+
+
+async def test_breaches_of_one_moment_are_episodes_of_their_own(autojump_clock: MockClock, config: Path) -> None:
+    """A clock that counts whole seconds puts breach, recovery and the next breach into one moment: whoever has heard that
+    an episode is over believes nothing more under its name, so the second breach has another one."""
+    at = clock.now()
+    async with TestBus(metrics.worker) as bus:
+        found = await told(bus, *(report("fid", value, occurred_on=at) for value in (31.0, 20.0, 32.0, 21.0)))
+    first, over, second, again = (one.episode_id for one in found)
+    assert first == over != second == again
+
+
+async def test_silences_after_one_report_are_episodes_of_their_own(autojump_clock: MockClock, config: Path) -> None:
+    """A report that is late ends a silence and is not the newest one: the next silence has a name of its own."""
+    at = clock.now()
+    async with TestBus(metrics.worker) as bus:
+        await told(bus, report("accuracy", 0.9, occurred_on=at))
+        await bus.advance(130)
+        await told(bus, report("accuracy", 0.8, occurred_on=at - timedelta(seconds=10)))
+        await bus.advance(130)
+        breaches = [one.event for one in bus.published(MetricThresholdBreached)]
+    assert [one.condition for one in breaches] == ["absent", "absent"]
+    assert breaches[0].episode_id != breaches[1].episode_id
+
+
+async def test_reports_of_one_moment_count_without_any_lateness(autojump_clock: MockClock, config: Path) -> None:
+    """late_seconds = 0: what is as old as the newest report is not older."""
+    config.write_text(f"{RULES}\n[workers.metrics]\nlate_seconds = 0\n")
+    at = clock.now()
+    async with TestBus(metrics.worker) as bus:
+        found = await told(bus, *(report("fid", value, occurred_on=at) for value in (20.0, 31.0)))
+        found += await told(bus, report("fid", 20.0, occurred_on=at - timedelta(seconds=1)))
+    assert [type(one) for one in found] == [MetricThresholdBreached]
+
+
+async def test_a_rule_that_goes_while_nobody_runs(autojump_clock: MockClock, config: Path) -> None:
+    """Its breach is ended by the next report all the same, by a worker that has never known the rule; once."""
+    async with TestBus(metrics.worker) as bus:
+        (breach,) = await told(bus, report("fid", 31.0))
+        config.write_text("[workers.metrics]\n")
+        await bus.crash("metrics")
+        found = await told(bus, report("fid", 31.0), report("fid", 32.0))
+    assert [(type(one), one.episode_id) for one in found] == [(MetricRecovered, breach.episode_id)]
+
+
+async def test_rules_that_are_nested_too_deeply_are_a_complaint(
+    autojump_clock: MockClock, config: Path, tmp_path: Path
+) -> None:
+    """The old rules stay in force, and no report has to be tried again."""
+    path = tmp_path / "rules.toml"
+    path.write_text('[fid]\nmetric = "fid"\nmax = 30\n')
+    config.write_text(f'[workers.metrics]\nrules_file = "{path}"\n')
+    async with TestBus(metrics.worker) as bus:
+        await told(bus, report("fid", 20.0))
+        path.write_text(f"a = {'[' * 5000}{']' * 5000}")
+        await bus.advance(2)
+        bad = report("fid", 31.0)
+        (found,) = await told(bus, bad)
+        assert len(bus.attempts(bad)) == 1
+    assert isinstance(found, MetricThresholdBreached)

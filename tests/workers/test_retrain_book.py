@@ -295,3 +295,18 @@ def test_settings_that_make_no_sense(table: dict[str, object], said: str) -> Non
     with pytest.raises(msgspec.ValidationError, match=said) as caught:
         msgspec.convert(table, Settings)
     assert "secret" not in str(caught.value)
+
+
+def test_a_clock_that_goes_back_costs_no_more_than_the_times_themselves() -> None:
+    """A run and a wish of a month ahead: debounce, cooldown and budget are counted from now, not from then."""
+    now, month = 1e9, 30 * 86400.0
+    policy = Policy(debounce_seconds=30, cooldown_seconds=3600, daily_runs=1)
+    model = Model()
+    model.want(now + month, "r", "e1")
+    run = model.next("m", policy, now + month + 30)
+    assert isinstance(run, Run) and model.end(run.run_id, run.fence, now + month + 60)
+    model.want(now + month + 90, "r", "e2")
+    assert model.next("m", policy, now) == Wait(now + 86400.0, "1 runs in a day")
+    free = model.next("m", Policy(debounce_seconds=30, cooldown_seconds=3600), now)
+    assert free == Wait(now + 3600.0, "cooldown")
+    assert isinstance(model.next("m", policy, now + 86400.0), Run)

@@ -324,3 +324,53 @@ async def test_a_folder_that_cannot_be_written_is_told(config: Path, tmp_path: P
     with pytest.raises(ConfigError, match=r"\[workers.retrain\]: folder .*/runs: File exists"):
         async with Launchers(section("retrain", Settings)):
             pass
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("os.mkfifo(path)", "it is no plain file"),
+        ("os.mkdir(path)", "directory"),
+        ("os.symlink(path, path)", "Too many levels"),
+        ("open(path, 'wb').write(b'{\"\\xff\": 1}')", "'utf-8' codec"),
+        ("open(path, 'w').write('{\"train_items\": -5}')", ">= 0"),
+        ("open(path, 'w').write('{\"train_items\": 100000000000000000000}')", "<= 9223372036854775807"),
+    ],
+)
+async def test_a_result_that_is_none(launcher: Callable[..., Subprocess], source: str, said: str) -> None:
+    """Whatever a training leaves in the place of its result, the run has failed at once: the worker neither waits for a
+    pipe nor stumbles, and what no event could say is refused."""
+    ended = await launched(launcher(f"import os\npath = os.environ['RETRAIN_RESULT']\n{source}\n"))
+    assert said in ended.error and "see /" in ended.error
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="adopting orphans is Linux's")
+@pytest.mark.parametrize("options", [{}, {"timeout_seconds": 1.5}])
+async def test_what_has_left_the_training_ends_with_it(
+    launcher: Callable[..., Subprocess], tmp_path: Path, options: Any
+) -> None:
+    """A daemon that it has started, in a session of its own, neither outlives its success nor its timeout."""
+    wait = "time.sleep(60)" if options else ""
+    source = f"""
+import os, time
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        open({str(tmp_path / "draft")!r}, "w").write(str(os.getpid()))
+        os.rename({str(tmp_path / "draft")!r}, {str(tmp_path / "daemon")!r})
+        time.sleep(120)
+    os._exit(0)
+os.wait()
+while not os.path.exists({str(tmp_path / "daemon")!r}): time.sleep(0.02)
+{wait}
+"""
+    said = await launched(launcher(source, answer="state", **options))
+    assert said.error.startswith("it took longer" if options else "")
+    assert not alive(await pid_in(tmp_path / "daemon"))
+
+
+async def test_a_log_that_cannot_be_opened(launcher: Callable[..., Subprocess], tmp_path: Path) -> None:
+    """As on a full disk: the output is lost, and the training is not."""
+    (tmp_path / "runs" / ORDER.key / "log").mkdir(parents=True)
+    said = await launched(launcher("print('x' * 10_000)\n" + RESULT, log_bytes=4096))
+    assert (said.error, said.result.train_items) == ("", 9)

@@ -40,13 +40,13 @@ def hear(
         group=f"model_name={model}",
         since=at,
     )
-    desk.hear(incident, event, at, UUID(int=1))
+    desk.hear(event.group, incident, event, at, UUID(int=1))
 
 
 def hear_the_end(desk: Desk, name: str) -> None:
     """And that it is over."""
     over = IncidentResolved(model_name="m", incident_id=name, severity="warning", title="over")
-    desk.hear(Incident(), over, BEGAN, UUID(int=2))
+    desk.hear(over.group, Incident(), over, BEGAN, UUID(int=2))
 
 
 class Play:

@@ -525,3 +525,32 @@ async def test_timers_go_on_on_every_kind_of_server(
         await until(partial(heard, "resolved"), 30)
     kinds = phones["log"].kinds
     assert kinds[0] == "opened" and kinds[-1] == "resolved" and set(kinds[1:-1]) == {"repeated"}
+
+
+async def test_a_colon_in_a_metrics_name(
+    autojump_clock: MockClock, model: str, phones: Phones, configure: Configure
+) -> None:
+    """Routes and silences know a metric by the whole of its name."""
+    configure('routes = [{ signal = "val:accuracy", destinations = ["chat"] }]', "chat")
+    values = {"value": 0.5, "bound": 0.9, "episode_id": "a:1"}
+    async with TestBus(alerts.worker) as bus:
+        await told(bus, MetricThresholdBreached(model_name=model, metric="val:accuracy", **values))
+    assert phones["chat"].kinds == ["opened"]
+
+
+async def test_what_was_too_much_is_told_when_there_is_room(
+    autojump_clock: MockClock, phones: Phones, configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three incidents at a desk for two: the third is told a minute after another one is over, and then that it is over;
+    the fourth, which ended while there was no room, is never told."""
+    monkeypatch.setattr("canvasbus_workers.alerts.desk.MOST_OPEN", 2)
+    configure("repeat_seconds = 0", "chat")
+    async with TestBus(alerts.worker) as bus:
+        await told(bus, *(drift(f"m{number}") for number in range(4)), over("m3"))
+        assert [one.model_name for one in phones["chat"].heard] == ["m0", "m1"]
+        await told(bus, over("m0"))
+        await bus.advance(61)
+        await told(bus, over("m2"))
+    said = [(one.model_name, one.kind) for one in phones["chat"].heard]
+    assert said[2:] == [("m0", "resolved"), ("m2", "opened"), ("m2", "resolved")]
+    assert len(events(bus, IncidentOpened)) == 4

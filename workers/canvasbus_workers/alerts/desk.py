@@ -91,35 +91,43 @@ class Desk(Struct):
     """Destination → reason → how often."""
 
     def hear(
-        self, incident: Incident, event: IncidentOpened | IncidentResolved | None, at: datetime, correlation_id: UUID
-    ) -> None:
+        self,
+        group: str,
+        incident: Incident,
+        event: IncidentOpened | IncidentResolved | None,
+        at: datetime,
+        correlation_id: UUID,
+    ) -> bool:
         """How an incident stands. `event`: what was published about it; None: its signals are others. `at`: when it
-        happened; `correlation_id`: of what was heard."""
+        happened; `correlation_id`: of what was heard. False: it is open, and there is no room for it."""
         known = self.cases.get(incident.incident_id if event is None else event.incident_id)
         if known is None:
-            if isinstance(event, IncidentOpened):
-                self._take(incident, event, at, correlation_id)
-            return
+            if isinstance(event, IncidentResolved) or not incident.incident_id:
+                return True
+            if len(self.cases) >= MOST_OPEN:
+                if event is not None:
+                    self._count(NOBODY, "overflow")
+                return False
+            self._take(group, incident, at, correlation_id)
+            return True
         if event is not None:
             known.severity, known.title, known.at = event.severity, event.title, at
             known.over = isinstance(event, IncidentResolved)
         if not known.over:
             known.signals, known.kinds, known.summary = incident.signals, incident.kinds, incident.summary
+        return True
 
-    def _take(self, incident: Incident, event: IncidentOpened, at: datetime, correlation_id: UUID) -> None:
-        if len(self.cases) >= MOST_OPEN:
-            self._count(NOBODY, "overflow")
-            return
-        assert event.since is not None
-        self.cases[event.incident_id] = Case(
-            group=event.group,
-            model_name=event.model_name,
-            severity=event.severity,
-            title=event.title,
+    def _take(self, group: str, incident: Incident, at: datetime, correlation_id: UUID) -> None:
+        assert incident.since is not None, "it is open"
+        self.cases[incident.incident_id] = Case(
+            group=group,
+            model_name=incident.model_name,
+            severity=incident.severity,
+            title=incident.title,
             signals=incident.signals,
             kinds=incident.kinds,
             summary=incident.summary,
-            since=event.since,
+            since=incident.since,
             at=at,
             correlation_id=correlation_id,
         )

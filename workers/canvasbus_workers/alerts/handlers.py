@@ -135,11 +135,11 @@ async def _step(group: str, event: Event, at: datetime, signal: Signal | None, c
             incident.ring(signal, now, settings)
     told = incident.step(group, ctx.envelope.id, at, now, settings)
     follows: list[Event | Later | Cancel] = [told] if told else []
-    follows += _timer(_key("incident", group), IncidentDue(group=group), incident.due(settings), now)
-    if told or (incident.incident_id, tuple(incident.ringing)) != before:
+    if told or incident.unheard or (incident.incident_id, tuple(incident.ringing)) != before:
         desk = (await _desk(ctx)).value
-        desk.hear(incident, told, at, event.correlation_id)
+        incident.heard(desk.hear(group, incident, told, at, event.correlation_id), now)
         follows += _tell(desk, ctx)
+    follows += _timer(_key("incident", group), IncidentDue(group=group), incident.due(settings), now)
     if not incident.incident_id and not incident.ringing:
         state.delete()
     return follows

@@ -28,6 +28,8 @@ _SEVERITIES: tuple[Severity, ...] = ("info", "warning", "critical")
 KEPT_ENDED = 64
 MOST_RINGING = 1000
 """Signals of one incident; a state holds a megabyte at most. Beyond, the oldest is forgotten."""
+ROOM_SECONDS = 60.0
+"""After which the desk is asked again whether it has room."""
 SHOWN = 10
 """Signals that events name."""
 LINE = 160
@@ -44,6 +46,8 @@ class Ringing(Struct, array_like=True):
     at: datetime
     until: float = 0.0
     """When it is over by itself; 0: somebody will say so."""
+    kind: str = ""
+    """Of the signal; it may have a colon in it, as a metric's name may."""
 
 
 class Ended(Struct):
@@ -79,6 +83,8 @@ class Incident(Struct):
     """Since when nothing rings; 0: something does."""
     ringing: dict[str, Ringing] = field(default_factory=dict)
     """In the order in which they began."""
+    unheard: float = 0.0
+    """There was no room at the desk: when it is told again at the latest that this is open; 0: the desk knows."""
 
     def ring(self, signal: Signal, now: float, settings: Settings) -> None:
         """A signal rings; known ones may become more severe."""
@@ -94,6 +100,7 @@ class Incident(Struct):
             known.since if known else now,
             signal.at,
             now + settings.quiet_seconds if signal.fades else 0.0,
+            signal.kind,
         )
         if len(self.ringing) > MOST_RINGING:
             del self.ringing[next(iter(self.ringing))]
@@ -139,8 +146,14 @@ class Incident(Struct):
         for one in self.ringing.values():
             if not self.incident_id or RANK[one.severity] > RANK[self.severity]:
                 times.append(_firm_at(one, settings))
+        if self.incident_id and self.unheard:
+            times.append(self.unheard)
         soonest = min(times, default=float("inf"))
         return soonest if soonest < float("inf") else None
+
+    def heard(self, known: bool, now: float) -> None:
+        """Whether the desk knows how it stands."""
+        self.unheard = 0.0 if known else now + ROOM_SECONDS
 
     def _raise(self, group: str, severity: Severity, title: str, now: float, *, escalated: bool) -> IncidentOpened:
         self.severity, self.title, self.raised = severity, title, now
@@ -194,7 +207,7 @@ class Incident(Struct):
     @property
     def kinds(self) -> tuple[str, ...]:
         """The kinds of all its signals."""
-        return tuple(dict.fromkeys(name.partition(":")[0] for name in self.ringing))
+        return tuple(dict.fromkeys(one.kind or name.partition(":")[0] for name, one in self.ringing.items()))
 
 
 def cut(text: str) -> str:

@@ -59,6 +59,8 @@ def arrays_of(event: ObservationsRecorded) -> dict[str, npt.NDArray[Any]]:
     items = len(event.item_ids)
     if len(event.predictions) not in (0, items):
         raise ArtifactError(f"batch {event.batch_id}: {len(event.predictions)} predictions for {items} items")
+    if event.predictions and not -(2**63) <= min(event.predictions) <= max(event.predictions) < 2**63:
+        raise ArtifactError(f"batch {event.batch_id}: a prediction is beyond 64 bits")
     arrays: Mapping[str, npt.NDArray[Any]] = {name: unpack(packed) for name, packed in event.arrays.items()}
     for name, array in arrays.items():
         if array.ndim not in (1, 2) or len(array) != items:

@@ -46,7 +46,10 @@ KEPT_ANSWERS = 50_000
 KEPT_EARLY = 64
 """Batches of labels that may wait for their answers."""
 LEAST_REPEATED = 16
-"""Rows from which equal batches under two ids are one that was sent twice: two rows may well be equal."""
+"""Different rows from which equal batches under two ids are one that was sent twice: a few rows, or a hundred times the same
+answer, may well come again."""
+LOOKED_AT = 64
+"""Rows of a batch among which so many different ones are looked for."""
 ON_ITS_WAY = 0.01
 """Seconds after which a window is looked at again whose parts another process has not committed yet."""
 
@@ -122,10 +125,10 @@ async def observe(event: ObservationsRecorded, ctx: Context) -> Sequence[Event |
     references = ctx.resources.samples.load_all(registered)
     window = (await _window(scope, ctx)).value
     batch_id = event.batch_id or str(ctx.envelope.id)
-    name, content = _short(batch_id), digest_of(arrays) or _short(batch_id)
+    name, content = _short(batch_id), _content(arrays) or _short(batch_id)
     if name in window.seen:
         return ()
-    if len(event.item_ids) >= LEAST_REPEATED and content in window.seen:
+    if content in window.seen:
         return (telling.repeated(scope, batch_id, len(event.item_ids)),)
     opens = not window.items
     part = f"{name}.{content}"
@@ -169,6 +172,13 @@ async def _window(scope: Scope, ctx: Context) -> State[Window]:
 def _count(event: ObservationsRecorded, arrays: Mapping[str, Array], references: Iterable[Reference]) -> Batch:
     counted = {reference.digest: count(reference, arrays).pack() for reference in references}
     return Batch(len(event.item_ids), counted, answers.pack(event.item_ids, event.predictions))
+
+
+def _content(arrays: Mapping[str, Array]) -> str:
+    """The same for batches of which one is the other, sent again; empty: too little is in it to tell."""
+    rows = zip(*(array[:LOOKED_AT] for array in arrays.values()), strict=True)
+    different = {b"".join(value.tobytes() for value in row) for row in rows}
+    return digest_of(arrays) if len(different) >= LEAST_REPEATED else ""
 
 
 def _hold(held: Resources, part: str, batch: Batch) -> None:
@@ -287,12 +297,15 @@ async def label(event: LabelsRecorded, ctx: Context) -> Sequence[Event]:
         return ()
     if len(event.labels) != len(event.item_ids):
         raise Reject(f"labels {event.batch_id}: {len(event.labels)} labels for {len(event.item_ids)} items")
+    if not -(2**63) <= min(event.labels) <= max(event.labels) < 2**63:
+        raise Reject(f"labels {event.batch_id}: a label is beyond 64 bits")
     whole = (await _book(event.model_name, ctx)).value
     name = _short(event.batch_id or str(ctx.envelope.id))
     if name in whole.labelled:
         return ()
     whole.labelled = [*whole.labelled, name][-book.KEPT_WINDOWS :]
-    items, truth = answers.hashed(event.item_ids), np.array(event.labels, np.int64)
+    known = dict(zip(event.item_ids, event.labels, strict=True))  # an answer has one label: the last one
+    items, truth = answers.hashed(known), np.array(list(known.values()), np.int64)
     found, open_ = await _join(event.model_name, whole, items, truth, ctx)
     if open_.any():
         early = Early(items[open_].tobytes(), truth[open_].tobytes())

@@ -12,6 +12,8 @@ from canvasbus_workers.metrics.settings import Settings
 
 EVERY = 1.0
 """Seconds between two looks at the files. One look takes a fifth of a millisecond, and none is taken without a report."""
+KEPT_AT_REST = 10_000
+"""Series without rules that a process remembers."""
 
 
 def rules_of(settings: Settings) -> dict[str, Rule]:
@@ -26,6 +28,8 @@ def rules_of(settings: Settings) -> dict[str, Rule]:
         raise ConfigError(f"rules_file {path} cannot be read: {error.strerror}") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"rules_file {path} is not TOML: {error}") from None
+    except RecursionError:
+        raise ConfigError(f"rules_file {path}: its values are nested too deeply") from None
     except (ValueError, AttributeError) as error:
         raise ConfigError(f"rules_file {path}: {error}") from None
     both = sorted(found.keys() & more.keys())
@@ -43,6 +47,7 @@ class Rules:
         self.settings = read()
         self.rules = rules_of(self.settings)
         self._former: dict[str, Rule] = {}
+        self._at_rest: dict[str, None] = {}
         self.complaint = ""
         """Why what is in the files now is not in force; empty: it is."""
 
@@ -53,6 +58,16 @@ class Rules:
     def was_about(self, model: str, metric: str, segment: str) -> bool:
         """A rule that has been changed or taken away since this process began was for that series: it may be broken there."""
         return any(rule.is_about(model, metric, segment) for rule in self._former.values())
+
+    def is_at_rest(self, series: str) -> bool:
+        """No rule is for that series, and it has been seen that nothing is broken there."""
+        return series in self._at_rest
+
+    def rests(self, series: str) -> None:
+        """Nothing is broken in a series that no rule is for: while that is so it need not be looked at again."""
+        self._at_rest[series] = None
+        if len(self._at_rest) > KEPT_AT_REST:
+            del self._at_rest[next(iter(self._at_rest))]
 
     def refresh(self) -> bool:
         """Look at the files, at most once a second; True when rules or complaint are others than before. What is wrong
@@ -68,6 +83,8 @@ class Rules:
         except ConfigError as error:
             self.complaint = str(error)
         else:
+            if rules != self.rules:
+                self._at_rest.clear()
             self._former |= {name: rule for name, rule in self.rules.items() if rules.get(name) != rule}
             self.rules, self.settings, self.complaint = rules, settings, ""
         return before != (self.settings, self.rules, self.complaint)

@@ -32,10 +32,13 @@ async def judge(event: MetricReported, ctx: Context) -> Sequence[Event | Later]:
     rules = _refreshed(ctx)
     model, metric, segment = event.model_name, event.metric, event.labels.get("segment", "")
     about = rules.about(model, metric, segment)
-    if not about and not rules.was_about(model, metric, segment):
-        return ()
     name = _name(model, metric, segment)
+    if not about and not rules.was_about(model, metric, segment) and rules.is_at_rest(name):
+        return ()
     series = (await _series(name, ctx)).value
+    if not about and not series.broken and not series.absent:
+        rules.rests(name)
+        return ()
     # A clock that goes ahead would make everybody else's reports late ones.
     at = min(event.occurred_on.timestamp(), clock.time())
     point = Point(at, event.value, event.items, event.model_version, event.window_id)

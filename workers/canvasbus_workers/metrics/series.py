@@ -103,7 +103,9 @@ class Series(Struct):
 
     def add(self, point: Point, now: float) -> bool:
         """A report has come; False: too late."""
-        if point.at <= self.horizon:
+        if self.horizon > now:
+            self._back_to(now)
+        if point.at <= self.horizon and (self.newest is None or point.at < self.newest.at):
             self.late += 1
             return False
         if point not in self.recent:
@@ -111,6 +113,20 @@ class Series(Struct):
         self.serial += 1
         self.arrived = now
         return True
+
+    def _back_to(self, now: float) -> None:
+        """The clock was ahead, and is not any more: what came in the time that it went back is of now, as reports from the
+        future are. Else all that comes would be late until the clock is there again."""
+        self.horizon = now
+        self.recent, self.past = (
+            [msgspec.structs.replace(point, at=min(point.at, now)) for point in points]
+            for points in (self.recent, self.past)
+        )
+        for course in self.courses.values():
+            course.broken = None if course.broken is None else min(course.broken, now)
+            course.calm = None if course.calm is None else min(course.calm, now)
+        for is_open in (*self.broken.values(), *self.absent.values()):
+            is_open.told = min(is_open.told, now)
 
     def judge(self, rules: Mapping[str, Rule], name: str) -> list[Judgement]:
         """What the rules, all of them for this series, find now. `name` tells this series from others, for ids."""
@@ -134,7 +150,7 @@ class Series(Struct):
         is_open = self.broken.get(rule_name)
         if course.broken is not None and newest.at - course.broken >= rule.for_seconds:
             if is_open is None:
-                is_open = Open(episode_id(name, rule_name, course.broken), newest.at)
+                is_open = Open(episode_id(name, rule_name, course.broken, self.serial), newest.at)
                 self.broken[rule_name] = is_open
                 return Judgement(rule_name, newest, quantity, "opened", is_open.episode_id)
             if 0 < rule.remind_seconds <= newest.at - is_open.told:
@@ -192,7 +208,7 @@ class Series(Struct):
         """Nothing has come since the report number `serial`: the new episode's id; None: it has, or that is known."""
         if self.serial != serial or rule in self.absent or (newest := self.newest) is None:
             return None
-        self.absent[rule] = Open(episode_id(name, f"{rule}/absent", newest.at), newest.at)
+        self.absent[rule] = Open(episode_id(name, f"{rule}/absent", newest.at, self.serial), newest.at)
         return self.absent[rule].episode_id
 
     def come_back(self) -> list[tuple[str, str]]:
@@ -207,7 +223,8 @@ class Series(Struct):
         return [(name, self.broken.pop(name).episode_id) for name in gone]
 
 
-def episode_id(series: str, rule: str, since: float) -> str:
-    """The same for the same breach, whoever finds it."""
-    digest = blake2b(f"{series} {since!r}".encode(), digest_size=8).hexdigest()
+def episode_id(series: str, rule: str, since: float, serial: int) -> str:
+    """The same for the same breach, whoever finds it, and never that of another one: several may begin in one moment, by
+    the time of the reports. `serial`: how many reports there were when it was found."""
+    digest = blake2b(f"{series} {since!r} {serial}".encode(), digest_size=8).hexdigest()
     return f"metrics/{rule}/{digest}"

@@ -167,7 +167,9 @@ class Model(Struct):
         if self.labels < policy.min_new_labels and not self.proposal_id:
             self._drop()
             return Rest(f"{self.labels} of {policy.min_new_labels} new labels: it has to be asked again")
-        self.starts = [start for start in self.starts if now - start < DAY]
+        # A clock that went ahead for a while must not make the model wait for it: what lies in the future was now at most.
+        wish.since, self.ended = min(wish.since, now), min(self.ended, now)
+        self.starts = [min(start, now) for start in self.starts if now - start < DAY]
         waits = [
             (0.0 if wish.asked else wish.since + policy.debounce_seconds, "other signals may follow"),
             (self.ended + policy.cooldown_seconds if self.ended else 0.0, "cooldown"),

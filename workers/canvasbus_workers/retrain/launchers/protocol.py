@@ -1,10 +1,10 @@
 """What a launcher is given, what it says, and how it fails. No I/O."""
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Annotated, Protocol
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from canvasbus.events import ArtifactRef, RetrainStarted
 from canvasbus.worker import Context
@@ -35,7 +35,7 @@ class Result(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     model_version: str = ""
     model: ArtifactRef | None = None
     manifest: ArtifactRef | None = None
-    train_items: int = 0
+    train_items: Annotated[int, Meta(ge=0, le=2**63 - 1)] = 0
     metrics: Mapping[str, float] = msgspec.field(default_factory=dict)
     error: str = ""
     """Why there is no model after all; empty: there is one."""

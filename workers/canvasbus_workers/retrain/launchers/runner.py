@@ -18,6 +18,7 @@ its environment, which is the training's.
 import contextlib
 import ctypes
 import fcntl
+import io
 import json
 import os
 import selectors
@@ -31,6 +32,9 @@ from typing import Any
 LOCKED = 75
 """Exit code: another runner has this run (EX_TEMPFAIL in sysexits.h)."""
 PR_SET_PDEATHSIG = 1
+PR_SET_CHILD_SUBREAPER = 36
+ROUNDS = 100
+"""Of ending what a training has left behind: each may have started something more."""
 
 
 def main(folder: str) -> int:
@@ -63,6 +67,8 @@ def run(order: dict[str, Any]) -> dict[str, Any]:
     signal.set_wakeup_fd(wake.fileno())
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.signal(signal.SIGTERM, lambda *_: asked.append(True))
+    log = Log(order["log_bytes"])
+    adopt_orphans()
     try:
         process = subprocess.Popen(
             order["command"],
@@ -78,7 +84,6 @@ def run(order: dict[str, Any]) -> dict[str, Any]:
     assert process.stdout is not None
     output = process.stdout.fileno()
     os.set_blocking(output, False)
-    log = Log(order["log_bytes"])
     why = ""
     kill_at: float | None = None
     with selectors.DefaultSelector() as selector:
@@ -100,8 +105,10 @@ def run(order: dict[str, Any]) -> dict[str, Any]:
                 else:
                     with contextlib.suppress(BlockingIOError):
                         heard.recv(4096)
+                    reap(but=process.pid)
     seconds = time.monotonic() - began
-    kill(process.pid, signal.SIGKILL)  # what it has left behind in its group
+    kill(process.pid, signal.SIGKILL)  # what it has left behind in its group, …
+    end_orphans()  # … and what has left that
     while log.take(output):
         pass
     log.close()
@@ -112,6 +119,42 @@ def die_with_parent() -> None:
     """In the child: SIGKILL when the runner dies."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def adopt_orphans() -> None:
+    """What a training has started becomes a child of this process when its own parent ends (Linux)."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
+
+
+def end_orphans() -> None:
+    """SIGKILL to all children, until there are none. The training itself has been reaped."""
+    for _ in range(ROUNDS):
+        found = children()
+        for pid in found:
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(OSError):
+                os.waitpid(pid, 0)
+        if not found:
+            return
+
+
+def reap(but: int) -> None:
+    """Adopted children that have ended leave nothing behind; the training itself is waited for elsewhere."""
+    for pid in children():
+        if pid != but:
+            with contextlib.suppress(OSError):
+                os.waitpid(pid, os.WNOHANG)
+
+
+def children() -> list[int]:
+    """Of this process; none where there is no /proc to tell."""
+    try:
+        with open(f"/proc/self/task/{os.getpid()}/children", encoding="ascii") as file:  # noqa: PTH123
+            return [int(pid) for pid in file.read().split()]
+    except OSError:
+        return []
 
 
 def kill(group: int, number: int) -> None:
@@ -140,7 +183,7 @@ class Log:
         """Bytes that are kept no more."""
         self._half = max(1, limit // 2)
         self._size = self._old = 0
-        self._file = open("log", "wb", buffering=0)  # noqa: PTH123, SIM115
+        self._file = self._opened()
 
     def take(self, output: int) -> bytes | None:
         """Read what is there, and keep it; b"": nothing more will come, None: nothing is there now."""
@@ -152,22 +195,32 @@ class Log:
         while rest:
             part, rest = rest[: self._half - self._size], rest[self._half - self._size :]
             with contextlib.suppress(OSError):  # a full disk must not end the training
-                self._file.write(part)
+                if self._file is not None:
+                    self._file.write(part)
             self._size += len(part)
             if self._size >= self._half:
                 self._turn()
         return data
 
     def _turn(self) -> None:
-        self._file.close()
-        os.replace("log", "log.1")  # noqa: PTH105
+        self.close()
+        with contextlib.suppress(OSError):
+            os.replace("log", "log.1")  # noqa: PTH105
         self.dropped += self._old
         self._old, self._size = self._size, 0
-        self._file = open("log", "wb", buffering=0)  # noqa: PTH123, SIM115
+        self._file = self._opened()
 
     def close(self) -> None:
         """Everything is written."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
+
+    def _opened(self) -> io.FileIO | None:
+        """None: there is no room for a file, and what the training says is read and lost."""
+        try:
+            return io.FileIO("log", "wb")
+        except OSError:
+            return None
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ starts a second training, and the worker that takes over waits for the end of wh
 import fcntl
 import os
 import signal
+import stat
 import sys
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
@@ -156,18 +157,27 @@ def outcome(folder: Path, policy: Policy) -> Ended:
     if policy.says == "bus":
         return Ended(duration=seconds)
     try:
-        with (folder / "result.json").open("rb") as file:
-            data = file.read(LARGEST_RESULT + 1)
+        result = msgspec.json.decode(_result(folder / "result.json"), type=Result)
     except FileNotFoundError:
         if policy.says == "state":
             return Ended(duration=seconds)
         return Ended(error=f"it ended well and wrote no result file; see {folder}", duration=seconds)
-    try:
-        if len(data) > LARGEST_RESULT:
-            raise msgspec.ValidationError(f"more than {LARGEST_RESULT} bytes")
-        return Ended(result=msgspec.json.decode(data, type=Result), duration=seconds)
-    except msgspec.DecodeError as problem:
-        return Ended(error=f"its result file: {problem}; see {folder}", duration=seconds)
+    except (OSError, UnicodeDecodeError, msgspec.DecodeError) as problem:
+        said = problem.strerror if isinstance(problem, OSError) else problem
+        return Ended(error=f"its result file: {said}; see {folder}", duration=seconds)
+    return Ended(result=result, duration=seconds)
+
+
+def _result(path: Path) -> bytes:
+    """What the training wrote. It may be anything: a pipe is not waited for, and nothing is read without a limit."""
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    with os.fdopen(handle, "rb") as file:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise msgspec.ValidationError("it is no plain file")
+        data = file.read(LARGEST_RESULT + 1)
+    if len(data) > LARGEST_RESULT:
+        raise msgspec.ValidationError(f"more than {LARGEST_RESULT} bytes")
+    return data
 
 
 def _failure(ended: Mapping[str, Any], policy: Policy) -> str:
