@@ -73,6 +73,7 @@ def _accuracy_changed(
             window_id=window.window_id,
             window_number=window.number,
             episode_id=episode_id,
+            segment=segment,
         )
     if finding.breached:
         yield MetricThresholdBreached(
@@ -89,6 +90,7 @@ def _accuracy_changed(
             reference_id="" if window.regime == UNMATCHED else window.regime,
             episode_id=episode_id,
             reminder=was_open,
+            segment=segment,
         )
 
 
