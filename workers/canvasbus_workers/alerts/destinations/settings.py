@@ -14,7 +14,7 @@ from msgspec import Meta, Struct
 
 from canvasbus.errors import ConfigError
 from canvasbus_workers.alerts.destinations.guard import Allow, flaw
-from canvasbus_workers.alerts.destinations.secret import Secret
+from canvasbus_workers.outside.secret import Secret
 
 Seconds = Annotated[float, Meta(gt=0, le=366 * 86400)]
 _NAME = re.compile(r"[A-Za-z0-9_.\-]{1,100}")
