@@ -237,7 +237,7 @@ async def test_from_request_to_promotion(
     table = {"url": f"{trainer.url}/runs", "status_url": f"{trainer.url}/runs/{{id}}"}
     lines = [f"{name} = {json.dumps(value)}" for name, value in table.items()]
     (tmp_path / "canvasbus.toml").write_text(
-        '[workers.retrain]\nlauncher = "http"\nanswer = "state"\npoll_seconds = 0.01\n[workers.retrain.http]\n'
+        f'[workers.retrain]\nlauncher = "http"\nfolder = "{tmp_path}"\nanswer = "state"\npoll_seconds = 0.01\n[workers.retrain.http]\n'
         + "\n".join(lines)
     )
     trainer.on("POST /runs", (503, {}, {"retry-after": "0"}), (201, {"id": "r-1"}))
