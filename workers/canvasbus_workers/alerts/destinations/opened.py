@@ -75,15 +75,12 @@ class Destinations(Mapping[str, Posted]):
         await destinations["ops"].send(notification)
     """
 
-    def __init__(
-        self, settings: Mapping[str, Settings], *, file: str = "canvasbus.toml", network: "Network | None" = None
-    ):
+    def __init__(self, settings: Mapping[str, Settings], *, network: "Network | None" = None) -> None:
         """Reads the secrets. `network`: how to look up and connect, for tests.
 
         Raises ConfigError, one line, when a secret is not there or is none, or httpx2 is not installed."""
         self._opened = {
-            name: _open(name, one, f"{file}: [workers.alerts.destinations.{name}]", network)
-            for name, one in settings.items()
+            name: _open(name, one, f"[workers.alerts.destinations.{name}]", network) for name, one in settings.items()
         }
         self._stack = AsyncExitStack()
 
