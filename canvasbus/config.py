@@ -154,6 +154,8 @@ def section(worker: str, type: type[T], loaded: Loaded | None = None) -> T:
         return msgspec.convert(table, type)
     except msgspec.ValidationError as error:
         raise ConfigError(f"{where}: {_plainer(str(error))}") from None
+    except ConfigError as error:  # of a table inside, which knows its place in the file but not the file
+        raise ConfigError(f"{loaded.file}: {error}") from None
 
 
 def _plainer(error: str) -> str:

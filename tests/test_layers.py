@@ -35,7 +35,7 @@ DOORS = {
     "canvasbus.testing",
     "canvasbus.clock",  # the only source of time, for workers too
 }
-SHARED_BY_WORKERS = {"artifacts", "monitoring", "tagging"}
+SHARED_BY_WORKERS = {"artifacts", "monitoring", "outside", "tagging"}
 MACHINERY = {"wire", "transport", "produce", "consume", "operate", "bus", "worker"}
 
 # An exception, with its reason.

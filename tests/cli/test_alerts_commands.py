@@ -200,6 +200,7 @@ def test_a_destination_that_fails_says_whose_move_is_next(run_bare: Run, monkeyp
             '[workers.alerts.destinations.x]\nkind = "pigeon"',
             "[workers.alerts.destinations.x]: kind must be one of log, slack",
         ),
+        ('[workers.alerts.destinations.x]\nkind = ["slack"]', "[workers.alerts.destinations.x]: kind must be one of"),
         ('[workers.alerts.destinations.x]\nkind = "log"\ncolour = 1', "unknown key 'colour'"),
         ('[workers.alerts.destinations.x]\nkind = "slack"\nurl_fil = "x"', "did you mean url_file?"),
         ('[workers.alerts.destinations.x]\nkind = "slack"', "give one of url, url_file, url_env"),
@@ -209,9 +210,13 @@ def test_a_destination_that_fails_says_whose_move_is_next(run_bare: Run, monkeyp
         ),
     ],
 )
-def test_the_doctor_and_the_sample_refuse_wrong_settings(run: Run, empty_folder: Path, text: str, said: str) -> None:
-    """An error of the doctor's, and bad usage for whoever sends a sample."""
-    (empty_folder / "canvasbus.toml").write_text(f"[workers.alerts]\n{text}\n")
+def test_the_doctor_and_the_sample_refuse_wrong_settings(
+    run: Run, empty_folder: Path, monkeypatch: pytest.MonkeyPatch, text: str, said: str
+) -> None:
+    """An error of the doctor's, and bad usage for whoever sends a sample; both name the file, whatever it is called."""
+    (empty_folder / "staging.toml").write_text(f"[workers.alerts]\n{text}\n")
+    monkeypatch.setenv("CANVASBUS_CONFIG", "staging.toml")
     (finding,) = [one for one in run("doctor", "--json").records if one["check"] == "workers.alerts"]
     assert finding["level"] == "error" and said in finding["found"], finding
+    assert "staging.toml: [workers.alerts" in finding["found"] and "canvasbus.toml" not in finding["found"]
     run("alerts", "test").failed(2, said)

@@ -442,10 +442,13 @@ async def test_what_differs_in_a_reference_is_named(
 # --- labels ------------------------------------------------------------------------------------------------------------
 
 
-async def test_late_labels_report_breach_and_recovery(autojump_clock: MockClock, bus: TestBus, studio: Studio) -> None:
+@pytest.mark.parametrize("segment", ["", "eu"])
+async def test_late_labels_report_breach_and_recovery(
+    autojump_clock: MockClock, bus: TestBus, studio: Studio, segment: str
+) -> None:
     """Labels of closed windows are joined by id and judged against what the matching reference reached; a collapse is a
-    breach at once, and the errors' own detector fires; calm windows end both."""
-    batches = [studio.batch() for _ in range(30)]
+    breach at once, and the errors' own detector fires; calm windows end both. All of it names the segment."""
+    batches = [studio.batch(segment=segment) for _ in range(30)]
     async with bus:
         await told(bus, studio.reference(), *batches)
         await told(
@@ -462,6 +465,7 @@ async def test_late_labels_report_breach_and_recovery(autojump_clock: MockClock,
     assert (errors.drift_type, errors.window_id) == ("hddm_a:errors", "b2")
     (over,) = [e for e in events(bus, DriftResolved) if e.scope == "errors"]
     assert over.episode_id == errors.episode_id
+    assert {e.segment for e in (*breaches, recovered, errors, over)} == {segment}
 
 
 async def test_a_drift_that_hurts_becomes_critical_once(

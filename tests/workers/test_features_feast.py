@@ -1,9 +1,11 @@
 """The sink of Feast's feature server, against a server of this test that answers as Feast's does."""
 
 import json
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from struct import pack
 from typing import Any
 
@@ -12,11 +14,14 @@ import msgspec
 import pytest
 import trio
 
+from canvasbus.errors import ConfigError
 from canvasbus.events import FloatArray
+from canvasbus_workers.features.edge import opened
 from canvasbus_workers.features.rows import FeatureRow
 from canvasbus_workers.features.settings import FeastSettings
 from canvasbus_workers.features.sinks import Away, RowsRefused
 from canvasbus_workers.features.sinks.feast import FeastSink, pushes
+from canvasbus_workers.outside.secret import Secret
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 VIEWS = {
@@ -108,7 +113,7 @@ def test_rows_with_the_same_columns_are_one_request_in_the_order_of_their_times(
 async def test_it_posts_to_push() -> None:
     """Below the path of the URL, as JSON, with the header that it was given, over one connection."""
     async with feast_server() as feast:
-        sink = FeastSink("feast", settings(feast.url), "Bearer x")
+        sink = FeastSink("feast", settings(feast.url), Secret("Bearer x"))
         await sink.write([row(values={"n": 1.0})])
         await sink.write([row(values={"n": 1.0})])
         await sink.aclose()
@@ -183,3 +188,48 @@ async def test_an_answer_that_does_not_come_is_tried_again() -> None:
         with pytest.raises(Away, match="feast: "):
             await sink.write([row(values={"n": 1.0})])
         await sink.aclose()
+
+
+async def test_a_token_that_comes_back_is_not_told() -> None:
+    """What is refused ends in dead letters and logs; what Feast says besides does not keep its rows from being found."""
+    async with feast_server() as feast:
+        feast.answers = [(422, "no rights: Bearer s3cret-token")]
+        sink = FeastSink("feast", settings(feast.url), Secret("Bearer s3cret-token"))
+        with pytest.raises(RowsRefused) as caught:
+            await sink.write([row(values={"n": 1.0})])
+        await sink.aclose()
+    assert caught.value.refused == {0: "feast: Feast answered 422 its text repeats a secret and is not shown"}
+
+
+@pytest.mark.parametrize(
+    ("token", "said"),
+    [
+        ("", r"authorization_file names .*, which is empty"),
+        ("Bearer a\nBearer b", "the authorization does not fit into a header"),
+        ("Bearer é", "the authorization does not fit into a header"),
+    ],
+)
+async def test_an_authorization_that_cannot_be_sent_is_told_at_the_start(tmp_path: Path, token: str, said: str) -> None:
+    """By the file that holds it, and without it."""
+    (tmp_path / "token").write_text(token)
+    one = settings(authorization_file=str(tmp_path / "token"))
+    with pytest.raises(ConfigError, match=rf"\[workers.features.sinks.f\]: {said}"):
+        async with opened({"f": one}):
+            pass
+
+
+async def test_a_missing_package_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the start, and how to get it."""
+    monkeypatch.setitem(sys.modules, "httpx2", None)
+    for name in ("features.sinks.feast", "outside.client"):
+        monkeypatch.delitem(sys.modules, f"canvasbus_workers.{name}")
+    with pytest.raises(ConfigError, match=r"needs httpx2: pip install 'canvasbus\[features\]'"):
+        async with opened({"f": settings()}):
+            pass
+
+
+async def test_a_url_that_is_none_is_told() -> None:
+    """Before the first row."""
+    with pytest.raises(ConfigError, match=r"\[workers.features.sinks.f\]: http://h:abc/push: "):
+        async with opened({"f": settings("http://h:abc")}):
+            pass

@@ -15,7 +15,7 @@ from workers.trainers import DROP, HANG, Service, service
 from canvasbus.errors import ConfigError
 from canvasbus.events import RetrainRequested
 from canvasbus_workers import retrain
-from canvasbus_workers.retrain.launchers.client import HttpClient
+from canvasbus_workers.outside.client import HttpClient
 from canvasbus_workers.retrain.launchers.http import Http
 from canvasbus_workers.retrain.launchers.prefect import Prefect
 from canvasbus_workers.retrain.launchers.protocol import (
@@ -53,7 +53,7 @@ def trainer() -> Iterator[Service]:
 
 @pytest.fixture
 async def client() -> AsyncIterator[HttpClient]:
-    async with HttpClient() as one:
+    async with HttpClient("canvasbus-retrain") as one:
         yield one
 
 
@@ -98,6 +98,7 @@ async def test_an_order_is_a_post(http: Callable[..., Http], trainer: Service, m
     ("answer", "error", "said"),
     [
         ((422, {"detail": "no such model"}), Rejected, '127.0.0.1 answered 422: {"detail": "no such model"}'),
+        ((422, {"got": "Bearer s3cret"}), Rejected, "127.0.0.1 answered 422: its text repeats a secret"),
         ((401, {}), Rejected, "127.0.0.1 answered 401: look at token_env or token_file"),
         ((302, {}, {"location": "http://elsewhere/"}), Rejected, "127.0.0.1 answered 302"),
         ((429, {}, {"retry-after": "7"}), Busy, "127.0.0.1 answered 429"),
@@ -236,7 +237,7 @@ async def test_from_request_to_promotion(
     table = {"url": f"{trainer.url}/runs", "status_url": f"{trainer.url}/runs/{{id}}"}
     lines = [f"{name} = {json.dumps(value)}" for name, value in table.items()]
     (tmp_path / "canvasbus.toml").write_text(
-        '[workers.retrain]\nlauncher = "http"\nanswer = "state"\npoll_seconds = 0.01\n[workers.retrain.http]\n'
+        f'[workers.retrain]\nlauncher = "http"\nfolder = "{tmp_path}"\nanswer = "state"\npoll_seconds = 0.01\n[workers.retrain.http]\n'
         + "\n".join(lines)
     )
     trainer.on("POST /runs", (503, {}, {"retry-after": "0"}), (201, {"id": "r-1"}))
@@ -261,8 +262,23 @@ async def test_a_missing_package_is_told(namespace: str, tmp_path: Path, monkeyp
     from canvasbus_workers.retrain.settings import Settings
 
     monkeypatch.setitem(sys.modules, "httpx2", None)
-    monkeypatch.delitem(sys.modules, "canvasbus_workers.retrain.launchers.client")
-    settings = msgspec.convert({"models": {"m": {"launcher": "http", "http": {"url": "http://h/"}}}}, Settings)
+    monkeypatch.delitem(sys.modules, "canvasbus_workers.outside.client")
+    table = {"launcher": "http", "http": {"url": "http://h/"}, "folder": str(tmp_path)}
+    settings = msgspec.convert({"models": {"m": table}, "folder": str(tmp_path)}, Settings)
     with pytest.raises(ConfigError, match=r"need httpx2: pip install 'canvasbus\[retrain\]'"):
+        async with Launchers(settings):
+            pass
+
+
+async def test_a_url_that_is_none_is_told(tmp_path: Path) -> None:
+    """At the start, as is that of a single model."""
+    from canvasbus_workers.retrain.edge import Launchers
+    from canvasbus_workers.retrain.settings import Settings
+
+    table = {"url": "http://h/", "status_url": "http://h:abc/{id}"}
+    settings = msgspec.convert(
+        {"folder": str(tmp_path), "models": {"m": {"launcher": "http", "http": table}}}, Settings
+    )
+    with pytest.raises(ConfigError, match=r"\[workers.retrain\]: http://h:abc/\{id\}: "):
         async with Launchers(settings):
             pass

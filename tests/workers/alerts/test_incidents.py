@@ -273,10 +273,13 @@ def test_what_is_no_signal() -> None:
     ],
 )
 def test_groups(group_by: tuple[str, ...], group: str) -> None:
-    """A beginning and its end are in one group."""
-    began = DriftDetected(model_name="m", drift_score=1, drift_type="ks", segment="eu")
-    assert group_of(signal_of(began), group_by) == group
-    assert group_of(signal_of(DriftResolved(model_name="m", segment="eu")), group_by) == group
+    """A beginning and its end are in one group, and what is drift and what is its cost in the same segment, too."""
+    scope = {"model_name": "m", "segment": "eu"}
+    began, over = DriftDetected(**scope, drift_score=1, drift_type="ks"), DriftResolved(**scope)
+    assert group_of(signal_of(began), group_by) == group_of(signal_of(over), group_by) == group
+    if "signal" not in group_by:
+        breach, recovery = MetricThresholdBreached(**scope, metric="fid"), MetricRecovered(**scope, metric="fid")
+        assert group_of(signal_of(breach), group_by) == group_of(signal_of(recovery), group_by) == group
 
 
 # --- against a naive model --------------------------------------------------------------------------------------------

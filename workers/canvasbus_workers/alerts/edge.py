@@ -60,10 +60,6 @@ def check(table: Table, repeat_seconds: float) -> None:
         return
     from canvasbus_workers.alerts.destinations import settings
 
-    for name, one in others.items():
-        if one.get("kind") not in settings.KINDS:
-            known = ", ".join(("log", *settings.KINDS))
-            raise ConfigError(f"[workers.alerts.destinations.{name}]: kind must be one of {known}")
     for name, given in settings.read(others).items():
         hold = getattr(given, "hold", math.inf)
         if hold < math.inf and not 0 < repeat_seconds < hold:

@@ -67,10 +67,10 @@ def signal_of(event: Event) -> Signal:
             return _of_model(event, "drift", event.episode_id, None, title, segment=event.segment)
         case MetricThresholdBreached():
             title = f"{event.model_name}: {event.metric} {_breach(event)}{_by(event)}"
-            return _of_model(event, event.metric, event.episode_id, event.severity, title)
+            return _of_model(event, event.metric, event.episode_id, event.severity, title, segment=event.segment)
         case MetricRecovered():
             title = f"{event.model_name}: {event.metric} {_recovery(event)}{_by(event)}"
-            return _of_model(event, event.metric, event.episode_id, None, title)
+            return _of_model(event, event.metric, event.episode_id, None, title, segment=event.segment)
         case DataQualityViolated():
             where = event.feature or "the whole batch"
             title = f"{event.model_name}: data break {event.check} in {where}"

@@ -221,9 +221,10 @@ class Book(Struct):
         while len(self.promised) > KEPT_LINES:
             self.promised.pop(next(iter(self.promised)))
 
-    def episode_id(self, model: str, segment: str, signal: str, number: int) -> str:
-        """The same from opening to resolution."""
-        return "/".join(part for part in (model, segment, signal, str(number)) if part)
+
+def episode_id(model: str, segment: str, signal: str, number: int) -> str:
+    """The same from opening to resolution. `signal`: drift, accuracy or errors. `number`: of the episode."""
+    return "/".join(part for part in (model, segment, signal, str(number)) if part)
 
 
 class Scope(Struct, frozen=True):

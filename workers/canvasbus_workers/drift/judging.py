@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 
 from canvasbus import Event
 from canvasbus.events import DriftDetected, DriftResolved, MetricRecovered, MetricReported, MetricThresholdBreached
-from canvasbus_workers.drift.book import UNMATCHED, Book, Closed, Tally
+from canvasbus_workers.drift.book import UNMATCHED, Book, Closed, Tally, episode_id
 from canvasbus_workers.monitoring import Episode, Policy
 from canvasbus_workers.monitoring.quality import Finding, Labelled, Quality, bar
 
@@ -62,7 +62,7 @@ def _accuracy_changed(
     change = episode.feed(
         window.number, flagged=finding.breached, calm=finding.calm, effect=0.0, policy=_at_once(policy)
     )
-    episode_id = book.episode_id(model, segment, METRIC, episode.opened)
+    name = episode_id(model, segment, METRIC, episode.opened)
     if change == "resolved":
         yield MetricRecovered(
             model_name=model,
@@ -72,7 +72,8 @@ def _accuracy_changed(
             model_version=window.version,
             window_id=window.window_id,
             window_number=window.number,
-            episode_id=episode_id,
+            episode_id=name,
+            segment=segment,
         )
     if finding.breached:
         yield MetricThresholdBreached(
@@ -87,8 +88,9 @@ def _accuracy_changed(
             window_number=window.number,
             first_window=finding.first,
             reference_id="" if window.regime == UNMATCHED else window.regime,
-            episode_id=episode_id,
+            episode_id=name,
             reminder=was_open,
+            segment=segment,
         )
 
 
@@ -97,7 +99,7 @@ def _errors_changed(
 ) -> Iterator[Event]:
     episode = book.errors.setdefault(window.segment, Episode())
     change = episode.feed(window.number, flagged=changed, calm=calm, effect=0.0, policy=_at_once(policy))
-    episode_id = book.episode_id(model, window.segment, "errors", episode.opened)
+    name = episode_id(model, window.segment, "errors", episode.opened)
     if change == "opened":
         yield DriftDetected(
             model_name=model,
@@ -110,7 +112,7 @@ def _errors_changed(
             tested=1,
             drifted=1,
             items=judged.items,
-            episode_id=episode_id,
+            episode_id=name,
             window_id=window.window_id,
             window_number=window.number,
             first_window=window.number,
@@ -121,7 +123,7 @@ def _errors_changed(
             model_version=window.version,
             segment=window.segment,
             scope="errors",
-            episode_id=episode_id,
+            episode_id=name,
             window_id=window.window_id,
             window_number=window.number,
             windows=window.number - episode.first + 1,

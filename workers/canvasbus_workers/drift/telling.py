@@ -14,7 +14,7 @@ from canvasbus.events import (
     Severity,
     WindowEvaluated,
 )
-from canvasbus_workers.drift.book import Closed, Scope, Track, Window
+from canvasbus_workers.drift.book import Closed, Scope, Track, Window, episode_id
 from canvasbus_workers.monitoring import Comparison, Episode, FeatureReport, Verdict
 from canvasbus_workers.monitoring.episodes import Change
 from canvasbus_workers.monitoring.expectations import Check, Violation
@@ -139,7 +139,7 @@ def escalated(told: DriftDetected, newest: Closed) -> DriftDetected:
 
 
 def _drift_id(scope: Scope, episode: Episode) -> str:
-    return "/".join(part for part in (scope.model, scope.segment, "drift", str(episode.opened)) if part)
+    return episode_id(scope.model, scope.segment, "drift", episode.opened)
 
 
 def _feature(report: FeatureReport) -> FeatureDrift:

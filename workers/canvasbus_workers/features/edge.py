@@ -3,7 +3,6 @@
 import sqlite3
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from pathlib import Path
 
 from canvasbus.errors import ConfigError
 from canvasbus.store import TrioStore, place
@@ -12,6 +11,7 @@ from canvasbus_workers.features.settings import FeastSettings, RedisSettings, Si
 from canvasbus_workers.features.sinks import FeatureSink
 from canvasbus_workers.features.sinks.redis import RedisSink
 from canvasbus_workers.features.sinks.sqlite import SqliteSink
+from canvasbus_workers.outside.secret import fits_a_header, from_file
 
 
 @asynccontextmanager
@@ -31,7 +31,7 @@ def _open(name: str, one: Sink) -> FeatureSink:
     if isinstance(one, RedisSettings):
         if one.url and one.url_file:
             raise ConfigError(f"{where}: url and url_file are both set: keep one")
-        url = secret(where, "url_file", one.url_file) if one.url_file else one.url
+        url = from_file(f"{where}: url_file", one.url_file).reveal() if one.url_file else one.url
         try:
             store = TrioStore(url, timeout=one.timeout)
         except ConfigError as error:
@@ -43,19 +43,11 @@ def _open(name: str, one: Sink) -> FeatureSink:
         except sqlite3.Error as error:
             raise ConfigError(f"{where}: {one.path} cannot be opened: {error}") from None
     assert isinstance(one, FeastSettings)
-    from canvasbus_workers.features.sinks.feast import FeastSink  # httpx2 is in the extra
-
-    authorization = secret(where, "authorization_file", one.authorization_file) if one.authorization_file else ""
-    return FeastSink(name, one, authorization)
-
-
-def secret(where: str, key: str, path: str) -> str:
-    """What the file says, without the blanks around it."""
     try:
-        text = Path(path).read_text().strip()
-    except (OSError, UnicodeDecodeError) as error:
-        said = getattr(error, "strerror", None) or "it is not UTF-8"
-        raise ConfigError(f"{where}: {key} names {path}, which cannot be read: {said}") from None
-    if not text:
-        raise ConfigError(f"{where}: {key} names {path}, which is empty")
-    return text
+        from canvasbus_workers.features.sinks.feast import FeastSink
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"{where}: needs {error.name}: pip install 'canvasbus[features]'") from None
+    key = from_file(f"{where}: authorization_file", one.authorization_file) if one.authorization_file else None
+    if key is not None and not fits_a_header(key):
+        raise ConfigError(f"{where}: the authorization does not fit into a header: one line of ASCII is wanted")
+    return FeastSink(name, one, key)

@@ -2,6 +2,7 @@
 
 import errno
 import os
+from collections.abc import Iterable
 from contextlib import AsyncExitStack
 from pathlib import Path
 from types import TracebackType
@@ -12,7 +13,7 @@ from canvasbus_workers.retrain.launchers.protocol import Launcher, OnTheBus
 from canvasbus_workers.retrain.settings import Policy, Settings
 
 if TYPE_CHECKING:
-    from canvasbus_workers.retrain.launchers.client import Client
+    from canvasbus_workers.outside.client import Client
 
 
 class Launchers:
@@ -29,6 +30,7 @@ class Launchers:
             _check_folder(Path(folder))
         if any(table.launcher in ("http", "prefect") for table in tables):
             await self._http()  # a missing package is told at the start, not with the first order
+            _check_urls(tables)
         return self
 
     async def __aexit__(
@@ -62,13 +64,21 @@ class Launchers:
     async def _http(self) -> "Client":
         if self._client is None:
             try:
-                from canvasbus_workers.retrain.launchers.client import HttpClient
+                from canvasbus_workers.outside.client import HttpClient
             except ModuleNotFoundError as error:
                 raise ConfigError(
                     f"the launchers http and prefect need {error.name}: pip install 'canvasbus[retrain]'"
                 ) from None
-            self._client = await self._open.enter_async_context(HttpClient())
+            self._client = await self._open.enter_async_context(HttpClient("canvasbus-retrain"))
         return self._client
+
+
+def _check_urls(tables: Iterable[Policy]) -> None:
+    from canvasbus_workers.outside.client import check_url
+
+    for table in tables:
+        for url in (table.http.url, table.http.status_url, table.http.lookup_url, table.prefect.url):
+            check_url("[workers.retrain]", url)
 
 
 def _check_folder(folder: Path) -> None:

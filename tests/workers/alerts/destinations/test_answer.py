@@ -6,8 +6,9 @@ from email.utils import format_datetime
 import pytest
 
 from canvasbus.worker import Reject, RetryLater
-from canvasbus_workers.alerts.destinations.answer import Undelivered, judge, retry_after, shown
+from canvasbus_workers.alerts.destinations.answer import Undelivered, judge
 from canvasbus_workers.alerts.notification import Gone
+from canvasbus_workers.outside.answer import retry_after, shown
 
 NOW = datetime(2026, 11, 26, 12, 0, tzinfo=UTC)
 

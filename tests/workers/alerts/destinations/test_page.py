@@ -10,9 +10,9 @@ import pytest
 from workers.alerts.destinations.serving import about
 
 import canvasbus_workers.alerts.destinations as destinations
-from canvasbus_workers.alerts.destinations.secret import Secret
 from canvasbus_workers.alerts.destinations.settings import KINDS, Http, read
 from canvasbus_workers.alerts.destinations.webhook import Key, form
+from canvasbus_workers.outside.secret import Secret
 
 PAGE = (Path(destinations.__file__).parent / "README.md").read_text()
 

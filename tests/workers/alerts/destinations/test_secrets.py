@@ -16,7 +16,7 @@ from workers.alerts.destinations.serving import LOCAL, Server, about, answering,
 
 from canvasbus_workers.alerts.destinations import Destinations, read
 from canvasbus_workers.alerts.destinations.dial import Network
-from canvasbus_workers.alerts.destinations.secret import Secret
+from canvasbus_workers.outside.secret import Secret
 
 TOKEN, BEARER, PASSWORD = "T0OPEN/B0SESAME/xoXOxoSECRETxo", "OPENSESAMEBEARER", "OPENSESAMEPROXY"
 KEY = base64.b64encode(b"OPENSESAMESIGNINGKEY-32-bytes-xx").decode()

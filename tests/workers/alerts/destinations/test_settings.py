@@ -12,7 +12,7 @@ from canvasbus_workers.alerts.destinations import Destinations, read
 from canvasbus_workers.alerts.destinations.settings import KINDS, Alertmanager, Slack, Webhook
 
 URL = "https://hooks.example/services/sesame"
-PLACE = "canvasbus.toml: [workers.alerts.destinations.ops]"
+PLACE = "[workers.alerts.destinations.ops]"
 
 
 def test_each_kind_is_a_type() -> None:
@@ -70,7 +70,7 @@ def test_each_kind_is_a_type() -> None:
     ],
 )
 def test_a_mistake_is_one_line(given: Any, said: str) -> None:
-    """It names the file, the table and the key, and no value that may be a secret."""
+    """It names the table and the key, and no value that may be a secret."""
     with pytest.raises(ConfigError) as caught:
         read({"ops": given})
     text = str(caught.value)

@@ -15,8 +15,8 @@ from workers.alerts.destinations.serving import LOCAL, Request, Server, about, a
 
 from canvasbus import clock
 from canvasbus_workers.alerts.destinations.alert import fingerprint, webhook_body
-from canvasbus_workers.alerts.destinations.secret import Secret
 from canvasbus_workers.alerts.destinations.webhook import Key, form, signed
+from canvasbus_workers.outside.secret import Secret
 
 OLD, NEW, STRANGE = ("whsec_" + base64.b64encode(bytes([number]) * 32).decode() for number in (1, 2, 3))
 

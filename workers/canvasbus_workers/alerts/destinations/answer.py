@@ -8,20 +8,16 @@
 any other           Reject: the same request will be refused again
 """
 
-import math
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
+from datetime import datetime
 
 from canvasbus.worker import Reject, RetryLater
-from canvasbus_workers.alerts.destinations.secret import repeats
 from canvasbus_workers.alerts.notification import Gone
+from canvasbus_workers.outside.answer import retry_after
 
 SOON = 1.0
 """Seconds: the shortest wait, for those who say "after 0 seconds" and for dates that are past."""
 UNSAID = 30.0
 """Seconds after which to come again when a 429 does not say it."""
-SHOWN = 120
-"""Characters of an answer that are told."""
 
 
 class Undelivered(Exception):
@@ -47,29 +43,3 @@ def judge(name: str, status: int, wait: str, said: str, *, now: datetime, max_re
     if 300 <= status < 400:
         raise Reject(f"{told}, a redirect, and none is followed: give the URL to which it leads")
     raise Reject(told)
-
-
-def retry_after(text: str, now: datetime) -> float | None:
-    """Seconds to wait by a header Retry-After: a number of seconds or an HTTP date; may be negative. None: it says nothing."""
-    try:
-        seconds = float(text)
-    except ValueError:
-        pass
-    else:
-        return seconds if math.isfinite(seconds) else None
-    try:
-        when = parsedate_to_datetime(text)
-    except (ValueError, TypeError, IndexError, OverflowError):
-        return None
-    return ((when if when.tzinfo else when.replace(tzinfo=UTC)) - now).total_seconds()
-
-
-def shown(body: bytes, *secrets: str) -> str:
-    """What of the body of an error is told: its beginning in one line, where it is text and repeats no secret."""
-    text = body.decode("utf-8", "replace").strip()
-    if repeats(text, *secrets):
-        return "its text repeats a secret and is not shown"
-    if "\ufffd" in text:
-        return ""
-    line = " ".join("".join(one if one.isprintable() else " " for one in text).split())
-    return line if len(line) <= SHOWN else line[: SHOWN - 1] + "…"

@@ -1,4 +1,4 @@
-"""The one module that talks HTTP: a request to an address that was looked at, within a deadline.
+"""The one module of destinations that talks HTTP: a request to an address that was looked at, within a deadline.
 
     URL ─► dial (name looked up ─► addresses judged ─► connected) ─► TLS for the name ─► Answer
 
@@ -26,11 +26,12 @@ import trio
 
 from canvasbus.errors import ConfigError
 from canvasbus.worker import Reject
-from canvasbus_workers.alerts.destinations.answer import Undelivered, shown
+from canvasbus_workers.alerts.destinations.answer import Undelivered
 from canvasbus_workers.alerts.destinations.dial import Blocked, Guarded, Network, cause
 from canvasbus_workers.alerts.destinations.guard import Allow
 from canvasbus_workers.alerts.destinations.message import Message, Question
-from canvasbus_workers.alerts.destinations.secret import Secret
+from canvasbus_workers.outside.answer import shown
+from canvasbus_workers.outside.secret import Secret
 
 # At DEBUG it logs the headers of answers, and with a redirect or an echo of the request the secret of the URL.
 logging.getLogger("httpcore2").setLevel(logging.INFO)

@@ -16,9 +16,9 @@ from canvasbus_workers.alerts.destinations import alertmanager, slack, webhook
 from canvasbus_workers.alerts.destinations.answer import Undelivered, judge
 from canvasbus_workers.alerts.destinations.guard import Allow
 from canvasbus_workers.alerts.destinations.message import Form, Message, Question
-from canvasbus_workers.alerts.destinations.secret import Secret, from_environment, from_file, one_of
 from canvasbus_workers.alerts.destinations.settings import Alertmanager, Http, Settings, Slack, Webhook, check_url
 from canvasbus_workers.alerts.notification import Gone, Notification
+from canvasbus_workers.outside.secret import Secret, fits_a_header, from_environment, from_file, one_of
 
 if TYPE_CHECKING:
     from canvasbus_workers.alerts.destinations.dial import Network
@@ -75,15 +75,12 @@ class Destinations(Mapping[str, Posted]):
         await destinations["ops"].send(notification)
     """
 
-    def __init__(
-        self, settings: Mapping[str, Settings], *, file: str = "canvasbus.toml", network: "Network | None" = None
-    ):
+    def __init__(self, settings: Mapping[str, Settings], *, network: "Network | None" = None) -> None:
         """Reads the secrets. `network`: how to look up and connect, for tests.
 
         Raises ConfigError, one line, when a secret is not there or is none, or httpx2 is not installed."""
         self._opened = {
-            name: _open(name, one, f"{file}: [workers.alerts.destinations.{name}]", network)
-            for name, one in settings.items()
+            name: _open(name, one, f"[workers.alerts.destinations.{name}]", network) for name, one in settings.items()
         }
         self._stack = AsyncExitStack()
 
@@ -137,7 +134,7 @@ def _open(name: str, settings: Settings, place: str, network: "Network | None") 
             url = Secret(alertmanager.endpoint(url.reveal()))
     if isinstance(settings, Webhook | Alertmanager):
         key = one_of(place, "authorization", None, settings.authorization_file, settings.authorization_env)
-    if key is not None and not _fits_a_header(key):
+    if key is not None and not fits_a_header(key):
         raise ConfigError(f"{place}: the authorization does not fit into a header: one line of ASCII is wanted")
     client = Client(
         name, place, url, allow=Allow.of(settings.allow), timeout=settings.timeout, ca_file=settings.ca_file, proxy=proxy,
@@ -159,8 +156,3 @@ def _keys(settings: Webhook, place: str) -> list[webhook.Key]:
         except ValueError as error:
             raise ConfigError(f"{place}: {where} {error}") from None
     return keys
-
-
-def _fits_a_header(secret: Secret) -> bool:
-    text = secret.reveal()
-    return text.isascii() and text.isprintable()

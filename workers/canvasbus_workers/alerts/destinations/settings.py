@@ -14,7 +14,7 @@ from msgspec import Meta, Struct
 
 from canvasbus.errors import ConfigError
 from canvasbus_workers.alerts.destinations.guard import Allow, flaw
-from canvasbus_workers.alerts.destinations.secret import Secret
+from canvasbus_workers.outside.secret import Secret
 
 Seconds = Annotated[float, Meta(gt=0, le=366 * 86400)]
 _NAME = re.compile(r"[A-Za-z0-9_.\-]{1,100}")
@@ -83,14 +83,12 @@ Settings = Slack | Webhook | Alertmanager
 KINDS: Mapping[str, type[Settings]] = {"slack": Slack, "webhook": Webhook, "alertmanager": Alertmanager}
 
 
-def read(table: Mapping[str, Any], file: str = "canvasbus.toml") -> dict[str, Settings]:
-    """The destinations of the table [workers.alerts.destinations], by name. `file`: where the table came from.
+def read(table: Mapping[str, Any]) -> dict[str, Settings]:
+    """The destinations of the table [workers.alerts.destinations], by name.
 
-    Raises ConfigError, one line that names the file, the table and the key, and never the value of a secret.
+    Raises ConfigError, one line that names the table and the key, and never the value of a secret.
     """
-    return {
-        name: _read_one(name, given, f"{file}: [workers.alerts.destinations.{name}]") for name, given in table.items()
-    }
+    return {name: _read_one(name, given, f"[workers.alerts.destinations.{name}]") for name, given in table.items()}
 
 
 def _read_one(name: str, given: Any, place: str) -> Settings:

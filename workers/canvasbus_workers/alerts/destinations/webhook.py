@@ -20,8 +20,8 @@ from canvasbus import clock
 from canvasbus.cloudevents import STRUCTURED_TYPE
 from canvasbus_workers.alerts.destinations.alert import webhook_body
 from canvasbus_workers.alerts.destinations.message import Form, Message
-from canvasbus_workers.alerts.destinations.secret import Secret
 from canvasbus_workers.alerts.notification import Notification
+from canvasbus_workers.outside.secret import Secret
 
 SOURCE = "canvasbus/alerts"
 SHORTEST_KEY = 24

@@ -12,15 +12,20 @@ from typing import Any, NamedTuple
 import msgspec
 
 from canvasbus.events import FloatArray
-from canvasbus_workers.features.http import JsonClient, NoAnswer
 from canvasbus_workers.features.rows import FeatureRow
 from canvasbus_workers.features.settings import FeastSettings, FeastView
 from canvasbus_workers.features.sinks import Away, RowsRefused
+from canvasbus_workers.outside.answer import shown
+from canvasbus_workers.outside.client import HttpClient, NoAnswer, NotSent, check_url
+from canvasbus_workers.outside.secret import Secret
 
 _PASSING = frozenset({401, 403, 404, 408, 425, 429, 502, 503, 504})
 """Statuses that are not the rows' fault: configuration, or load."""
-_NO_SOURCE = "PushSourceNotFound"
+_NO_SOURCE = b"PushSourceNotFound"
 """Feast answers 422 then, as it does to what it cannot read; nothing but its registry, or our settings, can help."""
+
+SHOWN = 300
+"""Characters of an answer that an error repeats."""
 
 
 class Push(NamedTuple):
@@ -34,10 +39,14 @@ class Push(NamedTuple):
 class FeastSink:
     """Pushes to one feature server."""
 
-    def __init__(self, name: str, settings: FeastSettings, authorization: str = "") -> None:
+    def __init__(self, name: str, settings: FeastSettings, authorization: Secret | None = None) -> None:
+        """Raises ConfigError for a URL that is none."""
         self.name = name
         self._settings = settings
-        self._client = JsonClient(settings.url, timeout=settings.timeout, authorization=authorization)
+        self._url = f"{settings.url.rstrip('/')}/push"
+        check_url(f"[workers.features.sinks.{name}]", self._url)
+        self._authorization = authorization
+        self._client = HttpClient("canvasbus-features", kept=1)
 
     async def write(self, rows: Sequence[FeatureRow]) -> None:
         """See FeatureSink."""
@@ -62,12 +71,17 @@ class FeastSink:
 
     async def _sent(self, push: Push) -> tuple[int, str]:
         """Below 300, 4xx or 5xx, and what was said. Raises Away when it is not the rows' fault."""
+        key = "" if self._authorization is None else self._authorization.reveal()
+        headers = {"Authorization": key} if key else {}
         try:
-            status, said = await self._client.post("push", push.body)
-        except NoAnswer as error:
+            reply = await self._client.request(
+                "POST", self._url, body=push.body, headers=headers, seconds=self._settings.timeout
+            )
+        except (NotSent, NoAnswer) as error:
             raise Away(f"{self.name}: {error}") from error
-        why = f"{self.name}: Feast answered {status} {said}".rstrip()
-        if 300 <= status < 400 or status in _PASSING or (status == 422 and _NO_SOURCE in said):
+        status = reply.status
+        why = f"{self.name}: Feast answered {status} {shown(reply.body[:2000], key.partition(' ')[2], most=SHOWN)}".rstrip()
+        if 300 <= status < 400 or status in _PASSING or (status == 422 and _NO_SOURCE in reply.body):
             raise Away(why)
         return status, why
 

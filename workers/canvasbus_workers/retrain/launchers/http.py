@@ -8,8 +8,8 @@ asked for the order (`lookup_url`); where that is not possible the run fails, an
 from pathlib import Path
 from urllib.parse import quote
 
+from canvasbus_workers.outside.client import Client
 from canvasbus_workers.retrain.launchers import records
-from canvasbus_workers.retrain.launchers.client import Client
 from canvasbus_workers.retrain.launchers.protocol import (
     Ambiguous,
     Busy,

@@ -7,7 +7,7 @@ fails. (Seen on 3.9.1 by tests/interop/prefect_flow.py.)
 
 from urllib.parse import quote
 
-from canvasbus_workers.retrain.launchers.client import Client
+from canvasbus_workers.outside.client import Client
 from canvasbus_workers.retrain.launchers.protocol import Ended, Launched, Order, Rejected, Running
 from canvasbus_workers.retrain.launchers.remote import Api, field, order_as_json
 from canvasbus_workers.retrain.settings import Policy

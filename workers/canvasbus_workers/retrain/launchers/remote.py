@@ -9,7 +9,9 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from canvasbus_workers.retrain.launchers.client import Client, NoAnswer, NotSent, Reply
+from canvasbus import clock
+from canvasbus_workers.outside.answer import retry_after, shown
+from canvasbus_workers.outside.client import LARGEST_ANSWER, Client, NoAnswer, NotSent, Reply
 from canvasbus_workers.retrain.launchers.protocol import Ambiguous, Busy, Order, Rejected, Unreachable
 from canvasbus_workers.retrain.settings import Remote
 
@@ -18,6 +20,8 @@ BUSY = frozenset({408, 425, 429, 503})
 AGAIN = 10.0
 """Seconds after which to come back when nothing is said about that."""
 LONGEST = 3600.0
+SHOWN = 200
+"""Characters of a refusal that are told."""
 
 
 class Api:
@@ -35,7 +39,8 @@ class Api:
         Raises Rejected, Busy, Unreachable; Ambiguous when nobody knows what became of a request that might have begun
         something. `traceparent`: the trace that the request belongs to.
         """
-        headers = {"Accept": "application/json", **self._authorization()}
+        authorization = self._authorization()
+        headers = {"Accept": "application/json", **authorization}
         if key:
             headers["Idempotency-Key"] = key
         if traceparent:
@@ -50,6 +55,9 @@ class Api:
         except NoAnswer as error:
             raise (Ambiguous if body is not None else Unreachable)(str(error)) from None
         host = urlsplit(url).hostname
+        if reply.cut:
+            said = f"{host}: an answer of more than {LARGEST_ANSWER} bytes"
+            raise (Ambiguous if body is not None else Unreachable)(said)
         if reply.status < 300 or (missing and reply.status == 404):
             return reply.status, _json(reply)
         if reply.status in BUSY:
@@ -58,7 +66,8 @@ class Api:
             raise (Ambiguous if body is not None else Unreachable)(f"{host} answered {reply.status}")
         if reply.status in (401, 403):
             raise Rejected(f"{host} answered {reply.status}: look at token_env or token_file")
-        raise Rejected(f"{host} answered {reply.status}: {_short(reply)}")
+        secrets = (value.partition(" ")[2] for value in authorization.values())
+        raise Rejected(f"{host} answered {reply.status}: {shown(reply.body[:2000], *secrets, most=SHOWN)}")
 
     def _authorization(self) -> dict[str, str]:
         settings = self._settings
@@ -109,10 +118,5 @@ def _json(reply: Reply) -> Any:
 
 
 def _after(headers: Mapping[str, str]) -> float:
-    said = headers.get("retry-after", "")
-    return min(float(said), LONGEST) if said.isdecimal() else AGAIN
-
-
-def _short(reply: Reply) -> str:
-    text = reply.body[:2000].decode("utf-8", "replace")
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:200]
+    seconds = retry_after(headers.get("retry-after", ""), clock.now())
+    return AGAIN if seconds is None else min(max(seconds, 0.0), LONGEST)

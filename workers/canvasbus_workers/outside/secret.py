@@ -56,6 +56,12 @@ def one_of(place: str, key: str, given: Secret | None, file: str | None, variabl
     return given
 
 
+def fits_a_header(secret: Secret) -> bool:
+    """One line of ASCII."""
+    text = secret.reveal()
+    return text.isascii() and text.isprintable()
+
+
 def repeats(text: str, *secrets: str) -> bool:
     """Whether eight characters in a row of a secret stand in `text`, for example in an answer that repeats its request:
     as they are, percent-encoded, or with the slashes of PHP's JSON."""
