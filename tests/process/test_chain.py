@@ -19,9 +19,10 @@ from workers.alerts.destinations.serving import Server, answering
 from canvasbus import Event, Producer
 from canvasbus_workers.artifacts import ArtifactStore
 from canvasbus_workers.drift import record
+from canvasbus_workers.features import FeatureReader
 
 MODEL = "StyleGAN-Canvas-v3"
-WORKERS = ("drift", "metrics", "alerts", "retrain")
+WORKERS = ("drift", "metrics", "alerts", "retrain", "features")
 
 SETTINGS = """
 [workers.metrics.rules.accuracy]
@@ -103,8 +104,9 @@ async def test_from_observations_to_slack_and_a_new_model(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A model server's batches in: drift and lost quality are noticed, Slack and a webhook are told, the training runs
-    once and its model is promoted, within seconds, and all of it, the outside included, under the one correlation that
-    the model server gave. What caused what leads from the promoted model back to what the model server published."""
+    once and its model is promoted, the window is a row of the feature store, within seconds; and all of it, the outside
+    included, under the one correlation that the model server gave. What caused what leads from the promoted model back to
+    what the model server published."""
     monkeypatch.setenv("ARTIFACT_ROOT", str(tmp_path / "artifacts"))
     ours = str(uuid.uuid4())
 
@@ -131,6 +133,8 @@ async def test_from_observations_to_slack_and_a_new_model(
         await until(promoted, 30)
         print(f"promoted after {time.monotonic() - began:.1f} s")
         bodies = await until(told_of_the_worst, 30)
+        with FeatureReader(server_url, namespace) as online:
+            row = await until(lambda: online.get("drift", [MODEL])[0], 30)
         print(f"told after {time.monotonic() - began:.1f} s")
         nursery.cancel_scope.cancel()
 
@@ -150,6 +154,7 @@ async def test_from_observations_to_slack_and_a_new_model(
         *("retrain.started", "retrain.succeeded", "model.promoted"),
     }
     assert {event["correlationid"] for event in found.values()} == {ours}
+    assert found[str(uuid.UUID(row.event_id))]["type"] == "window.evaluated" and row.values["flagged"] == 1.0
     way = [next(event for event in found.values() if event["type"] == "model.promoted")]
     while cause := way[-1].get("causationid"):
         way.append(found[cause])
