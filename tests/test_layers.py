@@ -41,7 +41,10 @@ MACHINERY = {"wire", "transport", "produce", "consume", "operate", "bus", "worke
 # An exception, with its reason.
 ALLOWED = {
     ("canvasbus.worker", "canvasbus.bus"): "run() is EventBus with workers on it",
-    ("canvasbus.cli.cast", "canvasbus.testing.process"): "where nothing can be killed, the demo kills as the test kit does",
+    (
+        "canvasbus.cli.cast",
+        "canvasbus.testing.process",
+    ): "where nothing can be killed, the demo kills as the test kit does",
     ("canvasbus.cli.cast", "canvasbus.testing.faults"): "the same",
 }
 

@@ -8,12 +8,14 @@ draws it on the alternate screen and overwrites what was there, so nothing flick
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from itertools import pairwise
 from math import log10
 from typing import Any, Protocol
 
 from canvasbus import clock
 from canvasbus.cli.cast import WORKERS
+from canvasbus.cli.figures import figures_of
 from canvasbus.cli.outcome import Line, summary_lines
 from canvasbus.cli.output import Output, safe, short
 from canvasbus.cli.story import LEVEL, STRONGEST, Level, Node, Note, Row, Story, phase_starts
@@ -106,7 +108,7 @@ class JsonLines:
         pass
 
     def end(self, seconds: float) -> None:
-        self._out.record({"summary": self._story.summary(seconds)})
+        self._out.record({"summary": {**self._story.summary(seconds), "figures": asdict(figures_of(self._story))}})
 
 
 class PlainLines:

@@ -79,7 +79,7 @@ def run(*, url: str | None = None, seed: int = 1, speed: float = 1.0, json: bool
     """
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ.setdefault(name, "1")  # read when numpy is imported; BLAS threads would fight the workers for cores
-    _check_extras()
+    check(url)
     import trio
 
     from canvasbus.transport import memory
@@ -89,8 +89,6 @@ def run(*, url: str | None = None, seed: int = 1, speed: float = 1.0, json: bool
     own = url in (None, "memory://")
     url = f"memory://{namespace}" if own or url is None else url
     server = open_server(url)
-    if server.blocks:
-        _on(server, lambda link: link.call("PING"))  # raises at once, before anything is started
     with (
         tempfile.TemporaryDirectory(prefix="canvasbus-demo-") as folder,
         _environment("ARTIFACT_ROOT", folder),
@@ -107,6 +105,16 @@ def run(*, url: str | None = None, seed: int = 1, speed: float = 1.0, json: bool
                 _on(open_server(url), lambda link: link.run(_forget(namespace)))
             if own:
                 memory.forget(namespace)
+
+
+def check(url: str | None) -> None:
+    """Raise ConfigError or Unavailable at once, before anything is started."""
+    _check_extras()
+    from canvasbus.transport.connect import open_server
+
+    server = open_server(url or "memory://")
+    if server.blocks:
+        _on(server, lambda link: link.call("PING"))
 
 
 def _check_extras() -> None:
@@ -256,8 +264,8 @@ class Director:
             if number < WINDOWS:
                 late.append(self._world.window(number))
                 await self._submit(late[-1], "train")
+                await self._rest()  # two batches at once would be counted in any order
                 if number == KILLED_IN:
-                    await self._rest()
                     await self._kill(late[-1])
                 else:
                     await self._submit(late[-1], "test")
@@ -266,6 +274,7 @@ class Director:
             while trio.current_time() < due:
                 self._cast.check()
                 await trio.sleep(min(0.05, max(0.0, due - trio.current_time())))
+        self._story.compared(self._twin.compare())
         return trio.current_time() - began
 
     async def _submit(self, window: "Window", half: str) -> None:

@@ -5,7 +5,7 @@ events: accuracy from metric.reported, drift from window.evaluated, versions fro
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from math import log10, sqrt
 from typing import Any, Literal
@@ -180,7 +180,7 @@ class Shift:
     breach: int | None
     """Labels, which come two windows late, showed a loss of accuracy."""
     breach_is_older: bool
-    """A loss was known before the shift, or was measured with windows before it, too."""
+    """A loss was known before the shift, and had not been repaired."""
     promoted: int | None
     """The first new version."""
     versions: tuple[str, ...]
@@ -255,6 +255,11 @@ class Story:
         if comparison.different:
             return self._note("kill -9", "critical", f"{comparison.different} events differ from a run without it")
         return self._note("kill -9", "good", f"taken over after {seconds:.1f} s, same event ids")
+
+    def compared(self, comparison: Comparison) -> None:
+        """What the killed worker and its twin have said by now."""
+        if self.killing is not None:
+            self.killing.comparison = comparison
 
     def _note(self, what: str, level: Level, text: str) -> Note:
         note = Note(self.seconds, max(0, self.now), what, level, text)
@@ -426,7 +431,7 @@ class Story:
             first_flag=flagged[0] - onset if flagged else None,
             drift=since("drift"),
             breach=breach[0] - onset if breach else None,
-            breach_is_older=breach is not None and (breach[1].reminder or breach[1].first_window < onset),
+            breach_is_older=breach is not None and breach[1].reminder,
             promoted=since("promoted"),
             versions=tuple(v for _, v in promoted),
             learnt=_mean([row for row in rows if row.version != rows[0].version]),
@@ -450,6 +455,21 @@ class Story:
             "clean_windows_tested": tested,
             "accuracy": {n: row.accuracy for n, row in sorted(self.rows.items())},
             "shifts": [{f: getattr(shift, f) for f in (*shift.__slots__, "left", "margin")} for shift in self.shifts()],
+            "alarms": {
+                "heard": self.alarms.heard,
+                "incidents_opened": len(self.alarms.opened),
+                "incidents_made_worse": self.alarms.worse,
+                "incidents_resolved": len(self.alarms.resolved),
+                "each_once": self.alarms.once,
+                "nothing_new": self.alarms.kept_quiet,
+            },
+            "runs": {
+                "fences": self.runs.fences,
+                "promoted": self.runs.promoted,
+                "failed": self.runs.failed,
+                "most_at_a_time": self.runs.most_in_flight,
+            },
+            "killed": asdict(self.killing) if self.killing else None,
             "failures": self.failures,
         }
 
