@@ -245,8 +245,7 @@ class Story:
     def killed(self, window: int, in_hand: int) -> Note:
         """A worker was killed with so many entries in its hands."""
         self.killing = Killing(window, in_hand)
-        batches = f"{in_hand} batch{'es' * (in_hand != 1)} in its hands"
-        return self._note("kill -9", "critical", f"drift worker killed, {batches}")
+        return self._note("kill -9", "critical", f"drift killed, holds {in_hand} batch{'es' * (in_hand != 1)}")
 
     def taken_over(self, seconds: float, comparison: Comparison) -> Note:
         """All that it left undone has been done."""
@@ -254,7 +253,7 @@ class Story:
         self.killing.seconds, self.killing.comparison = seconds, comparison
         if comparison.different:
             return self._note("kill -9", "critical", f"{comparison.different} events differ from a run without it")
-        return self._note("kill -9", "good", f"taken over after {seconds:.1f} s, same event ids")
+        return self._note("kill -9", "good", f"taken over, ids equal, after {seconds:.1f} s")
 
     def compared(self, comparison: Comparison) -> None:
         """What the killed worker and its twin have said by now."""
