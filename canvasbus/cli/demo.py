@@ -299,7 +299,10 @@ class Director:
             while not in_hand:
                 await trio.sleep(LOOK)
                 in_hand = await self._bus.link.run(self._onlooker.in_hand(MORTAL))
-        await self._cast.kill()
+        with trio.move_on_after(STUCK) as dying:
+            await self._cast.kill()
+        if dying.cancelled_caught:
+            raise CanvasbusError(f"demo: the {MORTAL} worker that was to be killed has done nothing for {STUCK:g} s")
         died = trio.current_time()
         self._show.note(self._story.killed(window.number, in_hand))
         await self._rest()  # the dead one's batch counts as pending until somebody else is done with it

@@ -55,8 +55,8 @@ async def _play_all(out: Output, environment: Mapping[str, str], speed: float) -
     _begin(out)
 
     async def play(seed: int) -> None:
-        async with limit:
-            found[seed] = await _play(seed, environment, speed)
+        found[seed] = await _play(seed, environment, speed)
+        limit.release_on_behalf_of(seed)
         for other in SEEDS[len(told) :]:  # in their order, each as soon as those before it are there
             if other not in found:
                 break
@@ -73,6 +73,7 @@ async def _play_all(out: Output, environment: Mapping[str, str], speed: float) -
             nursery.start_soon(leave)
             async with trio.open_nursery() as stories:
                 for seed in SEEDS:
+                    await limit.acquire_on_behalf_of(seed)
                     stories.start_soon(play, seed)
             nursery.cancel_scope.cancel()
     return told if len(told) == len(SEEDS) else None

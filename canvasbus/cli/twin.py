@@ -19,6 +19,7 @@ import trio
 from canvasbus.cli.cast import MORTAL
 from canvasbus.cli.onlooker import Onlooker, Seen
 from canvasbus.cli.story import Comparison
+from canvasbus.errors import CanvasbusError
 
 if TYPE_CHECKING:
     from canvasbus.bus import EventBus
@@ -58,9 +59,11 @@ class Twin:
         for one in given:
             stream = self._onlooker.stream(one.envelope.type)
             await self._bus.link.call("XADD", stream, "*", *one.entry.fields)
-        with trio.fail_after(self._stuck):
+        with trio.move_on_after(self._stuck):
             while not await self._step():
                 await trio.sleep(0.005)
+            return
+        raise CanvasbusError(f"demo: the twin of {MORTAL} has not come to rest for {self._stuck:g} s")
 
     async def _step(self) -> bool:
         """At rest."""

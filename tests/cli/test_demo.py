@@ -289,7 +289,9 @@ def test_a_worker_that_is_killed_in_mid_window_leaves_no_trace(playings: dict[st
     told = playings[name]
     killed = told.summary["killed"]
     published = [event for event in told.events if event["source"] == "drift"]
-    assert (killed["window"], killed["in_hand"]) == (demo.KILLED_IN, 1)
+    assert killed["window"] == demo.KILLED_IN
+    # A process that is stopped just between two reads is given nothing; it dies with half a window all the same.
+    assert killed["in_hand"] in ((0, 1) if name == "processes" else (1,))
     assert killed["seconds"] > 1  # nobody was told that it is dead
     assert killed["comparison"] == {"equal": len(published), "different": 0}
     windows = told.of("window.evaluated")
