@@ -229,7 +229,7 @@ def overall_lines(found: Mapping[int, Figures]) -> Iterator[Line]:
             (f"  {one.rehearsed}".rstrip(), "dim"),
         ]
     yield [("", "")]
-    yield from wrapped([(MEANINGS, "dim"), *_sayings(found)])
+    yield from wrapped([(MEANINGS.strip(), "dim"), *_sayings(found)])
 
 
 def _sayings(found: Mapping[int, Figures]) -> Iterator[tuple[str, str]]:

@@ -108,7 +108,7 @@ def _bus_findings(story: Story) -> Iterator[tuple[str, str]]:
         once = "each opened and resolved once" if alarms.once else "not each of them once"
         text = (
             f"alerts: {alarms.heard} alarms became {_many(len(alarms.opened), 'incident')}, {once} "
-            f"({len(alarms.resolved)} resolved, {alarms.worse} made critical); {alarms.kept_quiet} told nobody anything new."
+            f"({len(alarms.resolved)} resolved, {alarms.worse} made critical); {alarms.kept_quiet} more were part of what was known."
         )
         yield text, "" if alarms.once else "bold red"
     if runs.fences:

@@ -478,7 +478,9 @@ class Story:
 
 _ALARMS = (DriftDetected, MetricThresholdBreached, DataQualityViolated, RetrainFailed, HandlerFailed)
 
-_SIDE = frozenset({"window.evaluated", "metric.reported", "observations.recorded", "reference.registered"})
+_SIDE = frozenset(
+    {"window.evaluated", "metric.reported", "observations.recorded", "reference.registered", "alert.notification_due"}
+)
 """Shown in a chain only where something followed from them."""
 
 

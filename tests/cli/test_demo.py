@@ -38,7 +38,7 @@ from canvasbus.operate.given import from_json
 from canvasbus.transport.blocking import BlockingLink
 from canvasbus.transport.connect import open_server
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
 
 SEED = 0
 WORKERS = {"drift", "alerts", "retrain", "trainer", "tagger"}
@@ -153,7 +153,7 @@ def test_it_ends_well(playings: dict[str, Told]) -> None:
     """Every playing ends with 0, in time, without a word on stderr, and leaves nothing in the temporary folder."""
     for name, told in playings.items():
         assert (told.code, told.errors) == (0, ""), name
-        assert told.seconds < 120, name  # 10 on an idle machine
+        assert told.seconds < 400, name  # 25 on an idle machine, 6 of them until a dead worker is found out
         assert list((told.folder / "tmp").iterdir()) == [], name
         assert told.summary["complete"], name
 
