@@ -373,8 +373,8 @@ def _drift(rows: list[Row | None], story: Story) -> list[Line]:
             evidence = row.evidence if row else None
             style = "red" if row and row.flagged else "green"
             if middle:
-                over = evidence is not None and evidence >= threshold
-                pieces.append(("█", "red") if over else ("┄", "yellow"))
+                # A small p-value alone is no flag: the effect may be below its floor.
+                pieces.append(("█", "red") if row and row.flagged else ("┄", "yellow"))
             elif evidence is None:
                 pieces.append((" ", ""))
             elif line > _ABOVE:
