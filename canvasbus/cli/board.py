@@ -8,11 +8,14 @@ draws it on the alternate screen and overwrites what was there, so nothing flick
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from itertools import pairwise
 from math import log10
 from typing import Any, Protocol
 
 from canvasbus import clock
+from canvasbus.cli.cast import WORKERS
+from canvasbus.cli.figures import figures_of
 from canvasbus.cli.outcome import Line, summary_lines
 from canvasbus.cli.output import Output, safe, short
 from canvasbus.cli.story import LEVEL, STRONGEST, Level, Node, Note, Row, Story, phase_starts
@@ -42,6 +45,9 @@ class Show(Protocol):
     def event(self, entry: Entry, note: Note | None) -> None:
         """An event came; the note says what it means, where it means something."""
 
+    def note(self, note: Note) -> None:
+        """Something happened that is no event."""
+
     def window(self, number: int) -> None:
         """All that this window caused has happened."""
 
@@ -58,7 +64,7 @@ def show_for(out: Output, story: Story, *, where: str, processes: bool, seed: in
     if out.json:
         yield JsonLines(out, story)
         return
-    title = f"{where}, {'4 worker processes' if processes else 'one process'}, seed {seed}"
+    title = f"{where}, {f'{len(WORKERS)} worker processes' if processes else 'one process'}, seed {seed}"
     encoding = (getattr(out.stdout, "encoding", None) or "ascii").lower().replace("-", "")
     if not out.terminal or encoding != "utf8":
         yield PlainLines(out, story, title)
@@ -92,6 +98,9 @@ class JsonLines:
         self._out.record(view(entry, self._codec).cloudevent)
         self._out.flush()
 
+    def note(self, note: Note) -> None:
+        pass  # it is in the summary
+
     def window(self, number: int) -> None:
         pass
 
@@ -99,7 +108,7 @@ class JsonLines:
         pass
 
     def end(self, seconds: float) -> None:
-        self._out.record({"summary": self._story.summary(seconds)})
+        self._out.record({"summary": {**self._story.summary(seconds), "figures": asdict(figures_of(self._story))}})
 
 
 class PlainLines:
@@ -112,9 +121,13 @@ class PlainLines:
 
     def event(self, entry: Entry, note: Note | None) -> None:
         if note is not None:
-            sign, _ = _LEVELS[note.level]
-            sign = {"✖": "!!", "▲": "!", "✔": "ok"}.get(sign, "")
-            self._out.line(f"{note.seconds:7.2f} s  {sign:2}  {note.type:25}  {safe(note.text)}")
+            self.note(note)
+
+    def note(self, note: Note) -> None:
+        sign, _ = _LEVELS[note.level]
+        sign = {"✖": "!!", "▲": "!", "✔": "ok"}.get(sign, "")
+        self._out.line(f"{note.seconds:7.2f} s  {sign:2}  {note.type:25}  {safe(note.text)}")
+        self._out.flush()
 
     def window(self, number: int) -> None:
         row = self._story.rows[number]
@@ -153,6 +166,9 @@ class LiveBoard:
 
     def event(self, entry: Entry, note: Note | None) -> None:
         self._rate.add()
+
+    def note(self, note: Note) -> None:
+        self.tick()
 
     def window(self, number: int) -> None:
         self.tick()
@@ -357,8 +373,8 @@ def _drift(rows: list[Row | None], story: Story) -> list[Line]:
             evidence = row.evidence if row else None
             style = "red" if row and row.flagged else "green"
             if middle:
-                over = evidence is not None and evidence >= threshold
-                pieces.append(("█", "red") if over else ("┄", "yellow"))
+                # A small p-value alone is no flag: the effect may be below its floor.
+                pieces.append(("█", "red") if row and row.flagged else ("┄", "yellow"))
             elif evidence is None:
                 pieces.append((" ", ""))
             elif line > _ABOVE:

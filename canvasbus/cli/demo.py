@@ -8,6 +8,9 @@ This side plays the world and the people who label: it publishes images and, lat
 are those of `canvasbus-worker drift alerts retrain trainer tagger`, and know nothing but the events. On memory:// they run in
 this process; with a server each one is a process of its own.
 
+In the middle of one window the drift worker is killed, with a batch in its hands. Another one, the `twin`, is given the
+same events and lives: at the end what both said must be the same, down to the event ids.
+
 A window stands for an hour of a studio's day, and whatever the workers do about it takes seconds: so the next window
 comes when the bus is at rest and, at the earliest, after the pace of the show. That makes equal seeds tell equal
 stories, in one process or five, however slow the machine is.
@@ -27,15 +30,18 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from canvasbus.cli.cast import Cast, Stage, gather
+from canvasbus.cli.cast import MORTAL, Cast, Stage, gather, logging_to
 from canvasbus.cli.output import Output
 from canvasbus.errors import CanvasbusError, ConfigError
+from canvasbus.ids import id_order
 
 if TYPE_CHECKING:
     from canvasbus import Event
     from canvasbus.bus import EventBus
     from canvasbus.cli.board import Show
+    from canvasbus.cli.onlooker import Seen
     from canvasbus.cli.story import Story
+    from canvasbus.cli.twin import Twin
     from canvasbus.cli.world import Images, Sample, Window, World
     from canvasbus.events import ArtifactRef
     from canvasbus.transport.blocking import BlockingLink
@@ -58,27 +64,31 @@ min_new_labels = 70
 the same images give the same model."""
 LOOK = 0.01
 """Seconds between two looks at the bus."""
+KILLED_IN = 16
+"""The window: the one with which drift.detected comes, mostly."""
+IN_HAND = 2.0
+"""Seconds within which a worker that reads is given what was published; one that has been stopped may not be reading."""
 
 
 def run(*, url: str | None = None, seed: int = 1, speed: float = 1.0, json: bool = False) -> int:
     """Play the story: on memory:// in this process, on a server's URL with worker processes.
 
-    0; 1 when the corrupted images were not answered with a new version or a handler gave an event up; 130 when
-    interrupted. Raises ConfigError for missing extras, Unavailable for a server that is away, and CanvasbusError when
+    0; 1 when the corrupted images were not answered with a new version, a handler gave an event up, or the killed
+    worker's death left a trace; 130 when interrupted. Raises ConfigError for missing extras, Unavailable for a server that is away, and CanvasbusError when
     the story cannot go on, for example because a worker process died.
     """
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ.setdefault(name, "1")  # read when numpy is imported; BLAS threads would fight the workers for cores
-    _check_extras()
+    check(url)
     import trio
 
+    from canvasbus.transport import memory
     from canvasbus.transport.connect import open_server
 
-    url = url or "memory://"
-    server = open_server(url)
-    if server.blocks:
-        _on(server, lambda link: link.call("PING"))  # raises at once, before anything is started
     namespace = f"demo-{uuid.uuid4().hex[:8]}"
+    own = url in (None, "memory://")
+    url = f"memory://{namespace}" if own or url is None else url
+    server = open_server(url)
     with (
         tempfile.TemporaryDirectory(prefix="canvasbus-demo-") as folder,
         _environment("ARTIFACT_ROOT", folder),
@@ -91,9 +101,20 @@ def run(*, url: str | None = None, seed: int = 1, speed: float = 1.0, json: bool
         except BaseExceptionGroup as group:
             raise _cause(group) from None
         finally:
-            if url != "memory://":
-                with suppress(CanvasbusError):
-                    _on(open_server(url), lambda link: link.run(_forget(namespace)))
+            with suppress(CanvasbusError):
+                _on(open_server(url), lambda link: link.run(_forget(namespace)))
+            if own:
+                memory.forget(namespace)
+
+
+def check(url: str | None) -> None:
+    """Raise ConfigError or Unavailable at once, before anything is started."""
+    _check_extras()
+    from canvasbus.transport.connect import open_server
+
+    server = open_server(url or "memory://")
+    if server.blocks:
+        _on(server, lambda link: link.call("PING"))
 
 
 def _check_extras() -> None:
@@ -149,11 +170,16 @@ async def _play(stage: Stage, seed: int, speed: float, out: Output) -> int:
     from canvasbus.bus import EventBus
     from canvasbus.cli.board import show_for
     from canvasbus.cli.story import Story
+    from canvasbus.cli.twin import twin_of
     from canvasbus.cli.world import World
 
     story = Story()
     seconds: float | None = None
-    with show_for(out, story, where=stage.name, processes=stage.processes, seed=seed) as show:
+    with (
+        show_for(out, story, where=stage.name, processes=stage.processes, seed=seed) as show,
+        (stage.folder / "workers.log").open("a") as log,
+        logging_to(log),
+    ):
         with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
             async with trio.open_nursery() as nursery:
 
@@ -169,8 +195,8 @@ async def _play(stage: Stage, seed: int, speed: float, out: Output) -> int:
                 nursery.start_soon(leave)
                 nursery.start_soon(draw)
                 bus = EventBus(stage.url, source="demo", namespace=stage.namespace, patience=10.0, grace=2.0)
-                async with bus, gather(bus, stage) as cast:
-                    director = Director(bus, stage, World(seed), story, show, cast)
+                async with bus, twin_of(STUCK) as twin, gather(bus, stage) as cast:
+                    director = Director(bus, stage, World(seed), story, show, cast, twin)
                     seconds = await director.play(SECONDS_A_WINDOW / speed)
                 nursery.cancel_scope.cancel()
         if seconds is not None:
@@ -178,28 +204,35 @@ async def _play(stage: Stage, seed: int, speed: float, out: Output) -> int:
     if seconds is None:
         out.note("canvasbus: demo interrupted")
         return 130
-    return 0 if story.shifts()[0].versions and not story.failures else 1
+    return 0 if story.is_good else 1
 
 
 class Director:
     """Publishes what happens in the world, and reads everything that is said on the bus."""
 
-    def __init__(self, bus: "EventBus", stage: Stage, world: "World", story: "Story", show: "Show", cast: Cast) -> None:
+    def __init__(
+        self,
+        bus: "EventBus",
+        stage: Stage,
+        world: "World",
+        story: "Story",
+        show: "Show",
+        cast: Cast,
+        twin: "Twin",
+    ) -> None:
+        from canvasbus.cli.onlooker import Onlooker
         from canvasbus.contract.registry import registry
-        from canvasbus.wire.codec import Codec
-        from canvasbus.wire.keys import Keys
 
         self._bus = bus
         self._world = world
         self._story = story
         self._show = show
         self._cast = cast
+        self._twin = twin
         self._folder = stage.folder / "world"
-        self._codec = Codec()
-        keys = Keys(stage.namespace)
-        self._read = {keys.stream(name): "0-0" for name in registry.names()}
-        """Stream → the last entry that was read of it."""
-        self._topic = {keys.stream(name): name for name in registry.names()}
+        self._onlooker = Onlooker(stage.namespace)
+        self._heard: list[Seen] = []
+        """What the twin does not know yet."""
         self._began_ms: int | None = None
         submitted = registry.latest("images.submitted")
         assert submitted is not None, "the tagger declares it"
@@ -215,41 +248,65 @@ class Director:
         from canvasbus.cli.world import LABELS_LATE, WINDOWS
         from canvasbus.events import RetrainRequested
 
-        await self._until(self._joined)
+        await self._until(lambda: self._onlooker.joined(self._cast.reads))
         began = trio.current_time()
         await self._bus.publish(self._labels("first/train", "train", self._world.first_training()))
         await self._bus.publish(self._labels("first/validation", "validation", self._world.first_validation()))
-        await self._until(self._at_rest)
+        await self._rest()
         await self._bus.publish(RetrainRequested(model_name=self._model, reason="first model", requested_by="demo"))
-        await self._until(self._at_rest)
+        await self._rest()
         late: deque[Window] = deque()
         for number in range(WINDOWS + LABELS_LATE):
             due = trio.current_time() + pace
             if len(late) == LABELS_LATE or number >= WINDOWS:
                 await self._label(late.popleft())
-                await self._until(self._at_rest)
+                await self._rest()
             if number < WINDOWS:
                 late.append(self._world.window(number))
-                await self._submit(late[-1])
-                await self._until(self._at_rest)
+                await self._submit(late[-1], "train")
+                await self._rest()  # two batches at once would be counted in any order
+                if number == KILLED_IN:
+                    await self._kill(late[-1])
+                else:
+                    await self._submit(late[-1], "test")
+                    await self._rest()
                 self._show.window(number)
             while trio.current_time() < due:
                 self._cast.check()
                 await trio.sleep(min(0.05, max(0.0, due - trio.current_time())))
+        self._story.compared(self._twin.compare())
         return trio.current_time() - began
 
-    async def _submit(self, window: "Window") -> None:
-        import numpy as np
-
-        images = np.concatenate([window.train.images, window.test.images])
+    async def _submit(self, window: "Window", half: str) -> None:
+        """Half a window: it is full with the second one."""
         await self._bus.publish(
             self._submitted(
                 model_name=self._model,
-                batch_id=f"w{window.number:03d}",
-                item_ids=_item_ids(window, "train") + _item_ids(window, "test"),
-                images=self._store(images),
+                batch_id=f"w{window.number:03d}/{half}",
+                item_ids=_item_ids(window, half),
+                images=self._store(getattr(window, half).images),
             )
         )
+
+    async def _kill(self, window: "Window") -> None:
+        """Half of the window is counted. The worker is given the batch that fills it, and dies with that in its hands."""
+        import trio
+
+        self._cast.doom()
+        await self._submit(window, "test")
+        in_hand = 0
+        with trio.move_on_after(IN_HAND):
+            while not in_hand:
+                await trio.sleep(LOOK)
+                in_hand = await self._bus.link.run(self._onlooker.in_hand(MORTAL))
+        with trio.move_on_after(STUCK) as dying:
+            await self._cast.kill()
+        if dying.cancelled_caught:
+            raise CanvasbusError(f"demo: the {MORTAL} worker that was to be killed has done nothing for {STUCK:g} s")
+        died = trio.current_time()
+        self._show.note(self._story.killed(window.number, in_hand))
+        await self._rest()  # the dead one's batch counts as pending until somebody else is done with it
+        self._show.note(self._story.taken_over(trio.current_time() - died, self._twin.compare()))
 
     async def _label(self, window: "Window") -> None:
         """People have looked at both halves. The half that is judged comes without images: nobody can learn from it."""
@@ -257,7 +314,7 @@ class Director:
         await self._bus.publish(
             self._labels(f"{name}/train", "train", window.train, _item_ids(window, "train")),
         )
-        await self._until(self._at_rest)
+        await self._rest()
         await self._bus.publish(self._labels(f"{name}/test", "test", window.test, _item_ids(window, "test")))
 
     def _labels(self, batch_id: str, split: Any, sample: "Sample", item_ids: Sequence[str] = ()) -> "Event":
@@ -290,6 +347,12 @@ class Director:
 
     # --- looking on ----------------------------------------------------------------------------------------------
 
+    async def _rest(self) -> None:
+        """Return when all that was to be done has been done, by the twin, too."""
+        await self._until(self._at_rest)
+        heard, self._heard = self._heard, []
+        await self._twin.follow(heard)
+
     async def _until(self, so: "Callable[[], Operation[bool]]") -> None:
         import trio
 
@@ -300,49 +363,23 @@ class Director:
                 raise CanvasbusError(f"demo: the workers have not come to rest for {STUCK:g} s at {self._story!r}")
             await trio.sleep(LOOK)
 
-    def _joined(self) -> "Operation[bool]":
-        """Every worker has its group on every topic that it reads."""
-        found = yield from self._groups()
-        return self._cast.reads <= {(group, self._topic[stream]) for stream, group, _, _ in found}
-
     def _at_rest(self) -> "Operation[bool]":
         """Every group has handled all that this side has read, and nothing came while that was found out: so at one
         moment in between, all was done."""
         yield from self._take()
-        found = yield from self._groups()
-        done = all(pending == 0 and last == self._read[stream] for stream, _, pending, last in found)
+        done = yield from self._onlooker.handled()
         return (yield from self._take()) == 0 and done
 
-    def _groups(self) -> "Operation[list[tuple[bytes, str, int, str]]]":
-        """(stream, group, entries pending, last entry delivered)"""
-        from canvasbus.transport.resp import ReplyError, commands, pairs
-
-        replies = yield commands(*(("XINFO", "GROUPS", stream) for stream in self._read))
-        return [
-            (stream, row[b"name"].decode(), int(row[b"pending"]), row[b"last-delivered-id"].decode())
-            for stream, rows in zip(self._read, replies, strict=True)
-            if not isinstance(rows, ReplyError)
-            for row in map(pairs, rows)
-        ]
-
     def _take(self) -> "Operation[int]":
-        """Read what is new, in the order in which the server took it. Returns how many there were."""
-        from canvasbus.cli.story import order
-        from canvasbus.ids import id_order
-        from canvasbus.operate.entry import entries
-        from canvasbus.transport.resp import check, command
-
-        reply = yield command("XREAD", "COUNT", 500, "STREAMS", *self._read, *self._read.values())
-        found = [entry for name, rows in check(reply[0], "read") or () for entry in entries(self._topic[name], 0, rows)]
-        for name, rows in check(reply[0], "read") or ():
-            self._read[name] = rows[-1][0].decode()
-        for entry in sorted(found, key=lambda entry: order(entry.entry_id, entry.topic)):
-            envelope, event = self._codec.decode(entry.fields[1], stream_type=entry.topic, entry_id=entry.entry_id)
-            at = id_order(entry.entry_id)[0]
+        """Read what is new. Returns how many there were."""
+        seen = yield from self._onlooker.take()
+        for one in seen:
+            at = id_order(one.entry.entry_id)[0]
             self._began_ms = at if self._began_ms is None else self._began_ms
-            note = self._story.take(event, envelope, (at - self._began_ms) / 1000)
-            self._show.event(entry, note)
-        return len(found)
+            note = self._story.take(one.event, one.envelope, (at - self._began_ms) / 1000)
+            self._show.event(one.entry, note)
+        self._heard += seen
+        return len(seen)
 
 
 _stories = itertools.count(1)

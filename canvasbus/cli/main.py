@@ -159,8 +159,10 @@ def parser() -> Parser:
     sub = add(
         commands, "demo", "main:run_demo", "Drift, alert, retrain and recovery on handwritten digits, in a minute."
     )
-    sub.add_argument("--seed", type=int, default=1, metavar="N", help="of everything random (default 1)")
-    sub.add_argument("--speed", type=float, default=1.0, metavar="X", help="how fast the story runs (default 1)")
+    which = sub.add_mutually_exclusive_group()
+    which.add_argument("--seed", type=int, default=1, metavar="N", help="of everything random (default 1)")
+    which.add_argument("--all-seeds", action="store_true", help="ten stories as fast as they go, and a table of them")
+    sub.add_argument("--speed", type=float, metavar="X", help="how fast the story runs (default 1)")
 
     sub = commands.add_parser("completion", help="Print the completion script of a shell.")
     sub.add_argument("shell", choices=("bash", "zsh", "tcsh"))
@@ -392,10 +394,14 @@ def _run(argv: list[str] | None) -> int:
 
 def run_demo(context: Any, args: argparse.Namespace) -> int:
     """The demo, which defaults to memory://."""
-    if not 0 < args.speed <= 1000:
+    if args.speed is not None and not 0 < args.speed <= 1000:
         raise ConfigError(f"--speed {args.speed:g}: a number above 0, up to 1000")
+    if args.all_seeds:
+        seeds = importlib.import_module("canvasbus.cli.seeds")
+        found: int = seeds.run(context.out, url=context.settings.url, speed=args.speed or 1000.0)
+        return found
     demo = importlib.import_module("canvasbus.cli.demo")
-    code: int = demo.run(url=context.settings.url, seed=args.seed, speed=args.speed, json=args.json)
+    code: int = demo.run(url=context.settings.url, seed=args.seed, speed=args.speed or 1.0, json=args.json)
     return code
 
 

@@ -1,7 +1,7 @@
 """What came of the demo's story, in lines for people: the figures, and what they mean, the unpleasant part included."""
 
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from canvasbus.cli.output import safe, short
 from canvasbus.cli.story import AFTER, Shift, Story
@@ -38,11 +38,17 @@ def summary_lines(story: Story, seconds: float) -> list[Line]:
         [("count windows from the first shifted one; labels come two windows late.", "dim")],
         [("", "")],
     ]
-    for text, style in findings(corrupted, hands, false, clean):
-        first, *more = textwrap.wrap(text, WRAP)
-        lines += [[("- ", "dim"), (first, style)], *([("  " + line, style)] for line in more)]
+    lines += wrapped([*findings(corrupted, hands, false, clean), *_bus_findings(story)])
     lines += [[("✖ ", "bold red"), (safe(short(failure, 200)), "red")] for failure in story.failures]
     return lines
+
+
+def wrapped(sentences: Iterable[tuple[str, str]]) -> Iterator[Line]:
+    """(sentence, style) as a list for people."""
+    for text, style in sentences:
+        first, *more = textwrap.wrap(text, WRAP)
+        yield [("- ", "dim"), (first, style)]
+        yield from ([("  " + line, style)] for line in more)
 
 
 def _accuracy_line(shift: Shift) -> Line:
@@ -76,10 +82,56 @@ def findings(corrupted: Shift, hands: Shift, false: int, clean: int) -> Iterator
             yield f"{shift.name}: {trained}; {_points(shift.left)} {margin}.", "yellow"
         else:
             yield f"{shift.name}: accuracy is back where it was; {_points(shift.left)} {margin}.", "green"
-    if hands.drift is None:
-        noticed = "late labels did" if hands.breach is not None else "nor did the labels, in 20 windows"
-        seen = f"{hands.flagged} of {hands.tested}"
-        yield f"new hands: the input tests flagged {seen} windows and raised no drift; {noticed}.", ""
+    if hands.left is None:
+        return
+    flagged = f"{hands.flagged} of {hands.tested} windows before there was a new model"
+    alone = hands.drift is None or (hands.promoted is not None and hands.drift > hands.promoted)
+    if hands.breach is None:
+        yield "new hands: not even labels told of them, in 20 windows.", "yellow"
+    elif alone:
+        yield (
+            f"Labels were needed for the natural shift: they told after {hands.breach + 1} windows of new hands.",
+            "bold",
+        )
+    else:
+        yield f"Labels told of the natural shift after {hands.breach + 1} windows of new hands.", ""
+    if alone:
+        yield f"The input tests alone would have missed it: they flagged {flagged}, and raised no drift.", "bold"
+    else:
+        yield f"The input tests noticed it, too: they flagged {flagged}.", ""
+
+
+def _bus_findings(story: Story) -> Iterator[tuple[str, str]]:
+    """What the workers did about it, and what the death of one changed."""
+    alarms, runs, killing = story.alarms, story.runs, story.killing
+    if alarms.heard:
+        once = "each opened and resolved once" if alarms.once else "not each of them once"
+        text = (
+            f"alerts: {alarms.heard} alarms became {_many(len(alarms.opened), 'incident')}, {once} "
+            f"({len(alarms.resolved)} resolved, {alarms.worse} made critical); {alarms.kept_quiet} more were part of what was known."
+        )
+        yield text, "" if alarms.once else "bold red"
+    if runs.fences:
+        fence = f"fences rising from {runs.fences[0]} to {runs.fences[-1]}" if runs.fenced else "fences out of order"
+        text = (
+            f"retrain: {_many(len(runs.fences), 'run')}, at most {runs.most_in_flight} at a time, {fence}; "
+            f"{len(runs.promoted)} promoted, {runs.failed} refused."
+        )
+        yield text, "" if runs.fenced and runs.most_in_flight == 1 else "bold red"
+    if killing is not None and killing.comparison is not None and killing.seconds is not None:
+        equal, different = killing.comparison.equal, killing.comparison.different
+        same = "the same ids and content" if not different else f"{different} different"
+        text = (
+            f"kill -9 in the middle of window {killing.window}, {_many(killing.in_hand, 'batch')} in hand, taken over after "
+            f"{killing.seconds:.1f} s: {equal} of {equal + different} events of drift beside those of a twin that nobody "
+            f"killed, {same}."
+        )
+        yield text, "bold red" if different else "green"
+
+
+def _many(number: int, word: str) -> str:
+    plural = "es" if word.endswith("ch") else "s"
+    return f"{number} {word}{'' if number == 1 else plural}"
 
 
 def _points(left: float) -> str:

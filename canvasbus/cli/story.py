@@ -5,7 +5,8 @@ events: accuracy from metric.reported, drift from window.evaluated, versions fro
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from math import log10, sqrt
 from typing import Any, Literal
 from uuid import UUID
@@ -13,6 +14,7 @@ from uuid import UUID
 from canvasbus import Event
 from canvasbus.cli.world import ONSET_CLEAN_AGAIN, ONSET_CORRUPTED, ONSET_NEW_HANDS, WINDOW, WINDOWS, Phase, phase_of
 from canvasbus.events import (
+    DataQualityViolated,
     DriftDetected,
     DriftResolved,
     HandlerFailed,
@@ -57,6 +59,8 @@ class Row:
     """The statistic named by `test`."""
     test: str = ""
     flagged: bool = False
+    span: int = 1
+    """Windows that were looked at together for it."""
     accuracy: float | None = None
     """Of the judged half, once its labels have come."""
 
@@ -91,6 +95,67 @@ class Node:
     text: str
 
 
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """What the killed worker and its twin said."""
+
+    equal: int
+    """Events with the same place, id and content."""
+    different: int
+
+
+@dataclass(slots=True)
+class Killing:
+    """A worker was killed in the middle of a window."""
+
+    window: int
+    in_hand: int
+    """Entries that it was given, and that were not done."""
+    seconds: float | None = None
+    """Until all of them were done by another one; None: not yet."""
+    comparison: Comparison | None = None
+    """At the end of the story, or as far as it came."""
+
+
+@dataclass(slots=True)
+class Alarms:
+    """What became of all that could alarm somebody."""
+
+    heard: int = 0
+    """drift.detected, metric.threshold_breached, data_quality.violated, retrain.failed, handler.failed"""
+    opened: list[str] = field(default_factory=list)
+    """Ids of incidents, each time that one was opened."""
+    worse: int = 0
+    resolved: list[str] = field(default_factory=list)
+
+    @property
+    def once(self) -> bool:
+        """No incident was opened twice, or resolved twice."""
+        return all(len(set(ids)) == len(ids) for ids in (self.opened, self.resolved))
+
+    @property
+    def kept_quiet(self) -> int:
+        """Those that were part of what was known already."""
+        return self.heard - len(self.opened) - self.worse
+
+
+@dataclass(slots=True)
+class Runs:
+    """What was trained for it."""
+
+    fences: list[int] = field(default_factory=list)
+    """Of the runs, in their order."""
+    promoted: list[int] = field(default_factory=list)
+    failed: int = 0
+    in_flight: int = 0
+    most_in_flight: int = 0
+
+    @property
+    def fenced(self) -> bool:
+        """Each run has a greater fence than all before it, and only the newest run was ever promoted."""
+        return all(a < b for series in (self.fences, self.promoted) for a, b in pairwise(series))
+
+
 @dataclass(slots=True)
 class Shift:
     """What one shift of the data did, and what was done about it. Accuracies are means over windows; None: unknown.
@@ -114,9 +179,13 @@ class Shift:
     """drift.detected."""
     breach: int | None
     """Labels, which come two windows late, showed a loss of accuracy."""
+    breach_is_older: bool
+    """A loss was known before the shift, and had not been repaired."""
     promoted: int | None
     """The first new version."""
     versions: tuple[str, ...]
+    learnt: float | None
+    """The windows that new versions answered."""
 
     @property
     def left(self) -> float | None:
@@ -148,6 +217,11 @@ class Story:
     training: bool = False
     incident: str = ""
     """The severity of the open incident; empty: none."""
+    killing: Killing | None = None
+    alarms: Alarms = field(default_factory=Alarms)
+    runs: Runs = field(default_factory=Runs)
+    breaches: list[tuple[int, MetricThresholdBreached]] = field(default_factory=list)
+    """With what was now: each time that labels showed a loss, reminders as well."""
     _chains: dict[UUID, list[Node]] = field(default_factory=dict)
     _latest: dict[str, UUID] = field(default_factory=dict)
     _promotions: list[tuple[int, str]] = field(default_factory=list)
@@ -158,6 +232,7 @@ class Story:
         """One event, `seconds` after the start. Returns the note that it is worth."""
         self.counts[envelope.type] = self.counts.get(envelope.type, 0) + 1
         self.seconds = seconds
+        self.alarms.heard += isinstance(event, _ALARMS)
         self._measure(event)
         self._link(event, envelope, seconds)
         said = self._say(event)
@@ -166,6 +241,36 @@ class Story:
         note = Note(seconds, max(0, self.now), envelope.type, *said)
         self.notes.append(note)
         return note
+
+    def killed(self, window: int, in_hand: int) -> Note:
+        """A worker was killed with so many entries in its hands."""
+        self.killing = Killing(window, in_hand)
+        return self._note("kill -9", "critical", f"drift killed, holds {in_hand} batch{'es' * (in_hand != 1)}")
+
+    def taken_over(self, seconds: float, comparison: Comparison) -> Note:
+        """All that it left undone has been done."""
+        assert self.killing is not None
+        self.killing.seconds, self.killing.comparison = seconds, comparison
+        if comparison.different:
+            return self._note("kill -9", "critical", f"{comparison.different} events differ from a run without it")
+        return self._note("kill -9", "good", f"taken over, ids equal, after {seconds:.1f} s")
+
+    def compared(self, comparison: Comparison) -> None:
+        """What the killed worker and its twin have said by now."""
+        if self.killing is not None:
+            self.killing.comparison = comparison
+
+    def _note(self, what: str, level: Level, text: str) -> Note:
+        note = Note(self.seconds, max(0, self.now), what, level, text)
+        self.notes.append(note)
+        return note
+
+    @property
+    def is_good(self) -> bool:
+        """The corrupted images were answered with a new version, nobody gave up, and the killing left no trace."""
+        compared = self.killing.comparison if self.killing else None
+        same = compared is not None and compared.equal > 0 and not compared.different
+        return bool(self.shifts()[0].versions) and not self.failures and same
 
     @property
     def events(self) -> int:
@@ -188,7 +293,7 @@ class Story:
                 row.version = event.model_version
                 row.p_value = None if event.status == "warmup" else event.p_value
                 row.test, row.score = event.drift_type, event.scores.get(event.drift_type, event.drift_score)
-                row.flagged = event.status == "flagged"
+                row.flagged, row.span = event.status == "flagged", event.span
                 self.now = max(self.now, row.number)
             case MetricReported(metric="accuracy"):
                 self._row(event.window_id).accuracy = event.value
@@ -196,21 +301,36 @@ class Story:
                 self.marks.append((number_of(event.window_id), "drift"))
             case DriftResolved():
                 self.marks.append((number_of(event.window_id), "resolved"))
-            case MetricThresholdBreached(reminder=False):
-                self.marks.append((self.now, "breach"))
+            case MetricThresholdBreached():
+                self.breaches.append((self.now, event))
+                if not event.reminder:
+                    self.marks.append((self.now, "breach"))
             case RetrainStarted():
                 self.training = True
+                self.runs.fences.append(event.fence)
+                self.runs.in_flight += 1
+                self.runs.most_in_flight = max(self.runs.most_in_flight, self.runs.in_flight)
+            case RetrainSucceeded():
+                self.runs.in_flight -= 1
             case RetrainFailed():
                 self.training = False
+                self.runs.in_flight -= 1
+                self.runs.failed += 1
             case ModelPromoted():
                 self.training = False
+                self.runs.promoted.append(event.fence)
                 self.version = event.model_version
                 self._promotions.append((self.now, event.model_version))
                 self.marks.append((self.now, "promoted"))
             case IncidentOpened():
                 self.incident = event.severity
+                if event.escalated:
+                    self.alarms.worse += 1
+                else:
+                    self.alarms.opened.append(event.incident_id)
             case IncidentResolved():
                 self.incident = ""
+                self.alarms.resolved.append(event.incident_id)
             case HandlerFailed():
                 self.failures.append(f"{event.group} gave up on {event.event_type}: {event.error}")
 
@@ -292,6 +412,8 @@ class Story:
         worst = min(judged, key=lambda row: row.accuracy or 0.0, default=None)
         flagged = [row.number for row in first if row.flagged]
 
+        breach = next(((now, event) for now, event in self.breaches if event.window_number in shifted), None)
+
         def since(mark: Mark) -> int | None:
             return next((n - onset for n, m in self.marks if m == mark and n in shifted), None)
 
@@ -307,9 +429,11 @@ class Story:
             tested=sum(row.p_value is not None for row in first),
             first_flag=flagged[0] - onset if flagged else None,
             drift=since("drift"),
-            breach=since("breach"),
+            breach=breach[0] - onset if breach else None,
+            breach_is_older=breach is not None and breach[1].reminder,
             promoted=since("promoted"),
             versions=tuple(v for _, v in promoted),
+            learnt=_mean([row for row in rows if row.version != rows[0].version]),
         )
 
     def false_flags(self) -> tuple[int, int]:
@@ -330,6 +454,21 @@ class Story:
             "clean_windows_tested": tested,
             "accuracy": {n: row.accuracy for n, row in sorted(self.rows.items())},
             "shifts": [{f: getattr(shift, f) for f in (*shift.__slots__, "left", "margin")} for shift in self.shifts()],
+            "alarms": {
+                "heard": self.alarms.heard,
+                "incidents_opened": len(self.alarms.opened),
+                "incidents_made_worse": self.alarms.worse,
+                "incidents_resolved": len(self.alarms.resolved),
+                "each_once": self.alarms.once,
+                "nothing_new": self.alarms.kept_quiet,
+            },
+            "runs": {
+                "fences": self.runs.fences,
+                "promoted": self.runs.promoted,
+                "failed": self.runs.failed,
+                "most_at_a_time": self.runs.most_in_flight,
+            },
+            "killed": asdict(self.killing) if self.killing else None,
             "failures": self.failures,
         }
 
@@ -337,7 +476,11 @@ class Story:
         return f"<Story at window {self.now}, {self.version or 'no model'}, {self.events} events>"
 
 
-_SIDE = frozenset({"window.evaluated", "metric.reported", "observations.recorded", "reference.registered"})
+_ALARMS = (DriftDetected, MetricThresholdBreached, DataQualityViolated, RetrainFailed, HandlerFailed)
+
+_SIDE = frozenset(
+    {"window.evaluated", "metric.reported", "observations.recorded", "reference.registered", "alert.notification_due"}
+)
 """Shown in a chain only where something followed from them."""
 
 

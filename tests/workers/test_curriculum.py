@@ -1,11 +1,16 @@
 """What a training learns from; and that nothing it is judged by leaks into it."""
 
+from collections.abc import Callable
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from canvasbus_workers.tagging import Network
+from canvasbus_workers.trainer import job
 from canvasbus_workers.trainer.curriculum import KEPT_REGIMES, NEWEST, Curriculum
 from canvasbus_workers.trainer.job import train
-from canvasbus_workers.trainer.training import Examples, LeakError, check_disjoint, fit, split, together
+from canvasbus_workers.trainer.training import Examples, LeakError, accuracy, check_disjoint, fit, split, together
 
 
 def examples(name: str, n: int = 50) -> Examples:
@@ -146,6 +151,31 @@ def test_a_worse_model_is_refused() -> None:
     bad = train(noise, {"baseline": held}, frozenset(), 0, "baseline", good.network)
     assert bad.refusal.startswith("not better on baseline:")
     assert bad.metrics["previous:accuracy"] == 1.0
+
+
+def test_a_training_that_forgets_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From other random weights, until it loses little of the baseline; else the best of three is taken. One that loses
+    nothing is not repeated."""
+    data, held = examples("x", 90), examples("y", 60)
+    good = train(data, {"baseline": held}, frozenset(), 0, "baseline").network
+    biased = [replace(good, b2=good.b2 + np.array([bias, 0, 0], np.float32)) for bias in range(40)]  # to one class
+    middling = next(network for network in biased if accuracy(network, held) < 1.0)
+    poor = next(network for network in biased if accuracy(network, held) < accuracy(middling, held))
+    made: list[int] = []
+
+    def fits(*networks: Network) -> Callable[[Examples, int], Network]:
+        made.clear()
+        return lambda _, seed: (made.append(seed), networks[len(made) - 1])[1]
+
+    for networks, tries in (((good, poor, poor), 1), ((poor, good, poor), 2), ((poor, poor, good), 3)):
+        monkeypatch.setattr(job, "fit", fits(*networks))
+        trained = train(data, {"baseline": held}, frozenset(), 7, "baseline", good)
+        assert (trained.network, trained.refusal) == (good, "")
+        assert made == list(range(7, 7 + tries))
+    monkeypatch.setattr(job, "fit", fits(poor, middling, poor))
+    trained = train(data, {"baseline": held}, frozenset(), 2**32 - 1, "baseline", good)
+    assert trained.network is middling
+    assert made == [2**32 - 1, 0, 1]
 
 
 def test_a_model_that_unlearns_the_baseline_is_refused() -> None:
