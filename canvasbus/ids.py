@@ -43,7 +43,7 @@ def uuid7_bytes() -> bytes:
     return _prefix + _bits(56).to_bytes(7, "big")
 
 
-def uuid7_many(count: int) -> tuple[bytes, Iterator[tuple[bytes]]]:
+def uuid7_parts(count: int) -> tuple[bytes, Iterator[tuple[bytes]]]:
     """`count` new UUIDv7 at half the price, as what all of them begin with and the rest of each, the one field of a tuple:
     whoever writes them into bytes need not make them first."""
     ns = clock.time_ns()

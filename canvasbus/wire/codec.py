@@ -197,7 +197,7 @@ class Codec:
             else plan.floats and any(map(_looks_non_finite, payloads))
         ):
             return None
-        join, (prefix, rests) = b"".join, ids.uuid7_many(len(events))
+        join, (prefix, rests) = b"".join, ids.uuid7_parts(len(events))
         head, tail = HEAD + prefix, b"\xc0" + _encode(traceparent)
         middles = {key: join((plan.middle, _encode(key), tail)) for key in distinct}
         if len(distinct) == 1:
