@@ -5,8 +5,9 @@ import argparse
 from canvasbus import clock
 from canvasbus.cli.context import Context
 from canvasbus.cli.output import NOTHING, Cell, Column, ago, safe
-from canvasbus.operate.alerts import Case, desk
+from canvasbus.operate.alerts import GROUP, Case, desk
 from canvasbus.operate.plugins import beside
+from canvasbus.operate.steering import is_idle
 
 INCIDENTS = (
     Column("INCIDENT"),
@@ -49,6 +50,8 @@ def run_status(context: Context, _: argparse.Namespace) -> int:
     out.flush()
     silences = sum(1 for one in found.silences.values() if not one.until or one.until > now)
     out.note(f"{_count(len(open_), 'open incident')}, {_count(silences, 'silence')} in {context.where}")
+    if context.link.run(is_idle(context.partitions, GROUP)):
+        out.note("no alerts worker is there: nobody is told of anything (canvasbus-worker alerts)")
     return 0
 
 

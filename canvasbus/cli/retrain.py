@@ -10,6 +10,7 @@ from canvasbus.cli.steering import me
 from canvasbus.contract.registry import registry
 from canvasbus.errors import CanvasbusError, DecodeError
 from canvasbus.events import RetrainRejected, RetrainRequested
+from canvasbus.operate.steering import is_idle
 from canvasbus.operate.tail import Tail
 from canvasbus.produce.fenced import declare_partitions
 from canvasbus.produce.once import Dedupe, PartitionSender
@@ -115,4 +116,6 @@ def _publish(context: Context, one: Training, event: Event, done: str) -> int:
         context.out.record({"id": one.id, "model_name": one.model_name, "answer": done, "event_id": outgoing.id})
     else:
         context.out.line(f"{one.id} is {done}: {one.about}")
+        if context.link.run(is_idle(partitions, "retrain")):
+            context.out.note("no retrain worker is there: it counts as soon as one runs (canvasbus-worker retrain)")
     return 0

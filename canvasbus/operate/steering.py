@@ -114,6 +114,15 @@ def hindrance(group: Group) -> str | None:
     return f"{count(pending, 'entry')} of it {'is' if pending == 1 else 'are'} pending" if pending else None
 
 
+def is_idle(partitions: Sequence[Keys], name: str) -> Operation[bool]:
+    """Whether no worker of the group is there, nor has died of late."""
+    for keys in partitions:
+        (flat,) = yield command("HGETALL", keys.beats(name))
+        if check(flat, "look at heartbeats"):
+            return False
+    return True
+
+
 def forget(partitions: Sequence[Keys], name: str) -> Operation[bool]:
     """Remove a group that nobody runs. False: a worker has come to life meanwhile, and the group is still there.
 

@@ -80,6 +80,7 @@ async def test_a_silence_is_added_listed_and_ended(server_url: str, namespace: s
         assert counts == {"destination": "log", "told": 1, "suppressed": {"silenced": 1}, "disabled": False}
         status = await here.run("alerts", "status")
         assert "log (silenced)" in status.out and "2 open incidents, 1 silence" in status.err
+        assert "nobody is told" not in status.err
         ended = await here.run("silence", "expire", silence_id)
         assert (ended.code, ended.err) == (0, "")
         found = await here.incidents(2)
@@ -139,6 +140,7 @@ def test_an_empty_namespace_has_nothing(run: Run) -> None:
     assert run("silence", "list").err.startswith("no silences in")
     status = run("alerts", "status")
     assert (status.code, status.out) == (0, "") and "0 open incidents, 0 silences" in status.err
+    assert "nobody is told of anything (canvasbus-worker alerts)" in status.err
 
 
 def test_samples_are_sent(run_bare: Run) -> None:

@@ -69,6 +69,7 @@ def test_approving(run: Run, eyes: Eyes, name: str) -> None:
     publish(eyes, proposed)
     ran = run("retrain", "approve", name, "--reason", "go")
     assert (ran.code, ran.out) == (0, "m/p1 is approved: accuracy 0.5\n")
+    assert "it counts as soon as one runs (canvasbus-worker retrain)" in ran.err
     ((envelope, asked),) = eyes.entries("retrain.requested")
     ((cause, _),) = eyes.entries("retrain.proposed")
     assert (asked.proposal_id, asked.episode_id, asked.reason) == ("m/p1", "e1", "go")
