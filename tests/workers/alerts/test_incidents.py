@@ -22,6 +22,9 @@ from canvasbus.events import (
     MetricThresholdBreached,
     ModelPromoted,
     RetrainFailed,
+    RetrainProposed,
+    RetrainRejected,
+    RetrainRequested,
     RetrainSucceeded,
 )
 from canvasbus_workers.alerts.incidents import KEPT_ENDED, LINE, MOST_RINGING, RANK, SHOWN, Ended, Incident
@@ -200,6 +203,9 @@ M = {"model_name": "m"}
         (DataQualityViolated(**M, check="range", model_version="v1"), "quality:range/v1", "critical", True),
         (RetrainFailed(**M, run_id="r"), "retrain:", "warning", True),
         (RetrainSucceeded(**M, run_id="r"), "retrain:", None, False),
+        (RetrainProposed(**M, proposal_id="m/p1"), "approval:m/p1", "critical", False),
+        (RetrainRequested(**M, proposal_id="m/p1"), "approval:m/p1", None, False),
+        (RetrainRejected(**M, proposal_id="m/p1"), "approval:m/p1", None, False),
         (
             HandlerFailed(group="g", handler="h", event_type="a.b", entry_id="1", reason="x", error="y", attempts=1),
             "handler:g/a.b",

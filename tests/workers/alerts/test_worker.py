@@ -25,6 +25,9 @@ from canvasbus.events import (
     MetricRecovered,
     MetricThresholdBreached,
     RetrainFailed,
+    RetrainProposed,
+    RetrainRejected,
+    RetrainRequested,
     RetrainStarted,
     RetrainSucceeded,
     SilenceAdded,
@@ -233,6 +236,21 @@ async def test_a_training_that_succeeds_ends_what_a_failed_one_began(
     async with TestBus(alerts.worker) as bus:
         await told(bus, RetrainFailed(model_name=model, run_id="r1"), RetrainSucceeded(model_name=model, run_id="r2"))
     assert phones["log"].kinds == ["opened", "resolved"]
+
+
+@pytest.mark.parametrize("answer", [RetrainRequested, RetrainRejected])
+async def test_who_must_approve_is_told(
+    autojump_clock: MockClock, model: str, phones: Phones, answer: type[RetrainRequested] | type[RetrainRejected]
+) -> None:
+    """Although an incident of the model is open, which would take it in or mute it; and told that it is answered."""
+    async with TestBus(alerts.worker) as bus:
+        await told(bus, breach(model), RetrainRequested(model_name=model, reason="by hand"))
+        await told(bus, RetrainProposed(model_name=model, proposal_id=f"{model}/p1", reason="accuracy 0.5"))
+        assert phones["log"].kinds == ["opened", "opened"]
+        await told(bus, answer(model_name=model, proposal_id=f"{model}/p1"))
+        assert phones["log"].kinds == ["opened", "opened", "resolved"]
+    _, asked = events(bus, IncidentOpened)
+    assert "waits for approval, accuracy 0.5" in asked.title and asked.signals == (f"approval:{model}/p1",)
 
 
 # --- time ------------------------------------------------------------------------------------------------------------

@@ -28,6 +28,9 @@ from canvasbus.events import (
     MetricRecovered,
     MetricThresholdBreached,
     RetrainFailed,
+    RetrainProposed,
+    RetrainRejected,
+    RetrainRequested,
     RetrainStarted,
     RetrainSucceeded,
     SilenceAdded,
@@ -86,6 +89,18 @@ async def on_signal(
 async def on_end(event: DriftResolved | MetricRecovered, ctx: Context) -> Follows:
     """Something is over."""
     return await _heard(signal_of(event), event, ctx)
+
+
+@worker.on(RetrainProposed, concurrency=1)
+async def on_question(event: RetrainProposed, ctx: Context) -> Follows:
+    """A training waits for a person."""
+    return await _heard(signal_of(event), event, ctx)
+
+
+@worker.on(RetrainRequested, RetrainRejected, concurrency=1)
+async def on_answer(event: RetrainRequested | RetrainRejected, ctx: Context) -> Follows:
+    """It waits no longer. (What is requested without having been proposed asks nobody.)"""
+    return await _heard(signal_of(event), event, ctx) if event.proposal_id else []
 
 
 @worker.on(RetrainStarted, concurrency=1)

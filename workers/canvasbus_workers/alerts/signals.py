@@ -4,6 +4,7 @@ drift.detected             drift:EPISODE           until drift.resolved
 metric.threshold_breached  METRIC:EPISODE          until metric.recovered
 data_quality.violated      quality:CHECK/VERSION   it is told once, when it begins: over when it is quiet
 retrain.failed             retrain:                until a training succeeds, or quiet
+retrain.proposed           approval:PROPOSAL       until somebody approves or rejects, or it is withdrawn
 handler.failed             handler:GROUP/TYPE      quiet
 bus.loss                   loss:TOPIC              quiet
 """
@@ -22,9 +23,16 @@ from canvasbus.events import (
     MetricRecovered,
     MetricThresholdBreached,
     RetrainFailed,
+    RetrainProposed,
+    RetrainRejected,
+    RetrainRequested,
     RetrainSucceeded,
     Severity,
 )
+
+APPROVAL = "approval"
+"""The kind of a signal that asks a person for something. It is an incident of its own: beside one that is open for the
+model already nobody would be told."""
 
 
 class Signal(Struct, frozen=True, kw_only=True):
@@ -89,6 +97,15 @@ def signal_of(event: Event) -> Signal:
             return _of_model(event, "retrain", "", "warning", title, fades=True)
         case RetrainSucceeded():
             return _of_model(event, "retrain", "", None, f"{event.model_name}: retraining succeeded")
+        case RetrainProposed():
+            title = f"{event.model_name}: a retraining waits for approval, {event.reason or event.episode_id}"
+            return _of_model(event, APPROVAL, event.proposal_id, "critical", title)
+        case RetrainRequested():
+            title = f"{event.model_name}: retraining is approved by {event.requested_by or 'somebody'}"
+            return _of_model(event, APPROVAL, event.proposal_id, None, title)
+        case RetrainRejected():
+            title = f"{event.model_name}: retraining is rejected by {event.rejected_by or 'somebody'}"
+            return _of_model(event, APPROVAL, event.proposal_id, None, title)
         case HandlerFailed():
             return Signal(
                 kind="handler",
@@ -142,11 +159,21 @@ def _by(event: MetricThresholdBreached | MetricRecovered) -> str:
 
 def group_of(signal: Signal, group_by: tuple[str, ...]) -> str:
     """The incident that a signal belongs to, as `label=value` pairs; the bus's own are no model's."""
+    if signal.kind == APPROVAL:
+        group_by = tuple(dict.fromkeys(("model_name", "signal", *group_by)))
     return ",".join(f"{name}={signal.label(name)}" for name in group_by)
 
 
 def _of_model(
-    event: DriftDetected | DriftResolved | MetricThresholdBreached | MetricRecovered | RetrainFailed | RetrainSucceeded,
+    event: DriftDetected
+    | DriftResolved
+    | MetricThresholdBreached
+    | MetricRecovered
+    | RetrainFailed
+    | RetrainProposed
+    | RetrainRejected
+    | RetrainRequested
+    | RetrainSucceeded,
     kind: str,
     what: str,
     severity: Severity | None,
