@@ -78,7 +78,7 @@ def _keys(facts: NamespaceFacts) -> Iterator[Finding]:
             "error",
             "keys",
             f"{text(key)} holds a {holds}, not a {should}: what needs it fails",
-            "RENAME or DEL it: the bus makes it anew",
+            "RENAME it: the bus makes its own anew, without what was in it before somebody wrote over it",
         )
     if len(facts.wrong) > 10:
         yield Finding(
