@@ -292,13 +292,15 @@ class Director:
         """Half of the window is counted. The worker is given the batch that fills it, and dies with that in its hands."""
         import trio
 
+        from canvasbus.cli.onlooker import asked
+
         self._cast.doom()
         await self._submit(window, "test")
         in_hand = 0
         with trio.move_on_after(IN_HAND):
             while not in_hand:
                 await trio.sleep(LOOK)
-                in_hand = await self._bus.link.run(self._onlooker.in_hand(MORTAL))
+                in_hand = await asked(self._bus.link, lambda: self._onlooker.in_hand(MORTAL))
         with trio.move_on_after(STUCK) as dying:
             await self._cast.kill()
         if dying.cancelled_caught:
@@ -357,7 +359,9 @@ class Director:
         import trio
 
         deadline = trio.current_time() + STUCK
-        while not await self._bus.link.run(so()):
+        from canvasbus.cli.onlooker import asked
+
+        while not await asked(self._bus.link, so):
             self._cast.check()
             if trio.current_time() > deadline:
                 raise CanvasbusError(f"demo: the workers have not come to rest for {STUCK:g} s at {self._story!r}")

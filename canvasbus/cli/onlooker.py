@@ -1,16 +1,36 @@
 """Reads all that is said on a bus, in order, and knows when everybody has done what there is to do."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
 
 from canvasbus import Event
 from canvasbus.cli.story import order
 from canvasbus.contract.registry import registry
+from canvasbus.errors import Unavailable
 from canvasbus.operate.entry import Entry, entries
 from canvasbus.transport.resp import Operation, ReplyError, check, command, commands, pairs
 from canvasbus.wire.codec import Codec
 from canvasbus.wire.envelope import Envelope
 from canvasbus.wire.keys import Keys
+
+if TYPE_CHECKING:
+    from canvasbus.transport.link import SharedLink
+
+T = TypeVar("T")
+
+TRIES = 5
+
+
+async def asked(link: "SharedLink", make: Callable[[], Operation[T]]) -> T:
+    """What only looks can be asked again. Where one process plays everybody it may be busy with a training for so long that
+    an answer counts as none although it is there."""
+    for _ in range(TRIES):
+        try:
+            return await link.run(make())
+        except Unavailable:
+            pass
+    return await link.run(make())
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,7 @@ OF_ROLES = {  # which role runs the code of a folder or file; the longest that f
     "cli/health.py": {"worker"},
     "cli/demo.py": set(),  # plays all roles in a namespace of its own
     "cli/cast.py": set(),
+    "cli/twin.py": set(),
     "testing": set(),  # on servers of its own
     "transport": set(),
     "transport/remote_threads.py": {"producer", "worker", "operator"},
