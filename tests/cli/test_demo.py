@@ -38,7 +38,8 @@ from canvasbus.operate.given import from_json
 from canvasbus.transport.blocking import BlockingLink
 from canvasbus.transport.connect import open_server
 
-pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
+# One group: its playings are made once for each process that runs some of it (`--dist loadgroup`).
+pytestmark = [pytest.mark.long, pytest.mark.timeout(600), pytest.mark.xdist_group("demo")]
 
 SEED = 0
 WORKERS = {"drift", "alerts", "retrain", "trainer", "tagger"}
