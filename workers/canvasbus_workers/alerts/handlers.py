@@ -77,9 +77,12 @@ async def open_resources() -> AsyncIterator[Resources]:
 # --- incidents ---------------------------------------------------------------------------------------------------------
 
 
-@worker.on(DriftDetected, MetricThresholdBreached, DataQualityViolated, HandlerFailed, BusLoss, concurrency=1)
+@worker.on(
+    DriftDetected, MetricThresholdBreached, DataQualityViolated, RetrainProposed, HandlerFailed, BusLoss, concurrency=1
+)
 async def on_signal(
-    event: DriftDetected | MetricThresholdBreached | DataQualityViolated | HandlerFailed | BusLoss, ctx: Context
+    event: DriftDetected | MetricThresholdBreached | DataQualityViolated | RetrainProposed | HandlerFailed | BusLoss,
+    ctx: Context,
 ) -> Follows:
     """Something rings."""
     return await _heard(signal_of(event), event, ctx)
@@ -91,15 +94,9 @@ async def on_end(event: DriftResolved | MetricRecovered, ctx: Context) -> Follow
     return await _heard(signal_of(event), event, ctx)
 
 
-@worker.on(RetrainProposed, concurrency=1)
-async def on_question(event: RetrainProposed, ctx: Context) -> Follows:
-    """A training waits for a person."""
-    return await _heard(signal_of(event), event, ctx)
-
-
 @worker.on(RetrainRequested, RetrainRejected, concurrency=1)
 async def on_answer(event: RetrainRequested | RetrainRejected, ctx: Context) -> Follows:
-    """It waits no longer. (What is requested without having been proposed asks nobody.)"""
+    """A training waits for a person no longer. (What is requested without having been proposed asks nobody.)"""
     return await _heard(signal_of(event), event, ctx) if event.proposal_id else []
 
 
