@@ -382,14 +382,15 @@ class SpooledBuffer(Buffer):
             self._changed.notify_all()
 
     def _note_sending(self, part: Sequence[Outgoing], fence: str, cursors: Mapping[str, bytes]) -> None:
-        """`part` of the batch in hand is about to be sent, in order; some between its first and its last may be refused."""
+        """`part` of the batch in hand is about to be sent, in order. Some before its last may be refused: nobody was told yet,
+        so whoever adopts this has to know of them, too."""
         hand = self._hand
         ids = [item.raw_id for item in hand.items]
         first = ids.index(part[0].raw_id, hand.settled)
         last, at = part[-1].raw_id, first - 1
         for _ in range(sum([item.raw_id == last for item in part])):  # published twice under one key, it has one id
             at = ids.index(last, at + 1)
-        numbers = hand.numbers[first : at + 1]
+        numbers = hand.numbers[hand.settled : at + 1]
         if hand.log is None or hand.unlogged.issuperset(numbers):
             return
         with self.lock:

@@ -429,8 +429,8 @@ def test_a_disk_without_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_batch_that_is_on_disk_in_parts(tmp_path: Path) -> None:
-    """One event of a batch could not be written down: after a crash all the others are doubted together, and what was
-    sent of them in parts is doubted from the last part on."""
+    """One event of a batch could not be written down: after a crash all the others are doubted together, and when they
+    were sent in parts, from the first part on whose fate nobody knew."""
     b, items = spooled(tmp_path), [item() for _ in range(6)]
     for at, each in enumerate(items):
         b._failing_until = float("inf") if at == 2 else 0.0  # not tried again yet
@@ -444,7 +444,9 @@ def test_a_batch_that_is_on_disk_in_parts(tmp_path: Path) -> None:
     assert b.doubt is not None and (b.doubt.fence, b.doubt.cursors) == ("me", {"painting.made": b"5-0"})
     assert b.note is not None
     b.note(items[:1], "me", {})
+    b.settle(0, items[:1], stored=1)
     b.note(items[1:2], "me", {})
+    b.settle(0, items[1:2], refused=1)
     b.note(items[3:5], "me", {"painting.made": b"7-0"})
     die(b)
     b = spooled(tmp_path)
@@ -453,6 +455,21 @@ def test_a_batch_that_is_on_disk_in_parts(tmp_path: Path) -> None:
     assert b.take() == (0, items[5:]) and b.doubt is None
     b.settle(0, items[5:], stored=1)
     assert b.take() is None and b.waiting == 0
+
+
+def test_what_is_refused_before_the_rest_is_sent(tmp_path: Path) -> None:
+    """The stream of some events is full, so that only the others of the batch are sent. Who dies then has told nobody of
+    the refused ones: the next one has them all."""
+    b, items = spooled(tmp_path), [item() for _ in range(5)]
+    b.add_many(items, 0)
+    b.take()
+    assert b.note is not None
+    b.note(items[2:4], "me", {"painting.made": b"5-0"})
+    die(b)
+    c = spooled(tmp_path)
+    assert c.take() == (0, items[:4]) and c.doubt is not None and c.doubt.fence == "me"
+    c.settle(0, items[:4], stored=2, refused=2)
+    assert c.take() == (0, items[4:]) and c.doubt is None
 
 
 def test_a_batch_with_one_event_twice(tmp_path: Path) -> None:
