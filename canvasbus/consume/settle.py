@@ -94,6 +94,8 @@ class Settler:
     ) -> None:
         self.consumer = consumer
         self.fence = 0
+        self.raising = False
+        """The number on the server may be higher than `fence`, by our own doing."""
         self.reads_from = ""
         """The history of the server that the subscription reads from."""
         self.statistics = SettlerStatistics()
@@ -407,6 +409,7 @@ class Settler:
     async def _raise_fence(self, link: Link) -> bool:
         """Shut out what was sent until now. False: others have taken us for dead."""
         key = self.keys.fence(self.consumer)
+        self.raising = True
         raised, times = 0, 1
         while raised <= self.fence:
             steps = [("INCR", key)] * times
@@ -419,6 +422,7 @@ class Settler:
             # A server that lost its last seconds begins at 0 again: what was sent lately must not come true once more.
             times = min(self.fence - raised + 1, 1000)
         self.fence = raised
+        self.raising = False
         return True
 
     async def _refused(self, chunk: list[Commit], failure: Exception) -> None:

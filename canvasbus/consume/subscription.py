@@ -421,12 +421,13 @@ class Subscription:
         if not topics or limit <= 0 or self._paused:
             return True
         streams = [topic.stream for topic in topics]
+        fence = self.settler.fence
         try:
             reply = await self._shared.run(
                 TAKE.call(
                     [self.keys.fence(self.consumer), *streams],
                     [
-                        *(self.settler.fence, self.group, self.consumer, pool, limit),
+                        *(fence, self.group, self.consumer, pool, limit),
                         *(int((lain or 0.0) * 1000), 1 if topic else 0),
                     ],
                 )
@@ -439,7 +440,7 @@ class Subscription:
         if isinstance(reply, ReplyError):
             raise translate(reply, f"take from {pool}")
         if reply == b"FENCED":
-            return False
+            return self.settler.raising or self.settler.fence != fence  # by ourselves, that is; next time, then
         for at in range(0, len(reply), 4):
             index, entry_id, deliveries, fields = reply[at : at + 4]
             self.statistics.taken += 1

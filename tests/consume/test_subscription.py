@@ -8,7 +8,7 @@ import structlog.testing
 import trio
 import trio.testing
 from faulty import Fault, FaultyServer
-from studio import Eyes, PaintingFramed, PaintingMade, SculptureMade, quiet, running, subscription_of
+from studio import Eyes, PaintingFramed, PaintingMade, SculptureMade, framing, quiet, running, subscription_of
 from trio.abc import Clock
 from waiting import until
 
@@ -16,7 +16,8 @@ from canvasbus import Event, clock, event
 from canvasbus.bus import EventBus
 from canvasbus.transport.connect import open_server
 from canvasbus.transport.memory import MemoryServer
-from canvasbus.wire.keys import Keys
+from canvasbus.transport.scripts import SETTLE
+from canvasbus.wire.keys import FREE_POOL, Keys
 from canvasbus.worker import Reject, Worker
 
 
@@ -211,6 +212,26 @@ async def test_a_subscription_shows_itself(any_url: str, namespace: str, eyes: E
         subscription = subscription_of(bus)
         assert subscription.statistics.entries == 7
         assert "framers" in repr(subscription)
+
+
+async def test_a_fence_that_it_raised_itself_is_nobody_elses(any_url: str, namespace: str, eyes: Eyes) -> None:
+    """The answer to raising its fence is lost. What it takes from a pool meanwhile is refused, and it does not think that
+    others took it for dead."""
+    faulty = FaultyServer(open_server(any_url))
+    lost = Fault("lose_request", b"\r\nINCR\r\n", times=1 << 30)
+    async with running(faulty, framing(), namespace=namespace) as bus:
+        subscription = subscription_of(bus)
+        settler = subscription.settler
+        faulty.faults = [Fault("lose_request", SETTLE.sha.encode()), Fault("lose_reply", b"\r\nINCR\r\n"), lost]
+        await bus.publish(PaintingMade(number=1))
+        await until(lambda: faulty.struck > 2)
+        assert int(eyes.call("GET", eyes.keys.fence(settler.consumer))) > settler.fence
+        assert await subscription.take(FREE_POOL, 10)
+        faulty.faults.remove(lost)
+        await until(lambda: eyes.count("painting.framed") == 1)
+        assert await subscription.take(FREE_POOL, 10)
+        eyes.call("INCR", eyes.keys.fence(settler.consumer))
+        assert not await subscription.take(FREE_POOL, 10)
 
 
 async def test_an_acknowledgement_that_is_refused_does_not_count(any_url: str, namespace: str, eyes: Eyes) -> None:

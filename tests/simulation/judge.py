@@ -289,8 +289,8 @@ def _unsure(plan: Plan, history: History, group: str, lost: set[int | None]) -> 
 
 
 def _too_slow(plan: Plan, run: Run) -> bool:
-    """A slow one asks for a state at its end: when the server is away then, its timeout comes first."""
-    return run.end == "cancelled" and plan.behaviours[run.n] == "slow" and "state" in plan.parts
+    """Each asks for a state: when the server is away then, its timeout comes first."""
+    return run.end == "cancelled" and plan.behaviours[run.n] != "hangs" and "state" in plan.parts
 
 
 def _deserved(plan: Plan, history: History, codec: Codec, group: str, n: int | None, letter: object) -> Iterator[str]:

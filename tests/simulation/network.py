@@ -499,6 +499,7 @@ class SimConnection:
         if life != self._network.restarts:
             return
         self._network.note(self.site.name, f"executed late: {show(commands)}")
+        self.site.troubles.append(trio.current_time())  # a read gives something to whoever has left by then
         self._network.execute(self, commands, self._network.mood)
         self.inner.close()
 

@@ -348,6 +348,8 @@ class Programs:
     def logged(self, record: logging.LogRecord) -> None:
         """The product said something; nothing in it may be unforeseen."""
         life = lockstep.current().life
+        if life.dead:  # while its threads are unwound nobody hears what they say
+            return
         text = record.getMessage().replace(str(self._root), "SPOOL")
         if record.levelno >= logging.ERROR:
             import traceback
