@@ -114,7 +114,10 @@ class _FaultyConnection:
         fault = self._server.fault_for(data)
         names = commands_in(data)
         if fault is not None and fault.kind == "answer":
-            self._due.extend([_IN_TRANSACTIONS.get(name, ReplyError(fault.answer)) for name in names])
+            framed = dict(_IN_TRANSACTIONS)
+            if b"EXEC" in names and b"MULTI" not in names[: names.index(b"EXEC")]:  # what it ends was taken earlier
+                framed[b"EXEC"] = ReplyError(f"EXECABORT Transaction discarded because of: {fault.answer}")
+            self._due.extend([framed.get(name, ReplyError(fault.answer)) for name in names])
             await self._inner.send(pack("PING") * len(names))
             return
         self._due.extend([None] * len(names))

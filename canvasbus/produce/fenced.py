@@ -31,6 +31,10 @@ CLIENT KILL of the old connection was tried and rejected: client numbers restart
 stranger, and a plain ACL forbids it. Asking "is the id there?" without a fence stored 8 of 23 ambiguous publishes
 twice, when requests were held up in the network.
 
+Who knows the next batch already (`following`) lets the same packet begin it: MULTI · XADD … stand behind the GET, and
+its EXEC is sent when this batch is known to be stored. So the server parses the next batch while the client hears of
+this one, and nothing of it can be stored before. Where something else must be said first, DISCARD takes it back.
+
 Everything here is a generator that yields packets (transport.resp.Operation): threads and trio drive the same code.
 """
 
@@ -75,7 +79,9 @@ WAIT_MS = 1000
 """How long a batch waits for a replica to have it, when it must be replicated."""
 
 _MULTI = pack("MULTI").removesuffix(b"\r\n")  # each XADD begins with the CRLF of the command before it
-_END = b"\r\n" + pack("EXEC")
+_END = b"\r\n"
+_EXEC = pack("EXEC")
+_DISCARD = pack("DISCARD")
 
 Durability = Literal["server", "replicated"]
 """When an event counts as stored: when the server has it, or a replica, too."""
@@ -171,10 +177,16 @@ class FencedSender:
         self._mixed = False  # the batch in hand has more than one type
         self._scan_least = 0
         self._ambiguous = b""  # first event id of a batch that may be on the server, kept when `send` ends by Refused
+        self._begun: Sequence[Outgoing] | None = (
+            None  # the batch whose MULTI and XADDs were sent with the one before it
+        )
         self._codec = Codec(limit=1 << 62)
 
-    def send(self, batch: Sequence[Outgoing], *, patience: float | None = None) -> Operation[list[Result]]:
-        """Store a batch. Returns a result for every event, in order.
+    def send(
+        self, batch: Sequence[Outgoing], *, patience: float | None = None, following: Sequence[Outgoing] | None = None
+    ) -> Operation[list[Result]]:
+        """Store a batch. Returns a result for every event, in order. `following`: the batch that this sender gets next, if
+        that is known; it is begun along with this one where that is possible, which needs a Link.
 
         Waits as long as the server is away; `patience` bounds the number of seconds slept between attempts before
         the batch is given up as Unavailable (None: never). Raises Refused when the server refuses this publisher as
@@ -186,6 +198,11 @@ class FencedSender:
         slept = 0.0
         while True:
             try:
+                if self._begun is not None and not (
+                    self._begun is batch and self._watching and types_of(batch).isdisjoint(self._full)
+                ):
+                    yield from self._put_back()
+                    unsure = unsure or batch[0].raw_id == self._ambiguous
                 if unsure:
                     settled = yield from self._investigate(batch)
                     unsure, self._ambiguous = False, b""
@@ -202,7 +219,7 @@ class FencedSender:
                     known = {name: entry_id for name, entry_id in self._cursors.items() if name in types}
                     self._note(batch, self.incarnation, known)
                 in_flight = True
-                replies = yield self._packet(batch)
+                replies = yield self._packet(batch, following if self._may_begin(following) else None)
                 in_flight = False
                 results = self._read(batch, replies)
                 if results is not None:
@@ -217,10 +234,13 @@ class FencedSender:
                     in_flight, unsure = False, error.ambiguous
                     self._ambiguous = batch[0].raw_id if unsure else b""
                 self._watching = False  # the connection may be another; a WATCH too many costs nothing
+                begun, self._begun = self._begun is not None, None
                 if patience is not None and slept >= patience:
                     self.statistics.given_up += len(batch)
+                    if begun:
+                        yield Pause(0.0, reconnect=True)
                     return [Unavailable(str(error), ambiguous=unsure)] * len(batch)
-            yield Pause(backoff, reconnect=unconfirmed)
+            yield Pause(backoff, reconnect=unconfirmed or begun)
             slept += backoff
             backoff = min(backoff * 2, 2.0)
 
@@ -295,15 +315,37 @@ class FencedSender:
             self._heads[event_type] = XaddHeads(self.keys.stream(event_type))
             self._cursors[event_type] = last[0][0] if isinstance(last, list) and last else b"0-0"
 
-    def _packet(self, batch: Sequence[Outgoing]) -> Packet:
-        parts = [b""] * (2 * len(batch))
-        parts[1::2] = datas_of(batch)
-        if self._mixed:
-            parts[::2] = [self._heads[item.type][len(item.data)] for item in batch]
+    def _may_begin(self, following: Sequence[Outgoing] | None) -> bool:
+        """Whether nothing has to be asked or written down before this batch is sent."""
+        return following is not None and self._note is None and types_of(following) <= self._cursors.keys()
+
+    def _packet(self, batch: Sequence[Outgoing], following: Sequence[Outgoing] | None) -> Packet:
+        early = 0 if self._begun is None else len(batch) + 1
+        begin = () if early else self._transaction(batch, self._mixed)
+        later = () if following is None else self._transaction(following, len(types_of(following)) > 1)
+        self._begun = following
+        data = b"".join((*begin, _EXEC, self._watch, self._get_full, self._wait, *later))
+        return Packet(data, len(batch) + 4 + self._replicated, early, 0 if following is None else len(following) + 1)
+
+    def _transaction(self, batch: Sequence[Outgoing], mixed: bool) -> list[bytes]:
+        """A transaction but for its end, in pieces."""
+        parts = [b""] * (2 * len(batch) + 2)
+        parts[0], parts[-1] = _MULTI, _END
+        parts[2:-1:2] = datas_of(batch)
+        if mixed:
+            parts[1:-1:2] = [self._heads[item.type][len(item.data)] for item in batch]
         else:
-            parts[::2] = map(self._heads[batch[0].type].__getitem__, sizes_of(batch))
-        data = b"".join((_MULTI, *parts, _END, self._watch, self._get_full, self._wait))
-        return Packet(data, len(batch) + 4 + self._replicated)
+            parts[1:-1:2] = map(self._heads[batch[0].type].__getitem__, sizes_of(batch))
+        return parts
+
+    def _put_back(self) -> Operation[None]:
+        """Undo what was begun: something has to be done first."""
+        begun, self._begun = self._begun, None
+        assert begun is not None
+        replies = yield Packet(_DISCARD, len(begun) + 2, early=len(begun) + 1)
+        self._watching = False
+        if isinstance(replies[0], ReplyError):  # MULTI, since a moment ago: its events are there, one by one
+            self._ambiguous = begun[0].raw_id
 
     def _read(self, batch: Sequence[Outgoing], replies: list[Reply]) -> list[Result] | None:
         """The results of a batch, or None when it must be sent again. Raises Unavailable when it must wait, Refused when

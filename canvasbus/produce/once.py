@@ -95,12 +95,14 @@ class PartitionSender:
             return [batch]
         return [list(run) for _, run in groupby(batch, _once)]
 
-    def send(self, run: Sequence[Outgoing], *, patience: float | None = None) -> Operation[list[Result]]:
-        """Store a run: see FencedSender.send."""
+    def send(
+        self, run: Sequence[Outgoing], *, patience: float | None = None, following: Sequence[Outgoing] | None = None
+    ) -> Operation[list[Result]]:
+        """Store a run: see FencedSender.send. `following` must bear no marks."""
         suspected, by_marks = self._suspected
         if by_marks if run[0].raw_id == suspected else self._always or run[0].once:
             return self._send_marked(run, patience)
-        return self._fenced.send(run, patience=patience)
+        return self._fenced.send(run, patience=patience, following=None if self._always else following)
 
     def _send_marked(self, run: Sequence[Outgoing], patience: float | None) -> Operation[list[Result]]:
         failures = self.statistics.failures
@@ -148,7 +150,9 @@ class _MarkedSender(FencedSender):
     def unsure_of(self, batch: Sequence[Outgoing]) -> bool:
         return super().unsure_of(batch) or batch[0].raw_id == self._maybe
 
-    def send(self, batch: Sequence[Outgoing], *, patience: float | None = None) -> Operation[list[Result]]:
+    def send(
+        self, batch: Sequence[Outgoing], *, patience: float | None = None, following: Sequence[Outgoing] | None = None
+    ) -> Operation[list[Result]]:
         results = yield from super().send(batch, patience=patience)
         if batch[0].raw_id != self._maybe:
             return results
@@ -174,7 +178,7 @@ class _MarkedSender(FencedSender):
             check_partitions(self.keys, self._partitions, check(replies[1], "publish"))
             self._undeclared = False
 
-    def _packet(self, batch: Sequence[Outgoing]) -> Packet:
+    def _packet(self, batch: Sequence[Outgoing], following: Sequence[Outgoing] | None) -> Packet:
         keys = self.keys
         types = dict.fromkeys(item.type for item in batch)
         places = {event_type: at for at, event_type in enumerate(types, 4)}

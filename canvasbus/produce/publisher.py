@@ -3,7 +3,7 @@
 Every publish appends to the batch that is being gathered and waits for that batch; a sender task per partition takes
 what has gathered, so batches grow by themselves while the server is busy and 256 tasks cost two round trips.
 Events of single publishes are encoded when their batch goes out, together; an event is immutable, so that changes
-nothing. `publish_many` encodes the next chunk while the previous one is at the server.
+nothing. `publish_many` encodes the next chunk while the previous ones are at the server.
 """
 
 from collections import deque
@@ -134,6 +134,13 @@ class _Lane:
         self.work.set()
         return batch
 
+    def following(self) -> Alike | None:
+        """What goes out next, if it can be begun along with what goes out now."""
+        batch = self.sealed[0] if self.sealed else None
+        if batch is None or batch.marked or batch.bytes > BATCH_BYTES or not isinstance(batch.items, Alike):
+            return None
+        return batch.items
+
     def next(self) -> _Batch | None:
         if self.sealed:
             return self.sealed.popleft()
@@ -250,7 +257,7 @@ class Publisher:
             bad, encoded = self._encode(chunk, each, trace)
             errors += [error for error in bad if error is not None]
             await trio.lowlevel.checkpoint()  # a chunk that is ready goes on its way now
-            await take(1)
+            await take(2)  # one that the server has, one that is begun, one that is begun next
             if self._bytes >= self._limit:
                 await self._wait_for_room()
             if encoded:
@@ -330,10 +337,13 @@ class Publisher:
                 if outgoing and outgoing is not batch.items:
                     self._typical = sum(sizes_of(outgoing)) // len(outgoing)
                 sent: list[Result] = []
-                for part in _parts(outgoing):
+                for part in (parts := _parts(outgoing)):
+                    following = lane.following() if part is parts[-1] and not batch.marked else None
                     for run in lane.sender.runs(part) if batch.marked else [part]:
                         try:
-                            sent += await lane.link.run(lane.sender.send(run, patience=self._patience))
+                            sent += await lane.link.run(
+                                lane.sender.send(run, patience=self._patience, following=following)
+                            )
                         except TransportError as error:
                             if lane.sender.unsure_of(run):
                                 error = Unavailable(f"{error}; the event may be stored all the same", ambiguous=True)

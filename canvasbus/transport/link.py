@@ -60,10 +60,12 @@ class Link:
     async def request(self, packet: Packet, *, timeout: float | None = None) -> list[Reply]:
         """Send a packet and return its replies, error replies as values."""
         await self.send(packet)
-        return await self.receive(packet.replies, timeout=timeout)
+        return await self.receive(packet.replies, later=packet.later, timeout=timeout)
 
     async def send(self, packet: Packet) -> None:
         """Send only; `receive` must follow."""
+        if packet.early > self._owed:
+            raise Unavailable(f"{self.server.name}: the connection was given up in between")  # nothing was sent
         await self.connect()
         connection = self._connection
         assert connection is not None
@@ -82,23 +84,24 @@ class Link:
                 self._drop()
         if not sent:
             raise Unavailable(f"{self.server.name}: could not send for {self._timeout:g} s", ambiguous=True)
-        self._owed += packet.replies
+        self._owed += packet.replies - packet.early + packet.later
 
-    async def receive(self, count: int, *, timeout: float | None = None) -> list[Reply]:
-        """The replies of the packet sent last; those of cancelled requests before it are skipped."""
+    async def receive(self, count: int, *, later: int = 0, timeout: float | None = None) -> list[Reply]:
+        """The replies of the packet sent last, but for the `later` ones; those of cancelled requests before it are skipped."""
         connection = self._connection
         if connection is None:
             raise Unavailable(f"{self.server.name}: the connection is gone", ambiguous=True)
         limit = self._timeout if timeout is None else timeout
+        end = self._owed - later
         try:
             with trio.move_on_after(limit):
-                while len(self._ready) < self._owed:
+                while len(self._ready) < end:
                     self._ready += await connection.receive()
                 if len(self._ready) > self._owed:
                     raise Unavailable(f"{self.server.name}: {UNASKED}")
-                replies = self._ready[self._owed - count :]
+                replies = self._ready[end - count : end]
                 demoted = is_demoted(self._ready)
-                self._ready, self._owed = [], 0
+                self._ready, self._owed = self._ready[end:], later
                 if demoted:
                     self._drop()
                 return replies
@@ -126,6 +129,7 @@ class Link:
 
     async def aclose(self) -> None:
         connection, self._connection = self._connection, None
+        self._ready, self._owed = [], 0
         if connection is not None:
             await connection.aclose()
 

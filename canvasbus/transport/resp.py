@@ -21,10 +21,16 @@ UNASKED = "the server sent more than was asked for, so no reply on this connecti
 
 
 class Packet(NamedTuple):
-    """Bytes for the server and how many replies they bring."""
+    """Bytes for the server and how many replies they bring. A packet may begin what the next one ends (see
+    `FencedSender`): the replies of that part come with the next."""
 
     data: bytes
     replies: int
+    """How many replies whoever sends it gets: in order, the last of them those of its last commands."""
+    early: int = 0
+    """So many of them, the first, are those of commands at the end of the packet before."""
+    later: int = 0
+    """So many commands stand at the end of `data` whose replies are for the next packet."""
 
 
 class Pause(NamedTuple):

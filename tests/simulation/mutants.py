@@ -171,6 +171,12 @@ MUTANTS = (
         (words(fenced.FencedSender, "_investigate", '("INCR", self._fence)', '("GET", self._fence)'),),
         frozenset({"publish late"}),
     ),
+    Mutant(
+        "what was begun is not put back",
+        "1",
+        (words(fenced.FencedSender, "_put_back", "_DISCARD", "pack('PING')"),),
+        frozenset({"publish lost"}),
+    ),
     Mutant("derived ids are drawn", "2", (words(ids, "derived", "parent.bytes", "os.urandom(16)"),)),
     Mutant(
         "a lost reply of a read is not looked for",

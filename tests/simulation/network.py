@@ -86,7 +86,7 @@ _READS = {
     *(b"GET", b"HGET", b"HGETALL", b"HEXISTS", b"SMEMBERS", b"SCAN", b"ECHO", b"XINFO", b"XRANGE", b"XREVRANGE"),
     *(b"XPENDING", b"XLEN", b"WATCH", b"UNWATCH", b"MULTI", b"EXEC"),
 }
-_FRAME = {b"MULTI", b"EXEC", b"WATCH", b"UNWATCH"}
+_FRAME = {b"MULTI", b"EXEC", b"DISCARD", b"WATCH", b"UNWATCH"}
 _SCRIPTS = {b"EVAL", b"EVALSHA"}
 
 
@@ -103,6 +103,32 @@ def refuses(mood: str, command: list[bytes]) -> bool:
         settles = b"ack" in command and b"bury" not in command and b"lose" not in command
         return settles or _calls(command, REAP, ONCE)
     return name in _NEEDS_MEMORY or command[:2] == [b"XGROUP", b"CREATE"]
+
+
+def _under(mood: str, link: SimConnection, commands: list[list[bytes]]) -> tuple[list[list[bytes]], list[Reply | None]]:
+    """What a server in this mood executes of a packet, and what it says instead of the replies of that; None: nothing.
+    A transaction with a refused command does not happen, and it may have begun in an earlier packet."""
+    asked, said = list(commands), [None] * len(commands)
+    earlier = link.transaction == "open"
+    for at, command in enumerate(commands):
+        name = command[0]
+        if refuses(mood, command):
+            asked[at], said[at] = [b"PING"], ReplyError(MOODS[mood])
+        elif name == b"MULTI":
+            end = next((later for later in range(at, len(commands)) if commands[later][0] == b"EXEC"), len(commands))
+            link.transaction = "refused" if any(refuses(mood, one) for one in commands[at:end]) else "open"
+            if link.transaction == "refused":
+                asked[at], said[at] = [b"PING"], b"OK"
+        elif name in (b"EXEC", b"DISCARD"):
+            if link.transaction == "refused":
+                asked[at] = [b"UNWATCH"]
+                said[at] = ReplyError("EXECABORT Transaction discarded because of previous errors.")
+                said[at] = b"OK" if name == b"DISCARD" else said[at]
+            elif name == b"EXEC" and mood and earlier and link.transaction == "open":
+                asked[at] = [b"DISCARD"]
+                said[at] = ReplyError(f"EXECABORT Transaction discarded because of: {MOODS[mood]}")
+            link.transaction, earlier = "", False
+    return asked, said
 
 
 class Site:
@@ -264,25 +290,12 @@ class Network:
 
     def execute(self, link: SimConnection, commands: list[list[bytes]], mood: str) -> list[Reply]:
         """Let the server execute commands, as far as its mood lets it."""
-        refused = [refuses(mood, command) for command in commands]
-        asked = commands
-        if any(refused):
-            instead = {b"MULTI": b"PING", b"EXEC": b"UNWATCH"}  # a transaction with a refused command does not happen
-            asked = [[b"PING"] if no else [instead.get(c[0], c[0]), *c[1:]] for no, c in zip(refused, commands)]
+        asked, said = _under(mood, link, commands)
         if any(_calls(command, TRIM) for command in asked):
             replies = [reply for command in asked for reply in self._trim(link, command)]
         else:
             replies = link.inner.request(b"".join([pack(*command) for command in asked]), len(asked), 1.0)
-        if any(refused):
-            frame = {
-                b"MULTI": b"OK",
-                b"EXEC": ReplyError("EXECABORT Transaction discarded because of previous errors."),
-            }
-            said = ReplyError(MOODS[mood])
-            replies = [
-                said if no else frame.get(command[0], reply)
-                for no, command, reply in zip(refused, commands, replies, strict=True)
-            ]
+        replies = [reply if other is None else other for reply, other in zip(replies, said, strict=True)]
         for command, reply in zip(commands, replies, strict=True):
             self._watch(link.site, command, reply)
         return replies
@@ -393,6 +406,8 @@ class SimConnection:
         self.history = f"life {network.restarts} of the server"
         self.inner = network.memory.connect_blocking()
         self._network = network
+        self.transaction = ""
+        """open: there was a MULTI, and no end of it yet; refused: the same, and a command in it was refused."""
         self._replies: list[Reply] = []
         self._arrived = trio.Event()
         self._broken = ""
@@ -413,7 +428,7 @@ class SimConnection:
         commands = parse(data)
         changes = any(
             command[0] == b"XADD" or _calls(command, SETTLE, RELEASE, REAP, FIRE, ONCE) for command in commands
-        )
+        ) or (self.transaction == "open" and commands[0][0] == b"EXEC")
         if changes and site.falls("before"):
             self._fall(commands, "before")
         self._check()
@@ -456,6 +471,7 @@ class SimConnection:
             self._close()
             return
         replies = network.execute(self, commands, mood)
+        network.seen["batch begun early"] += self.transaction == "open"
         brings = any(
             reply and (command[0] == b"XREADGROUP" or _calls(command, TAKE))
             for command, reply in zip(commands, replies, strict=True)

@@ -157,6 +157,7 @@ class Programs:
     def _program(self, life: Life) -> None:
         how, dice = self.how, self.dice
         self._ready = self._dropped = self._leaving = False
+        self._echo = lambda: None  # that of the life before would publish on its Producer
         producer = Producer(
             f"memory://{life.site.name}",
             source="program",

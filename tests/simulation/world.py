@@ -739,11 +739,11 @@ class World:
 
     def _before_trim(self, stream: bytes) -> Callable[[list[list[Any]]], None]:
         """Remember what the declared groups have handled, to see that nothing else goes. What the groups of single processes
-        have not read counts while these live; a minute after their end it counts no more."""
+        have not read counts from when these have joined to their end; a minute after that it counts no more."""
         eyes = next(eyes for eyes in self.partitions if stream.startswith(eyes.keys.topics.removesuffix(b"topics")))
         here = {site.name for site in self.sites.values() if not site.dead}
-        ended = {one.group for who, one in self.history.instances.items() if who not in here}
-        declared = set(eyes.call("HKEYS", eyes.keys.groups)) - {group.encode() for group in ended}
+        living = {one.group.encode() for who, one in self.history.instances.items() if who in here}
+        declared = {name for name in eyes.call("HKEYS", eyes.keys.groups) if b"@" not in name or name in living}
         event_type = stream.rpartition(b":")[2].decode()
         read = {}
         for row in _groups(eyes, stream):
