@@ -134,12 +134,12 @@ class _Lane:
         self.work.set()
         return batch
 
-    def following(self) -> Alike | None:
-        """What goes out next, if it can be begun along with what goes out now."""
+    def following(self) -> Sequence[Outgoing] | None:
+        """What goes out next, if it can be begun along with what goes out now: it is encoded, and bears no marks."""
         batch = self.sealed[0] if self.sealed else None
-        if batch is None or batch.marked or batch.bytes > BATCH_BYTES or not isinstance(batch.items, Alike):
+        if batch is None or batch.marked or batch.bytes > BATCH_BYTES or batch.items is batch.gathered:
             return None
-        return batch.items
+        return batch.items  # type: ignore[return-value]  # only what is gathered one by one may still be events
 
     def next(self) -> _Batch | None:
         if self.sealed:

@@ -175,7 +175,7 @@ MUTANTS = (
         "what was begun is not put back",
         "1",
         (words(fenced.FencedSender, "_put_back", "_DISCARD", "pack('PING')"),),
-        frozenset({"publish lost"}),
+        frozenset({"retention"}),
     ),
     Mutant("derived ids are drawn", "2", (words(ids, "derived", "parent.bytes", "os.urandom(16)"),)),
     Mutant(
