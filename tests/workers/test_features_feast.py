@@ -184,7 +184,9 @@ async def test_an_answer_that_does_not_come_is_tried_again() -> None:
     """Within the deadline."""
     (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
     async with listener:
-        sink = FeastSink("feast", settings(f"http://127.0.0.1:{listener.socket.getsockname()[1]}", timeout=0.05))
+        sink = FeastSink(
+            "feast", settings(f"http://127.0.0.1:{listener.socket.getsockname()[1]}", timeout_seconds=0.05)
+        )
         with pytest.raises(Away, match="feast: "):
             await sink.write([row(values={"n": 1.0})])
         await sink.aclose()

@@ -39,7 +39,7 @@ SLOW = Rule(metric="m", min=0.8, for_seconds=30, recover_for_seconds=20)
             [("opened", 30), ("recovered", 75)],
         ),
         (
-            Rule(metric="m", max=1, remind_seconds=60),
+            Rule(metric="m", max=1, repeat_seconds=60),
             [(0, 2), (59, 2), (60, 2), (119, 2), (121, 2)],
             [("opened", 0), ("reminder", 60), ("reminder", 121)],
         ),
@@ -78,7 +78,7 @@ def test_an_episode_has_one_id_from_evidence() -> None:
         series, found = Series(), []
         for at, value in ((0.0, 2.0), (60.0, 2.0), (61.0, 0.0), (62.0, 2.0)):
             series.add(Point(1000 + start + at, value), 0)
-            found += series.judge({"r": Rule(metric="m", max=1, remind_seconds=60)}, name)
+            found += series.judge({"r": Rule(metric="m", max=1, repeat_seconds=60)}, name)
             series.settle({}, 60)
         return [judged.episode_id for judged in found]
 

@@ -47,7 +47,7 @@ def http(trainer: Service, client: HttpClient, tmp_path: Path) -> Callable[..., 
     """http(settings of [workers.retrain.http])"""
 
     def make(**options: Any) -> Http:
-        table = {"url": f"{trainer.url}/runs", "request_seconds": 0.5, **options}
+        table = {"url": f"{trainer.url}/runs", "timeout_seconds": 0.5, **options}
         return Http(msgspec.convert({"launcher": "http", "folder": str(tmp_path), "http": table}, Policy), client)
 
     return make

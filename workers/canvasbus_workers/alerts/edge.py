@@ -61,11 +61,11 @@ def check(table: Table, repeat_seconds: float) -> None:
     from canvasbus_workers.alerts.destinations import settings
 
     for name, given in settings.read(others).items():
-        hold = getattr(given, "hold", math.inf)
+        hold = getattr(given, "hold_seconds", math.inf)
         if hold < math.inf and not 0 < repeat_seconds < hold:
             raise ConfigError(
-                f"[workers.alerts.destinations.{name}]: an Alertmanager takes for resolved what it has not heard of for hold = "
-                f"{hold:g} s: repeat_seconds = {repeat_seconds:g} must be less than that, and not 0"
+                f"[workers.alerts.destinations.{name}]: an Alertmanager takes for resolved what it has not heard of for "
+                f"hold_seconds = {hold:g}: repeat_seconds = {repeat_seconds:g} must be less than that, and not 0"
             )
 
 

@@ -33,7 +33,7 @@ def _open(name: str, one: Sink) -> FeatureSink:
             raise ConfigError(f"{where}: url and url_file are both set: keep one")
         url = from_file(f"{where}: url_file", one.url_file).reveal() if one.url_file else one.url
         try:
-            store = TrioStore(url, timeout=one.timeout)
+            store = TrioStore(url, timeout=one.timeout_seconds)
         except ConfigError as error:
             raise ConfigError(f"{where}: {error}") from None
         return RedisSink(name, one, store, one.namespace or place().namespace)

@@ -21,11 +21,11 @@ class RedisSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """A file with that URL, where it holds a password."""
     namespace: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.\-]{1,100}$")] | None = None
     """What its keys begin with; default: the namespace of the bus."""
-    ttl: Seconds = 30 * 86400.0
+    ttl_seconds: Seconds = 30 * 86400.0
     """Seconds after its event time for which a row is kept; 0: for ever."""
     history: Annotated[int, Meta(ge=0, le=10_000_000)] = 10_000
     """Rows that the history of a view holds at least; 0: there is none."""
-    timeout: Timeout = 5.0
+    timeout_seconds: Timeout = 5.0
     """Seconds for an answer."""
 
     def __post_init__(self) -> None:
@@ -63,7 +63,7 @@ class FeastSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Which of Feast's stores."""
     timestamp: Name = "event_timestamp"
     """The column of the event time."""
-    timeout: Timeout = 10.0
+    timeout_seconds: Timeout = 10.0
     """Seconds for an answer."""
     authorization_file: str | None = None
     """A file with the value of a header Authorization."""
@@ -86,5 +86,5 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         default_factory=lambda: {"online": RedisSettings()}
     )
     """Name → where rows go; every row goes to each of them."""
-    max_ahead: Seconds = 3600.0
+    ahead_seconds: Seconds = 3600.0
     """Seconds that the event time of a row may lie in the future; rows further ahead go to the dead letters."""

@@ -42,7 +42,7 @@ class Rule(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """For how long that must have been so, by each report."""
     absent_seconds: Duration | None = None
     """Seconds without a report that are a breach, too."""
-    remind_seconds: Seconds = 0.0
+    repeat_seconds: Seconds = 0.0
     """A breach that goes on is told again after so long; 0: never."""
     severity: Severity = "warning"
     """How bad a breach is. critical: also a reason to train a new version."""

@@ -44,7 +44,7 @@ class Remote(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How it is sent. Basic: the token is `user:password`."""
     parameters: dict[str, Any] = msgspec.field(default_factory=dict)
     """What is sent along with each order."""
-    request_seconds: Duration = 15.0
+    timeout_seconds: Duration = 15.0
     """Seconds in which an answer has to come."""
 
 

@@ -127,5 +127,5 @@ async def test_both_requests_have_one_deadline(
 
     server = await Server(script).start(nursery)
     with pytest.raises(Undelivered, match="no answer within 5 s"):
-        await tell({"url": server.url, "timeout": 5, **SETTINGS}, about(kind="resolved"))
+        await tell({"url": server.url, "timeout_seconds": 5, **SETTINGS}, about(kind="resolved"))
     assert trio.current_time() == pytest.approx(6)

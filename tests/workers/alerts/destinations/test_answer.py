@@ -16,7 +16,7 @@ NOW = datetime(2026, 11, 26, 12, 0, tzinfo=UTC)
 def verdict(status: int, said: str = "", retry: str | None = None) -> Exception | None:
     """The exception; None: taken."""
     try:
-        judge("ops", status, retry or "", said, now=NOW, max_retry_after=900)
+        judge("ops", status, retry or "", said, now=NOW, most=900)
     except Exception as error:
         return error
     return None

@@ -75,7 +75,7 @@ async def test_retry_after_of_a_real_answer(nursery: trio.Nursery) -> None:
     """The header is read, and capped by the settings."""
     server = await Server(answering(429, Retry_After="3600")).start(nursery)
     with pytest.raises(RetryLater) as caught:
-        await tell({"kind": "webhook", "url": server.url, "max_retry_after": 120, **LOCAL})
+        await tell({"kind": "webhook", "url": server.url, "retry_after_seconds": 120, **LOCAL})
     assert caught.value.after == 120
 
 
@@ -128,7 +128,7 @@ async def test_a_server_that_does_not_answer_in_time(
             mock_clock.jump(1)
 
     nursery.start_soon(pass_time)
-    assert await failure(server.url, Undelivered, timeout=5) == "ops: no answer within 5 s"
+    assert await failure(server.url, Undelivered, timeout_seconds=5) == "ops: no answer within 5 s"
     assert trio.current_time() == pytest.approx(5, abs=2)
 
 
@@ -140,7 +140,7 @@ async def test_the_deadline_covers_the_looking_up(mock_clock: MockClock, nursery
         await trio.sleep_forever()
         raise AssertionError
 
-    said = await failure("https://hooks.example/x", Undelivered, timeout=5, network=Network(never))
+    said = await failure("https://hooks.example/x", Undelivered, timeout_seconds=5, network=Network(never))
     assert said == "ops: no answer within 5 s"
 
 
@@ -158,9 +158,9 @@ async def test_the_status_decides_although_the_body_never_ends(
 
     server = await Server(script).start(nursery)
     if wanted is None:
-        await tell({"kind": "webhook", "url": server.url, "timeout": 5, **LOCAL})
+        await tell({"kind": "webhook", "url": server.url, "timeout_seconds": 5, **LOCAL})
     else:
-        assert await failure(server.url, wanted, timeout=5) == f"ops answers {status} (because)"
+        assert await failure(server.url, wanted, timeout_seconds=5) == f"ops answers {status} (because)"
 
 
 async def test_a_huge_body_is_left_where_it_is(nursery: trio.Nursery) -> None:
@@ -316,7 +316,7 @@ async def test_every_request_has_a_connection_of_its_own(nursery: trio.Nursery) 
             return await super().connect_tcp(host, (first, second)[len(asked) - 1].port, *args)
 
     network = Network(resolver(["127.0.0.1"], ["127.0.0.1"]), Elsewhere())
-    settings = {"kind": "alertmanager", "url": "http://ops.example/", "timeout": 5, **LOCAL}
+    settings = {"kind": "alertmanager", "url": "http://ops.example/", "timeout_seconds": 5, **LOCAL}
     await tell(settings, about(kind="resolved"), network=network)
     assert ([one.method for one in first.requests], [one.method for one in second.requests]) == (["GET"], ["POST"])
 
@@ -400,7 +400,9 @@ async def test_a_handshake_that_hangs_leaves_no_socket_behind(nursery: trio.Nurs
     gc.disable()
     try:
         port = listeners[0].socket.getsockname()[1]
-        assert await failure(f"https://127.0.0.1:{port}/", Undelivered, timeout=5) == "ops: no answer within 5 s"
+        assert (
+            await failure(f"https://127.0.0.1:{port}/", Undelivered, timeout_seconds=5) == "ops: no answer within 5 s"
+        )
         await ended.wait()
     finally:
         gc.enable()

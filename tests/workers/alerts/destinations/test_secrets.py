@@ -61,7 +61,7 @@ def secret_files(tmp_path: Path) -> Callable[..., dict[str, Any]]:
         (tmp_path / "url").write_text(f"{url}/services/{TOKEN}\n")
         (tmp_path / "bearer").write_text(f"Bearer {BEARER}\n")
         (tmp_path / "key").write_text(f"whsec_{KEY}\n")
-        found: dict[str, Any] = {"kind": kind, "url_file": str(tmp_path / "url"), "timeout": 5, **LOCAL, **more}
+        found: dict[str, Any] = {"kind": kind, "url_file": str(tmp_path / "url"), "timeout_seconds": 5, **LOCAL, **more}
         if kind != "slack":
             found["authorization_file"] = str(tmp_path / "bearer")
         if kind == "webhook":

@@ -26,7 +26,7 @@ def test_each_kind_is_a_type() -> None:
         url = "https://pager.example/in"
         body = "alertmanager"
         secret_files = ["/run/secrets/new", "/run/secrets/old"]
-        timeout = 3
+        timeout_seconds = 3
         [am]
         kind = "alertmanager"
         url = "http://alertmanager:9093"
@@ -37,7 +37,7 @@ def test_each_kind_is_a_type() -> None:
     assert {name: type(one) for name, one in found.items()} == {"studio": Slack, "pager": Webhook, "am": Alertmanager}
     pager = found["pager"]
     assert isinstance(pager, Webhook)
-    assert (pager.timeout, pager.body) == (3.0, "alertmanager")
+    assert (pager.timeout_seconds, pager.body) == (3.0, "alertmanager")
     assert read({}) == {}
 
 
@@ -55,8 +55,8 @@ def test_each_kind_is_a_type() -> None:
         ({"kind": "slack", "ulr": URL}, "unknown key 'ulr'; did you mean url?"),
         ({"kind": "slack", "url": URL, "secret_files": []}, "unknown key 'secret_files'; "),
         ({"kind": "webhook", "url": URL, "body": "xml"}, "body: Invalid enum value 'xml'"),
-        ({"kind": "webhook", "url": URL, "timeout": 0}, "timeout: Expected float > 0.0"),
-        ({"kind": "webhook", "url": URL, "timeout": "ten"}, "timeout: Expected float, got str"),
+        ({"kind": "webhook", "url": URL, "timeout_seconds": 0}, "timeout_seconds: Expected float > 0.0"),
+        ({"kind": "webhook", "url": URL, "timeout_seconds": "ten"}, "timeout_seconds: Expected float, got str"),
         ({"kind": "webhook", "url": URL, "allow": ["10.0.0.0/33"]}, "allow: '10.0.0.0/33' is no host name"),
         ({"kind": "webhook", "url": URL, "allow": "ops"}, "allow: Expected array, got str"),
         ({"kind": "webhook", "url": "http://ops/sesame"}, "the URL begins with http://, by which everybody"),
@@ -66,7 +66,7 @@ def test_each_kind_is_a_type() -> None:
             {"kind": "webhook", "url": URL, "authorization_file": "a", "authorization_env": "b"},
             "give at most one of authorization_file, authorization_env",
         ),
-        ({"kind": "alertmanager", "url": URL, "hold": -1}, "hold: Expected float > 0.0"),
+        ({"kind": "alertmanager", "url": URL, "hold_seconds": -1}, "hold_seconds: Expected float > 0.0"),
     ],
 )
 def test_a_mistake_is_one_line(given: Any, said: str) -> None:

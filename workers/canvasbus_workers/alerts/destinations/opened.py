@@ -43,7 +43,7 @@ class Posted:
 
     async def send(self, notification: Notification) -> None:
         """Tell it. Raises Reject, RetryLater, Gone, or Undelivered, each with the destination's name and no secret."""
-        deadline = trio.current_time() + self._settings.timeout
+        deadline = trio.current_time() + self._settings.timeout_seconds
         try:
             question = self._form.ask(notification)
             known = b"" if question is None else await self._call(question, deadline)
@@ -55,8 +55,8 @@ class Posted:
 
     async def _call(self, request: Message | Question, deadline: float) -> bytes:
         answer = await self.client.call(request, deadline)
-        most = self._settings.max_retry_after
-        judge(self.name, answer.status, answer.retry_after, answer.said, now=clock.now(), max_retry_after=most)
+        most = self._settings.retry_after_seconds
+        judge(self.name, answer.status, answer.retry_after, answer.said, now=clock.now(), most=most)
         return answer.body
 
     def _made(self, notification: Notification, known: bytes) -> Message:
@@ -128,7 +128,7 @@ def _open(name: str, settings: Settings, place: str, network: "Network | None") 
         case Webhook():
             form = webhook.form(name, settings.body, _keys(settings, place))
         case Alertmanager():
-            form = alertmanager.form(settings.hold)
+            form = alertmanager.form(settings.hold_seconds)
             if "?" in url.reveal() or "#" in url.reveal():
                 raise ConfigError(f"{place}: the URL is to be that of Alertmanager's front page, without ? and #")
             url = Secret(alertmanager.endpoint(url.reveal()))
@@ -137,7 +137,7 @@ def _open(name: str, settings: Settings, place: str, network: "Network | None") 
     if key is not None and not fits_a_header(key):
         raise ConfigError(f"{place}: the authorization does not fit into a header: one line of ASCII is wanted")
     client = Client(
-        name, place, url, allow=Allow.of(settings.allow), timeout=settings.timeout, ca_file=settings.ca_file, proxy=proxy,
+        name, place, url, allow=Allow.of(settings.allow), timeout=settings.timeout_seconds, ca_file=settings.ca_file, proxy=proxy,
         authorization=key, network=network,
     )  # fmt: skip
     return Posted(name, type(settings).__name__, form, client, settings)

@@ -29,9 +29,9 @@ class Http(Struct, frozen=True, kw_only=True, tag_field="kind", forbid_unknown_f
     """A file in which the URL stands, for URLs that are secrets."""
     url_env: str | None = None
     """An environment variable in which it stands."""
-    timeout: Annotated[float, Meta(gt=0, le=300)] = 10.0
+    timeout_seconds: Annotated[float, Meta(gt=0, le=300)] = 10.0
     """Seconds for the whole request, from looking up the name to the answer."""
-    max_retry_after: Seconds = 900.0
+    retry_after_seconds: Seconds = 900.0
     """Seconds at most that the destination may put us off with Retry-After."""
     plain_http: bool = False
     """Whether http:// will do."""
@@ -74,7 +74,7 @@ class Webhook(Authorized, frozen=True, kw_only=True, tag="webhook", forbid_unkno
 class Alertmanager(Authorized, frozen=True, kw_only=True, tag="alertmanager", forbid_unknown_fields=True):
     """A Prometheus Alertmanager; the URL is that of its front page."""
 
-    hold: Seconds = 86400.0
+    hold_seconds: Seconds = 86400.0
     """Seconds after which Alertmanager takes an incident of which it hears nothing for resolved; more than the interval at
     which open incidents are repeated."""
 

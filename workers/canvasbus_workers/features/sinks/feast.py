@@ -75,7 +75,7 @@ class FeastSink:
         headers = {"Authorization": key} if key else {}
         try:
             reply = await self._client.request(
-                "POST", self._url, body=push.body, headers=headers, seconds=self._settings.timeout
+                "POST", self._url, body=push.body, headers=headers, seconds=self._settings.timeout_seconds
             )
         except (NotSent, NoAnswer) as error:
             raise Away(f"{self.name}: {error}") from error

@@ -48,7 +48,7 @@ class Api:
         data = None if body is None else msgspec.json.encode(body)
         try:
             reply = await self._client.request(
-                method, url, body=data, headers=headers, seconds=self._settings.request_seconds
+                method, url, body=data, headers=headers, seconds=self._settings.timeout_seconds
             )
         except NotSent as error:
             raise Unreachable(str(error)) from None
