@@ -285,7 +285,10 @@ def test_policies_for_single_models() -> None:
         ({"answer": "file"}, "only a subprocess writes"),
         ({"answer": "state"}, "answer: how a run stands"),
         ({"http": {"url": "https://me:secret@h/"}}, "a password in a URL"),
-        ({"http": {"token_env": "A", "token_file": "B"}}, "keep one"),
+        (
+            {"http": {"authorization_env": "A", "authorization_file": "B"}},
+            "authorization_file and authorization_env are both set: keep one",
+        ),
         ({"subprocess": {"shell": True}}, "shell"),
         ({"models": {"m": {"launcher": "subprocess"}}}, "models.m: subprocess.command"),
     ],

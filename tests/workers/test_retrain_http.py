@@ -1,7 +1,9 @@
 """Training elsewhere: orders over HTTP to a real server, answers that get lost, and Prefect's API."""
 
 import json
+import re
 import socket
+import subprocess
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,7 @@ from canvasbus_workers.retrain.launchers.protocol import (
     Running,
     Unreachable,
 )
-from canvasbus_workers.retrain.settings import Policy
+from canvasbus_workers.retrain.settings import PLACE, Policy, authorization
 
 
 @pytest.fixture
@@ -48,17 +50,21 @@ def http(trainer: Service, client: HttpClient, tmp_path: Path) -> Callable[..., 
 
     def make(**options: Any) -> Http:
         table = {"url": f"{trainer.url}/runs", "timeout_seconds": 0.5, **options}
-        return Http(msgspec.convert({"launcher": "http", "folder": str(tmp_path), "http": table}, Policy), client)
+        policy = msgspec.convert({"launcher": "http", "folder": str(tmp_path), "http": table}, Policy)
+        return Http(policy, client, authorization(PLACE, policy))
 
     return make
 
 
 async def test_an_order_is_a_post(http: Callable[..., Http], trainer: Service, monkeypatch: Any) -> None:
-    """With key, token and trace in headers, and the order with the parameters as JSON; a token from a file, too."""
-    monkeypatch.setenv("TRAINER_TOKEN", "s3cret")
+    """With key, authorization and trace in headers, and the order with the parameters as JSON."""
+    monkeypatch.setenv("TRAINER_AUTHORIZATION", "Bearer s3cret")
     trainer.on("POST /runs", (201, {"run": {"id": "r-1"}}))
     one = http(
-        token_env="TRAINER_TOKEN", parameters={"gpu": 2}, id_field="run.id", status_url=f"{trainer.url}/runs/{{id}}"
+        authorization_env="TRAINER_AUTHORIZATION",
+        parameters={"gpu": 2},
+        id_field="run.id",
+        status_url=f"{trainer.url}/runs/{{id}}",
     )
     assert await one.launch(ORDER) == Launched(external_id="r-1")
     (asked,) = trainer.asked
@@ -84,7 +90,7 @@ async def test_an_order_is_a_post(http: Callable[..., Http], trainer: Service, m
     [
         ((422, {"detail": "no such model"}), Rejected, '127.0.0.1 answered 422: {"detail": "no such model"}'),
         ((422, {"got": "Bearer s3cret"}), Rejected, "127.0.0.1 answered 422: its text repeats a secret"),
-        ((401, {}), Rejected, "127.0.0.1 answered 401: look at token_env or token_file"),
+        ((401, {}), Rejected, "127.0.0.1 answered 401: look at its authorization_file or authorization_env"),
         ((302, {}, {"location": "http://elsewhere/"}), Rejected, "127.0.0.1 answered 302"),
         ((429, {}, {"retry-after": "7"}), Busy, "127.0.0.1 answered 429"),
         ((503, {}), Busy, "127.0.0.1 answered 503"),
@@ -98,10 +104,10 @@ async def test_how_it_fails(
     http: Callable[..., Http], trainer: Service, tmp_path: Path, answer: Any, error: type[Exception], said: str
 ) -> None:
     """Each in its own way, in one line, without the token."""
-    (tmp_path / "token").write_text("s3cret\n")
+    (tmp_path / "token").write_text("Bearer s3cret\n")
     trainer.on("POST /runs", answer)
     with pytest.raises(error) as caught:
-        await http(token_file=str(tmp_path / "token")).launch(ORDER)
+        await http(authorization_file=str(tmp_path / "token")).launch(ORDER)
     assert str(caught.value).startswith(said) and "s3cret" not in str(caught.value)
     assert len(trainer.asked) == 1
     if isinstance(caught.value, Busy):
@@ -109,7 +115,7 @@ async def test_how_it_fails(
 
 
 async def test_nobody_is_there(client: HttpClient, tmp_path: Path) -> None:
-    """Nothing was sent, so that it may be sent again, with a key or without; a wrong token is told before."""
+    """Nothing was sent, so that it may be sent again, with a key or without."""
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{unused.getsockname()[1]}/"
@@ -117,9 +123,6 @@ async def test_nobody_is_there(client: HttpClient, tmp_path: Path) -> None:
             policy = {"launcher": "http", "folder": str(tmp_path), "http": {"url": url, "keyed": keyed}}
             with pytest.raises(Unreachable, match=r"127.0.0.1: ConnectError"):
                 await Http(msgspec.convert(policy, Policy), client).launch(ORDER)
-    policy["http"]["token_env"] = "NO_SUCH_TOKEN"
-    with pytest.raises(Rejected, match="there is no NO_SUCH_TOKEN"):
-        await Http(msgspec.convert(policy, Policy), client).launch(ORDER)
 
 
 async def test_with_a_key_it_is_sent_again(http: Callable[..., Http], trainer: Service) -> None:
@@ -180,17 +183,22 @@ async def test_where_a_run_stands(http: Callable[..., Http], trainer: Service) -
 
 async def test_prefect(trainer: Service, client: HttpClient, monkeypatch: Any) -> None:
     """The deployment is looked up by name, a flow run is created under the key, and its state is asked for. (The shapes are
-    those of a server 3; tests/interop/prefect_flow.py asks a real one.)"""
-    monkeypatch.setenv("PREFECT_AUTH", "admin:pw")
+    those of a server 3; tests/interop/prefect_flow.py asks a real one.) The page says how to make a Basic authorization."""
+    page = (Path(retrain.__file__).parent / "README.md").read_text()
+    (line,) = re.findall(r'`(echo "Basic .*?)`', page)
+    basic = subprocess.run(
+        ["sh", "-c", line.replace("user:password", "admin:pw")], capture_output=True, text=True, check=True
+    )
+    monkeypatch.setenv("PREFECT_AUTHORIZATION", basic.stdout)
     table = {
         "url": f"{trainer.url}/api/",
         "deployment": "train flow/nightly",
-        "token_env": "PREFECT_AUTH",
-        "token_scheme": "Basic",
+        "authorization_env": "PREFECT_AUTHORIZATION",
         "parameters": {"epochs": 3},
         "order_parameter": "order",
     }
-    one = Prefect(msgspec.convert({"launcher": "prefect", "prefect": table}, Policy), client)
+    policy = msgspec.convert({"launcher": "prefect", "prefect": table}, Policy)
+    one = Prefect(policy, client, authorization(PLACE, policy))
     lookup, create = "GET /api/deployments/name/train%20flow/nightly", "POST /api/deployments/d-1/create_flow_run"
     with pytest.raises(Rejected, match="Prefect has no deployment train flow/nightly"):
         await one.launch(ORDER)
@@ -247,12 +255,37 @@ async def test_a_missing_package_is_told(namespace: str, tmp_path: Path, monkeyp
     from canvasbus_workers.retrain.settings import Settings
 
     monkeypatch.setitem(sys.modules, "httpx2", None)
-    monkeypatch.delitem(sys.modules, "canvasbus_workers.outside.client")
     table = {"launcher": "http", "http": {"url": "http://h/"}, "folder": str(tmp_path)}
     settings = msgspec.convert({"models": {"m": table}, "folder": str(tmp_path)}, Settings)
-    with pytest.raises(ConfigError, match=r"need httpx2: pip install 'canvasbus\[retrain\]'"):
+    with pytest.raises(ConfigError, match=r"needs httpx2, which is not installed: pip install 'canvasbus\[retrain\]'"):
         async with Launchers(settings):
             pass
+
+
+async def test_a_missing_authorization_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the start, also of a single model; of a launcher that is not used nothing is wanted. The first glob that fits says
+    which it is."""
+    from canvasbus_workers.retrain.edge import Launchers
+    from canvasbus_workers.retrain.settings import Settings
+
+    remote = {"url": "http://h/", "authorization_file": str(tmp_path / "token")}
+    other = {"launcher": "http", "http": {"url": "http://h/", "authorization_env": "TRAINER_AUTHORIZATION"}}
+    table = {"folder": str(tmp_path), "http": remote, "models": {"m": {"launcher": "http"}, "*": other}}
+    other["http"]["authorization_file"] = ""  # type: ignore[index]
+    with pytest.raises(
+        ConfigError, match=r'\[workers.retrain.models."m"\]: http: authorization_file names .*token, which'
+    ):
+        async with Launchers(msgspec.convert(table, Settings)):
+            pass
+    (tmp_path / "token").write_text("Bearer 1")
+    with pytest.raises(ConfigError, match=r'models."\*"\]: http: .* variable TRAINER_AUTHORIZATION, which is not set'):
+        async with Launchers(msgspec.convert(table, Settings)):
+            pass
+    monkeypatch.setenv("TRAINER_AUTHORIZATION", "Bearer 2")
+    async with Launchers(msgspec.convert(table, Settings)):
+        pass
+    async with Launchers(msgspec.convert({"http": {**remote, "authorization_file": "gone"}}, Settings)):
+        pass
 
 
 async def test_a_url_that_is_none_is_told(tmp_path: Path) -> None:

@@ -69,6 +69,18 @@ def check(table: Table, repeat_seconds: float) -> None:
             )
 
 
+def check_outside(table: Table) -> int:
+    """Look at what the tables name outside of them, as it is done when they are opened; how many destinations there are.
+    Raises ConfigError."""
+    logs, others = _sorted(table)
+    if others:
+        from canvasbus_workers.alerts.destinations import settings
+
+        for name, one in settings.read(others).items():
+            settings.secrets(name, one)
+    return len(logs) + len(others)
+
+
 def _sorted(table: Table) -> tuple[list[str], dict[str, Mapping[str, Any]]]:
     """Those with kind = "log", and the others."""
     logs = [name for name, one in table.items() if one.get("kind") == "log"]

@@ -81,3 +81,9 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     def names(self) -> tuple[str, ...]:
         """The destinations that there are."""
         return tuple(self.destinations) or ("log",)
+
+
+def check(settings: Settings) -> str:
+    """What the doctor says about them. Raises ConfigError for a secret or a library that is missing."""
+    count = edge.check_outside(settings.destinations)
+    return f"{count} destination{'' if count == 1 else 's'}"

@@ -9,6 +9,10 @@ from urllib.parse import urlsplit
 import msgspec
 from msgspec import Meta, Struct
 
+from canvasbus_workers.outside import secret
+from canvasbus_workers.outside.library import need_http
+from canvasbus_workers.outside.secret import Secret
+
 Seconds = Annotated[float, Meta(ge=0, le=366 * 86400)]
 Duration = Annotated[float, Meta(gt=0, le=30 * 86400)]
 
@@ -36,16 +40,17 @@ class Remote(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     url: str = ""
     """Where to send orders."""
-    token_env: str = ""
-    """The variable that holds a token; empty: none."""
-    token_file: str = ""
-    """The file that holds it."""
-    token_scheme: Literal["Bearer", "Basic"] = "Bearer"  # noqa: S105  a word, no secret
-    """How it is sent. Basic: the token is `user:password`."""
+    authorization_file: str = ""
+    """A file with the whole value of a header Authorization, for example `Bearer …`."""
+    authorization_env: str = ""
+    """An environment variable with it."""
     parameters: dict[str, Any] = msgspec.field(default_factory=dict)
     """What is sent along with each order."""
     timeout_seconds: Duration = 15.0
     """Seconds in which an answer has to come."""
+
+    def __post_init__(self) -> None:
+        secret.check(self, "authorization")
 
 
 class Http(Remote, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -131,10 +136,12 @@ class Policy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             raise ValueError("answer: how a run stands can be asked of a subprocess, of prefect, or at http.status_url")
         for url in (self.http.url, self.http.status_url, self.http.lookup_url, self.prefect.url):
             if "@" in urlsplit(url).netloc:
-                raise ValueError("a password in a URL ends in logs: use token_env or token_file")
-        for table in (self.http, self.prefect):
-            if table.token_env and table.token_file:
-                raise ValueError("token_env and token_file are both set: keep one")
+                raise ValueError("a password in a URL ends in logs: give it by authorization_file or authorization_env")
+
+    @property
+    def remote(self) -> Remote | None:
+        """What its launcher, where that is on the network, is told."""
+        return self.http if self.launcher == "http" else self.prefect if self.launcher == "prefect" else None
 
     @property
     def says(self) -> Literal["file", "state", "bus"]:
@@ -162,10 +169,18 @@ class Settings(Policy, frozen=True, kw_only=True, forbid_unknown_fields=True):
                 said, _, path = str(error).replace("`", "").partition(" - at $")
                 raise ValueError(f"models.{glob}{path}: {said}") from None
 
+    @property
+    def policies(self) -> dict[str, Policy]:
+        """All that may hold for a model, by its place in the file."""
+        return {PLACE: self._merged({})} | {_place(glob): self._merged(table) for glob, table in self.models.items()}
+
+    def place(self, model: str) -> str:
+        """Whose policy holds for a model."""
+        return next((_place(glob) for glob in self.models if fnmatchcase(model, glob)), PLACE)
+
     def policy(self, model: str) -> Policy:
         """What holds for a model."""
-        table = next((table for glob, table in self.models.items() if fnmatchcase(model, glob)), {})
-        return self._merged(table)
+        return self.policies[self.place(model)]
 
     def _merged(self, table: Mapping[str, Any]) -> Policy:
         own = msgspec.to_builtins(self)
@@ -175,5 +190,29 @@ class Settings(Policy, frozen=True, kw_only=True, forbid_unknown_fields=True):
         return msgspec.convert(own, Policy)
 
 
+PLACE = "[workers.retrain]"
+
+
+def _place(glob: str) -> str:
+    return f'[workers.retrain.models."{glob}"]'
+
+
 def _is_http(url: str) -> bool:
     return url.startswith(("http://", "https://"))
+
+
+def authorization(place: str, policy: Policy) -> Secret | None:
+    """What its launcher sends as Authorization. Raises ConfigError, one line, when that is not there or is none, or when
+    httpx2 is needed and not installed."""
+    remote = policy.remote
+    if remote is None:
+        return None
+    need_http(f"{place}: launcher = {policy.launcher!r}", "retrain")
+    return secret.authorization(f"{place}: {policy.launcher}", remote)
+
+
+def check(settings: Settings) -> str:
+    """What the doctor says about them. Raises ConfigError for a secret or a library that is missing."""
+    for place, policy in settings.policies.items():
+        authorization(place, policy)
+    return f"launcher {settings.launcher}"

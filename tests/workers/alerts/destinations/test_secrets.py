@@ -65,7 +65,7 @@ def secret_files(tmp_path: Path) -> Callable[..., dict[str, Any]]:
         if kind != "slack":
             found["authorization_file"] = str(tmp_path / "bearer")
         if kind == "webhook":
-            found["secret_files"] = [str(tmp_path / "key")]
+            found["secret_file"] = str(tmp_path / "key")
         return found
 
     return settings

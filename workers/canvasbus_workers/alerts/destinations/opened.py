@@ -10,15 +10,22 @@ import msgspec
 import trio
 
 from canvasbus import clock
-from canvasbus.errors import ConfigError
 from canvasbus.worker import Reject, RetryLater
 from canvasbus_workers.alerts.destinations import alertmanager, slack, webhook
 from canvasbus_workers.alerts.destinations.answer import Undelivered, judge
 from canvasbus_workers.alerts.destinations.guard import Allow
 from canvasbus_workers.alerts.destinations.message import Form, Message, Question
-from canvasbus_workers.alerts.destinations.settings import Alertmanager, Http, Settings, Slack, Webhook, check_url
+from canvasbus_workers.alerts.destinations.settings import (
+    Alertmanager,
+    Http,
+    Settings,
+    Slack,
+    Webhook,
+    place_of,
+    secrets,
+)
 from canvasbus_workers.alerts.notification import Gone, Notification
-from canvasbus_workers.outside.secret import Secret, fits_a_header, from_environment, from_file, one_of
+from canvasbus_workers.outside.secret import Secret
 
 if TYPE_CHECKING:
     from canvasbus_workers.alerts.destinations.dial import Network
@@ -79,9 +86,7 @@ class Destinations(Mapping[str, Posted]):
         """Reads the secrets. `network`: how to look up and connect, for tests.
 
         Raises ConfigError, one line, when a secret is not there or is none, or httpx2 is not installed."""
-        self._opened = {
-            name: _open(name, one, f"[workers.alerts.destinations.{name}]", network) for name, one in settings.items()
-        }
+        self._opened = {name: _open(name, one, network) for name, one in settings.items()}
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -111,48 +116,22 @@ class Destinations(Mapping[str, Posted]):
         return {name: one.statistics() for name, one in self._opened.items()}
 
 
-def _open(name: str, settings: Settings, place: str, network: "Network | None") -> Posted:
-    try:
-        from canvasbus_workers.alerts.destinations.http import Client
-    except ImportError as error:
-        raise ConfigError(f"{place}: needs {error.name}: pip install 'canvasbus[alerts]'") from None
-    url = one_of(place, "url", settings.url, settings.url_file, settings.url_env)
-    assert url is not None  # read() has seen to that
-    check_url(settings, url, place)
-    proxy = one_of(place, "proxy", settings.proxy, settings.proxy_file, settings.proxy_env)
-    key: Secret | None = None
+def _open(name: str, settings: Settings, network: "Network | None") -> Posted:
+    known = secrets(name, settings)
+    from canvasbus_workers.alerts.destinations.http import Client
+
+    url = known.url
     form: Form
     match settings:
         case Slack():
             form = slack.FORM
         case Webhook():
-            form = webhook.form(name, settings.body, _keys(settings, place))
+            form = webhook.form(name, settings.body, known.keys)
         case Alertmanager():
             form = alertmanager.form(settings.hold_seconds)
-            if "?" in url.reveal() or "#" in url.reveal():
-                raise ConfigError(f"{place}: the URL is to be that of Alertmanager's front page, without ? and #")
             url = Secret(alertmanager.endpoint(url.reveal()))
-    if isinstance(settings, Webhook | Alertmanager):
-        key = one_of(place, "authorization", None, settings.authorization_file, settings.authorization_env)
-    if key is not None and not fits_a_header(key):
-        raise ConfigError(f"{place}: the authorization does not fit into a header: one line of ASCII is wanted")
     client = Client(
-        name, place, url, allow=Allow.of(settings.allow), timeout=settings.timeout_seconds, ca_file=settings.ca_file, proxy=proxy,
-        authorization=key, network=network,
+        name, place_of(name), url, allow=Allow.of(settings.allow), timeout=settings.timeout_seconds,
+        ca_file=settings.ca_file, proxy=known.proxy, authorization=known.authorization, network=network,
     )  # fmt: skip
     return Posted(name, type(settings).__name__, form, client, settings)
-
-
-def _keys(settings: Webhook, place: str) -> list[webhook.Key]:
-    found: list[tuple[str, Secret]] = []
-    for path in settings.secret_files:
-        found.append((f"secret_files: {path}", from_file(f"{place}: secret_files", path)))
-    for variable in settings.secret_envs:
-        found.append((f"secret_envs: {variable}", from_environment(f"{place}: secret_envs", variable)))
-    keys = []
-    for where, secret in found:
-        try:
-            keys.append(webhook.Key(secret))
-        except ValueError as error:
-            raise ConfigError(f"{place}: {where} {error}") from None
-    return keys

@@ -1,9 +1,6 @@
-"""What launchers on the network have in common: tokens, orders as JSON, and what statuses mean."""
+"""What launchers on the network have in common: orders as JSON, and what statuses mean."""
 
-import base64
-import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -12,6 +9,7 @@ import msgspec
 from canvasbus import clock
 from canvasbus_workers.outside.answer import retry_after, shown
 from canvasbus_workers.outside.client import LARGEST_ANSWER, Client, NoAnswer, NotSent, Reply
+from canvasbus_workers.outside.secret import Secret
 from canvasbus_workers.retrain.launchers.protocol import Ambiguous, Busy, Order, Rejected, Unreachable
 from canvasbus_workers.retrain.settings import Remote
 
@@ -27,9 +25,10 @@ SHOWN = 200
 class Api:
     """One other side."""
 
-    def __init__(self, client: Client, settings: Remote) -> None:
+    def __init__(self, client: Client, settings: Remote, authorization: Secret | None = None) -> None:
         self._client = client
         self._settings = settings
+        self._key = "" if authorization is None else authorization.reveal()
 
     async def ask(
         self, method: str, url: str, *, body: Any = None, key: str = "", traceparent: str = "", missing: bool = False
@@ -39,8 +38,9 @@ class Api:
         Raises Rejected, Busy, Unreachable; Ambiguous when nobody knows what became of a request that might have begun
         something. `traceparent`: the trace that the request belongs to.
         """
-        authorization = self._authorization()
-        headers = {"Accept": "application/json", **authorization}
+        headers = {"Accept": "application/json"}
+        if self._key:
+            headers["Authorization"] = self._key
         if key:
             headers["Idempotency-Key"] = key
         if traceparent:
@@ -65,26 +65,9 @@ class Api:
         if reply.status >= 500:
             raise (Ambiguous if body is not None else Unreachable)(f"{host} answered {reply.status}")
         if reply.status in (401, 403):
-            raise Rejected(f"{host} answered {reply.status}: look at token_env or token_file")
-        secrets = (value.partition(" ")[2] for value in authorization.values())
-        raise Rejected(f"{host} answered {reply.status}: {shown(reply.body[:2000], *secrets, most=SHOWN)}")
-
-    def _authorization(self) -> dict[str, str]:
-        settings = self._settings
-        if settings.token_file:
-            try:
-                token = Path(settings.token_file).read_text().strip()
-            except OSError as error:
-                raise Rejected(f"token_file {settings.token_file}: {error.strerror}") from None
-        elif settings.token_env:
-            token = os.environ.get(settings.token_env, "").strip()
-            if not token:
-                raise Rejected(f"token_env: there is no {settings.token_env} in the worker's environment")
-        else:
-            return {}
-        if settings.token_scheme == "Basic":  # noqa: S105  a word, no secret
-            token = base64.b64encode(token.encode()).decode()
-        return {"Authorization": f"{settings.token_scheme} {token}"}
+            raise Rejected(f"{host} answered {reply.status}: look at its authorization_file or authorization_env")
+        said = shown(reply.body[:2000], self._key.partition(" ")[2], most=SHOWN)
+        raise Rejected(f"{host} answered {reply.status}: {said}")
 
 
 def order_as_json(order: Order) -> dict[str, Any]:
