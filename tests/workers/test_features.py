@@ -370,7 +370,7 @@ async def test_a_row_that_a_sink_fails_over_ends_in_the_dead_letters(
         ('sinks.x = {kind = "redis", url_file = "a", url_env = "B"}', "url_file and url_env are both set: keep one"),
         ('sinks.x = {kind = "redis", url_env = "NOT_SET"}', "environment variable NOT_SET, which is not set"),
         ('sinks.x = {kind = "sqlite", path = "/nowhere/x.db"}', "/nowhere/x.db cannot be opened"),
-        ('sinks.x = {kind = "feast", url = "ftp://x"}', "url is not one of http:// or https://"),
+        ('sinks.x = {kind = "feast", url = "ftp://x"}', "the url must begin with https://HOST or http://HOST"),
         ('sinks.x = {kind = "feast", url = "https://u:p@x"}', "authorization_file"),
         ('sinks.x = {kind = "feast", url = "http://x", authorization_file = "/nowhere"}', "which cannot be read"),
         ("sinks = {}", "sinks"),

@@ -228,8 +228,8 @@ async def test_a_missing_package_is_told(monkeypatch: pytest.MonkeyPatch) -> Non
             pass
 
 
-async def test_a_url_that_is_none_is_told() -> None:
-    """Before the first row."""
-    with pytest.raises(ConfigError, match=r"\[workers.features.sinks.f\]: http://h:abc/push: "):
-        async with opened({"f": settings("http://h:abc")}):
-            pass
+@pytest.mark.parametrize(("url", "said"), [("http://h:abc", "is not a URL"), ("http://h/?a=1", "has more than a path")])
+def test_a_url_that_is_none_is_told(url: str, said: str) -> None:
+    """Whoever reads the settings: the worker before it begins, the doctor."""
+    with pytest.raises(msgspec.ValidationError, match=f"the url {said}"):
+        settings(url)

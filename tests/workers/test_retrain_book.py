@@ -280,11 +280,17 @@ def test_policies_for_single_models() -> None:
     [
         ({"launcher": "subprocess"}, "subprocess.command: say what trains"),
         ({"launcher": "http"}, "http.url: say where"),
-        ({"launcher": "http", "http": {"url": "trainer:80"}}, "http.url: say where"),
+        (
+            {"launcher": "http", "http": {"url": "trainer:80"}},
+            "http.url: it must begin with https://HOST or http://HOST",
+        ),
         ({"launcher": "prefect", "prefect": {"url": "http://h/api", "deployment": "d"}}, "FLOW/DEPLOYMENT"),
         ({"answer": "file"}, "only a subprocess writes"),
         ({"answer": "state"}, "answer: how a run stands"),
-        ({"http": {"url": "https://me:secret@h/"}}, "a password in a URL"),
+        (
+            {"http": {"url": "https://me:secret@h/"}},
+            "http.url: it has a user or a password in it: give them as authorization_file",
+        ),
         (
             {"http": {"authorization_env": "A", "authorization_file": "B"}},
             "authorization_file and authorization_env are both set: keep one",

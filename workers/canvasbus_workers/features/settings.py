@@ -9,6 +9,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from canvasbus_workers.outside import secret
+from canvasbus_workers.outside.guard import flaw
 from canvasbus_workers.outside.library import need_http
 from canvasbus_workers.outside.secret import Secret
 
@@ -79,11 +80,9 @@ class FeastSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """An environment variable with it."""
 
     def __post_init__(self) -> None:
-        parts = urlsplit(self.url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-            raise ValueError("the url is not one of http:// or https://, or has more than a path")
-        if parts.username is not None:
-            raise ValueError("the url has a user in it: give it by authorization_file or authorization_env")
+        wrong = flaw(self.url) or ("has more than a path" if set("?#") & set(self.url) else None)
+        if wrong is not None:
+            raise ValueError(f"the url {wrong}")
         secret.check(self, "authorization")
 
 

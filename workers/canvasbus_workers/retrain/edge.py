@@ -2,7 +2,7 @@
 
 import errno
 import os
-from collections.abc import Iterable
+from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
 from types import TracebackType
@@ -33,7 +33,7 @@ class Launchers:
             _check_folder(Path(folder))
         self._authorizations = {place: authorization(place, policy) for place, policy in self._policies.items()}
         if any(policy.remote for policy in policies):
-            _check_urls(policies)
+            _parse_urls(self._policies)
         return self
 
     async def __aexit__(
@@ -66,18 +66,20 @@ class Launchers:
 
     async def _http(self) -> "Client":
         if self._client is None:
-            from canvasbus_workers.outside.client import HttpClient
+            from canvasbus_workers.outside.client import Client
 
-            self._client = await self._open.enter_async_context(HttpClient("canvasbus-retrain"))
+            self._client = await self._open.enter_async_context(Client("canvasbus-retrain"))
         return self._client
 
 
-def _check_urls(policies: Iterable[Policy]) -> None:
-    from canvasbus_workers.outside.client import check_url
+def _parse_urls(policies: Mapping[str, Policy]) -> None:
+    """Raises ConfigError for one that looks like a URL and is none: told at the start, not with the first order."""
+    from canvasbus_workers.outside.client import parse
 
-    for policy in policies:
-        for url in (policy.http.url, policy.http.status_url, policy.http.lookup_url, policy.prefect.url):
-            check_url("[workers.retrain]", url)
+    for place, policy in policies.items():
+        for name, url in policy.urls.items():
+            if url:
+                parse(f"{place}: {name}", url)
 
 
 def _check_folder(folder: Path) -> None:

@@ -4,12 +4,12 @@
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Meta, Struct
 
 from canvasbus_workers.outside import secret
+from canvasbus_workers.outside.guard import flaw
 from canvasbus_workers.outside.library import need_http
 from canvasbus_workers.outside.secret import Secret
 
@@ -124,9 +124,9 @@ class Policy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     def _check(self) -> None:
         if self.launcher == "subprocess" and not self.subprocess.command:
             raise ValueError('subprocess.command: say what trains, like ["python", "train.py"]')
-        if self.launcher == "http" and not _is_http(self.http.url):
+        if self.launcher == "http" and not self.http.url:
             raise ValueError("http.url: say where to send orders, like https://trainer.internal/runs")
-        if self.launcher == "prefect" and not (_is_http(self.prefect.url) and self.prefect.deployment.count("/") == 1):
+        if self.launcher == "prefect" and not (self.prefect.url and self.prefect.deployment.count("/") == 1):
             raise ValueError("prefect.url and prefect.deployment: give the API and FLOW/DEPLOYMENT")
         if self.answer == "file" and self.launcher != "subprocess":
             raise ValueError("answer: only a subprocess writes a result file")
@@ -134,9 +134,15 @@ class Policy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             self.launcher == "bus" or (self.launcher == "http" and not self.http.status_url)
         ):
             raise ValueError("answer: how a run stands can be asked of a subprocess, of prefect, or at http.status_url")
-        for url in (self.http.url, self.http.status_url, self.http.lookup_url, self.prefect.url):
-            if "@" in urlsplit(url).netloc:
-                raise ValueError("a password in a URL ends in logs: give it by authorization_file or authorization_env")
+        for name, url in self.urls.items():
+            if url and (wrong := flaw(url)):
+                raise ValueError(f"{name}: it {wrong}")
+
+    @property
+    def urls(self) -> dict[str, str]:
+        """All that may be called; empty ones are not."""
+        http = {f"http.{name}": getattr(self.http, name) for name in ("url", "status_url", "lookup_url")}
+        return http | {"prefect.url": self.prefect.url}
 
     @property
     def remote(self) -> Remote | None:
@@ -195,10 +201,6 @@ PLACE = "[workers.retrain]"
 
 def _place(glob: str) -> str:
     return f'[workers.retrain.models."{glob}"]'
-
-
-def _is_http(url: str) -> bool:
-    return url.startswith(("http://", "https://"))
 
 
 def authorization(place: str, policy: Policy) -> Secret | None:

@@ -19,9 +19,9 @@ from workers.alerts.destinations.serving import LOCAL, Server, about, answering,
 
 from canvasbus.worker import Reject, RetryLater
 from canvasbus_workers.alerts.destinations import Destinations, Undelivered, read
-from canvasbus_workers.alerts.destinations.dial import Network
-from canvasbus_workers.alerts.destinations.http import BODY_CAP
 from canvasbus_workers.alerts.notification import Gone
+from canvasbus_workers.outside.client import LARGEST_ERROR
+from canvasbus_workers.outside.dial import Network
 
 
 async def failure(url: str, wanted: type[Exception], **settings: Any) -> str:
@@ -164,7 +164,7 @@ async def test_the_status_decides_although_the_body_never_ends(
 
 
 async def test_a_huge_body_is_left_where_it_is(nursery: trio.Nursery) -> None:
-    """A few kilobytes are read, 120 characters shown, and the connection is closed."""
+    """A few kilobytes are read, 200 characters shown, and the connection is closed."""
     sent = 0
 
     async def script(stream: trio.abc.Stream) -> None:
@@ -177,8 +177,8 @@ async def test_a_huge_body_is_left_where_it_is(nursery: trio.Nursery) -> None:
 
     server = await Server(script).start(nursery)
     said = await failure(server.url, Reject)
-    assert said == f"ops answers 400 ({'x' * 119}…)"
-    assert BODY_CAP < 65536
+    assert said == f"ops answers 400 ({'x' * 199}…)"
+    assert LARGEST_ERROR < 65536
     assert sent < 64 * 1024 * 1024  # what fits into the buffers between the two
 
 

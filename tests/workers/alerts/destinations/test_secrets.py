@@ -15,7 +15,7 @@ from trio.testing import MockClock
 from workers.alerts.destinations.serving import LOCAL, Server, about, answering, sending, speaking_first
 
 from canvasbus_workers.alerts.destinations import Destinations, read
-from canvasbus_workers.alerts.destinations.dial import Network
+from canvasbus_workers.outside.dial import Network
 from canvasbus_workers.outside.secret import Secret
 
 TOKEN, BEARER, PASSWORD = "T0OPEN/B0SESAME/xoXOxoSECRETxo", "OPENSESAMEBEARER", "OPENSESAMEPROXY"

@@ -14,9 +14,9 @@ import msgspec
 from msgspec import Meta, Struct
 
 from canvasbus.errors import ConfigError
-from canvasbus_workers.alerts.destinations.guard import Allow, flaw
 from canvasbus_workers.alerts.destinations.webhook import Key
 from canvasbus_workers.outside import secret
+from canvasbus_workers.outside.guard import Allow, flaw
 from canvasbus_workers.outside.library import need_http
 from canvasbus_workers.outside.secret import Secret
 

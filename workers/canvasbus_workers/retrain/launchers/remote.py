@@ -1,14 +1,13 @@
 """What launchers on the network have in common: orders as JSON, and what statuses mean."""
 
-from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
 
 from canvasbus import clock
-from canvasbus_workers.outside.answer import retry_after, shown
-from canvasbus_workers.outside.client import LARGEST_ANSWER, Client, NoAnswer, NotSent, Reply
+from canvasbus_workers.outside.answer import retry_after
+from canvasbus_workers.outside.client import LARGEST_ANSWER, Client, NoAnswer, NotSent
 from canvasbus_workers.outside.secret import Secret
 from canvasbus_workers.retrain.launchers.protocol import Ambiguous, Busy, Order, Rejected, Unreachable
 from canvasbus_workers.retrain.settings import Remote
@@ -18,8 +17,6 @@ BUSY = frozenset({408, 425, 429, 503})
 AGAIN = 10.0
 """Seconds after which to come back when nothing is said about that."""
 LONGEST = 3600.0
-SHOWN = 200
-"""Characters of a refusal that are told."""
 
 
 class Api:
@@ -28,7 +25,7 @@ class Api:
     def __init__(self, client: Client, settings: Remote, authorization: Secret | None = None) -> None:
         self._client = client
         self._settings = settings
-        self._key = "" if authorization is None else authorization.reveal()
+        self._authorization = authorization
 
     async def ask(
         self, method: str, url: str, *, body: Any = None, key: str = "", traceparent: str = "", missing: bool = False
@@ -39,35 +36,35 @@ class Api:
         something. `traceparent`: the trace that the request belongs to.
         """
         headers = {"Accept": "application/json"}
-        if self._key:
-            headers["Authorization"] = self._key
         if key:
             headers["Idempotency-Key"] = key
         if traceparent:
             headers["traceparent"] = traceparent
         data = None if body is None else msgspec.json.encode(body)
+        host = urlsplit(url).hostname
+        unknown = Unreachable if body is None else Ambiguous
         try:
             reply = await self._client.request(
-                method, url, body=data, headers=headers, seconds=self._settings.timeout_seconds
-            )
+                method, url, body=data, headers=headers, authorization=self._authorization,
+                seconds=self._settings.timeout_seconds,
+            )  # fmt: skip
         except NotSent as error:
-            raise Unreachable(str(error)) from None
+            raise Unreachable(f"{host}: {error}") from None
         except NoAnswer as error:
-            raise (Ambiguous if body is not None else Unreachable)(str(error)) from None
-        host = urlsplit(url).hostname
-        if reply.cut:
-            said = f"{host}: an answer of more than {LARGEST_ANSWER} bytes"
-            raise (Ambiguous if body is not None else Unreachable)(said)
-        if reply.status < 300 or (missing and reply.status == 404):
-            return reply.status, _json(reply)
+            raise unknown(f"{host}: {error}") from None
+        if missing and reply.status == 404:
+            return reply.status, None
+        if reply.status < 300:
+            if not reply.whole:
+                raise unknown(f"{host}: its answer broke off, or has more than {LARGEST_ANSWER} bytes")
+            return reply.status, _json(reply.body)
         if reply.status in BUSY:
-            raise Busy(f"{host} answered {reply.status}", _after(reply.headers))
+            raise Busy(f"{host} answered {reply.status}", _after(reply.retry_after))
         if reply.status >= 500:
-            raise (Ambiguous if body is not None else Unreachable)(f"{host} answered {reply.status}")
+            raise unknown(f"{host} answered {reply.status}")
         if reply.status in (401, 403):
             raise Rejected(f"{host} answered {reply.status}: look at its authorization_file or authorization_env")
-        said = shown(reply.body[:2000], self._key.partition(" ")[2], most=SHOWN)
-        raise Rejected(f"{host} answered {reply.status}: {said}")
+        raise Rejected(f"{host} answered {reply.status}: {reply.said}")
 
 
 def order_as_json(order: Order) -> dict[str, Any]:
@@ -93,13 +90,13 @@ def field(value: Any, path: str) -> str:
     return "" if value is None or isinstance(value, dict | list) else str(value)
 
 
-def _json(reply: Reply) -> Any:
+def _json(body: bytes) -> Any:
     try:
-        return msgspec.json.decode(reply.body)
+        return msgspec.json.decode(body)
     except msgspec.DecodeError:
         return None
 
 
-def _after(headers: Mapping[str, str]) -> float:
-    seconds = retry_after(headers.get("retry-after", ""), clock.now())
+def _after(said: str) -> float:
+    seconds = retry_after(said, clock.now())
     return AGAIN if seconds is None else min(max(seconds, 0.0), LONGEST)
