@@ -88,7 +88,7 @@ async def test_what_starts_a_run(
 ) -> None:
     """Lost quality, drift that is critical at once, and requests; not input drift, not silence, not other metrics, and for
     some models nothing but requests."""
-    settings.write_text(f'{FREE}metrics = ["acc*"]\n[workers.retrain.models.quiet]\non = []\n')
+    settings.write_text(f'{FREE}metrics = "acc*|f1"\n[workers.retrain.models.quiet]\non = []\n')
     async with bus:
         await told(bus, event)
     assert len(events(bus, RetrainStarted)) == starts

@@ -1,13 +1,13 @@
 """What a rule can say, and whom it is about. No I/O."""
 
 from collections.abc import Mapping
-from fnmatch import fnmatchcase
 from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta, Struct
 
 from canvasbus.events import Severity
+from canvasbus_workers.patterns import fits
 
 Seconds = Annotated[float, Meta(ge=0, le=366 * 86400)]
 Duration = Annotated[float, Meta(gt=0, le=366 * 86400)]
@@ -18,7 +18,7 @@ class Rule(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The table [workers.metrics.rules.NAME], or [NAME] in a file of rules."""
 
     metric: Annotated[str, Meta(min_length=1)]
-    """The metric's name; * stands for any characters, as in `model` and `segment`."""
+    """The metric's name: a pattern, as `model` and `segment` are."""
     model: str = "*"
     """Of which models."""
     segment: str = "*"
@@ -78,9 +78,7 @@ class Rule(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     def is_about(self, model: str, metric: str, segment: str) -> bool:
         """It is for this series."""
-        return (
-            fnmatchcase(metric, self.metric) and fnmatchcase(model, self.model) and fnmatchcase(segment, self.segment)
-        )
+        return fits(self.metric, metric) and fits(self.model, model) and fits(self.segment, segment)
 
     def broken(self, quantity: float) -> tuple[Literal["below", "above"], float] | None:
         """On which side of which bound the quantity lies; None: it keeps them."""

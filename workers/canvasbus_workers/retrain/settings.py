@@ -1,8 +1,7 @@
 """What the retrain worker can be told: the table [workers.retrain] of canvasbus.toml, and for single models
-[workers.retrain.models."GLOB"], where the first that fits says what is different."""
+[workers.retrain.models."PATTERN"], where the first that fits says what is different."""
 
 from collections.abc import Mapping
-from fnmatch import fnmatchcase
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -12,6 +11,7 @@ from canvasbus_workers.outside import secret
 from canvasbus_workers.outside.guard import flaw
 from canvasbus_workers.outside.library import need_http
 from canvasbus_workers.outside.secret import Secret
+from canvasbus_workers.patterns import fits
 
 Seconds = Annotated[float, Meta(ge=0, le=366 * 86400)]
 Duration = Annotated[float, Meta(gt=0, le=30 * 86400)]
@@ -25,8 +25,7 @@ class Subprocess(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     cwd: str = ""
     """Where it is started; empty: where the worker was."""
     environment: tuple[str, ...] = ()
-    """Variables of the worker's environment that it gets, besides PATH, HOME, LANG, LC_ALL, TZ and TMPDIR; * stands for any
-    characters."""
+    """Patterns: variables of the worker's environment that it gets, besides PATH, HOME, LANG, LC_ALL, TZ and TMPDIR."""
     log_bytes: Annotated[int, Meta(ge=4096, le=2**40)] = 10 * 1024 * 1024
     """Bytes of its output that are kept: the last half of them at least."""
     grace_seconds: Seconds = 10.0
@@ -88,8 +87,8 @@ class Policy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     on: tuple[Literal["quality", "critical_drift"], ...] = ("quality", "critical_drift")
     """What asks for a training by itself: critical breaches of metrics, and drift that is critical when it is detected.
     Input drift alone is neither. Empty: only people and other programs ask, by retrain.requested."""
-    metrics: tuple[str, ...] = ("*",)
-    """Whose breaches are about quality."""
+    metrics: str = "*"
+    """A pattern: whose breaches are about quality."""
     debounce_seconds: Seconds = 30.0
     """Seconds after the first signal in which others join it."""
     cooldown_seconds: Seconds = 3600.0
@@ -161,28 +160,30 @@ class Settings(Policy, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The table [workers.retrain]."""
 
     models: dict[str, dict[str, Any]] = msgspec.field(default_factory=dict)
-    """Glob → what is different for these models."""
+    """Pattern → what is different for these models."""
 
     def __post_init__(self) -> None:
         self._check()
         known = {field.name for field in msgspec.structs.fields(Policy)}
-        for glob, table in self.models.items():
+        for pattern, table in self.models.items():
             for key in table.keys() - known:
-                raise ValueError(f"models.{glob}: unknown key {key!r}; known are {', '.join(sorted(known))}")
+                raise ValueError(f"models.{pattern}: unknown key {key!r}; known are {', '.join(sorted(known))}")
             try:
                 self._merged(table)
             except msgspec.ValidationError as error:
                 said, _, path = str(error).replace("`", "").partition(" - at $")
-                raise ValueError(f"models.{glob}{path}: {said}") from None
+                raise ValueError(f"models.{pattern}{path}: {said}") from None
 
     @property
     def policies(self) -> dict[str, Policy]:
         """All that may hold for a model, by its place in the file."""
-        return {PLACE: self._merged({})} | {_place(glob): self._merged(table) for glob, table in self.models.items()}
+        return {PLACE: self._merged({})} | {
+            _place(pattern): self._merged(table) for pattern, table in self.models.items()
+        }
 
     def place(self, model: str) -> str:
         """Whose policy holds for a model."""
-        return next((_place(glob) for glob in self.models if fnmatchcase(model, glob)), PLACE)
+        return next((_place(pattern) for pattern in self.models if fits(pattern, model)), PLACE)
 
     def policy(self, model: str) -> Policy:
         """What holds for a model."""
@@ -199,8 +200,8 @@ class Settings(Policy, frozen=True, kw_only=True, forbid_unknown_fields=True):
 PLACE = "[workers.retrain]"
 
 
-def _place(glob: str) -> str:
-    return f'[workers.retrain.models."{glob}"]'
+def _place(pattern: str) -> str:
+    return f'[workers.retrain.models."{pattern}"]'
 
 
 def authorization(place: str, policy: Policy) -> Secret | None:
