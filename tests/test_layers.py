@@ -34,6 +34,7 @@ DOORS = {
     "canvasbus.errors",
     "canvasbus.testing",
     "canvasbus.clock",  # the only source of time, for workers too
+    "canvasbus.config",  # how tables of settings are read
     "canvasbus.contract.globs",  # what a star means, the same everywhere
 }
 SHARED_BY_WORKERS = {"artifacts", "monitoring", "outside", "patterns", "tagging"}

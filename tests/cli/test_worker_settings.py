@@ -62,7 +62,11 @@ def test_a_wrong_section_names_file_and_key(written, line: str, said: str) -> No
         ("[workers.drift]\nlevel = 3.0\n", "error", "level: expected float <= 0.2"),
         ("[workers.drfit]\n", "error", "no worker 'drfit' is installed here"),
         ('[workers.retrain]\nlauncher = "http"\n', "error", "http.url: say where to send orders"),
-        ("[workers.retrain.models.m]\ndaily = 3\n", "error", "models.m: unknown key 'daily'"),
+        (
+            "[workers.retrain.models.m]\ndaily = 3\n",
+            "error",
+            "[workers.retrain.models.\"m\"]: unknown key 'daily'; did you mean daily_runs?",
+        ),
         ("[workers.tagger]\n", "error", "has no settings of its own"),
     ],
 )

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 from seeds import RUN_SEED
 
-from canvasbus_workers.metrics.rules import Rule, read_rules
+from canvasbus.errors import ConfigError
+from canvasbus_workers.metrics.rules import Rule, place_of, read_rules
 from canvasbus_workers.metrics.series import MOST_RECENT, Point, Series
 
 
@@ -174,22 +175,23 @@ def test_a_busy_series_stays_small() -> None:
 @pytest.mark.parametrize(
     ("table", "said"),
     [
-        ({"metric": "m"}, "rule r: give min, max or absent_seconds"),
-        ({"metric": "m", "maximum": 3}, "rule r: unknown key 'maximum'; known are metric, model"),
-        ({"max": 3}, "rule r: Object missing required field metric"),
-        ({"metric": "m", "max": "3"}, "rule r: max: Expected float | null, got str"),
-        ({"metric": "m", "max": 3, "min": 4}, "rule r: min = 4 lies above max = 3"),
-        ({"metric": "m", "max": 3, "recover_max": 4}, "rule r: recover_max = 4 lies above max = 3"),
-        ({"metric": "m", "max": 3, "recover_min": 4}, "rule r: recover_min needs min"),
-        ({"metric": "m", "min": 0, "max": 9, "recover_min": 6, "recover_max": 5}, "rule r: no value ends a breach"),
-        ({"metric": "m", "max": 3, "for_seconds": -1}, "rule r: for_seconds: Expected float >= 0"),
-        ("max = 3", r"r: write one table for each rule, \[r\]"),
+        ({"metric": "m"}, "give min, max or absent_seconds"),
+        ({"metric": "m", "maximum": 3}, "unknown key 'maximum'; did you mean max?"),
+        ({"max": 3}, "Object missing required field `metric`"),
+        ({"metric": "m", "max": "3"}, "max: expected float | null, got str"),
+        ({"metric": "m", "max": 3, "min": 4}, "min = 4 lies above max = 3"),
+        ({"metric": "m", "max": 3, "recover_max": 4}, "recover_max = 4 lies above max = 3"),
+        ({"metric": "m", "max": 3, "recover_min": 4}, "recover_min needs min"),
+        ({"metric": "m", "min": 0, "max": 9, "recover_min": 6, "recover_max": 5}, "no value ends a breach"),
+        ({"metric": "m", "max": 3, "for_seconds": -1}, "for_seconds: expected float >= 0"),
+        ("max = 3", "this is to be a table"),
     ],
 )
 def test_a_rule_that_makes_no_sense_says_why(table: Any, said: str) -> None:
     """The rule, the key, and what is wrong."""
-    with pytest.raises(ValueError, match=said):
-        read_rules({"r": table})
+    with pytest.raises(ConfigError) as caught:
+        read_rules({"r": table}, place_of)
+    assert str(caught.value).startswith(f"[workers.metrics.rules.r]: {said}")
 
 
 def test_a_clock_that_goes_back_makes_nobody_late() -> None:

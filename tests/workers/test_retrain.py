@@ -269,7 +269,7 @@ async def test_wrong_settings_stop_it_from_starting(autojump_clock: MockClock, b
         async with bus:
             pass
     settings.write_text("[workers.retrain.models.m]\ndaily_runs = 0\n")
-    with pytest.raises(LifespanError, match=r"models.m.daily_runs: Expected int >= 1"):
+    with pytest.raises(LifespanError, match=r'models."m"\]: daily_runs: expected int >= 1'):
         async with TestBus(retrain.worker):
             pass
 

@@ -295,5 +295,5 @@ def test_a_url_that_is_none_is_told() -> None:
     from canvasbus_workers.retrain.settings import Settings
 
     table = {"url": "http://h/", "status_url": "http://h:abc/{id}"}
-    with pytest.raises(msgspec.ValidationError, match=r"models.m: http.status_url: it is not a URL"):
+    with pytest.raises(ConfigError, match=r'models."m"\]: http.status_url: it is not a URL'):
         msgspec.convert({"models": {"m": {"launcher": "http", "http": table}}}, Settings)

@@ -8,12 +8,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import structlog
+from msgspec import Struct
 
+from canvasbus import config
 from canvasbus.errors import ConfigError
 from canvasbus_workers.alerts.notification import Destination, Notification
 
 Table = Mapping[str, Mapping[str, Any]]
 """[workers.alerts.destinations.NAME], as it lies in the file."""
+
+
+class LogSettings(Struct, tag_field="kind", tag="log", forbid_unknown_fields=True):
+    """The table of a log: it has none but its kind."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +91,5 @@ def _sorted(table: Table) -> tuple[list[str], dict[str, Mapping[str, Any]]]:
     """Those with kind = "log", and the others."""
     logs = [name for name, one in table.items() if one.get("kind") == "log"]
     for name in logs:
-        for key in table[name].keys() - {"kind"}:
-            raise ConfigError(f"[workers.alerts.destinations.{name}]: unknown key {key!r}; a log has none but kind")
+        config.table(f"[workers.alerts.destinations.{name}]", table[name], LogSettings)
     return logs if table else ["log"], {name: one for name, one in table.items() if name not in logs}

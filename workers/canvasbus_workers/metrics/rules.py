@@ -1,11 +1,11 @@
 """What a rule can say, and whom it is about. No I/O."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
-import msgspec
 from msgspec import Meta, Struct
 
+from canvasbus.config import table
 from canvasbus.events import Severity
 from canvasbus_workers.patterns import fits
 
@@ -94,20 +94,11 @@ class Rule(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         return (low is None or quantity >= low) and (high is None or quantity <= high)
 
 
-def read_rules(tables: Mapping[str, Any]) -> dict[str, Rule]:
-    """Name → rule. Raises ValueError, which names the rule and the key."""
-    found = {}
-    known = [field.encode_name for field in msgspec.structs.fields(Rule)]
-    for name, table in tables.items():
-        if not isinstance(table, dict):
-            raise ValueError(f"{name}: write one table for each rule, [{name}]")  # noqa: TRY004  a file is wrong, no type
-        for key in table:
-            if key not in known:
-                raise ValueError(f"rule {name}: unknown key {key!r}; known are {', '.join(known)}")
-        try:
-            found[name] = msgspec.convert(table, Rule)
-        except msgspec.ValidationError as error:
-            said, _, path = str(error).partition(" - at ")
-            key = path.strip("`").removeprefix("$").removeprefix(".")
-            raise ValueError(f"rule {name}: {f'{key}: ' if key else ''}{said}".replace("`", "")) from None
-    return found
+def read_rules(tables: Mapping[str, Any], place: Callable[[str], str]) -> dict[str, Rule]:
+    """Name → rule. `place`: where the table of a rule lies, by its name. Raises ConfigError."""
+    return {name: table(place(name), given, Rule) for name, given in tables.items()}
+
+
+def place_of(name: str) -> str:
+    """Where a rule lies in canvasbus.toml."""
+    return f"[workers.metrics.rules.{name}]"

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct
 
+from canvasbus.config import table
 from canvasbus_workers.outside import secret
 from canvasbus_workers.outside.guard import flaw
 from canvasbus_workers.outside.library import need_http
@@ -164,22 +165,14 @@ class Settings(Policy, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     def __post_init__(self) -> None:
         self._check()
-        known = {field.name for field in msgspec.structs.fields(Policy)}
-        for pattern, table in self.models.items():
-            for key in table.keys() - known:
-                raise ValueError(f"models.{pattern}: unknown key {key!r}; known are {', '.join(sorted(known))}")
-            try:
-                self._merged(table)
-            except msgspec.ValidationError as error:
-                said, _, path = str(error).replace("`", "").partition(" - at $")
-                raise ValueError(f"models.{pattern}{path}: {said}") from None
+        for pattern, given in self.models.items():
+            self._merged(_place(pattern), given)
 
     @property
     def policies(self) -> dict[str, Policy]:
         """All that may hold for a model, by its place in the file."""
-        return {PLACE: self._merged({})} | {
-            _place(pattern): self._merged(table) for pattern, table in self.models.items()
-        }
+        tables = {PLACE: {}, **{_place(pattern): given for pattern, given in self.models.items()}}
+        return {place: self._merged(place, given) for place, given in tables.items()}
 
     def place(self, model: str) -> str:
         """Whose policy holds for a model."""
@@ -189,12 +182,13 @@ class Settings(Policy, frozen=True, kw_only=True, forbid_unknown_fields=True):
         """What holds for a model."""
         return self.policies[self.place(model)]
 
-    def _merged(self, table: Mapping[str, Any]) -> Policy:
+    def _merged(self, place: str, given: Mapping[str, Any]) -> Policy:
         own = msgspec.to_builtins(self)
         del own["models"]
-        for key, value in table.items():
-            own[key] = own[key] | value if isinstance(value, dict) and isinstance(own[key], dict) else value
-        return msgspec.convert(own, Policy)
+        for key, value in given.items():
+            inner = own.get(key)
+            own[key] = inner | value if isinstance(value, dict) and isinstance(inner, dict) else value
+        return table(place, own, Policy)
 
 
 PLACE = "[workers.retrain]"

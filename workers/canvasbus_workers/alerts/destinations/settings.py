@@ -4,15 +4,14 @@
 `canvasbus doctor`.
 """
 
-import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-import msgspec
 from msgspec import Meta, Struct
 
+from canvasbus.config import table
 from canvasbus.errors import ConfigError
 from canvasbus_workers.alerts.destinations.webhook import Key
 from canvasbus_workers.outside import secret
@@ -87,12 +86,12 @@ Settings = Slack | Webhook | Alertmanager
 KINDS: Mapping[str, type[Settings]] = {"slack": Slack, "webhook": Webhook, "alertmanager": Alertmanager}
 
 
-def read(table: Mapping[str, Any]) -> dict[str, Settings]:
+def read(tables: Mapping[str, Any]) -> dict[str, Settings]:
     """The destinations of the table [workers.alerts.destinations], by name.
 
     Raises ConfigError, one line that names the table and the key, and never the value of a secret.
     """
-    return {name: _read_one(name, given, place_of(name)) for name, given in table.items()}
+    return {name: _read_one(name, given, place_of(name)) for name, given in tables.items()}
 
 
 def place_of(name: str) -> str:
@@ -104,21 +103,11 @@ def _read_one(name: str, given: Any, place: str) -> Settings:
     if not _NAME.fullmatch(name):
         raise ConfigError(f"{place}: the name needs 1 to 100 letters, digits, dots, dashes and underscores")
     if not isinstance(given, Mapping):
-        raise ConfigError(f"{place}: write one table for each destination")
+        raise ConfigError(f"{place}: this is to be a table")
     cls = KINDS.get(kind) if isinstance(kind := given.get("kind"), str) else None
     if cls is None:
         raise ConfigError(f"{place}: kind must be one of log, {', '.join(KINDS)}")  # log is the worker's own
-    known = ("kind", *(field.encode_name for field in msgspec.structs.fields(cls)))
-    for key in given:
-        if key not in known:
-            close = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(known)}"
-            raise ConfigError(f"{place}: unknown key {key!r}; {hint}")
-    try:
-        settings: Settings = msgspec.convert(given, cls, dec_hook=_secret)
-    except msgspec.ValidationError as error:
-        said, _, path = str(error).partition(" - at ")
-        raise ConfigError(f"{place}: {path.strip('`').removeprefix('$.')}: {said}".replace("`", "")) from None
+    settings: Settings = table(place, given, cls, dec_hook=_secret)
     _check(settings, place)
     return settings
 
