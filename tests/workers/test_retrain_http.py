@@ -4,15 +4,17 @@ import json
 import re
 import socket
 import subprocess
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+import trio
+from serving import Server, answering, hang, replying, sending
 from studio import Eyes, running
 from waiting import until
-from workers.trainers import DROP, HANG, ORDER, Service, service
+from workers.trainers import ORDER
 
 from canvasbus.errors import ConfigError
 from canvasbus.events import RetrainRequested
@@ -31,11 +33,12 @@ from canvasbus_workers.retrain.launchers.protocol import (
 )
 from canvasbus_workers.retrain.settings import PLACE, Policy, authorization
 
+DROP = sending()
+
 
 @pytest.fixture
-def trainer() -> Iterator[Service]:
-    with service() as played:
-        yield played
+async def trainer(nursery: trio.Nursery) -> Server:
+    return await Server(replying(404, {"detail": "nothing here"})).start(nursery)
 
 
 @pytest.fixture
@@ -45,32 +48,32 @@ async def client() -> AsyncIterator[Client]:
 
 
 @pytest.fixture
-def http(trainer: Service, client: Client, tmp_path: Path) -> Callable[..., Http]:
+def http(trainer: Server, client: Client, tmp_path: Path) -> Callable[..., Http]:
     """http(settings of [workers.retrain.http])"""
 
     def make(**options: Any) -> Http:
-        table = {"url": f"{trainer.url}/runs", "timeout_seconds": 0.5, **options}
+        table = {"url": f"{trainer.base}/runs", "timeout_seconds": 0.5, **options}
         policy = msgspec.convert({"launcher": "http", "folder": str(tmp_path), "http": table}, Policy)
         return Http(policy, client, authorization(PLACE, policy))
 
     return make
 
 
-async def test_an_order_is_a_post(http: Callable[..., Http], trainer: Service, monkeypatch: Any) -> None:
+async def test_an_order_is_a_post(http: Callable[..., Http], trainer: Server, monkeypatch: Any) -> None:
     """With key, authorization and trace in headers, and the order with the parameters as JSON."""
     monkeypatch.setenv("TRAINER_AUTHORIZATION", "Bearer s3cret")
-    trainer.on("POST /runs", (201, {"run": {"id": "r-1"}}))
+    trainer.on("POST /runs", replying(201, {"run": {"id": "r-1"}}))
     one = http(
         authorization_env="TRAINER_AUTHORIZATION",
         parameters={"gpu": 2},
         id_field="run.id",
-        status_url=f"{trainer.url}/runs/{{id}}",
+        status_url=f"{trainer.base}/runs/{{id}}",
     )
     assert await one.launch(ORDER) == Launched(external_id="r-1")
-    (asked,) = trainer.asked
+    (asked,) = trainer.requests
     assert asked.headers["idempotency-key"] == ORDER.key and asked.headers["traceparent"] == ORDER.traceparent
     assert asked.headers["authorization"] == "Bearer s3cret" and asked.headers["content-type"] == "application/json"
-    assert asked.body == {
+    assert asked.json == {
         "key": ORDER.key,
         "run_id": "m/v7",
         "model_name": "m",
@@ -88,20 +91,24 @@ async def test_an_order_is_a_post(http: Callable[..., Http], trainer: Service, m
 @pytest.mark.parametrize(
     ("answer", "error", "said"),
     [
-        ((422, {"detail": "no such model"}), Rejected, '127.0.0.1 answered 422: {"detail": "no such model"}'),
-        ((422, {"got": "Bearer s3cret"}), Rejected, "127.0.0.1 answered 422: its text repeats a secret"),
-        ((401, {}), Rejected, "127.0.0.1 answered 401: look at its authorization_file or authorization_env"),
-        ((302, {}, {"location": "http://elsewhere/"}), Rejected, "127.0.0.1 answered 302"),
-        ((429, {}, {"retry-after": "7"}), Busy, "127.0.0.1 answered 429"),
-        ((503, {}), Busy, "127.0.0.1 answered 503"),
-        ((500, {}), Ambiguous, "127.0.0.1 answered 500"),
+        (replying(422, {"detail": "no such model"}), Rejected, '127.0.0.1 answered 422: {"detail": "no such model"}'),
+        (replying(422, {"got": "Bearer s3cret"}), Rejected, "127.0.0.1 answered 422: its text repeats a secret"),
+        (replying(401, {}), Rejected, "127.0.0.1 answered 401: look at its authorization_file or authorization_env"),
+        (replying(302, {}, Location="http://elsewhere/"), Rejected, "127.0.0.1 answered 302"),
+        (replying(429, {}, Retry_After="7"), Busy, "127.0.0.1 answered 429"),
+        (replying(503, {}), Busy, "127.0.0.1 answered 503"),
+        (replying(500, {}), Ambiguous, "127.0.0.1 answered 500"),
         (DROP, Ambiguous, "127.0.0.1: the connection was closed before an answer"),
-        (HANG, Ambiguous, "127.0.0.1: no answer within 0.5 s"),
-        ((200, b"x" * 1_100_000), Ambiguous, "127.0.0.1: its answer broke off, or has more than 1048576 bytes"),
+        (hang, Ambiguous, "127.0.0.1: no answer within 0.5 s"),
+        (
+            answering(200, b"x" * 1_100_000),
+            Ambiguous,
+            "127.0.0.1: its answer broke off, or has more than 1048576 bytes",
+        ),
     ],
 )
 async def test_how_it_fails(
-    http: Callable[..., Http], trainer: Service, tmp_path: Path, answer: Any, error: type[Exception], said: str
+    http: Callable[..., Http], trainer: Server, tmp_path: Path, answer: Any, error: type[Exception], said: str
 ) -> None:
     """Each in its own way, in one line, without the token."""
     (tmp_path / "token").write_text("Bearer s3cret\n")
@@ -109,7 +116,7 @@ async def test_how_it_fails(
     with pytest.raises(error) as caught:
         await http(authorization_file=str(tmp_path / "token")).launch(ORDER)
     assert str(caught.value).startswith(said) and "s3cret" not in str(caught.value)
-    assert len(trainer.asked) == 1
+    assert len(trainer.requests) == 1
     if isinstance(caught.value, Busy):
         assert caught.value.after == (7 if "429" in said else 10)
 
@@ -127,42 +134,42 @@ async def test_nobody_is_there(client: Client, tmp_path: Path) -> None:
                 await Http(msgspec.convert(policy, Policy), client).launch(ORDER)
 
 
-async def test_with_a_key_it_is_sent_again(http: Callable[..., Http], trainer: Service) -> None:
+async def test_with_a_key_it_is_sent_again(http: Callable[..., Http], trainer: Server) -> None:
     """The same key, so that the other side knows it."""
-    trainer.on("POST /runs", DROP, (200, {"id": "r-1"}))
-    one = http(status_url=f"{trainer.url}/runs/{{id}}")
+    trainer.on("POST /runs", DROP, replying(200, {"id": "r-1"}))
+    one = http(status_url=f"{trainer.base}/runs/{{id}}")
     with pytest.raises(Ambiguous):
         await one.launch(ORDER)
     assert await one.launch(ORDER) == Launched(external_id="r-1")
-    assert [asked.headers["idempotency-key"] for asked in trainer.asked] == [ORDER.key, ORDER.key]
+    assert [asked.headers["idempotency-key"] for asked in trainer.requests] == [ORDER.key, ORDER.key]
 
 
-async def test_without_keys_it_is_sent_once(http: Callable[..., Http], trainer: Service) -> None:
+async def test_without_keys_it_is_sent_once(http: Callable[..., Http], trainer: Server) -> None:
     """An answer that was lost makes the run fail, and says where to look; so does an order that comes again. One that was
     answered is known when it comes again, and one that was refused as busy is sent again."""
     trainer.on("POST /runs", DROP)
     for _ in range(2):
         with pytest.raises(Rejected, match=r"unknown outcome: .*look at http.*/runs for the key 01a2/order"):
             await http(keyed=False).launch(ORDER)
-    assert len(trainer.asked) == 1
+    assert len(trainer.requests) == 1
     other = msgspec.structs.replace(ORDER, key="other")
-    trainer.on("POST /runs", (503, {}), (201, {"id": "r-2"}))
+    trainer.on("POST /runs", replying(503, {}), replying(201, {"id": "r-2"}))
     with pytest.raises(Busy):
         await http(keyed=False).launch(other)
-    one = http(keyed=False, status_url=f"{trainer.url}/runs/{{id}}")
+    one = http(keyed=False, status_url=f"{trainer.base}/runs/{{id}}")
     assert await one.launch(other) == Launched(external_id="r-2")
     assert await one.launch(other) == Launched(external_id="r-2", duplicate=True)
-    assert len(trainer.asked) == 3
+    assert len(trainer.requests) == 3
 
 
-async def test_without_keys_it_is_looked_up(http: Callable[..., Http], trainer: Service) -> None:
+async def test_without_keys_it_is_looked_up(http: Callable[..., Http], trainer: Server) -> None:
     """It is there: found. It is not, twice: it is sent again, since nothing has begun."""
-    options = {"lookup_url": f"{trainer.url}/by-key/{{key}}", "status_url": f"{trainer.url}/runs/{{id}}"}
-    trainer.on("POST /runs", HANG)
-    trainer.on("GET /by-key/01a2%2Forder", (200, {"id": "r-1"}))
+    options = {"lookup_url": f"{trainer.base}/by-key/{{key}}", "status_url": f"{trainer.base}/runs/{{id}}"}
+    trainer.on("POST /runs", hang)
+    trainer.on("GET /by-key/01a2%2Forder", replying(200, {"id": "r-1"}))
     assert await http(keyed=False, **options).launch(ORDER) == Launched(external_id="r-1", duplicate=True)
     other = msgspec.structs.replace(ORDER, key="other")
-    trainer.on("POST /runs", DROP, (201, {"id": "r-2"}))
+    trainer.on("POST /runs", DROP, replying(201, {"id": "r-2"}))
     for _ in range(2):
         with pytest.raises(Busy, match="the other side does not know it"):
             await http(keyed=False, **options).launch(other)
@@ -170,20 +177,20 @@ async def test_without_keys_it_is_looked_up(http: Callable[..., Http], trainer: 
     assert len(trainer.seen("POST /runs")) == 3 and len(trainer.seen("GET /by-key/other")) == 2
 
 
-async def test_where_a_run_stands(http: Callable[..., Http], trainer: Service) -> None:
+async def test_where_a_run_stands(http: Callable[..., Http], trainer: Server) -> None:
     """By its state, in any case of letters; a run that is gone has failed."""
-    one = http(status_url=f"{trainer.url}/runs/{{id}}", state_field="status.phase")
+    one = http(status_url=f"{trainer.base}/runs/{{id}}", state_field="status.phase")
     phases = ("Pending", "Running", "SUCCEEDED", "Failed")
-    trainer.on("GET /runs/r%201", *((200, {"status": {"phase": phase}}) for phase in phases), (404, {}))
+    trainer.on("GET /runs/r%201", *(replying(200, {"status": {"phase": phase}}) for phase in phases), replying(404, {}))
     said = [await one.status("r 1") for _ in range(5)]
     assert said[:3] == [Running(), Running(), Ended()]
     assert [each.error for each in said[3:]] == ["r 1: Failed", "the other side knows no run r 1"]
-    trainer.on("GET /runs/r%201", (500, {}))
+    trainer.on("GET /runs/r%201", replying(500, {}))
     with pytest.raises(Unreachable):
         await one.status("r 1")
 
 
-async def test_prefect(trainer: Service, client: Client, monkeypatch: Any) -> None:
+async def test_prefect(trainer: Server, client: Client, monkeypatch: Any) -> None:
     """The deployment is looked up by name, a flow run is created under the key, and its state is asked for. (The shapes are
     those of a server 3; tests/interop/prefect_flow.py asks a real one.) The page says how to make a Basic authorization."""
     page = (Path(retrain.__file__).parent / "README.md").read_text()
@@ -193,7 +200,7 @@ async def test_prefect(trainer: Service, client: Client, monkeypatch: Any) -> No
     )
     monkeypatch.setenv("PREFECT_AUTHORIZATION", basic.stdout)
     table = {
-        "url": f"{trainer.url}/api/",
+        "url": f"{trainer.base}/api/",
         "deployment": "train flow/nightly",
         "authorization_env": "PREFECT_AUTHORIZATION",
         "parameters": {"epochs": 3},
@@ -204,19 +211,29 @@ async def test_prefect(trainer: Service, client: Client, monkeypatch: Any) -> No
     lookup, create = "GET /api/deployments/name/train%20flow/nightly", "POST /api/deployments/d-1/create_flow_run"
     with pytest.raises(Rejected, match="Prefect has no deployment train flow/nightly"):
         await one.launch(ORDER)
-    trainer.on(lookup, (200, {"id": "d-1"}))
-    trainer.on(create, (201, {"id": "f-1"}), (200, {"id": "f-1"}), (409, {"detail": "Validation failed: 'epochs'"}))
+    trainer.on(lookup, replying(200, {"id": "d-1"}))
+    trainer.on(
+        create,
+        replying(201, {"id": "f-1"}),
+        replying(200, {"id": "f-1"}),
+        replying(409, {"detail": "Validation failed: 'epochs'"}),
+    )
     assert await one.launch(ORDER) == Launched(external_id="f-1")
     assert await one.launch(ORDER) == Launched(external_id="f-1", duplicate=True)
     with pytest.raises(Rejected, match=r"409: .*Validation failed"):
         await one.launch(ORDER)
     asked = trainer.seen(create)[0]
     assert asked.headers["authorization"] == "Basic YWRtaW46cHc="
-    assert (asked.body["idempotency_key"], asked.body["name"]) == (ORDER.key, "m/v7")
-    assert asked.body["parameters"]["epochs"] == 3 and asked.body["parameters"]["order"]["fence"] == 7
+    assert (asked.json["idempotency_key"], asked.json["name"]) == (ORDER.key, "m/v7")
+    assert asked.json["parameters"]["epochs"] == 3 and asked.json["parameters"]["order"]["fence"] == 7
     states = ("SCHEDULED", "RUNNING", "COMPLETED")
     crashed = {"name": "m/v7", "state_type": "CRASHED", "state": {"message": "out of memory"}, "total_run_time": 2.5}
-    trainer.on("GET /api/flow_runs/f-1", *((200, {"state_type": state}) for state in states), (200, crashed), (404, {}))
+    trainer.on(
+        "GET /api/flow_runs/f-1",
+        *(replying(200, {"state_type": state}) for state in states),
+        replying(200, crashed),
+        replying(404, {}),
+    )
     said = [await one.status("f-1") for _ in range(5)]
     assert said[:3] == [Running(), Running(), Ended()]
     assert said[3] == Ended(error="m/v7: CRASHED, out of memory", duration=2.5)
@@ -224,19 +241,21 @@ async def test_prefect(trainer: Service, client: Client, monkeypatch: Any) -> No
 
 
 async def test_from_request_to_promotion(
-    any_url: str, namespace: str, eyes: Eyes, trainer: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    any_url: str, namespace: str, eyes: Eyes, trainer: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The other side is busy, then takes the order and runs it: asked until it has ended, promoted under the request's
     correlation. The key is the id of retrain.started, each time."""
     monkeypatch.setenv("CANVASBUS_CONFIG", str(tmp_path / "canvasbus.toml"))
-    table = {"url": f"{trainer.url}/runs", "status_url": f"{trainer.url}/runs/{{id}}"}
+    table = {"url": f"{trainer.base}/runs", "status_url": f"{trainer.base}/runs/{{id}}"}
     lines = [f"{name} = {json.dumps(value)}" for name, value in table.items()]
     (tmp_path / "canvasbus.toml").write_text(
         f'[workers.retrain]\nlauncher = "http"\nfolder = "{tmp_path}"\nanswer = "state"\npoll_seconds = 0.01\n[workers.retrain.http]\n'
         + "\n".join(lines)
     )
-    trainer.on("POST /runs", (503, {}, {"retry-after": "0"}), (201, {"id": "r-1"}))
-    trainer.on("GET /runs/r-1", (200, {"state": "running"}), (500, {}), (200, {"state": "succeeded"}))
+    trainer.on("POST /runs", replying(503, {}, Retry_After="0"), replying(201, {"id": "r-1"}))
+    trainer.on(
+        "GET /runs/r-1", replying(200, {"state": "running"}), replying(500, {}), replying(200, {"state": "succeeded"})
+    )
     asked = RetrainRequested(model_name="m")
     async with running(any_url, retrain.worker, namespace=namespace) as bus:
         await bus.publish(asked)

@@ -6,8 +6,8 @@ What it does with every kind of bad server is tested where it matters most: aler
 import pytest
 import trio
 import trio.testing
+from serving import Server, answering, sending
 from trio.testing import MockClock
-from workers.alerts.destinations.serving import Server, answering, sending
 
 from canvasbus_workers.outside.client import LARGEST_ERROR, Blocked, Client, NoAnswer, NotSent, Reply
 from canvasbus_workers.outside.dial import Network

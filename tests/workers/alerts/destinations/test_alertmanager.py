@@ -7,8 +7,9 @@ from urllib.parse import parse_qsl
 import msgspec
 import pytest
 import trio
+from serving import Server, answering
 from trio.testing import MockClock
-from workers.alerts.destinations.serving import LOCAL, Server, about, answering, tell
+from workers.alerts.destinations.telling import LOCAL, about, tell
 
 from canvasbus_workers.alerts.destinations import Undelivered
 from canvasbus_workers.alerts.destinations.alert import labels

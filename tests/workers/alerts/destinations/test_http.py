@@ -14,8 +14,9 @@ import pytest
 import trio
 import trio.testing
 import trustme
+from serving import Server, answering, hang, sending, speaking_first
 from trio.testing import MockClock
-from workers.alerts.destinations.serving import LOCAL, Server, about, answering, sending, speaking_first, tell
+from workers.alerts.destinations.telling import LOCAL, about, tell
 
 from canvasbus.worker import Reject, RetryLater
 from canvasbus_workers.alerts.destinations import Destinations, Undelivered, read
@@ -93,10 +94,6 @@ async def test_a_redirect_is_not_followed(nursery: trio.Nursery, status: int) ->
 async def client_has_read() -> None:
     """What was sent has arrived: the machine may be busy, so it is not enough that nobody has anything to do."""
     await trio.testing.wait_all_tasks_blocked(cushion=0.05)
-
-
-async def hang(stream: trio.abc.Stream) -> None:
-    await trio.sleep_forever()
 
 
 async def drip(stream: trio.abc.Stream) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from workers.alerts.destinations.serving import about
+from workers.alerts.destinations.telling import about
 
 import canvasbus_workers.alerts.destinations as destinations
 from canvasbus_workers.alerts.destinations.settings import KINDS, Http, read

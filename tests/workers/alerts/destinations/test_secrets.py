@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
+from serving import Server, answering, hang, sending, speaking_first
 from trio.testing import MockClock
-from workers.alerts.destinations.serving import LOCAL, Server, about, answering, sending, speaking_first
+from workers.alerts.destinations.telling import LOCAL, about
 
 from canvasbus_workers.alerts.destinations import Destinations, read
 from canvasbus_workers.outside.dial import Network
@@ -36,10 +37,6 @@ def everything_of(error: BaseException) -> str:
         left += [inner for inner in (one.__cause__, one.__context__) if inner is not None]
         left += getattr(one, "exceptions", ())
     return "\n".join(found)
-
-
-async def hang(stream: trio.abc.Stream) -> None:
-    await trio.sleep_forever()
 
 
 ECHO = b"Cannot POST /services/" + TOKEN.encode() + b" with " + BEARER.encode()

@@ -10,8 +10,9 @@ import pytest
 import trio
 from cloudevents.core.bindings.http import HTTPMessage, from_structured_event
 from cloudevents.core.formats.json import JSONFormat
+from serving import Request, Server, answering
 from standardwebhooks.webhooks import Webhook, WebhookVerificationError
-from workers.alerts.destinations.serving import LOCAL, Request, Server, about, answering, tell
+from workers.alerts.destinations.telling import LOCAL, about, tell
 
 from canvasbus import clock
 from canvasbus_workers.alerts.destinations.alert import fingerprint, webhook_body
