@@ -97,6 +97,7 @@ PREFECT = (
         (HOOK + 'authorization_file = "gone"\n', "destinations.hook]: authorization_file names gone"),
         (HOOK + 'secret_env = "NOT_SET"\n', "destinations.hook]: secret_env names the environment variable NOT_SET"),
         (HOOK + 'proxy_file = "gone"\n', "destinations.hook]: proxy_file names gone"),
+        (HOOK + 'ca_file = "gone"\n', "destinations.hook]: ca_file names gone"),
         (
             '[workers.features.sinks.r]\nkind = "redis"\nurl_env = "NOT_SET"\n',
             "sinks.r]: url_env names the environment",

@@ -62,6 +62,9 @@ async def test_what_an_answer_repeats(nursery: trio.Nursery) -> None:
     server = await Server(answering(404, b"no /hook/sesame")).start(nursery)
     url, hidden = f"{server.url}/sesame", "its text repeats a secret and is not shown"
     assert (await asked(url)).said == "no /hook/sesame"
+    async with Client("tests") as client:
+        assert (await client.request("GET", url, seconds=5, query="a=1")).status == 404
+    assert server.requests[-1].target == "/hook/sesame?a=1"
     reply = await asked(Secret(url))
     assert reply.said == hidden and "sesame" not in repr(reply)
     server.script = answering(401, b"what is t0ken?")

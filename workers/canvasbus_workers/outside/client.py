@@ -105,32 +105,25 @@ class Client:
         await self._pool.aclose()
 
     async def request(
-        self, method: str, url: str | Secret, *, seconds: float, since: float | None = None, body: bytes | None = None,
-        headers: Mapping[str, str] | None = None, authorization: Secret | None = None, most: int = LARGEST_ANSWER,
+        self, method: str, url: str | Secret, *, seconds: float, since: float | None = None, query: str = "",
+        body: bytes | None = None, headers: Mapping[str, str] | None = None, authorization: Secret | None = None,
+        most: int = LARGEST_ANSWER,
     ) -> Reply:  # fmt: skip
         """One request. Seconds count from `since`, on trio's clock (default: now), and cover all of it, from looking up
-        the name to the answer. `url`: where it is a Secret, no answer that repeats a part of its path is shown. `most`:
-        bytes of the answer that are wanted; 0: it is not read.
+        the name to the answer. `url`: where it is a Secret, no answer that repeats a part of its path is shown; `query`
+        is added to it and is none. `most`: bytes of the answer that are wanted; 0: it is not read.
 
         Raises NotSent, NoAnswer, and Blocked where the guard says no; their texts hold no secret, and name the other side
         only where it could not be connected to."""
-        found = await self._outcome(
-            method,
-            url,
-            seconds,
-            trio.current_time() if since is None else since,
-            body,
-            headers or {},
-            authorization,
-            most,
-        )
+        began = trio.current_time() if since is None else since
+        found = await self._outcome(method, url, seconds, began, query, body, headers or {}, authorization, most)
         if isinstance(found, Reply):
             return found
         raise found  # here, where no exception and no frame that knows the secrets go along
 
     async def _outcome(
-        self, method: str, url: str | Secret, seconds: float, since: float, body: bytes | None, more: Mapping[str, str],
-        authorization: Secret | None, most: int,
+        self, method: str, url: str | Secret, seconds: float, since: float, query: str, body: bytes | None,
+        more: Mapping[str, str], authorization: Secret | None, most: int,
     ) -> Reply | Exception:  # fmt: skip
         parsed = parse("the URL", url)
         headers = {
@@ -159,7 +152,7 @@ class Client:
             try:
                 async with self._pool.stream(
                     method,
-                    _engine_url(parsed),
+                    _engine_url(parsed, query),
                     headers=[(name.encode("ascii"), value.encode("ascii")) for name, value in headers.items()],
                     content=body,
                     extensions={"timeout": {"connect": seconds}, "trace": trace},
@@ -202,8 +195,9 @@ def parse(what: str, url: str | Secret) -> httpx2.URL:
     raise ConfigError(f"{what} is not one of http:// or https://")
 
 
-def _engine_url(url: httpx2.URL) -> httpcore2.URL:
-    return httpcore2.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path)
+def _engine_url(url: httpx2.URL, query: str = "") -> httpcore2.URL:
+    target = url.raw_path + (b"?" + query.encode("ascii") if query else b"")
+    return httpcore2.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=target)
 
 
 def _trust(place: str, ca_file: str | None) -> ssl.SSLContext:

@@ -49,13 +49,13 @@ class Posted:
 
     async def _call(self, request: Message | Question, since: float) -> bytes:
         if isinstance(request, Message):  # the body of what was taken is not read
-            method, url, body, most = "POST", self._url, request.body, 0
+            method, query, body, most = "POST", "", request.body, 0
         else:
-            method, url, body, most = "GET", Secret(f"{self._url.reveal()}?{request.query}"), None, LARGEST_ANSWER
+            method, query, body, most = "GET", request.query, None, LARGEST_ANSWER
         try:
             reply = await self.client.request(
-                method, url, seconds=self._settings.timeout_seconds, since=since, body=body, headers=request.headers,
-                authorization=self._authorization, most=most,
+                method, self._url, seconds=self._settings.timeout_seconds, since=since, query=query, body=body,
+                headers=request.headers, authorization=self._authorization, most=most,
             )  # fmt: skip
         except Blocked as error:
             raise Reject(f"{self.name}: {error}") from None
