@@ -17,7 +17,7 @@ import os
 import re
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -144,18 +144,26 @@ def section(worker: str, type: type[T], loaded: Loaded | None = None) -> T:
     Raises ConfigError, which names the file and the key, for unknown keys and wrong values.
     """
     loaded = load() if loaded is None else loaded
-    table = dict(loaded.workers.get(worker, {}))
-    where = f"{loaded.file}: [workers.{worker}]"
-    known = tuple(field.encode_name for field in msgspec.structs.fields(type))
-    for key in table:
-        if key not in known:
-            raise ConfigError(f"{where}: unknown key {key!r}{_near(key, known)}")
     try:
-        return msgspec.convert(table, type)
-    except msgspec.ValidationError as error:
-        raise ConfigError(f"{where}: {_plainer(str(error))}") from None
-    except ConfigError as error:  # of a table inside, which knows its place in the file but not the file
+        return table(f"[workers.{worker}]", loaded.workers.get(worker, {}), type)
+    except ConfigError as error:  # which knows its place in the file but not the file
         raise ConfigError(f"{loaded.file}: {error}") from None
+
+
+def table(place: str, given: Any, type: type[T], *, dec_hook: Callable[[Any, Any], Any] | None = None) -> T:
+    """One table of settings as `type`, a msgspec Struct. Raises ConfigError, which begins with `place` and names the key,
+    for unknown keys, of which the most similar one is told, and wrong values. `dec_hook`: as msgspec's."""
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"{place}: this is to be a table")
+    tag = type.__struct_config__.tag_field
+    known = (*((tag,) if tag else ()), *(field.encode_name for field in msgspec.structs.fields(type)))
+    for key in given:
+        if key not in known:
+            raise ConfigError(f"{place}: unknown key {key!r}{_near(key, known)}")
+    try:
+        return msgspec.convert(given, type, dec_hook=dec_hook)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{place}: {_plainer(str(error))}") from None
 
 
 def _plainer(error: str) -> str:

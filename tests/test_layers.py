@@ -34,8 +34,10 @@ DOORS = {
     "canvasbus.errors",
     "canvasbus.testing",
     "canvasbus.clock",  # the only source of time, for workers too
+    "canvasbus.config",  # how tables of settings are read
+    "canvasbus.contract.globs",  # what a star means, the same everywhere
 }
-SHARED_BY_WORKERS = {"artifacts", "monitoring", "outside", "tagging"}
+SHARED_BY_WORKERS = {"artifacts", "monitoring", "outside", "patterns", "tagging"}
 MACHINERY = {"wire", "transport", "produce", "consume", "operate", "bus", "worker"}
 
 # An exception, with its reason.

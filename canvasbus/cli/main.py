@@ -294,12 +294,14 @@ def _alerts(commands: Any, add: Callable[..., Parser]) -> None:
         "add",
         "silence:run_add",
         "Let nobody be told about incidents that match.",
-        more="They are opened and resolved all the same, and told when the silence ends and they are still open. Patterns "
-        "are globs, several with | between them; all that are given must match.",
+        more="They are opened and resolved all the same, and told when the silence ends and they are still open. In patterns "
+        "* stands for any characters and | separates alternatives; all that are given must match.",
     )
-    sub.add_argument("--model", metavar="GLOB", help="models, like 'StyleGAN-*'")
-    sub.add_argument("--severity", metavar="GLOB", help="info, warning or critical, like 'info|warning'")
-    sub.add_argument("--signal", metavar="GLOB", help="drift, a metric's name, quality, retrain, handler, loss")
+    sub.add_argument("--model", metavar="PATTERN", help="models, like 'StyleGAN-*'")
+    sub.add_argument("--severity", metavar="PATTERN", help="info, warning or critical, like 'info|warning'")
+    sub.add_argument(
+        "--signal", metavar="PATTERN", help="drift, metric:NAME, quality, retrain, approval, handler, loss"
+    )
     sub.add_argument("--for", dest="seconds", required=True, metavar="TIME", help="it ends after 90s, 30m, 2h, ...")
     sub.add_argument("--comment", required=True, metavar="TEXT", help="why")
     sub.add_argument("--author", metavar="NAME", help="who wants it (default: you)")

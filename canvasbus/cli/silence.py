@@ -13,6 +13,7 @@ from canvasbus.cli.context import Context
 from canvasbus.cli.output import NOTHING, Cell, Column, ago
 from canvasbus.cli.steering import me
 from canvasbus.cli.times import seconds_of
+from canvasbus.contract.globs import globs_overlap
 from canvasbus.errors import CanvasbusError, ConfigError
 from canvasbus.ids import uuid7
 from canvasbus.operate.alerts import Silence, desk
@@ -28,7 +29,11 @@ COLUMNS = (
     Column("AUTHOR"),
     Column("COMMENT", flexible=True),
 )
-SEVERITIES = ("info", "warning", "critical")
+WORDS = {
+    "--severity": ("info", "warning", "critical"),
+    "--signal": ("drift", "metric:*", "quality", "retrain", "approval", "handler", "loss"),
+}
+"""What there is to silence."""
 PATIENCE = 10.0
 """Seconds for which a server that goes away is waited for."""
 TAKEN_WITHIN = 3.0
@@ -43,9 +48,10 @@ def run_add(context: Context, args: argparse.Namespace) -> int:
     given = {name: pattern for name, pattern in patterns.items() if pattern is not None}
     if not given:
         raise ConfigError("silence add: name at least one of --model, --severity, --signal (--model '*' means all)")
-    for word in (args.severity or "*").split("|"):
-        if word not in SEVERITIES and not set(word) & set("*?["):
-            raise ConfigError(f"--severity {word}: there are {', '.join(SEVERITIES)}")
+    for option, pattern in (("--severity", args.severity), ("--signal", args.signal)):
+        for one in (pattern or "*").split("|"):
+            if not any(globs_overlap(one, word) for word in WORDS[option]):
+                raise ConfigError(f"{option} {one}: there are {', '.join(WORDS[option])}")
     seconds = seconds_of(args.seconds, "--for")
     event = SilenceAdded(
         silence_id=uuid7().hex[-8:],

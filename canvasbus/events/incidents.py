@@ -19,7 +19,7 @@ class IncidentOpened(Event):
     title: str = ""
     """One line for a person."""
     signals: tuple[str, ...] = ()
-    """The open signals, as `type:episode_id`, at most the newest 10."""
+    """The open signals, as `kind:episode_id`, at most the newest 10; the kind of a metric is `metric:NAME`."""
     escalated: bool = False
     """True when the incident was open already and has become more severe."""
     group: str = ""
@@ -58,11 +58,12 @@ class SilenceAdded(Event):
     silence_id: str
     """Its name until it ends."""
     model_name: str = "*"
-    """Models: a glob, or several with | between them."""
+    """Models: a pattern, where * stands for any characters and | separates alternatives."""
     severity: str = "*"
     """Severities, for example `info|warning`."""
     signal: str = "*"
-    """Kinds of signals: `drift`, a metric's name, `quality`, `retrain`, `handler`, `loss`. All of the incident's must match."""
+    """Kinds of signals: `drift`, `metric:NAME`, `quality`, `retrain`, `approval`, `handler`, `loss`. All of the incident's must
+    match."""
     until: AwareDatetime | None = None
     """When it ends by itself; None: when somebody ends it."""
     author: str = ""

@@ -128,6 +128,10 @@ async def test_silences_outlive_workers_and_reach_every_partition(
         (("--model", "m", "--for", "1h"), "--comment"),
         (("--model", "m", "--for", "soon", "--comment", "x"), "--for soon"),
         (("--severity", "grave", "--for", "1h", "--comment", "x"), "there are info, warning, critical"),
+        (
+            ("--signal", "drift|acc*", "--for", "1h", "--comment", "x"),
+            "--signal acc*: there are drift, metric:*, quality",
+        ),
     ],
 )
 def test_a_silence_that_makes_no_sense_is_refused(run: Run, argv: tuple[str, ...], said: str) -> None:
@@ -196,6 +200,14 @@ def test_a_destination_that_fails_says_whose_move_is_next(run_bare: Run, monkeyp
         (
             '[[workers.alerts.routes]]\ndestinations = ["log"]\nseverity = "warning|fatal"',
             "no incident has the severity 'fatal'; there are info, warning, critical",
+        ),
+        (
+            '[[workers.alerts.routes]]\ndestinations = ["log"]\nsignal = "drift|accuracy"',
+            "no signal is called 'accuracy'; there are drift, metric:*, quality",
+        ),
+        (
+            '[[workers.alerts.inhibit]]\nsource = {severity = "grave"}\ntarget = {}',
+            "no incident has the severity 'grave'; there are info",
         ),
         ('[[workers.alerts.routes]]\nmodel = "x"\ndestinations = ["log"]', "unknown field model"),
         (

@@ -1,5 +1,6 @@
 """A worker's own table in canvasbus.toml: read by the worker, looked at by the doctor."""
 
+import sys
 from pathlib import Path
 
 import msgspec
@@ -61,7 +62,11 @@ def test_a_wrong_section_names_file_and_key(written, line: str, said: str) -> No
         ("[workers.drift]\nlevel = 3.0\n", "error", "level: expected float <= 0.2"),
         ("[workers.drfit]\n", "error", "no worker 'drfit' is installed here"),
         ('[workers.retrain]\nlauncher = "http"\n', "error", "http.url: say where to send orders"),
-        ("[workers.retrain.models.m]\ndaily = 3\n", "error", "models.m: unknown key 'daily'"),
+        (
+            "[workers.retrain.models.m]\ndaily = 3\n",
+            "error",
+            "[workers.retrain.models.\"m\"]: unknown key 'daily'; did you mean daily_runs?",
+        ),
         ("[workers.tagger]\n", "error", "has no settings of its own"),
     ],
 )
@@ -72,3 +77,61 @@ def test_the_doctor_looks_at_sections(run_bare: Run, written, text: str, level: 
     (finding,) = [record for record in ran.records if record["check"].startswith("workers.")]
     assert finding["level"] == level and said in finding["found"]
     assert ran.code == (0 if level == "ok" else 1)
+
+
+SLACK = '[workers.alerts.destinations.chat]\nkind = "slack"\n'
+HOOK = '[workers.alerts.destinations.hook]\nkind = "webhook"\nurl = "https://hook.example/"\n'
+FEAST = '[workers.features.sinks.f]\nkind = "feast"\nurl = "http://feast"\n'
+HTTP = '[workers.retrain]\nlauncher = "http"\n[workers.retrain.http]\nurl = "http://trainer/runs"\n'
+PREFECT = (
+    '[workers.retrain.models."m"]\nlauncher = "prefect"\n'
+    'prefect = {url = "http://prefect/api", deployment = "a/b", authorization_env = "NOT_SET"}\n'
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (SLACK + 'url_file = "gone"\n', "destinations.chat]: url_file names gone, which cannot be read: No such file"),
+        (SLACK + 'url_env = "NOT_SET"\n', "destinations.chat]: url_env names the environment variable NOT_SET"),
+        (HOOK + 'authorization_file = "gone"\n', "destinations.hook]: authorization_file names gone"),
+        (HOOK + 'secret_env = "NOT_SET"\n', "destinations.hook]: secret_env names the environment variable NOT_SET"),
+        (HOOK + 'proxy_file = "gone"\n', "destinations.hook]: proxy_file names gone"),
+        (HOOK + 'ca_file = "gone"\n', "destinations.hook]: ca_file names gone"),
+        (
+            '[workers.features.sinks.r]\nkind = "redis"\nurl_env = "NOT_SET"\n',
+            "sinks.r]: url_env names the environment",
+        ),
+        (
+            FEAST + 'authorization_env = "NOT_SET"\n',
+            "sinks.f]: authorization_env names the environment variable NOT_SET",
+        ),
+        (HTTP + 'authorization_file = "gone"\n', "[workers.retrain]: http: authorization_file names gone"),
+        (PREFECT, '[workers.retrain.models."m"]: prefect: authorization_env names the environment variable NOT_SET'),
+    ],
+)
+def test_the_doctor_finds_a_secret_that_is_missing(run_bare: Run, written, text: str, said: str) -> None:  # type: ignore[no-untyped-def]
+    """Of every worker: with such a table it would not start."""
+    written(text)
+    ran = run_bare("doctor", "--url", "memory://", "--json")
+    (finding,) = [record for record in ran.records if record["check"].startswith("workers.")]
+    assert finding["level"] == "error" and said in finding["found"]
+    assert ran.code == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "extra"),
+    [(HOOK, "alerts"), (FEAST, "features"), (HTTP, "retrain"), (PREFECT, "retrain")],
+)
+def test_the_doctor_finds_a_library_that_is_missing(  # type: ignore[no-untyped-def]
+    run_bare: Run, written, monkeypatch: pytest.MonkeyPatch, text: str, extra: str
+) -> None:
+    """And says how to get it; who needs none is asked for none."""
+    written(text)
+    monkeypatch.setitem(sys.modules, "httpx2", None)
+    ran = run_bare("doctor", "--url", "memory://", "--json")
+    (finding,) = [record for record in ran.records if record["check"] == f"workers.{extra}"]
+    assert finding["level"] == "error"
+    assert f"needs httpx2, which is not installed: pip install 'canvasbus[{extra}]'" in finding["found"]
+    written("[workers.alerts]\n[workers.features]\n[workers.retrain]\n")
+    assert run_bare("doctor", "--url", "memory://").code == 0

@@ -31,7 +31,7 @@ import trio
 
 from canvasbus.bus import EventBus
 from canvasbus.events import ModelPromoted, RetrainRequested, RetrainStarted
-from canvasbus_workers.outside.client import HttpClient
+from canvasbus_workers.outside.client import Client
 from canvasbus_workers.retrain.launchers.prefect import Prefect
 from canvasbus_workers.retrain.launchers.protocol import (
     Busy,
@@ -139,7 +139,7 @@ async def ask(url: str, folder: Path) -> None:
     def launcher(**options: Any) -> Prefect:
         return Prefect(msgspec.convert({"launcher": "prefect", "prefect": table | options}, Policy), client)
 
-    async with HttpClient("canvasbus-retrain") as client:
+    async with Client("canvasbus-retrain") as client:
 
         async def first() -> Launched | Ended | None:
             try:
@@ -230,7 +230,7 @@ def main() -> None:
 async def ready(url: str) -> None:
     """The server answers."""
     began = time.monotonic()
-    async with HttpClient("canvasbus-retrain") as client:
+    async with Client("canvasbus-retrain") as client:
 
         async def health() -> bool:
             with contextlib.suppress(Exception):

@@ -56,15 +56,17 @@ def test_a_doubled_effect_escalates_once() -> None:
 
 def test_reminders_come_at_their_distance() -> None:
     """Every so many windows while nothing new is told; never with 0."""
-    assert told("x" * 12, Policy(remind=5)) == " o    m    m"
-    assert told("x" * 60, Policy(remind=0)).strip() == "o"
+    assert told("x" * 12, Policy(repeat_windows=5)) == " o    m    m"
+    assert told("x" * 60, Policy(repeat_windows=0)).strip() == "o"
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_changes_alternate(seed: int) -> None:
     """Over random verdicts: an episode that was opened is resolved before the next one, and told of only in between."""
     random = Random(seed)
-    found = [c for c in told("".join(random.choice("xx.--..") for _ in range(2000)), Policy(remind=9)) if c != " "]
+    found = [
+        c for c in told("".join(random.choice("xx.--..") for _ in range(2000)), Policy(repeat_windows=9)) if c != " "
+    ]
     ends = [c for c in found if c in "or"]
     assert len(ends) > 20
     assert all(c == "or"[at % 2] for at, c in enumerate(ends))

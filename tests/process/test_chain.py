@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 import trio
+from serving import Server, answering
 from studio import Eyes, quiet
 from waiting import until
-from workers.alerts.destinations.serving import Server, answering
 
 from canvasbus import Event, Producer
 from canvasbus_workers.artifacts import ArtifactStore

@@ -177,9 +177,9 @@ async def test_rows_expire_after_their_event_time(
 ) -> None:
     """A row lives `ttl` seconds from its event time on: one that was over before it came is history only, and takes no
     place of one that has expired. Without a ttl it stays."""
-    await write(row("late", -100, values={"n": 1.0}), ttl=50)
-    await write(row("soon", -40, values={"n": 1.0}), ttl=50)
-    await write(row("ever", -100, "1" * 32), ttl=0)
+    await write(row("late", -100, values={"n": 1.0}), ttl_seconds=50)
+    await write(row("soon", -40, values={"n": 1.0}), ttl_seconds=50)
+    await write(row("ever", -100, "1" * 32), ttl_seconds=0)
     late, soon, ever = online.get("a", ["late", "soon", "ever"])
     assert late is None and soon is not None and ever is not None
     keys = OnlineKeys(namespace, "a")
@@ -361,14 +361,16 @@ async def test_a_row_that_a_sink_fails_over_ends_in_the_dead_letters(
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("max_ahed = 3", "unknown key 'max_ahed'; did you mean max_ahead"),
+        ("ahead_secnds = 3", "unknown key 'ahead_secnds'; did you mean ahead_seconds"),
         ('sinks.x = {kind = "redsi"}', "redsi"),
         ('sinks.x = {kind = "redis", tll = 3}', "tll"),
         ('sinks.x = {kind = "redis", url = "http://x"}', r"\[workers.features.sinks.x\]: .*http"),
-        ('sinks.x = {kind = "redis", url = "redis://:secret@x"}', "password in it: put it into a file"),
+        ('sinks.x = {kind = "redis", url = "redis://:secret@x"}', "password in it: give it by url_file or url_env"),
         ('sinks.x = {kind = "redis", url_file = "/nowhere"}', "url_file names /nowhere, which cannot be read"),
+        ('sinks.x = {kind = "redis", url_file = "a", url_env = "B"}', "url_file and url_env are both set: keep one"),
+        ('sinks.x = {kind = "redis", url_env = "NOT_SET"}', "environment variable NOT_SET, which is not set"),
         ('sinks.x = {kind = "sqlite", path = "/nowhere/x.db"}', "/nowhere/x.db cannot be opened"),
-        ('sinks.x = {kind = "feast", url = "ftp://x"}', "url is not one of http:// or https://"),
+        ('sinks.x = {kind = "feast", url = "ftp://x"}', "the url must begin with https://HOST or http://HOST"),
         ('sinks.x = {kind = "feast", url = "https://u:p@x"}', "authorization_file"),
         ('sinks.x = {kind = "feast", url = "http://x", authorization_file = "/nowhere"}', "which cannot be read"),
         ("sinks = {}", "sinks"),

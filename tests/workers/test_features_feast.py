@@ -1,18 +1,17 @@
 """The sink of Feast's feature server, against a server of this test that answers as Feast's does."""
 
 import json
+import socket
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from struct import pack
 from typing import Any
 
-import h11
 import msgspec
 import pytest
 import trio
+from serving import Server, answering, hang
 
 from canvasbus.errors import ConfigError
 from canvasbus.events import FloatArray
@@ -39,48 +38,13 @@ def row(entity: str = "e", seconds: float = 0, view: str = "a", **options: Any) 
     return FeatureRow(view=view, entity=entity, event_time=moment, event_id="0" * 32, **options)
 
 
-class Feast:
-    """Answers requests with what `answers` says, 200 when there is nothing left in it."""
-
-    def __init__(self) -> None:
-        self.url = ""
-        self.connections = 0
-        self.requests: list[tuple[str, dict[str, str], Any]] = []
-        self.answers: list[tuple[int, str]] = []
-
-    async def serve(self, stream: trio.SocketStream) -> None:
-        self.connections += 1
-        connection = h11.Connection(h11.SERVER)
-        async with stream:
-            while True:
-                event = connection.next_event()
-                if event is h11.NEED_DATA:
-                    connection.receive_data(await stream.receive_some())
-                elif isinstance(event, h11.Request):
-                    request, body = event, b""
-                elif isinstance(event, h11.Data):
-                    body += event.data
-                elif isinstance(event, h11.EndOfMessage):
-                    headers = {name.decode(): value.decode() for name, value in request.headers}
-                    self.requests.append((request.target.decode(), headers, json.loads(body)))
-                    status, said = self.answers.pop(0) if self.answers else (200, "null")
-                    answer = h11.Response(status_code=status, headers=[("Content-Length", str(len(said)))])
-                    for part in (answer, h11.Data(data=said.encode()), h11.EndOfMessage()):
-                        await stream.send_all(connection.send(part) or b"")
-                    connection.start_next_cycle()
-                else:
-                    return
+PUSH = "POST /feast/push"
 
 
-@asynccontextmanager
-async def feast_server() -> AsyncIterator[Feast]:
-    feast = Feast()
-    async with trio.open_nursery() as nursery:
-        (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
-        feast.url = f"http://127.0.0.1:{listener.socket.getsockname()[1]}/feast"
-        nursery.start_soon(trio.serve_listeners, feast.serve, [listener])
-        yield feast
-        nursery.cancel_scope.cancel()
+@pytest.fixture
+async def feast(nursery: trio.Nursery) -> Server:
+    """Answers 200, unless a test says otherwise."""
+    return await Server(answering(200, b"null"), keep=True).start(nursery)
 
 
 def test_rows_with_the_same_columns_are_one_request_in_the_order_of_their_times() -> None:
@@ -110,94 +74,87 @@ def test_rows_with_the_same_columns_are_one_request_in_the_order_of_their_times(
     ]  # fmt: skip
 
 
-async def test_it_posts_to_push() -> None:
+async def test_it_posts_to_push(feast: Server) -> None:
     """Below the path of the URL, as JSON, with the header that it was given, over one connection."""
-    async with feast_server() as feast:
-        sink = FeastSink("feast", settings(feast.url), Secret("Bearer x"))
-        await sink.write([row(values={"n": 1.0})])
-        await sink.write([row(values={"n": 1.0})])
-        await sink.aclose()
-    assert [target for target, _, _ in feast.requests] == ["/feast/push"] * 2
+    sink = FeastSink("feast", settings(f"{feast.base}/feast"), Secret("Bearer x"))
+    await sink.write([row(values={"n": 1.0})])
+    await sink.write([row(values={"n": 1.0})])
+    await sink.aclose()
+    assert [request.target for request in feast.requests] == ["/feast/push"] * 2
     assert feast.connections == 1
-    _, headers, body = feast.requests[0]
+    headers, body = feast.requests[0].headers, feast.requests[0].json
     assert (headers["content-type"], headers["authorization"]) == ("application/json", "Bearer x")
     assert body["df"]["n"] == [1.0]
 
 
 @pytest.mark.parametrize("status", [307, 401, 403, 404, 429, 503])
-async def test_what_is_not_the_rows_fault_is_tried_again(status: int) -> None:
+async def test_what_is_not_the_rows_fault_is_tried_again(feast: Server, status: int) -> None:
     """Load, a wrong key, a wrong address and a redirect, with what the server said."""
-    async with feast_server() as feast:
-        feast.answers = [(status, "not now")]
-        sink = FeastSink("feast", settings(feast.url))
-        with pytest.raises(Away, match=f"feast: Feast answered {status} not now"):
-            await sink.write([row(values={"n": 1.0})])
-        await sink.aclose()
+    feast.on(PUSH, answering(status, b"not now"))
+    sink = FeastSink("feast", settings(f"{feast.base}/feast"))
+    with pytest.raises(Away, match=f"feast: Feast answered {status} not now"):
+        await sink.write([row(values={"n": 1.0})])
+    await sink.aclose()
 
 
-async def test_what_is_the_rows_fault_costs_those_rows() -> None:
+async def test_what_is_the_rows_fault_costs_those_rows(feast: Server) -> None:
     """The requests beside it are sent."""
-    async with feast_server() as feast:
-        feast.answers = [(422, "no such feature")]
-        sink = FeastSink("feast", settings(feast.url))
-        with pytest.raises(RowsRefused) as caught:
-            await sink.write([row("good", 1, values={"n": 1.0}), row("bad", 0, values={"m": 1.0})])
-        await sink.aclose()
+    feast.on(PUSH, answering(422, b"no such feature"), answering(200))
+    sink = FeastSink("feast", settings(f"{feast.base}/feast"))
+    with pytest.raises(RowsRefused) as caught:
+        await sink.write([row("good", 1, values={"n": 1.0}), row("bad", 0, values={"m": 1.0})])
+    await sink.aclose()
     assert caught.value.refused == {1: "feast: Feast answered 422 no such feature"}
     assert len(feast.requests) == 2
 
 
-async def test_an_unknown_push_source_is_not_the_rows_fault() -> None:
+async def test_an_unknown_push_source_is_not_the_rows_fault(feast: Server) -> None:
     """Feast answers it with 422; the registry or the settings must change."""
-    async with feast_server() as feast:
-        feast.answers = [(422, '{"class": "PushSourceNotFoundException"}')]
-        sink = FeastSink("feast", settings(feast.url))
-        with pytest.raises(Away, match="PushSourceNotFound"):
-            await sink.write([row(values={"n": 1.0})])
-        await sink.aclose()
+    feast.on(PUSH, answering(422, b'{"class": "PushSourceNotFoundException"}'))
+    sink = FeastSink("feast", settings(f"{feast.base}/feast"))
+    with pytest.raises(Away, match="PushSourceNotFound"):
+        await sink.write([row(values={"n": 1.0})])
+    await sink.aclose()
 
 
-async def test_rows_that_feast_fails_over_are_found_one_by_one() -> None:
+async def test_rows_that_feast_fails_over_are_found_one_by_one(feast: Server) -> None:
     """A column that is missing is answered with 500: it counts as an attempt of that row, and of no other."""
-    async with feast_server() as feast:
-        feast.answers = [(500, "all"), (200, ""), (500, "this"), (422, "that")]
-        sink = FeastSink("feast", settings(feast.url))
-        with pytest.raises(RowsRefused) as caught:
-            await sink.write([row(str(at), at, values={"n": 1.0}) for at in range(3)])
-        await sink.aclose()
-    assert [body["df"]["entity"] for _, _, body in feast.requests] == [["0", "1", "2"], ["0"], ["1"], ["2"]]
+    feast.on(PUSH, answering(500, b"all"), answering(200, b""), answering(500, b"this"), answering(422, b"that"))
+    sink = FeastSink("feast", settings(f"{feast.base}/feast"))
+    with pytest.raises(RowsRefused) as caught:
+        await sink.write([row(str(at), at, values={"n": 1.0}) for at in range(3)])
+    await sink.aclose()
+    assert [request.json["df"]["entity"] for request in feast.requests] == [["0", "1", "2"], ["0"], ["1"], ["2"]]
     assert caught.value.failed == {1: "feast: Feast answered 500 this"}
     assert caught.value.refused == {2: "feast: Feast answered 422 that"}
 
 
 async def test_nobody_there_is_tried_again() -> None:
     """One line, and no more."""
-    async with feast_server() as feast:
-        url = feast.url
-    sink = FeastSink("feast", settings(url))
-    with pytest.raises(Away, match="feast: "):
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        sink = FeastSink("feast", settings(f"http://127.0.0.1:{unused.getsockname()[1]}"))
+        with pytest.raises(Away, match=r"^feast: 127.0.0.1:\d+ cannot be connected to: Connection refused$"):
+            await sink.write([row(values={"n": 1.0})])
+        await sink.aclose()
+
+
+async def test_an_answer_that_does_not_come_is_tried_again(feast: Server) -> None:
+    """Within the deadline."""
+    feast.script = hang
+    sink = FeastSink("feast", settings(f"{feast.base}/feast", timeout_seconds=0.05))
+    with pytest.raises(Away, match=r"^feast: no answer within 0.05 s$"):
         await sink.write([row(values={"n": 1.0})])
     await sink.aclose()
 
 
-async def test_an_answer_that_does_not_come_is_tried_again() -> None:
-    """Within the deadline."""
-    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
-    async with listener:
-        sink = FeastSink("feast", settings(f"http://127.0.0.1:{listener.socket.getsockname()[1]}", timeout=0.05))
-        with pytest.raises(Away, match="feast: "):
-            await sink.write([row(values={"n": 1.0})])
-        await sink.aclose()
-
-
-async def test_a_token_that_comes_back_is_not_told() -> None:
+async def test_a_token_that_comes_back_is_not_told(feast: Server) -> None:
     """What is refused ends in dead letters and logs; what Feast says besides does not keep its rows from being found."""
-    async with feast_server() as feast:
-        feast.answers = [(422, "no rights: Bearer s3cret-token")]
-        sink = FeastSink("feast", settings(feast.url), Secret("Bearer s3cret-token"))
-        with pytest.raises(RowsRefused) as caught:
-            await sink.write([row(values={"n": 1.0})])
-        await sink.aclose()
+    feast.on(PUSH, answering(422, b"no rights: Bearer s3cret-token"))
+    sink = FeastSink("feast", settings(f"{feast.base}/feast"), Secret("Bearer s3cret-token"))
+    with pytest.raises(RowsRefused) as caught:
+        await sink.write([row(values={"n": 1.0})])
+    await sink.aclose()
     assert caught.value.refused == {0: "feast: Feast answered 422 its text repeats a secret and is not shown"}
 
 
@@ -221,15 +178,13 @@ async def test_an_authorization_that_cannot_be_sent_is_told_at_the_start(tmp_pat
 async def test_a_missing_package_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """At the start, and how to get it."""
     monkeypatch.setitem(sys.modules, "httpx2", None)
-    for name in ("features.sinks.feast", "outside.client"):
-        monkeypatch.delitem(sys.modules, f"canvasbus_workers.{name}")
-    with pytest.raises(ConfigError, match=r"needs httpx2: pip install 'canvasbus\[features\]'"):
+    with pytest.raises(ConfigError, match=r"needs httpx2, which is not installed: pip install 'canvasbus\[features\]'"):
         async with opened({"f": settings()}):
             pass
 
 
-async def test_a_url_that_is_none_is_told() -> None:
-    """Before the first row."""
-    with pytest.raises(ConfigError, match=r"\[workers.features.sinks.f\]: http://h:abc/push: "):
-        async with opened({"f": settings("http://h:abc")}):
-            pass
+@pytest.mark.parametrize(("url", "said"), [("http://h:abc", "is not a URL"), ("http://h/?a=1", "has more than a path")])
+def test_a_url_that_is_none_is_told(url: str, said: str) -> None:
+    """Whoever reads the settings: the worker before it begins, the doctor."""
+    with pytest.raises(msgspec.ValidationError, match=f"the url {said}"):
+        settings(url)

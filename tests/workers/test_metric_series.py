@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 from seeds import RUN_SEED
 
-from canvasbus_workers.metrics.rules import Rule, read_rules
+from canvasbus.errors import ConfigError
+from canvasbus_workers.metrics.rules import Rule, place_of, read_rules
 from canvasbus_workers.metrics.series import MOST_RECENT, Point, Series
 
 
@@ -39,7 +40,7 @@ SLOW = Rule(metric="m", min=0.8, for_seconds=30, recover_for_seconds=20)
             [("opened", 30), ("recovered", 75)],
         ),
         (
-            Rule(metric="m", max=1, remind_seconds=60),
+            Rule(metric="m", max=1, repeat_seconds=60),
             [(0, 2), (59, 2), (60, 2), (119, 2), (121, 2)],
             [("opened", 0), ("reminder", 60), ("reminder", 121)],
         ),
@@ -78,7 +79,7 @@ def test_an_episode_has_one_id_from_evidence() -> None:
         series, found = Series(), []
         for at, value in ((0.0, 2.0), (60.0, 2.0), (61.0, 0.0), (62.0, 2.0)):
             series.add(Point(1000 + start + at, value), 0)
-            found += series.judge({"r": Rule(metric="m", max=1, remind_seconds=60)}, name)
+            found += series.judge({"r": Rule(metric="m", max=1, repeat_seconds=60)}, name)
             series.settle({}, 60)
         return [judged.episode_id for judged in found]
 
@@ -174,22 +175,23 @@ def test_a_busy_series_stays_small() -> None:
 @pytest.mark.parametrize(
     ("table", "said"),
     [
-        ({"metric": "m"}, "rule r: give min, max or absent_seconds"),
-        ({"metric": "m", "maximum": 3}, "rule r: unknown key 'maximum'; known are metric, model"),
-        ({"max": 3}, "rule r: Object missing required field metric"),
-        ({"metric": "m", "max": "3"}, "rule r: max: Expected float | null, got str"),
-        ({"metric": "m", "max": 3, "min": 4}, "rule r: min = 4 lies above max = 3"),
-        ({"metric": "m", "max": 3, "recover_max": 4}, "rule r: recover_max = 4 lies above max = 3"),
-        ({"metric": "m", "max": 3, "recover_min": 4}, "rule r: recover_min needs min"),
-        ({"metric": "m", "min": 0, "max": 9, "recover_min": 6, "recover_max": 5}, "rule r: no value ends a breach"),
-        ({"metric": "m", "max": 3, "for_seconds": -1}, "rule r: for_seconds: Expected float >= 0"),
-        ("max = 3", r"r: write one table for each rule, \[r\]"),
+        ({"metric": "m"}, "give min, max or absent_seconds"),
+        ({"metric": "m", "maximum": 3}, "unknown key 'maximum'; did you mean max?"),
+        ({"max": 3}, "Object missing required field `metric`"),
+        ({"metric": "m", "max": "3"}, "max: expected float | null, got str"),
+        ({"metric": "m", "max": 3, "min": 4}, "min = 4 lies above max = 3"),
+        ({"metric": "m", "max": 3, "recover_max": 4}, "recover_max = 4 lies above max = 3"),
+        ({"metric": "m", "max": 3, "recover_min": 4}, "recover_min needs min"),
+        ({"metric": "m", "min": 0, "max": 9, "recover_min": 6, "recover_max": 5}, "no value ends a breach"),
+        ({"metric": "m", "max": 3, "for_seconds": -1}, "for_seconds: expected float >= 0"),
+        ("max = 3", "this is to be a table"),
     ],
 )
 def test_a_rule_that_makes_no_sense_says_why(table: Any, said: str) -> None:
     """The rule, the key, and what is wrong."""
-    with pytest.raises(ValueError, match=said):
-        read_rules({"r": table})
+    with pytest.raises(ConfigError) as caught:
+        read_rules({"r": table}, place_of)
+    assert str(caught.value).startswith(f"[workers.metrics.rules.r]: {said}")
 
 
 def test_a_clock_that_goes_back_makes_nobody_late() -> None:

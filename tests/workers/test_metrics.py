@@ -144,7 +144,7 @@ async def test_rules_change_while_it_runs(autojump_clock: MockClock, config: Pat
             await bus.advance(2)
             await told(bus, report("fid", 15.0))
         (said,) = [line["why"] for line in logs if "old ones stay" in line["event"]]
-        assert said == f"rules_file {rules}: rule low: min = 20 lies above max = 12"
+        assert said == f"rules_file {rules}: [low]: min = 20 lies above max = 12"
         rules.write_text('[high]\nmetric = "fid"\nmax = 12\nseverity = "info"\n')
         await bus.advance(2)
         gone, new = await told(bus, report("fid", 15.0))
@@ -155,7 +155,7 @@ async def test_rules_change_while_it_runs(autojump_clock: MockClock, config: Pat
 async def test_wrong_rules_stop_it_from_starting(autojump_clock: MockClock, config: Path) -> None:
     """In canvasbus.toml or in the file that it names."""
     config.write_text('[workers.metrics.rules.r]\nmetric = "m"\n')
-    with pytest.raises(LifespanError, match=r"\[workers.metrics\]: rule r: give min, max or absent_seconds"):
+    with pytest.raises(LifespanError, match=r"\[workers.metrics.rules.r\]: give min, max or absent_seconds"):
         async with TestBus(metrics.worker):
             pass
     config.write_text('[workers.metrics]\nrules_file = "nowhere.toml"\n')

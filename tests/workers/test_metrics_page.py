@@ -13,7 +13,7 @@ from studio import Eyes
 
 from canvasbus.config import load, section
 from canvasbus.contract.registry import registry
-from canvasbus_workers.metrics.rules import Rule, read_rules
+from canvasbus_workers.metrics.rules import Rule, place_of, read_rules
 from canvasbus_workers.metrics.settings import Settings
 
 PAGE = Path(__file__).parent.parent.parent / "workers" / "canvasbus_workers" / "metrics" / "README.md"
@@ -31,7 +31,7 @@ def read(path: Path, text: str, monkeypatch: Any) -> tuple[Settings, set[str]]:
 def test_the_rules_are_rules(tmp_path: Path, monkeypatch: Any) -> None:
     """Those on the page are accepted, and the table beside them names every key with its default."""
     settings, _ = read(tmp_path / "c.toml", FILES["canvasbus.toml"], monkeypatch)
-    rules = read_rules(settings.rules)
+    rules = read_rules(settings.rules, place_of)
     assert list(rules) == ["fid", "accuracy_falls", "accuracy_is_reported"]
     table = TEXT[TEXT.index("| key |") : TEXT.index("A rule looks")]
     named = {name for row in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE) for name in re.findall(r"`(\w+)`", row)}

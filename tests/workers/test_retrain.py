@@ -88,7 +88,7 @@ async def test_what_starts_a_run(
 ) -> None:
     """Lost quality, drift that is critical at once, and requests; not input drift, not silence, not other metrics, and for
     some models nothing but requests."""
-    settings.write_text(f'{FREE}metrics = ["acc*"]\n[workers.retrain.models.quiet]\non = []\n')
+    settings.write_text(f'{FREE}metrics = "acc*|f1"\n[workers.retrain.models.quiet]\non = []\n')
     async with bus:
         await told(bus, event)
     assert len(events(bus, RetrainStarted)) == starts
@@ -269,7 +269,7 @@ async def test_wrong_settings_stop_it_from_starting(autojump_clock: MockClock, b
         async with bus:
             pass
     settings.write_text("[workers.retrain.models.m]\ndaily_runs = 0\n")
-    with pytest.raises(LifespanError, match=r"models.m.daily_runs: Expected int >= 1"):
+    with pytest.raises(LifespanError, match=r'models."m"\]: daily_runs: expected int >= 1'):
         async with TestBus(retrain.worker):
             pass
 

@@ -7,6 +7,8 @@ import msgspec
 import pytest
 from seeds import RUN_SEED
 
+from canvasbus import config
+from canvasbus.errors import ConfigError
 from canvasbus_workers.retrain.book import Model, Propose, Rest, Run, Wait
 from canvasbus_workers.retrain.settings import Policy, Settings
 
@@ -271,7 +273,7 @@ def test_policies_for_single_models() -> None:
     assert settings.policy("StyleGAN-v3") == Policy(daily_runs=2, approval=True)
     assert settings.policy("Pix-v3") == Policy(daily_runs=9)
     assert settings.policy("Pix") == Policy(daily_runs=2)
-    with pytest.raises(msgspec.ValidationError, match=r"models.Style\*: unknown key 'aproval'"):
+    with pytest.raises(ConfigError, match=r'models."Style\*"\]: unknown key .aproval.; did you mean approval'):
         msgspec.convert({"models": {"Style*": {"aproval": True}}}, Settings)
 
 
@@ -280,20 +282,29 @@ def test_policies_for_single_models() -> None:
     [
         ({"launcher": "subprocess"}, "subprocess.command: say what trains"),
         ({"launcher": "http"}, "http.url: say where"),
-        ({"launcher": "http", "http": {"url": "trainer:80"}}, "http.url: say where"),
+        (
+            {"launcher": "http", "http": {"url": "trainer:80"}},
+            "http.url: it must begin with https://HOST or http://HOST",
+        ),
         ({"launcher": "prefect", "prefect": {"url": "http://h/api", "deployment": "d"}}, "FLOW/DEPLOYMENT"),
         ({"answer": "file"}, "only a subprocess writes"),
         ({"answer": "state"}, "answer: how a run stands"),
-        ({"http": {"url": "https://me:secret@h/"}}, "a password in a URL"),
-        ({"http": {"token_env": "A", "token_file": "B"}}, "keep one"),
+        (
+            {"http": {"url": "https://me:secret@h/"}},
+            "http.url: it has a user or a password in it: give them as authorization_file",
+        ),
+        (
+            {"http": {"authorization_env": "A", "authorization_file": "B"}},
+            "authorization_file and authorization_env are both set: keep one",
+        ),
         ({"subprocess": {"shell": True}}, "shell"),
-        ({"models": {"m": {"launcher": "subprocess"}}}, "models.m: subprocess.command"),
+        ({"models": {"m": {"launcher": "subprocess"}}}, r'models."m"\]: subprocess.command'),
     ],
 )
 def test_settings_that_make_no_sense(table: dict[str, object], said: str) -> None:
     """Each is told with its key, and without what may be secret."""
-    with pytest.raises(msgspec.ValidationError, match=said) as caught:
-        msgspec.convert(table, Settings)
+    with pytest.raises(ConfigError, match=said) as caught:
+        config.table("[workers.retrain]", table, Settings)
     assert "secret" not in str(caught.value)
 
 

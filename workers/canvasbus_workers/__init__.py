@@ -7,6 +7,7 @@
 
 Workers import the doors (canvasbus, canvasbus.worker, canvasbus.events, canvasbus.errors) and the modules beside this
 one, never each other: they talk through events. `artifacts` and `tagging` lie here because a trainer and a server must
-agree on them to the last bit: what a file is called, and what a model says about an image. `monitoring` is a library of
+agree on them to the last bit: what a file is called, and what a model says about an image. `patterns` is how all settings
+mean several names. `monitoring` is a library of
 its own, which knows no bus: the pure part of the drift worker. `outside` is what several edges need: HTTP, and secrets.
 """

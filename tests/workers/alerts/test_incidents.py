@@ -198,8 +198,9 @@ M = {"model_name": "m"}
     [
         (DriftDetected(**M, drift_score=1, drift_type="ks", episode_id="e"), "drift:e", "warning", False),
         (DriftResolved(**M, episode_id="e"), "drift:e", None, False),
-        (MetricThresholdBreached(**M, metric="fid", episode_id="e"), "fid:e", "critical", False),
-        (MetricRecovered(**M, metric="fid", episode_id="e"), "fid:e", None, False),
+        (MetricThresholdBreached(**M, metric="fid", episode_id="e"), "metric:fid:e", "critical", False),
+        (MetricRecovered(**M, metric="fid", episode_id="e"), "metric:fid:e", None, False),
+        (MetricRecovered(**M, metric="drift", episode_id="e"), "metric:drift:e", None, False),
         (DataQualityViolated(**M, check="range", model_version="v1"), "quality:range/v1", "critical", True),
         (RetrainFailed(**M, run_id="r"), "retrain:", "warning", True),
         (RetrainSucceeded(**M, run_id="r"), "retrain:", None, False),

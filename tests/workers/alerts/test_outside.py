@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import trio
+from serving import Server, answering
 from studio import Eyes, running
 from waiting import until
-from workers.alerts.destinations.serving import Server, answering
 
 from canvasbus.config import load
 from canvasbus.events import DriftDetected, DriftResolved

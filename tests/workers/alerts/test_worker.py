@@ -348,7 +348,9 @@ async def test_a_training_in_flight_mutes_what_a_rule_says(
     autojump_clock: MockClock, model: str, phones: Phones, configure: Configure
 ) -> None:
     """While the model is retrained nobody hears of its quality; when that has failed, they do."""
-    configure('[[workers.alerts.inhibit]]\nsource = {signal = "retraining"}\ntarget = {signal = "accuracy|quality"}')
+    configure(
+        '[[workers.alerts.inhibit]]\nsource = {signal = "retraining"}\ntarget = {signal = "metric:accuracy|quality"}'
+    )
     async with TestBus(alerts.worker) as bus:
         await told(bus, RetrainStarted(model_name=model, run_id="r1"), breach(model))
         assert events(bus, IncidentOpened) and not phones["log"].heard
@@ -383,7 +385,7 @@ async def test_what_joins_a_silenced_incident_is_heard(autojump_clock: MockClock
         assert not phones["log"].heard
         await told(bus, breach(model, severity="warning"))
     (notification,) = phones["log"].heard
-    assert (notification.kind, notification.signals) == ("opened", ("drift:e1", "accuracy:a1"))
+    assert (notification.kind, notification.signals) == ("opened", ("drift:e1", "metric:accuracy:a1"))
 
 
 async def test_a_destination_is_told_no_more_than_its_rate(
@@ -549,7 +551,7 @@ async def test_a_colon_in_a_metrics_name(
     autojump_clock: MockClock, model: str, phones: Phones, configure: Configure
 ) -> None:
     """Routes and silences know a metric by the whole of its name."""
-    configure('routes = [{ signal = "val:accuracy", destinations = ["chat"] }]', "chat")
+    configure('routes = [{ signal = "metric:val:accuracy", destinations = ["chat"] }]', "chat")
     values = {"value": 0.5, "bound": 0.9, "episode_id": "a:1"}
     async with TestBus(alerts.worker) as bus:
         await told(bus, MetricThresholdBreached(model_name=model, metric="val:accuracy", **values))

@@ -8,12 +8,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import structlog
+from msgspec import Struct
 
+from canvasbus import config
 from canvasbus.errors import ConfigError
 from canvasbus_workers.alerts.notification import Destination, Notification
 
 Table = Mapping[str, Mapping[str, Any]]
 """[workers.alerts.destinations.NAME], as it lies in the file."""
+
+
+class LogSettings(Struct, tag_field="kind", tag="log", forbid_unknown_fields=True):
+    """The table of a log: it has none but its kind."""
 
 
 @dataclass(frozen=True)
@@ -61,18 +67,28 @@ def check(table: Table, repeat_seconds: float) -> None:
     from canvasbus_workers.alerts.destinations import settings
 
     for name, given in settings.read(others).items():
-        hold = getattr(given, "hold", math.inf)
+        hold = getattr(given, "hold_seconds", math.inf)
         if hold < math.inf and not 0 < repeat_seconds < hold:
             raise ConfigError(
-                f"[workers.alerts.destinations.{name}]: an Alertmanager takes for resolved what it has not heard of for hold = "
-                f"{hold:g} s: repeat_seconds = {repeat_seconds:g} must be less than that, and not 0"
+                f"[workers.alerts.destinations.{name}]: an Alertmanager takes for resolved what it has not heard of for "
+                f"hold_seconds = {hold:g}: repeat_seconds = {repeat_seconds:g} must be less than that, and not 0"
             )
+
+
+def check_outside(table: Table) -> int:
+    """Look at what the tables name outside of them, as it is done when they are opened; how many destinations there are.
+    Raises ConfigError."""
+    logs, others = _sorted(table)
+    if others:
+        from canvasbus_workers.alerts import destinations
+
+        destinations.Destinations(destinations.read(others))  # which calls nobody
+    return len(logs) + len(others)
 
 
 def _sorted(table: Table) -> tuple[list[str], dict[str, Mapping[str, Any]]]:
     """Those with kind = "log", and the others."""
     logs = [name for name, one in table.items() if one.get("kind") == "log"]
     for name in logs:
-        for key in table[name].keys() - {"kind"}:
-            raise ConfigError(f"[workers.alerts.destinations.{name}]: unknown key {key!r}; a log has none but kind")
+        config.table(f"[workers.alerts.destinations.{name}]", table[name], LogSettings)
     return logs if table else ["log"], {name: one for name, one in table.items() if name not in logs}

@@ -47,7 +47,7 @@ class Ringing(Struct, array_like=True):
     until: float = 0.0
     """When it is over by itself; 0: somebody will say so."""
     kind: str = ""
-    """Of the signal; it may have a colon in it, as a metric's name may."""
+    """Of the signal; it may have colons in it, as those of metrics have."""
 
 
 class Ended(Struct):

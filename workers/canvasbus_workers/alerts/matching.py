@@ -1,13 +1,20 @@
 """Which incidents a silence, a route or an inhibition means: patterns for labels. Pure.
 
-A pattern is a glob, or several with | between them: `StyleGAN-*`, `warning|info`. An incident gathers several signals.
-Muting it needs a pattern that all of them match, or the silence of one would hide the others; routing it needs one.
+An incident gathers several signals. Muting it needs a pattern that all of them match, or the silence of one would hide the
+others; routing it needs one.
 """
 
 from collections.abc import Iterable
-from fnmatch import fnmatchcase
+from typing import get_args
 
 from msgspec import Struct
+
+from canvasbus.events import Severity
+from canvasbus_workers.patterns import fits, fits_nothing
+
+SIGNALS = ("drift", "metric:*", "quality", "retrain", "approval", "handler", "loss", "retraining")
+"""The kinds of signals that there are. Metrics have a name space of their own: one may be called `drift`."""
+SEVERITIES: tuple[str, ...] = get_args(Severity)
 
 
 class Matcher(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -18,7 +25,14 @@ class Matcher(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     severity: str = "*"
     """info, warning or critical."""
     signal: str = "*"
-    """The kind of signal: drift, a metric's name, quality, retrain, handler, loss."""
+    """The kind of signal: drift, metric:NAME, quality, retrain, approval, handler, loss."""
+
+    def check(self) -> None:
+        """Raises ValueError for a word that matches nothing. Not asked when one is made: silences come from anybody."""
+        if (word := fits_nothing(self.severity, SEVERITIES)) is not None:
+            raise ValueError(f"no incident has the severity {word!r}; there are {', '.join(SEVERITIES)}")
+        if (word := fits_nothing(self.signal, SIGNALS)) is not None:
+            raise ValueError(f"no signal is called {word!r}; there are {', '.join(SIGNALS)}")
 
     def covers(self, model_name: str, severity: str, signals: Iterable[str]) -> bool:
         """It matches, and all the kinds of signals do."""
@@ -30,8 +44,3 @@ class Matcher(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     def _fits(self, model_name: str, severity: str) -> bool:
         return fits(self.model_name, model_name) and fits(self.severity, severity)
-
-
-def fits(pattern: str, text: str) -> bool:
-    """True when one of the pattern's globs matches the text."""
-    return any(fnmatchcase(text, glob) for glob in pattern.split("|"))

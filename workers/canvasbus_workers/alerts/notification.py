@@ -28,7 +28,7 @@ class Notification(Struct, frozen=True, kw_only=True):
     title: str
     """One line for a person."""
     signals: tuple[str, ...] = ()
-    """The open signals, as `type:episode_id`, at most the newest 10; empty when it is resolved."""
+    """The open signals, as `kind:episode_id`, at most the newest 10; empty when it is resolved."""
     since: AwareDatetime
     """When it was opened, aware."""
     at: AwareDatetime

@@ -1,13 +1,12 @@
 """What the alerts worker can be told: the table [workers.alerts] of canvasbus.toml. Silences are not in it: they come and
 go while it runs."""
 
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct, field
 
-from canvasbus.events import Severity
 from canvasbus_workers.alerts import edge
-from canvasbus_workers.alerts.matching import Matcher, fits
+from canvasbus_workers.alerts.matching import Matcher
 
 Seconds = Annotated[float, Meta(gt=0, le=366 * 86400)]
 Delay = Annotated[float, Meta(ge=0, le=366 * 86400)]
@@ -69,9 +68,8 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         edge.check(self.destinations, self.repeat_seconds)
         known = self.names
         matchers = (*self.routes, *(side for rule in self.inhibit for side in (rule.source, rule.target)))
-        for word in (word for matcher in matchers for word in matcher.severity.split("|")):
-            if not any(fits(word, severity) for severity in get_args(Severity)):
-                raise ValueError(f"no incident has the severity {word!r}; there are {', '.join(get_args(Severity))}")
+        for matcher in matchers:
+            matcher.check()
         for route in self.routes:
             for name in route.destinations:
                 if name not in known:
@@ -81,3 +79,9 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     def names(self) -> tuple[str, ...]:
         """The destinations that there are."""
         return tuple(self.destinations) or ("log",)
+
+
+def check(settings: Settings) -> str:
+    """What the doctor says about them. Raises ConfigError for a secret or a library that is missing."""
+    count = edge.check_outside(settings.destinations)
+    return f"{count} destination{'' if count == 1 else 's'}"

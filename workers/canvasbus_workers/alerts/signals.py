@@ -1,7 +1,7 @@
 """What events say about the state of a model or of the bus: a signal rings, or it is over. Pure.
 
 drift.detected             drift:EPISODE           until drift.resolved
-metric.threshold_breached  METRIC:EPISODE          until metric.recovered
+metric.threshold_breached  metric:NAME:EPISODE     until metric.recovered
 data_quality.violated      quality:CHECK/VERSION   it is told once, when it begins: over when it is quiet
 retrain.failed             retrain:                until a training succeeds, or quiet
 retrain.proposed           approval:PROPOSAL       until somebody approves or rejects, or it is withdrawn
@@ -75,10 +75,12 @@ def signal_of(event: Event) -> Signal:
             return _of_model(event, "drift", event.episode_id, None, title, segment=event.segment)
         case MetricThresholdBreached():
             title = f"{event.model_name}: {event.metric} {_breach(event)}{_by(event)}"
-            return _of_model(event, event.metric, event.episode_id, event.severity, title, segment=event.segment)
+            return _of_model(
+                event, f"metric:{event.metric}", event.episode_id, event.severity, title, segment=event.segment
+            )
         case MetricRecovered():
             title = f"{event.model_name}: {event.metric} {_recovery(event)}{_by(event)}"
-            return _of_model(event, event.metric, event.episode_id, None, title, segment=event.segment)
+            return _of_model(event, f"metric:{event.metric}", event.episode_id, None, title, segment=event.segment)
         case DataQualityViolated():
             where = event.feature or "the whole batch"
             title = f"{event.model_name}: data break {event.check} in {where}"

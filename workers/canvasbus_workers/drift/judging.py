@@ -134,4 +134,4 @@ def _errors_changed(
 
 def _at_once(policy: Policy) -> Policy:
     """One finding opens: it is significant at .001, or fired by itself. Reminders are the breach's own."""
-    return Policy(enter=1, within=1, leave=policy.leave, remind=0)
+    return Policy(enter=1, within=1, leave=policy.leave, repeat_windows=0)

@@ -7,11 +7,10 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from canvasbus.errors import ConfigError
 from canvasbus.store import TrioStore, place
 from canvasbus_workers.features.offline import OfflineLog
-from canvasbus_workers.features.settings import FeastSettings, RedisSettings, Sink, SqliteSettings
+from canvasbus_workers.features.settings import FeastSettings, RedisSettings, Sink, SqliteSettings, place_of, secrets
 from canvasbus_workers.features.sinks import FeatureSink
 from canvasbus_workers.features.sinks.redis import RedisSink
 from canvasbus_workers.features.sinks.sqlite import SqliteSink
-from canvasbus_workers.outside.secret import fits_a_header, from_file
 
 
 @asynccontextmanager
@@ -27,13 +26,10 @@ async def opened(settings: Mapping[str, Sink]) -> AsyncIterator[Sequence[Feature
 
 
 def _open(name: str, one: Sink) -> FeatureSink:
-    where = f"[workers.features.sinks.{name}]"
+    where, known = place_of(name), secrets(name, one)
     if isinstance(one, RedisSettings):
-        if one.url and one.url_file:
-            raise ConfigError(f"{where}: url and url_file are both set: keep one")
-        url = from_file(f"{where}: url_file", one.url_file).reveal() if one.url_file else one.url
         try:
-            store = TrioStore(url, timeout=one.timeout)
+            store = TrioStore(known.url.reveal() if known.url else None, timeout=one.timeout_seconds)
         except ConfigError as error:
             raise ConfigError(f"{where}: {error}") from None
         return RedisSink(name, one, store, one.namespace or place().namespace)
@@ -43,11 +39,6 @@ def _open(name: str, one: Sink) -> FeatureSink:
         except sqlite3.Error as error:
             raise ConfigError(f"{where}: {one.path} cannot be opened: {error}") from None
     assert isinstance(one, FeastSettings)
-    try:
-        from canvasbus_workers.features.sinks.feast import FeastSink
-    except ModuleNotFoundError as error:
-        raise ConfigError(f"{where}: needs {error.name}: pip install 'canvasbus[features]'") from None
-    key = from_file(f"{where}: authorization_file", one.authorization_file) if one.authorization_file else None
-    if key is not None and not fits_a_header(key):
-        raise ConfigError(f"{where}: the authorization does not fit into a header: one line of ASCII is wanted")
-    return FeastSink(name, one, key)
+    from canvasbus_workers.features.sinks.feast import FeastSink
+
+    return FeastSink(name, one, known.authorization)

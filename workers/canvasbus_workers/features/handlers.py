@@ -56,7 +56,7 @@ async def store(events: Sequence[FeaturesComputed | WindowEvaluated], ctxs: Sequ
         if row is None:
             continue
         try:
-            check(row, now, resources.settings.max_ahead)
+            check(row, now, resources.settings.ahead_seconds)
         except BadRow as error:
             failures[position] = Reject(f"the row of {row.entity!r} in {row.view!r}: {error}")
         else:

@@ -99,14 +99,14 @@ def _drift_values(event: WindowEvaluated) -> dict[str, float]:
     return {name: float(value) for name, value in found.items()}
 
 
-def check(row: FeatureRow, now: datetime, max_ahead: float) -> None:
-    """Raise BadRow when the row is not to be stored. `max_ahead`: seconds that it may lie in the future: it would keep
+def check(row: FeatureRow, now: datetime, ahead_seconds: float) -> None:
+    """Raise BadRow when the row is not to be stored. `ahead_seconds`: seconds that it may lie in the future: it would keep
     everything out that comes before its time."""
     ahead = (row.event_time - now).total_seconds()
-    if ahead > max_ahead:
+    if ahead > ahead_seconds:
         raise BadRow(
-            f"its event time {row.event_time.isoformat()} is {ahead:.0f} s ahead of the clock here, and {max_ahead:g} s "
-            "are allowed (max_ahead): is the clock of the producer right?"
+            f"its event time {row.event_time.isoformat()} is {ahead:.0f} s ahead of the clock here, and {ahead_seconds:g} s "
+            "are allowed (ahead_seconds): is the clock of the producer right?"
         )
     if not row.entity:
         raise BadRow("it has no entity")

@@ -1,11 +1,17 @@
 """What the features worker can be told: the table [workers.features] of canvasbus.toml, with a table for each sink."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Annotated
 from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Meta, Struct
+
+from canvasbus_workers.outside import secret
+from canvasbus_workers.outside.guard import flaw
+from canvasbus_workers.outside.library import need_http
+from canvasbus_workers.outside.secret import Secret
 
 Seconds = Annotated[float, Meta(ge=0, le=100 * 366 * 86400)]
 Timeout = Annotated[float, Meta(gt=0, le=50)]
@@ -15,22 +21,25 @@ Name = Annotated[str, Meta(min_length=1)]
 class RedisSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="redis"):
     """The online store on a Redis or Valkey server."""
 
-    url: str | None = None
+    url: str = ""
     """Another server than the bus's own."""
-    url_file: str | None = None
+    url_file: str = ""
     """A file with that URL, where it holds a password."""
+    url_env: str = ""
+    """An environment variable with it."""
     namespace: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.\-]{1,100}$")] | None = None
     """What its keys begin with; default: the namespace of the bus."""
-    ttl: Seconds = 30 * 86400.0
+    ttl_seconds: Seconds = 30 * 86400.0
     """Seconds after its event time for which a row is kept; 0: for ever."""
     history: Annotated[int, Meta(ge=0, le=10_000_000)] = 10_000
     """Rows that the history of a view holds at least; 0: there is none."""
-    timeout: Timeout = 5.0
+    timeout_seconds: Timeout = 5.0
     """Seconds for an answer."""
 
     def __post_init__(self) -> None:
-        if self.url is not None and urlsplit(self.url).password is not None:
-            raise ValueError("the url has a password in it: put it into a file that url_file names")
+        secret.check(self, "url")
+        if urlsplit(self.url).password is not None:
+            raise ValueError("the url has a password in it: give it by url_file or url_env")
 
 
 class SqliteSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="sqlite"):
@@ -63,17 +72,18 @@ class FeastSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Which of Feast's stores."""
     timestamp: Name = "event_timestamp"
     """The column of the event time."""
-    timeout: Timeout = 10.0
+    timeout_seconds: Timeout = 10.0
     """Seconds for an answer."""
-    authorization_file: str | None = None
-    """A file with the value of a header Authorization."""
+    authorization_file: str = ""
+    """A file with the whole value of a header Authorization, for example `Bearer …`."""
+    authorization_env: str = ""
+    """An environment variable with it."""
 
     def __post_init__(self) -> None:
-        parts = urlsplit(self.url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-            raise ValueError("the url is not one of http:// or https://, or has more than a path")
-        if parts.username is not None:
-            raise ValueError("the url has a user in it: put it into a header, by authorization_file")
+        wrong = flaw(self.url) or ("has more than a path" if set("?#") & set(self.url) else None)
+        if wrong is not None:
+            raise ValueError(f"the url {wrong}")
+        secret.check(self, "authorization")
 
 
 Sink = RedisSettings | SqliteSettings | FeastSettings
@@ -86,5 +96,34 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         default_factory=lambda: {"online": RedisSettings()}
     )
     """Name → where rows go; every row goes to each of them."""
-    max_ahead: Seconds = 3600.0
+    ahead_seconds: Seconds = 3600.0
     """Seconds that the event time of a row may lie in the future; rows further ahead go to the dead letters."""
+
+
+@dataclass(frozen=True)
+class Secrets:
+    """What a sink needs and its table does not show."""
+
+    url: Secret | None = None
+    authorization: Secret | None = None
+
+
+def secrets(name: str, sink: Sink) -> Secrets:
+    """Read them. Raises ConfigError, one line, when one is not there or is none, or when httpx2 is needed and not installed."""
+    place = place_of(name)
+    if isinstance(sink, FeastSettings):
+        need_http(place, "features")
+        return Secrets(authorization=secret.authorization(place, sink))
+    return Secrets(url=secret.read(place, sink, "url"))
+
+
+def place_of(name: str) -> str:
+    """Where the settings of a sink lie, for errors."""
+    return f"[workers.features.sinks.{name}]"
+
+
+def check(settings: Settings) -> str:
+    """What the doctor says about them. Raises ConfigError for a secret or a library that is missing."""
+    for name, sink in settings.sinks.items():
+        secrets(name, sink)
+    return f"{len(settings.sinks)} sink{'' if len(settings.sinks) == 1 else 's'}"

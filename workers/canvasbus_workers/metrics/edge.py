@@ -7,7 +7,7 @@ import msgspec
 
 from canvasbus import clock
 from canvasbus.errors import ConfigError
-from canvasbus_workers.metrics.rules import Rule, read_rules
+from canvasbus_workers.metrics.rules import Rule, place_of, read_rules
 from canvasbus_workers.metrics.settings import Settings
 
 EVERY = 1.0
@@ -18,20 +18,19 @@ KEPT_AT_REST = 10_000
 
 def rules_of(settings: Settings) -> dict[str, Rule]:
     """The rules of both places. Raises ConfigError, which names the file, the rule and the key."""
-    found = read_rules(settings.rules)
+    found = read_rules(settings.rules, place_of)
     if not settings.rules_file:
         return found
     path = Path(settings.rules_file)
     try:
-        more = read_rules(msgspec.toml.decode(path.read_bytes()))
+        tables = msgspec.toml.decode(path.read_bytes())
     except OSError as error:
         raise ConfigError(f"rules_file {path} cannot be read: {error.strerror}") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"rules_file {path} is not TOML: {error}") from None
     except RecursionError:
         raise ConfigError(f"rules_file {path}: its values are nested too deeply") from None
-    except (ValueError, AttributeError) as error:
-        raise ConfigError(f"rules_file {path}: {error}") from None
+    more = read_rules(tables, lambda name: f"rules_file {path}: [{name}]")
     both = sorted(found.keys() & more.keys())
     if both:
         raise ConfigError(f"rules_file {path}: the rule {both[0]} is in canvasbus.toml, too: keep one")

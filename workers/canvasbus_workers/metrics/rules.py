@@ -1,13 +1,13 @@
 """What a rule can say, and whom it is about. No I/O."""
 
-from collections.abc import Mapping
-from fnmatch import fnmatchcase
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
-import msgspec
 from msgspec import Meta, Struct
 
+from canvasbus.config import table
 from canvasbus.events import Severity
+from canvasbus_workers.patterns import fits
 
 Seconds = Annotated[float, Meta(ge=0, le=366 * 86400)]
 Duration = Annotated[float, Meta(gt=0, le=366 * 86400)]
@@ -18,7 +18,7 @@ class Rule(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The table [workers.metrics.rules.NAME], or [NAME] in a file of rules."""
 
     metric: Annotated[str, Meta(min_length=1)]
-    """The metric's name; * stands for any characters, as in `model` and `segment`."""
+    """The metric's name: a pattern, as `model` and `segment` are."""
     model: str = "*"
     """Of which models."""
     segment: str = "*"
@@ -42,7 +42,7 @@ class Rule(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """For how long that must have been so, by each report."""
     absent_seconds: Duration | None = None
     """Seconds without a report that are a breach, too."""
-    remind_seconds: Seconds = 0.0
+    repeat_seconds: Seconds = 0.0
     """A breach that goes on is told again after so long; 0: never."""
     severity: Severity = "warning"
     """How bad a breach is. critical: also a reason to train a new version."""
@@ -78,9 +78,7 @@ class Rule(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     def is_about(self, model: str, metric: str, segment: str) -> bool:
         """It is for this series."""
-        return (
-            fnmatchcase(metric, self.metric) and fnmatchcase(model, self.model) and fnmatchcase(segment, self.segment)
-        )
+        return fits(self.metric, metric) and fits(self.model, model) and fits(self.segment, segment)
 
     def broken(self, quantity: float) -> tuple[Literal["below", "above"], float] | None:
         """On which side of which bound the quantity lies; None: it keeps them."""
@@ -96,20 +94,11 @@ class Rule(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         return (low is None or quantity >= low) and (high is None or quantity <= high)
 
 
-def read_rules(tables: Mapping[str, Any]) -> dict[str, Rule]:
-    """Name → rule. Raises ValueError, which names the rule and the key."""
-    found = {}
-    known = [field.encode_name for field in msgspec.structs.fields(Rule)]
-    for name, table in tables.items():
-        if not isinstance(table, dict):
-            raise ValueError(f"{name}: write one table for each rule, [{name}]")  # noqa: TRY004  a file is wrong, no type
-        for key in table:
-            if key not in known:
-                raise ValueError(f"rule {name}: unknown key {key!r}; known are {', '.join(known)}")
-        try:
-            found[name] = msgspec.convert(table, Rule)
-        except msgspec.ValidationError as error:
-            said, _, path = str(error).partition(" - at ")
-            key = path.strip("`").removeprefix("$").removeprefix(".")
-            raise ValueError(f"rule {name}: {f'{key}: ' if key else ''}{said}".replace("`", "")) from None
-    return found
+def read_rules(tables: Mapping[str, Any], place: Callable[[str], str]) -> dict[str, Rule]:
+    """Name → rule. `place`: where the table of a rule lies, by its name. Raises ConfigError."""
+    return {name: table(place(name), given, Rule) for name, given in tables.items()}
+
+
+def place_of(name: str) -> str:
+    """Where a rule lies in canvasbus.toml."""
+    return f"[workers.metrics.rules.{name}]"

@@ -153,7 +153,7 @@ class Series(Struct):
                 is_open = Open(episode_id(name, rule_name, course.broken, self.serial), newest.at)
                 self.broken[rule_name] = is_open
                 return Judgement(rule_name, newest, quantity, "opened", is_open.episode_id)
-            if 0 < rule.remind_seconds <= newest.at - is_open.told:
+            if 0 < rule.repeat_seconds <= newest.at - is_open.told:
                 is_open.told = newest.at
                 return Judgement(rule_name, newest, quantity, "reminder", is_open.episode_id)
         elif is_open and course.calm is not None and newest.at - course.calm >= rule.recover_for_seconds:

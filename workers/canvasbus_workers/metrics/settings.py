@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta, Struct
 
-from canvasbus_workers.metrics.rules import read_rules
+from canvasbus_workers.metrics.rules import place_of, read_rules
 
 
 class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -21,7 +21,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Seconds after which a metric that nobody reports is forgotten."""
 
     def __post_init__(self) -> None:
-        read_rules(self.rules)
+        read_rules(self.rules, place_of)
 
 
 def check(settings: Settings) -> str:

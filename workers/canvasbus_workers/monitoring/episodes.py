@@ -71,7 +71,7 @@ class Episode(Struct):
         if flagged and effect >= ESCALATES * self.told > 0:
             self.told, self.silent = effect, 0
             return "escalated"
-        if policy.remind and self.silent >= policy.remind:
+        if policy.repeat_windows and self.silent >= policy.repeat_windows:
             self.silent = 0
             return "reminded"
         return None

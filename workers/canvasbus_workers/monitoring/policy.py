@@ -35,7 +35,7 @@ class Policy(Struct, frozen=True, kw_only=True):
     """… among so many."""
     leave: Annotated[int, Meta(ge=1, le=20)] = 3
     """Clean windows in a row that end it."""
-    remind: Annotated[int, Meta(ge=0)] = 50
+    repeat_windows: Annotated[int, Meta(ge=0)] = 50
     """Windows after which an open episode is told again; 0: never."""
     quality_level: Level = 1e-4
     """Of each data quality check."""

@@ -6,8 +6,8 @@ from email.utils import parsedate_to_datetime
 
 from canvasbus_workers.outside.secret import repeats
 
-SHOWN = 120
-"""Characters of an answer that are told, where nobody wants more."""
+SHOWN = 200
+"""Characters of an answer that are told."""
 
 
 def retry_after(text: str, now: datetime) -> float | None:
@@ -25,13 +25,12 @@ def retry_after(text: str, now: datetime) -> float | None:
     return ((when if when.tzinfo else when.replace(tzinfo=UTC)) - now).total_seconds()
 
 
-def shown(body: bytes, *secrets: str, most: int = SHOWN) -> str:
-    """What of the body of an error is told: its beginning in one line, where it is text and repeats no secret. `most`:
-    characters."""
+def shown(body: bytes, *secrets: str) -> str:
+    """What of a body is told: its beginning in one line, where it is text and repeats no secret."""
     text = body.decode("utf-8", "replace").strip()
     if repeats(text, *secrets):
         return "its text repeats a secret and is not shown"
     if "\ufffd" in text:
         return ""
     line = " ".join("".join(one if one.isprintable() else " " for one in text).split())
-    return line if len(line) <= most else line[: most - 1] + "…"
+    return line if len(line) <= SHOWN else line[: SHOWN - 1] + "…"

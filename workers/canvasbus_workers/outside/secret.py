@@ -1,4 +1,9 @@
-"""Texts that must not be seen: they have no way into a log, an error or a dead letter but `reveal`."""
+"""Texts that must not be seen: they have no way into a log, an error or a dead letter but `reveal`.
+
+A setting KEY that is a secret lies in a file, which KEY_file names, or in an environment variable, which KEY_env names; a
+URL, which need not be one, may also be given as KEY itself. There is one way at a time. Secrets are read when a worker
+starts, and by the doctor.
+"""
 
 import os
 from pathlib import Path
@@ -27,8 +32,47 @@ class Secret:
         raise TypeError("a secret is not pickled")
 
 
-def from_file(place: str, path: str) -> Secret:
-    """What a file holds, without white space around it. `place`: which setting names it. Raises ConfigError."""
+def check(settings: object, key: str, *, needed: bool = False) -> None:
+    """Raises ValueError when a secret of the settings is given in two ways, or in none although it is needed."""
+    ways = _ways(settings, key)
+    if len(ways) > 1:
+        raise ValueError(f"{' and '.join(ways)} are both set: keep one")
+    if needed and not ways:
+        raise ValueError(f"give one of {', '.join(name for name in _names(key) if hasattr(settings, name))}")
+
+
+def read(place: str, settings: object, key: str) -> Secret | None:
+    """A secret of the settings, without white space around it; None: it is not given. `place`: of the settings. Raises
+    ConfigError."""
+    for name in _ways(settings, key):
+        given = getattr(settings, name)
+        if name == f"{key}_file":
+            return _from_file(f"{place}: {name}", given)
+        if name == f"{key}_env":
+            return _from_environment(f"{place}: {name}", given)
+        return given if isinstance(given, Secret) else Secret(given)
+    return None
+
+
+def authorization(place: str, settings: object) -> Secret | None:
+    """The whole value of a header Authorization, like `Bearer …`, from authorization_file or authorization_env; None:
+    neither is given. Raises ConfigError."""
+    found = read(place, settings, "authorization")
+    if found is not None and not (found.reveal().isascii() and found.reveal().isprintable()):
+        raise ConfigError(f"{place}: the authorization does not fit into a header: one line of ASCII is wanted")
+    return found
+
+
+def _names(key: str) -> tuple[str, str, str]:
+    return key, f"{key}_file", f"{key}_env"
+
+
+def _ways(settings: object, key: str) -> list[str]:
+    """Those in which it is given."""
+    return [name for name in _names(key) if getattr(settings, name, None)]
+
+
+def _from_file(place: str, path: str) -> Secret:
     try:
         text = Path(path).read_text().strip()
     except (OSError, UnicodeDecodeError) as error:
@@ -39,27 +83,11 @@ def from_file(place: str, path: str) -> Secret:
     return Secret(text)
 
 
-def from_environment(place: str, name: str) -> Secret:
-    """What a variable holds, without white space around it. Raises ConfigError."""
+def _from_environment(place: str, name: str) -> Secret:
     text = os.environ.get(name, "").strip()
     if not text:
         raise ConfigError(f"{place} names the environment variable {name}, which is not set")
     return Secret(text)
-
-
-def one_of(place: str, key: str, given: Secret | None, file: str | None, variable: str | None) -> Secret | None:
-    """The secret that one of three settings gives; None: none does. Raises ConfigError."""
-    if file is not None:
-        return from_file(f"{place}: {key}_file", file)
-    if variable is not None:
-        return from_environment(f"{place}: {key}_env", variable)
-    return given
-
-
-def fits_a_header(secret: Secret) -> bool:
-    """One line of ASCII."""
-    text = secret.reveal()
-    return text.isascii() and text.isprintable()
 
 
 def repeats(text: str, *secrets: str) -> bool:

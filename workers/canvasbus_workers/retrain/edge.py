@@ -2,15 +2,16 @@
 
 import errno
 import os
-from collections.abc import Iterable
+from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from canvasbus.errors import ConfigError
+from canvasbus_workers.outside.secret import Secret
 from canvasbus_workers.retrain.launchers.protocol import Launcher, OnTheBus
-from canvasbus_workers.retrain.settings import Policy, Settings
+from canvasbus_workers.retrain.settings import Policy, Settings, authorization
 
 if TYPE_CHECKING:
     from canvasbus_workers.outside.client import Client
@@ -20,17 +21,19 @@ class Launchers:
     """Who trains which model, in this process."""
 
     def __init__(self, settings: Settings) -> None:
-        self.settings = settings
+        self._settings = settings
+        self._policies = settings.policies
+        self._authorizations: dict[str, Secret | None] = {}
         self._open = AsyncExitStack()
         self._client: Client | None = None
 
     async def __aenter__(self) -> Self:
-        tables = self.settings, *(self.settings.policy(glob) for glob in self.settings.models)
-        for folder in {table.folder for table in tables if table.launcher in ("subprocess", "http")}:
+        policies = self._policies.values()
+        for folder in {policy.folder for policy in policies if policy.launcher in ("subprocess", "http")}:
             _check_folder(Path(folder))
-        if any(table.launcher in ("http", "prefect") for table in tables):
-            await self._http()  # a missing package is told at the start, not with the first order
-            _check_urls(tables)
+        self._authorizations = {place: authorization(place, policy) for place, policy in self._policies.items()}
+        if any(policy.remote for policy in policies):
+            _parse_urls(self._policies)
         return self
 
     async def __aexit__(
@@ -40,11 +43,11 @@ class Launchers:
 
     def policy(self, model: str) -> Policy:
         """What holds for a model."""
-        return self.settings.policy(model)
+        return self._policies[self._settings.place(model)]
 
     async def launcher(self, model: str) -> Launcher:
         """Who trains it."""
-        policy = self.policy(model)
+        policy, key = self.policy(model), self._authorizations[self._settings.place(model)]
         match policy.launcher:
             case "subprocess":
                 from canvasbus_workers.retrain.launchers.subprocess import Subprocess
@@ -53,32 +56,30 @@ class Launchers:
             case "http":
                 from canvasbus_workers.retrain.launchers.http import Http
 
-                return Http(policy, await self._http())
+                return Http(policy, await self._http(), key)
             case "prefect":
                 from canvasbus_workers.retrain.launchers.prefect import Prefect
 
-                return Prefect(policy, await self._http())
+                return Prefect(policy, await self._http(), key)
             case "bus":
                 return OnTheBus()
 
     async def _http(self) -> "Client":
         if self._client is None:
-            try:
-                from canvasbus_workers.outside.client import HttpClient
-            except ModuleNotFoundError as error:
-                raise ConfigError(
-                    f"the launchers http and prefect need {error.name}: pip install 'canvasbus[retrain]'"
-                ) from None
-            self._client = await self._open.enter_async_context(HttpClient("canvasbus-retrain"))
+            from canvasbus_workers.outside.client import Client
+
+            self._client = await self._open.enter_async_context(Client("canvasbus-retrain"))
         return self._client
 
 
-def _check_urls(tables: Iterable[Policy]) -> None:
-    from canvasbus_workers.outside.client import check_url
+def _parse_urls(policies: Mapping[str, Policy]) -> None:
+    """Raises ConfigError for one that looks like a URL and is none: told at the start, not with the first order."""
+    from canvasbus_workers.outside.client import parse
 
-    for table in tables:
-        for url in (table.http.url, table.http.status_url, table.http.lookup_url, table.prefect.url):
-            check_url("[workers.retrain]", url)
+    for place, policy in policies.items():
+        for name, url in policy.urls.items():
+            if url:
+                parse(f"{place}: {name}", url)
 
 
 def _check_folder(folder: Path) -> None:

@@ -7,7 +7,6 @@ else about the model waiting.
 """
 
 from collections.abc import AsyncIterator, Sequence
-from fnmatch import fnmatchcase
 
 from canvasbus import Event, clock
 from canvasbus.events import (
@@ -24,6 +23,7 @@ from canvasbus.events import (
     RetrainSucceeded,
 )
 from canvasbus.worker import Context, Later, RetryLater, State, Worker, section
+from canvasbus_workers.patterns import fits
 from canvasbus_workers.retrain import launching, telling
 from canvasbus_workers.retrain.book import UNNAMED, Model, Rest, Wait
 from canvasbus_workers.retrain.edge import Launchers
@@ -55,7 +55,7 @@ async def open_launchers() -> AsyncIterator[Launchers]:
 async def on_breach(event: MetricThresholdBreached, ctx: Context) -> Sequence[Event | Later]:
     """Quality below its bound, again and again while it stays there. A metric that is silent says nothing about quality."""
     policy = _policy(event.model_name, ctx)
-    about_quality = event.condition != "absent" and any(fnmatchcase(event.metric, glob) for glob in policy.metrics)
+    about_quality = event.condition != "absent" and fits(policy.metrics, event.metric)
     if "quality" not in policy.on or event.severity != "critical" or not about_quality:
         return ()
     changed = "" if event.condition == "value" else " changed by"

@@ -1,13 +1,18 @@
 """What the retrain worker can be told: the table [workers.retrain] of canvasbus.toml, and for single models
-[workers.retrain.models."GLOB"], where the first that fits says what is different."""
+[workers.retrain.models."PATTERN"], where the first that fits says what is different."""
 
 from collections.abc import Mapping
-from fnmatch import fnmatchcase
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Meta, Struct
+
+from canvasbus.config import table
+from canvasbus_workers.outside import secret
+from canvasbus_workers.outside.guard import flaw
+from canvasbus_workers.outside.library import need_http
+from canvasbus_workers.outside.secret import Secret
+from canvasbus_workers.patterns import fits
 
 Seconds = Annotated[float, Meta(ge=0, le=366 * 86400)]
 Duration = Annotated[float, Meta(gt=0, le=30 * 86400)]
@@ -21,8 +26,7 @@ class Subprocess(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     cwd: str = ""
     """Where it is started; empty: where the worker was."""
     environment: tuple[str, ...] = ()
-    """Variables of the worker's environment that it gets, besides PATH, HOME, LANG, LC_ALL, TZ and TMPDIR; * stands for any
-    characters."""
+    """Patterns: variables of the worker's environment that it gets, besides PATH, HOME, LANG, LC_ALL, TZ and TMPDIR."""
     log_bytes: Annotated[int, Meta(ge=4096, le=2**40)] = 10 * 1024 * 1024
     """Bytes of its output that are kept: the last half of them at least."""
     grace_seconds: Seconds = 10.0
@@ -36,16 +40,17 @@ class Remote(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     url: str = ""
     """Where to send orders."""
-    token_env: str = ""
-    """The variable that holds a token; empty: none."""
-    token_file: str = ""
-    """The file that holds it."""
-    token_scheme: Literal["Bearer", "Basic"] = "Bearer"  # noqa: S105  a word, no secret
-    """How it is sent. Basic: the token is `user:password`."""
+    authorization_file: str = ""
+    """A file with the whole value of a header Authorization, for example `Bearer …`."""
+    authorization_env: str = ""
+    """An environment variable with it."""
     parameters: dict[str, Any] = msgspec.field(default_factory=dict)
     """What is sent along with each order."""
-    request_seconds: Duration = 15.0
+    timeout_seconds: Duration = 15.0
     """Seconds in which an answer has to come."""
+
+    def __post_init__(self) -> None:
+        secret.check(self, "authorization")
 
 
 class Http(Remote, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -83,8 +88,8 @@ class Policy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     on: tuple[Literal["quality", "critical_drift"], ...] = ("quality", "critical_drift")
     """What asks for a training by itself: critical breaches of metrics, and drift that is critical when it is detected.
     Input drift alone is neither. Empty: only people and other programs ask, by retrain.requested."""
-    metrics: tuple[str, ...] = ("*",)
-    """Whose breaches are about quality."""
+    metrics: str = "*"
+    """A pattern: whose breaches are about quality."""
     debounce_seconds: Seconds = 30.0
     """Seconds after the first signal in which others join it."""
     cooldown_seconds: Seconds = 3600.0
@@ -119,9 +124,9 @@ class Policy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     def _check(self) -> None:
         if self.launcher == "subprocess" and not self.subprocess.command:
             raise ValueError('subprocess.command: say what trains, like ["python", "train.py"]')
-        if self.launcher == "http" and not _is_http(self.http.url):
+        if self.launcher == "http" and not self.http.url:
             raise ValueError("http.url: say where to send orders, like https://trainer.internal/runs")
-        if self.launcher == "prefect" and not (_is_http(self.prefect.url) and self.prefect.deployment.count("/") == 1):
+        if self.launcher == "prefect" and not (self.prefect.url and self.prefect.deployment.count("/") == 1):
             raise ValueError("prefect.url and prefect.deployment: give the API and FLOW/DEPLOYMENT")
         if self.answer == "file" and self.launcher != "subprocess":
             raise ValueError("answer: only a subprocess writes a result file")
@@ -129,12 +134,20 @@ class Policy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             self.launcher == "bus" or (self.launcher == "http" and not self.http.status_url)
         ):
             raise ValueError("answer: how a run stands can be asked of a subprocess, of prefect, or at http.status_url")
-        for url in (self.http.url, self.http.status_url, self.http.lookup_url, self.prefect.url):
-            if "@" in urlsplit(url).netloc:
-                raise ValueError("a password in a URL ends in logs: use token_env or token_file")
-        for table in (self.http, self.prefect):
-            if table.token_env and table.token_file:
-                raise ValueError("token_env and token_file are both set: keep one")
+        for name, url in self.urls.items():
+            if url and (wrong := flaw(url)):
+                raise ValueError(f"{name}: it {wrong}")
+
+    @property
+    def urls(self) -> dict[str, str]:
+        """All that may be called; empty ones are not."""
+        http = {f"http.{name}": getattr(self.http, name) for name in ("url", "status_url", "lookup_url")}
+        return http | {"prefect.url": self.prefect.url}
+
+    @property
+    def remote(self) -> Remote | None:
+        """What its launcher, where that is on the network, is told."""
+        return self.http if self.launcher == "http" else self.prefect if self.launcher == "prefect" else None
 
     @property
     def says(self) -> Literal["file", "state", "bus"]:
@@ -148,32 +161,55 @@ class Settings(Policy, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The table [workers.retrain]."""
 
     models: dict[str, dict[str, Any]] = msgspec.field(default_factory=dict)
-    """Glob → what is different for these models."""
+    """Pattern → what is different for these models."""
 
     def __post_init__(self) -> None:
         self._check()
-        known = {field.name for field in msgspec.structs.fields(Policy)}
-        for glob, table in self.models.items():
-            for key in table.keys() - known:
-                raise ValueError(f"models.{glob}: unknown key {key!r}; known are {', '.join(sorted(known))}")
-            try:
-                self._merged(table)
-            except msgspec.ValidationError as error:
-                said, _, path = str(error).replace("`", "").partition(" - at $")
-                raise ValueError(f"models.{glob}{path}: {said}") from None
+        for pattern, given in self.models.items():
+            self._merged(_place(pattern), given)
+
+    @property
+    def policies(self) -> dict[str, Policy]:
+        """All that may hold for a model, by its place in the file."""
+        tables = {PLACE: {}, **{_place(pattern): given for pattern, given in self.models.items()}}
+        return {place: self._merged(place, given) for place, given in tables.items()}
+
+    def place(self, model: str) -> str:
+        """Whose policy holds for a model."""
+        return next((_place(pattern) for pattern in self.models if fits(pattern, model)), PLACE)
 
     def policy(self, model: str) -> Policy:
         """What holds for a model."""
-        table = next((table for glob, table in self.models.items() if fnmatchcase(model, glob)), {})
-        return self._merged(table)
+        return self.policies[self.place(model)]
 
-    def _merged(self, table: Mapping[str, Any]) -> Policy:
+    def _merged(self, place: str, given: Mapping[str, Any]) -> Policy:
         own = msgspec.to_builtins(self)
         del own["models"]
-        for key, value in table.items():
-            own[key] = own[key] | value if isinstance(value, dict) and isinstance(own[key], dict) else value
-        return msgspec.convert(own, Policy)
+        for key, value in given.items():
+            inner = own.get(key)
+            own[key] = inner | value if isinstance(value, dict) and isinstance(inner, dict) else value
+        return table(place, own, Policy)
 
 
-def _is_http(url: str) -> bool:
-    return url.startswith(("http://", "https://"))
+PLACE = "[workers.retrain]"
+
+
+def _place(pattern: str) -> str:
+    return f'[workers.retrain.models."{pattern}"]'
+
+
+def authorization(place: str, policy: Policy) -> Secret | None:
+    """What its launcher sends as Authorization. Raises ConfigError, one line, when that is not there or is none, or when
+    httpx2 is needed and not installed."""
+    remote = policy.remote
+    if remote is None:
+        return None
+    need_http(f"{place}: launcher = {policy.launcher!r}", "retrain")
+    return secret.authorization(f"{place}: {policy.launcher}", remote)
+
+
+def check(settings: Settings) -> str:
+    """What the doctor says about them. Raises ConfigError for a secret or a library that is missing."""
+    for place, policy in settings.policies.items():
+        authorization(place, policy)
+    return f"launcher {settings.launcher}"

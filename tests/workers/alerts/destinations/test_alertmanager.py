@@ -7,8 +7,9 @@ from urllib.parse import parse_qsl
 import msgspec
 import pytest
 import trio
+from serving import Server, answering
 from trio.testing import MockClock
-from workers.alerts.destinations.serving import LOCAL, Server, about, answering, tell
+from workers.alerts.destinations.telling import LOCAL, about, tell
 
 from canvasbus_workers.alerts.destinations import Undelivered
 from canvasbus_workers.alerts.destinations.alert import labels
@@ -127,5 +128,5 @@ async def test_both_requests_have_one_deadline(
 
     server = await Server(script).start(nursery)
     with pytest.raises(Undelivered, match="no answer within 5 s"):
-        await tell({"url": server.url, "timeout": 5, **SETTINGS}, about(kind="resolved"))
+        await tell({"url": server.url, "timeout_seconds": 5, **SETTINGS}, about(kind="resolved"))
     assert trio.current_time() == pytest.approx(6)

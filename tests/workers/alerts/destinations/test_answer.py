@@ -16,7 +16,7 @@ NOW = datetime(2026, 11, 26, 12, 0, tzinfo=UTC)
 def verdict(status: int, said: str = "", retry: str | None = None) -> Exception | None:
     """The exception; None: taken."""
     try:
-        judge("ops", status, retry or "", said, now=NOW, max_retry_after=900)
+        judge("ops", status, retry or "", said, now=NOW, most=900)
     except Exception as error:
         return error
     return None
@@ -91,7 +91,7 @@ def test_retry_after_reads_anything(text: str) -> None:
     [
         (b"invalid_payload", "invalid_payload"),
         (b" two\r\nlines\x1b[31m ", "two lines [31m"),
-        (b"x" * 500, "x" * 119 + "…"),
+        (b"x" * 500, "x" * 199 + "…"),
         (b"\x1f\x8b\x08\x00\xff\xfe", ""),
         (b"", ""),
         (b"Cannot POST /services/T0/B0/sesame-opens", "its text repeats a secret and is not shown"),

@@ -14,14 +14,15 @@ import pytest
 import trio
 import trio.testing
 import trustme
+from serving import Server, answering, hang, sending, speaking_first
 from trio.testing import MockClock
-from workers.alerts.destinations.serving import LOCAL, Server, about, answering, sending, speaking_first, tell
+from workers.alerts.destinations.telling import LOCAL, about, tell
 
 from canvasbus.worker import Reject, RetryLater
 from canvasbus_workers.alerts.destinations import Destinations, Undelivered, read
-from canvasbus_workers.alerts.destinations.dial import Network
-from canvasbus_workers.alerts.destinations.http import BODY_CAP
 from canvasbus_workers.alerts.notification import Gone
+from canvasbus_workers.outside.client import LARGEST_ERROR
+from canvasbus_workers.outside.dial import Network
 
 
 async def failure(url: str, wanted: type[Exception], **settings: Any) -> str:
@@ -75,7 +76,7 @@ async def test_retry_after_of_a_real_answer(nursery: trio.Nursery) -> None:
     """The header is read, and capped by the settings."""
     server = await Server(answering(429, Retry_After="3600")).start(nursery)
     with pytest.raises(RetryLater) as caught:
-        await tell({"kind": "webhook", "url": server.url, "max_retry_after": 120, **LOCAL})
+        await tell({"kind": "webhook", "url": server.url, "retry_after_seconds": 120, **LOCAL})
     assert caught.value.after == 120
 
 
@@ -93,10 +94,6 @@ async def test_a_redirect_is_not_followed(nursery: trio.Nursery, status: int) ->
 async def client_has_read() -> None:
     """What was sent has arrived: the machine may be busy, so it is not enough that nobody has anything to do."""
     await trio.testing.wait_all_tasks_blocked(cushion=0.05)
-
-
-async def hang(stream: trio.abc.Stream) -> None:
-    await trio.sleep_forever()
 
 
 async def drip(stream: trio.abc.Stream) -> None:
@@ -128,7 +125,7 @@ async def test_a_server_that_does_not_answer_in_time(
             mock_clock.jump(1)
 
     nursery.start_soon(pass_time)
-    assert await failure(server.url, Undelivered, timeout=5) == "ops: no answer within 5 s"
+    assert await failure(server.url, Undelivered, timeout_seconds=5) == "ops: no answer within 5 s"
     assert trio.current_time() == pytest.approx(5, abs=2)
 
 
@@ -140,7 +137,7 @@ async def test_the_deadline_covers_the_looking_up(mock_clock: MockClock, nursery
         await trio.sleep_forever()
         raise AssertionError
 
-    said = await failure("https://hooks.example/x", Undelivered, timeout=5, network=Network(never))
+    said = await failure("https://hooks.example/x", Undelivered, timeout_seconds=5, network=Network(never))
     assert said == "ops: no answer within 5 s"
 
 
@@ -158,13 +155,13 @@ async def test_the_status_decides_although_the_body_never_ends(
 
     server = await Server(script).start(nursery)
     if wanted is None:
-        await tell({"kind": "webhook", "url": server.url, "timeout": 5, **LOCAL})
+        await tell({"kind": "webhook", "url": server.url, "timeout_seconds": 5, **LOCAL})
     else:
-        assert await failure(server.url, wanted, timeout=5) == f"ops answers {status} (because)"
+        assert await failure(server.url, wanted, timeout_seconds=5) == f"ops answers {status} (because)"
 
 
 async def test_a_huge_body_is_left_where_it_is(nursery: trio.Nursery) -> None:
-    """A few kilobytes are read, 120 characters shown, and the connection is closed."""
+    """A few kilobytes are read, 200 characters shown, and the connection is closed."""
     sent = 0
 
     async def script(stream: trio.abc.Stream) -> None:
@@ -177,8 +174,8 @@ async def test_a_huge_body_is_left_where_it_is(nursery: trio.Nursery) -> None:
 
     server = await Server(script).start(nursery)
     said = await failure(server.url, Reject)
-    assert said == f"ops answers 400 ({'x' * 119}…)"
-    assert BODY_CAP < 65536
+    assert said == f"ops answers 400 ({'x' * 199}…)"
+    assert LARGEST_ERROR < 65536
     assert sent < 64 * 1024 * 1024  # what fits into the buffers between the two
 
 
@@ -316,7 +313,7 @@ async def test_every_request_has_a_connection_of_its_own(nursery: trio.Nursery) 
             return await super().connect_tcp(host, (first, second)[len(asked) - 1].port, *args)
 
     network = Network(resolver(["127.0.0.1"], ["127.0.0.1"]), Elsewhere())
-    settings = {"kind": "alertmanager", "url": "http://ops.example/", "timeout": 5, **LOCAL}
+    settings = {"kind": "alertmanager", "url": "http://ops.example/", "timeout_seconds": 5, **LOCAL}
     await tell(settings, about(kind="resolved"), network=network)
     assert ([one.method for one in first.requests], [one.method for one in second.requests]) == (["GET"], ["POST"])
 
@@ -400,7 +397,9 @@ async def test_a_handshake_that_hangs_leaves_no_socket_behind(nursery: trio.Nurs
     gc.disable()
     try:
         port = listeners[0].socket.getsockname()[1]
-        assert await failure(f"https://127.0.0.1:{port}/", Undelivered, timeout=5) == "ops: no answer within 5 s"
+        assert (
+            await failure(f"https://127.0.0.1:{port}/", Undelivered, timeout_seconds=5) == "ops: no answer within 5 s"
+        )
         await ended.wait()
     finally:
         gc.enable()

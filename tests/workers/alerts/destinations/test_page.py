@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from workers.alerts.destinations.serving import about
+from workers.alerts.destinations.telling import about
 
 import canvasbus_workers.alerts.destinations as destinations
 from canvasbus_workers.alerts.destinations.settings import KINDS, Http, read
@@ -37,6 +37,8 @@ def test_every_setting_has_its_line_and_default(kind: str) -> None:
         assert field.name in common or f"`{kind}`" in about.partition(":")[0]
         if isinstance(field.default, bool):
             assert default == str(field.default).lower()
+        elif field.default == "":
+            assert default in ("needed", "none")
         elif isinstance(field.default, float | str):
             assert default.strip("`") == str(field.default)
 

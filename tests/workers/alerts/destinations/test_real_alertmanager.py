@@ -11,8 +11,9 @@ import httpcore2
 import msgspec
 import pytest
 import trio
+from serving import Server, answering
 from waiting import until
-from workers.alerts.destinations.serving import LOCAL, Server, about, answering, tell
+from workers.alerts.destinations.telling import LOCAL, about, tell
 
 from canvasbus import clock
 from canvasbus.worker import Reject

@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
+from serving import Server, answering, hang, sending, speaking_first
 from trio.testing import MockClock
-from workers.alerts.destinations.serving import LOCAL, Server, about, answering, sending, speaking_first
+from workers.alerts.destinations.telling import LOCAL, about
 
 from canvasbus_workers.alerts.destinations import Destinations, read
-from canvasbus_workers.alerts.destinations.dial import Network
+from canvasbus_workers.outside.dial import Network
 from canvasbus_workers.outside.secret import Secret
 
 TOKEN, BEARER, PASSWORD = "T0OPEN/B0SESAME/xoXOxoSECRETxo", "OPENSESAMEBEARER", "OPENSESAMEPROXY"
@@ -38,10 +39,6 @@ def everything_of(error: BaseException) -> str:
     return "\n".join(found)
 
 
-async def hang(stream: trio.abc.Stream) -> None:
-    await trio.sleep_forever()
-
-
 ECHO = b"Cannot POST /services/" + TOKEN.encode() + b" with " + BEARER.encode()
 SCRIPTS: dict[str, Callable[[trio.abc.Stream], Any]] = {
     **{f"status {status}": answering(status, ECHO) for status in (200, 301, 400, 404, 408, 410, 429, 500, 503)},
@@ -61,11 +58,11 @@ def secret_files(tmp_path: Path) -> Callable[..., dict[str, Any]]:
         (tmp_path / "url").write_text(f"{url}/services/{TOKEN}\n")
         (tmp_path / "bearer").write_text(f"Bearer {BEARER}\n")
         (tmp_path / "key").write_text(f"whsec_{KEY}\n")
-        found: dict[str, Any] = {"kind": kind, "url_file": str(tmp_path / "url"), "timeout": 5, **LOCAL, **more}
+        found: dict[str, Any] = {"kind": kind, "url_file": str(tmp_path / "url"), "timeout_seconds": 5, **LOCAL, **more}
         if kind != "slack":
             found["authorization_file"] = str(tmp_path / "bearer")
         if kind == "webhook":
-            found["secret_files"] = [str(tmp_path / "key")]
+            found["secret_file"] = str(tmp_path / "key")
         return found
 
     return settings

@@ -7,9 +7,10 @@ import pytest
 import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from serving import Server, answering
 from slack_sdk.models.blocks import Block, HeaderBlock, SectionBlock
 from slack_sdk.webhook import WebhookClient
-from workers.alerts.destinations.serving import LOCAL, Server, about, answering, tell
+from workers.alerts.destinations.telling import LOCAL, about, tell
 
 from canvasbus.worker import Reject
 from canvasbus_workers.alerts.destinations.slack import (

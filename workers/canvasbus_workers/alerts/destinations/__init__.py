@@ -1,7 +1,7 @@
 """Where people are told: Slack, webhooks, an Alertmanager.
 
     settings (TOML) ─► opened: secrets read, clients open
-    Notification ─► slack · webhook · alertmanager (pure) ─► Message ─► http (guard) ─► Answer ─► answer.judge (pure)
+    Notification ─► posted: slack · webhook · alertmanager (pure) ─► Message ─► outside.client ─► answer.judge (pure)
 
 A destination that cannot take a notification says whose move is next: Reject (dead letter), RetryLater, Gone (nobody calls
 it again), Undelivered (try again, counted). The README beside this file has the settings.

@@ -24,7 +24,7 @@ class Undelivered(Exception):
     """It was not delivered, or nobody knows, and it may pass: no answer in time, refused connections, 5xx."""
 
 
-def judge(name: str, status: int, wait: str, said: str, *, now: datetime, max_retry_after: float) -> None:
+def judge(name: str, status: int, wait: str, said: str, *, now: datetime, most: float) -> None:
     """Return when the notification was taken. `name`: of the destination. `wait`: the header Retry-After. `said`: text of
     the answer that may be shown.
 
@@ -36,7 +36,7 @@ def judge(name: str, status: int, wait: str, said: str, *, now: datetime, max_re
         raise Gone(f"{told}: it does not exist any more")
     seconds = retry_after(wait, now)
     if status == 429 or (status == 503 and seconds is not None):
-        after = min(max(UNSAID if seconds is None else seconds, SOON), max_retry_after)
+        after = min(max(UNSAID if seconds is None else seconds, SOON), most)
         raise RetryLater(after, f"{told}: again in {after:g} s")
     if status in (408, 425) or status >= 500:
         raise Undelivered(told)

@@ -1,74 +1,29 @@
 """Destinations while a worker runs: their secrets read, their clients open."""
 
-from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-import msgspec
-import trio
-
-from canvasbus import clock
-from canvasbus.errors import ConfigError
-from canvasbus.worker import Reject, RetryLater
 from canvasbus_workers.alerts.destinations import alertmanager, slack, webhook
-from canvasbus_workers.alerts.destinations.answer import Undelivered, judge
-from canvasbus_workers.alerts.destinations.guard import Allow
-from canvasbus_workers.alerts.destinations.message import Form, Message, Question
-from canvasbus_workers.alerts.destinations.settings import Alertmanager, Http, Settings, Slack, Webhook, check_url
-from canvasbus_workers.alerts.notification import Gone, Notification
-from canvasbus_workers.outside.secret import Secret, fits_a_header, from_environment, from_file, one_of
+from canvasbus_workers.alerts.destinations.message import Form
+from canvasbus_workers.alerts.destinations.settings import (
+    Alertmanager,
+    Settings,
+    Slack,
+    Webhook,
+    place_of,
+    secrets,
+)
+from canvasbus_workers.outside.guard import Allow
+from canvasbus_workers.outside.secret import Secret
 
 if TYPE_CHECKING:
-    from canvasbus_workers.alerts.destinations.dial import Network
-    from canvasbus_workers.alerts.destinations.http import Client
+    from canvasbus_workers.alerts.destinations.posted import Posted
+    from canvasbus_workers.outside.dial import Network
 
 
-class Posted:
-    """One destination."""
-
-    def __init__(self, name: str, kind: str, form: Form, client: "Client", settings: Http) -> None:
-        self.name, self.client = name, client
-        self._kind, self._form = kind, form
-        self._settings = settings
-        self._counts: Counter[str] = Counter()
-
-    def __repr__(self) -> str:
-        return f"<{self._kind} {self.name}: {dict(self._counts)}>"
-
-    def statistics(self) -> dict[str, int]:
-        """How many notifications it has taken, and by what the others failed."""
-        return {word: self._counts[word] for word in ("taken", *_WORDS.values(), "undelivered")}
-
-    async def send(self, notification: Notification) -> None:
-        """Tell it. Raises Reject, RetryLater, Gone, or Undelivered, each with the destination's name and no secret."""
-        deadline = trio.current_time() + self._settings.timeout
-        try:
-            question = self._form.ask(notification)
-            known = b"" if question is None else await self._call(question, deadline)
-            await self._call(self._made(notification, known), deadline)
-        except Exception as error:
-            self._counts[_WORDS.get(type(error), "undelivered")] += 1
-            raise
-        self._counts["taken"] += 1
-
-    async def _call(self, request: Message | Question, deadline: float) -> bytes:
-        answer = await self.client.call(request, deadline)
-        most = self._settings.max_retry_after
-        judge(self.name, answer.status, answer.retry_after, answer.said, now=clock.now(), max_retry_after=most)
-        return answer.body
-
-    def _made(self, notification: Notification, known: bytes) -> Message:
-        with suppress(msgspec.DecodeError):
-            return self._form.make(notification, known)
-        raise Undelivered(f"{self.name}: its answer is not what it was asked for")
-
-
-_WORDS: Mapping[type[Exception], str] = {Reject: "rejected", RetryLater: "delayed", Gone: "gone"}
-
-
-class Destinations(Mapping[str, Posted]):
+class Destinations(Mapping[str, "Posted"]):
     """All destinations, by name; open them for as long as the worker runs:
 
     async with Destinations(read(table)) as destinations:
@@ -79,9 +34,7 @@ class Destinations(Mapping[str, Posted]):
         """Reads the secrets. `network`: how to look up and connect, for tests.
 
         Raises ConfigError, one line, when a secret is not there or is none, or httpx2 is not installed."""
-        self._opened = {
-            name: _open(name, one, f"[workers.alerts.destinations.{name}]", network) for name, one in settings.items()
-        }
+        self._opened = {name: _open(name, one, network) for name, one in settings.items()}
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -94,7 +47,7 @@ class Destinations(Mapping[str, Posted]):
     ) -> None:
         await self._stack.__aexit__(kind, error, trace)
 
-    def __getitem__(self, name: str) -> Posted:
+    def __getitem__(self, name: str) -> "Posted":
         return self._opened[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -111,48 +64,24 @@ class Destinations(Mapping[str, Posted]):
         return {name: one.statistics() for name, one in self._opened.items()}
 
 
-def _open(name: str, settings: Settings, place: str, network: "Network | None") -> Posted:
-    try:
-        from canvasbus_workers.alerts.destinations.http import Client
-    except ImportError as error:
-        raise ConfigError(f"{place}: needs {error.name}: pip install 'canvasbus[alerts]'") from None
-    url = one_of(place, "url", settings.url, settings.url_file, settings.url_env)
-    assert url is not None  # read() has seen to that
-    check_url(settings, url, place)
-    proxy = one_of(place, "proxy", settings.proxy, settings.proxy_file, settings.proxy_env)
-    key: Secret | None = None
+def _open(name: str, settings: Settings, network: "Network | None") -> "Posted":
+    known = secrets(name, settings)
+    from canvasbus_workers.alerts.destinations.posted import Posted
+    from canvasbus_workers.outside.client import Client, parse
+
+    place, url = place_of(name), known.url
+    parse(f"{place}: the URL", url)
     form: Form
     match settings:
         case Slack():
             form = slack.FORM
         case Webhook():
-            form = webhook.form(name, settings.body, _keys(settings, place))
+            form = webhook.form(name, settings.body, known.keys)
         case Alertmanager():
-            form = alertmanager.form(settings.hold)
-            if "?" in url.reveal() or "#" in url.reveal():
-                raise ConfigError(f"{place}: the URL is to be that of Alertmanager's front page, without ? and #")
+            form = alertmanager.form(settings.hold_seconds)
             url = Secret(alertmanager.endpoint(url.reveal()))
-    if isinstance(settings, Webhook | Alertmanager):
-        key = one_of(place, "authorization", None, settings.authorization_file, settings.authorization_env)
-    if key is not None and not fits_a_header(key):
-        raise ConfigError(f"{place}: the authorization does not fit into a header: one line of ASCII is wanted")
+    allow = Allow.of(settings.allow)
     client = Client(
-        name, place, url, allow=Allow.of(settings.allow), timeout=settings.timeout, ca_file=settings.ca_file, proxy=proxy,
-        authorization=key, network=network,
-    )  # fmt: skip
-    return Posted(name, type(settings).__name__, form, client, settings)
-
-
-def _keys(settings: Webhook, place: str) -> list[webhook.Key]:
-    found: list[tuple[str, Secret]] = []
-    for path in settings.secret_files:
-        found.append((f"secret_files: {path}", from_file(f"{place}: secret_files", path)))
-    for variable in settings.secret_envs:
-        found.append((f"secret_envs: {variable}", from_environment(f"{place}: secret_envs", variable)))
-    keys = []
-    for where, secret in found:
-        try:
-            keys.append(webhook.Key(secret))
-        except ValueError as error:
-            raise ConfigError(f"{place}: {where} {error}") from None
-    return keys
+        "canvasbus-alerts", place, guard=allow, ca_file=settings.ca_file, proxy=known.proxy, network=network
+    )
+    return Posted(name, form, client, settings, url, known.authorization)

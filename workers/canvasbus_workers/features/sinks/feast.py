@@ -13,19 +13,15 @@ import msgspec
 
 from canvasbus.events import FloatArray
 from canvasbus_workers.features.rows import FeatureRow
-from canvasbus_workers.features.settings import FeastSettings, FeastView
+from canvasbus_workers.features.settings import FeastSettings, FeastView, place_of
 from canvasbus_workers.features.sinks import Away, RowsRefused
-from canvasbus_workers.outside.answer import shown
-from canvasbus_workers.outside.client import HttpClient, NoAnswer, NotSent, check_url
+from canvasbus_workers.outside.client import Client, NoAnswer, NotSent, parse
 from canvasbus_workers.outside.secret import Secret
 
 _PASSING = frozenset({401, 403, 404, 408, 425, 429, 502, 503, 504})
 """Statuses that are not the rows' fault: configuration, or load."""
 _NO_SOURCE = b"PushSourceNotFound"
 """Feast answers 422 then, as it does to what it cannot read; nothing but its registry, or our settings, can help."""
-
-SHOWN = 300
-"""Characters of an answer that an error repeats."""
 
 
 class Push(NamedTuple):
@@ -44,9 +40,9 @@ class FeastSink:
         self.name = name
         self._settings = settings
         self._url = f"{settings.url.rstrip('/')}/push"
-        check_url(f"[workers.features.sinks.{name}]", self._url)
+        parse(f"{place_of(name)}: the url", self._url)
         self._authorization = authorization
-        self._client = HttpClient("canvasbus-features", kept=1)
+        self._client = Client("canvasbus-features", kept=1)
 
     async def write(self, rows: Sequence[FeatureRow]) -> None:
         """See FeatureSink."""
@@ -71,16 +67,18 @@ class FeastSink:
 
     async def _sent(self, push: Push) -> tuple[int, str]:
         """Below 300, 4xx or 5xx, and what was said. Raises Away when it is not the rows' fault."""
-        key = "" if self._authorization is None else self._authorization.reveal()
-        headers = {"Authorization": key} if key else {}
         try:
             reply = await self._client.request(
-                "POST", self._url, body=push.body, headers=headers, seconds=self._settings.timeout
+                "POST",
+                self._url,
+                body=push.body,
+                authorization=self._authorization,
+                seconds=self._settings.timeout_seconds,
             )
         except (NotSent, NoAnswer) as error:
             raise Away(f"{self.name}: {error}") from error
         status = reply.status
-        why = f"{self.name}: Feast answered {status} {shown(reply.body[:2000], key.partition(' ')[2], most=SHOWN)}".rstrip()
+        why = f"{self.name}: Feast answered {status} {reply.said}".rstrip()
         if 300 <= status < 400 or status in _PASSING or (status == 422 and _NO_SOURCE in reply.body):
             raise Away(why)
         return status, why

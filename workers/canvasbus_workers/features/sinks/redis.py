@@ -55,7 +55,7 @@ class RedisSink:
 
     def _command(self, row: FeatureRow, *, by_source: bool = False) -> tuple[Argument, ...]:
         settings = self._settings
-        return write_command(self._namespace, row, settings.ttl, settings.history, by_source=by_source)
+        return write_command(self._namespace, row, settings.ttl_seconds, settings.history, by_source=by_source)
 
     def _why(self, reply: ReplyError) -> str:
         """Why this row was not taken. Raises Away when it is not the row's fault."""

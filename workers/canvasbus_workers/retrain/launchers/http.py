@@ -9,6 +9,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from canvasbus_workers.outside.client import Client
+from canvasbus_workers.outside.secret import Secret
 from canvasbus_workers.retrain.launchers import records
 from canvasbus_workers.retrain.launchers.protocol import (
     Ambiguous,
@@ -32,10 +33,10 @@ LOOKS = 2
 class Http:
     """The launcher of one policy."""
 
-    def __init__(self, policy: Policy, client: Client) -> None:
+    def __init__(self, policy: Policy, client: Client, authorization: Secret | None = None) -> None:
         self._policy = policy
         self._settings = policy.http
-        self._api = Api(client, policy.http)
+        self._api = Api(client, policy.http, authorization)
 
     async def launch(self, order: Order) -> Launched | Ended:
         """Send it."""

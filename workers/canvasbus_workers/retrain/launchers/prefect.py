@@ -8,6 +8,7 @@ fails. (Seen on 3.9.1 by tests/interop/prefect_flow.py.)
 from urllib.parse import quote
 
 from canvasbus_workers.outside.client import Client
+from canvasbus_workers.outside.secret import Secret
 from canvasbus_workers.retrain.launchers.protocol import Ended, Launched, Order, Rejected, Running
 from canvasbus_workers.retrain.launchers.remote import Api, field, order_as_json
 from canvasbus_workers.retrain.settings import Policy
@@ -18,9 +19,9 @@ FAILED = frozenset({"FAILED", "CRASHED", "CANCELLED"})
 class Prefect:
     """The launcher of one policy."""
 
-    def __init__(self, policy: Policy, client: Client) -> None:
+    def __init__(self, policy: Policy, client: Client, authorization: Secret | None = None) -> None:
         self._settings = policy.prefect
-        self._api = Api(client, policy.prefect)
+        self._api = Api(client, policy.prefect, authorization)
         self._base = policy.prefect.url.rstrip("/")
 
     async def launch(self, order: Order) -> Launched | Ended:

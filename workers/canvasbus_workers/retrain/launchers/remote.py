@@ -1,17 +1,14 @@
-"""What launchers on the network have in common: tokens, orders as JSON, and what statuses mean."""
+"""What launchers on the network have in common: orders as JSON, and what statuses mean."""
 
-import base64
-import os
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
 
 from canvasbus import clock
-from canvasbus_workers.outside.answer import retry_after, shown
-from canvasbus_workers.outside.client import LARGEST_ANSWER, Client, NoAnswer, NotSent, Reply
+from canvasbus_workers.outside.answer import retry_after
+from canvasbus_workers.outside.client import LARGEST_ANSWER, Client, NoAnswer, NotSent
+from canvasbus_workers.outside.secret import Secret
 from canvasbus_workers.retrain.launchers.protocol import Ambiguous, Busy, Order, Rejected, Unreachable
 from canvasbus_workers.retrain.settings import Remote
 
@@ -20,16 +17,15 @@ BUSY = frozenset({408, 425, 429, 503})
 AGAIN = 10.0
 """Seconds after which to come back when nothing is said about that."""
 LONGEST = 3600.0
-SHOWN = 200
-"""Characters of a refusal that are told."""
 
 
 class Api:
     """One other side."""
 
-    def __init__(self, client: Client, settings: Remote) -> None:
+    def __init__(self, client: Client, settings: Remote, authorization: Secret | None = None) -> None:
         self._client = client
         self._settings = settings
+        self._authorization = authorization
 
     async def ask(
         self, method: str, url: str, *, body: Any = None, key: str = "", traceparent: str = "", missing: bool = False
@@ -39,52 +35,36 @@ class Api:
         Raises Rejected, Busy, Unreachable; Ambiguous when nobody knows what became of a request that might have begun
         something. `traceparent`: the trace that the request belongs to.
         """
-        authorization = self._authorization()
-        headers = {"Accept": "application/json", **authorization}
+        headers = {"Accept": "application/json"}
         if key:
             headers["Idempotency-Key"] = key
         if traceparent:
             headers["traceparent"] = traceparent
         data = None if body is None else msgspec.json.encode(body)
+        host = urlsplit(url).hostname
+        unknown = Unreachable if body is None else Ambiguous
         try:
             reply = await self._client.request(
-                method, url, body=data, headers=headers, seconds=self._settings.request_seconds
-            )
+                method, url, body=data, headers=headers, authorization=self._authorization,
+                seconds=self._settings.timeout_seconds,
+            )  # fmt: skip
         except NotSent as error:
-            raise Unreachable(str(error)) from None
+            raise Unreachable(f"{host}: {error}") from None
         except NoAnswer as error:
-            raise (Ambiguous if body is not None else Unreachable)(str(error)) from None
-        host = urlsplit(url).hostname
-        if reply.cut:
-            said = f"{host}: an answer of more than {LARGEST_ANSWER} bytes"
-            raise (Ambiguous if body is not None else Unreachable)(said)
-        if reply.status < 300 or (missing and reply.status == 404):
-            return reply.status, _json(reply)
+            raise unknown(f"{host}: {error}") from None
+        if missing and reply.status == 404:
+            return reply.status, None
+        if reply.status < 300:
+            if not reply.whole:
+                raise unknown(f"{host}: its answer broke off, or has more than {LARGEST_ANSWER} bytes")
+            return reply.status, _json(reply.body)
         if reply.status in BUSY:
-            raise Busy(f"{host} answered {reply.status}", _after(reply.headers))
+            raise Busy(f"{host} answered {reply.status}", _after(reply.retry_after))
         if reply.status >= 500:
-            raise (Ambiguous if body is not None else Unreachable)(f"{host} answered {reply.status}")
+            raise unknown(f"{host} answered {reply.status}")
         if reply.status in (401, 403):
-            raise Rejected(f"{host} answered {reply.status}: look at token_env or token_file")
-        secrets = (value.partition(" ")[2] for value in authorization.values())
-        raise Rejected(f"{host} answered {reply.status}: {shown(reply.body[:2000], *secrets, most=SHOWN)}")
-
-    def _authorization(self) -> dict[str, str]:
-        settings = self._settings
-        if settings.token_file:
-            try:
-                token = Path(settings.token_file).read_text().strip()
-            except OSError as error:
-                raise Rejected(f"token_file {settings.token_file}: {error.strerror}") from None
-        elif settings.token_env:
-            token = os.environ.get(settings.token_env, "").strip()
-            if not token:
-                raise Rejected(f"token_env: there is no {settings.token_env} in the worker's environment")
-        else:
-            return {}
-        if settings.token_scheme == "Basic":  # noqa: S105  a word, no secret
-            token = base64.b64encode(token.encode()).decode()
-        return {"Authorization": f"{settings.token_scheme} {token}"}
+            raise Rejected(f"{host} answered {reply.status}: look at its authorization_file or authorization_env")
+        raise Rejected(f"{host} answered {reply.status}: {reply.said}")
 
 
 def order_as_json(order: Order) -> dict[str, Any]:
@@ -110,13 +90,13 @@ def field(value: Any, path: str) -> str:
     return "" if value is None or isinstance(value, dict | list) else str(value)
 
 
-def _json(reply: Reply) -> Any:
+def _json(body: bytes) -> Any:
     try:
-        return msgspec.json.decode(reply.body)
+        return msgspec.json.decode(body)
     except msgspec.DecodeError:
         return None
 
 
-def _after(headers: Mapping[str, str]) -> float:
-    seconds = retry_after(headers.get("retry-after", ""), clock.now())
+def _after(said: str) -> float:
+    seconds = retry_after(said, clock.now())
     return AGAIN if seconds is None else min(max(seconds, 0.0), LONGEST)

@@ -11,7 +11,6 @@ import signal
 import stat
 import sys
 from collections.abc import Mapping
-from fnmatch import fnmatchcase
 from pathlib import Path
 from subprocess import DEVNULL
 from typing import Any
@@ -19,6 +18,7 @@ from typing import Any
 import msgspec
 import trio
 
+from canvasbus_workers.patterns import fits
 from canvasbus_workers.retrain.launchers import records, runner
 from canvasbus_workers.retrain.launchers.protocol import Ended, Launched, Order, Rejected, Result, Running
 from canvasbus_workers.retrain.settings import Policy
@@ -126,9 +126,7 @@ def _is_locked(folder: Path) -> bool:
 
 def environment(given: Mapping[str, str], wanted: tuple[str, ...], order: Order, folder: Path) -> dict[str, str]:
     """All that a training sees of the environment, and its order."""
-    found = {
-        name: value for name, value in given.items() if any(fnmatchcase(name, glob) for glob in (*ALWAYS, *wanted))
-    }
+    found = {name: value for name, value in given.items() if any(fits(pattern, name) for pattern in (*ALWAYS, *wanted))}
     found |= {
         "RETRAIN_MODEL": order.model_name,
         "RETRAIN_VERSION": order.model_version,

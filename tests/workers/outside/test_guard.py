@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from canvasbus_workers.alerts.destinations.guard import Allow, flaw, kind_of, refusal
+from canvasbus_workers.outside.guard import Allow, flaw, kind_of, refusal
 
 NOTHING = Allow()
 

@@ -1,8 +1,8 @@
-"""Which addresses a destination may have. Pure: addresses in, a word of refusal out.
+"""Which addresses may be called by a URL that somebody else may have chosen. Pure: addresses in, a word of refusal out.
 
-A URL of a destination makes a worker, which stands inside, call whatever the URL names: with `http://169.254.169.254/`
+Such a URL (of a destination of alerts) makes a worker, which stands inside, call whatever the URL names: with `http://169.254.169.254/`
 the cloud's own credentials. So every address is refused that is not public, unless the destination's settings allow it.
-The rule is applied to the address that is about to be connected to (`http.py`), not to the name: what a name resolves to
+The rule is applied to the address that is about to be connected to (`dial.py`), not to the name: what a name resolves to
 may change between two questions, and `127.1`, `0x7f000001` and `2130706433` are names for loopback.
 
 The tables are IANA's special-purpose registries, not `ipaddress.is_global`: what that says changed within Python 3.11
@@ -82,9 +82,9 @@ def refusal(host: str, address: str, allow: Allow) -> Word | None:
     return kind
 
 
-def flaw(url: str, allow: Allow, *, plain_http: bool) -> str | None:
-    """What is wrong with the URL of a destination, in words that do not repeat it: most are secrets. None: nothing.
-    Names are not resolved: that is done, and judged, when it is connected to."""
+def flaw(url: str, guard: Allow | None = None, *, plain_http: bool = True) -> str | None:
+    """What is wrong with a URL, in words that do not repeat it: many are secrets. None: nothing. `guard`: judge its address,
+    too, where it is one; names are not resolved: that is done, and judged, when it is connected to."""
     try:
         parts = urlsplit(url)
         host, _ = parts.hostname, parts.port
@@ -93,13 +93,15 @@ def flaw(url: str, allow: Allow, *, plain_http: bool) -> str | None:
     if any(character <= " " or character == "\x7f" for character in url):
         return "has white space or control characters in it"
     if parts.scheme not in ("http", "https") or not host:
-        return "must begin with https://HOST"
+        return "must begin with https://HOST" if not plain_http else "must begin with https://HOST or http://HOST"
     if parts.scheme == "http" and not plain_http:
         return "begins with http://, by which everybody on the way can read it: use https, or say plain_http = true"
     if "@" in parts.netloc:
         return "has a user or a password in it: give them as authorization_file or authorization_env"
+    if guard is None:
+        return None
     try:
-        kind = refusal(host, host, allow)
+        kind = refusal(host, host, guard)
     except ValueError:
         return None  # a name
     return kind and f"names {host}, a {kind} address: if that is meant, add it to allow"

@@ -1,4 +1,4 @@
-"""Connecting, for `http.py`: a name is looked up, each of its addresses judged, and a judged one connected to.
+"""Connecting, for `client.py`: a name is looked up, each of its addresses judged, and a judged one connected to.
 
 There is no second question to a resolver between judging and connecting, so a name that is bound to another address
 meanwhile (DNS rebinding) changes nothing. TLS is for the name all the same: the engine begins it, on the stream from here.
@@ -13,7 +13,7 @@ from typing import Any, cast
 import httpcore2
 import trio
 
-from canvasbus_workers.alerts.destinations.guard import Allow, refusal
+from canvasbus_workers.outside.guard import Allow, refusal
 
 
 async def look_up(host: str, port: int) -> list[str]:
@@ -30,12 +30,11 @@ class Network:
     backend: httpcore2.AsyncNetworkBackend = field(default_factory=httpcore2.TrioBackend)
 
 
-class Guarded(httpcore2.AsyncNetworkBackend):
-    """Connects to addresses that were judged, and to nothing else."""
+class Dial(httpcore2.AsyncNetworkBackend):
+    """Connects; with a guard to addresses that were judged, and to nothing else."""
 
-    def __init__(self, network: Network, allow: Allow, timeout: float, free: str | None) -> None:
-        self._network, self._allow, self._timeout = network, allow, timeout
-        self._free = free  # the proxy: named by the operator
+    def __init__(self, network: Network, guard: Allow | None) -> None:
+        self._network, self._guard = network, guard
 
     async def connect_tcp(
         self, host: str, port: int, timeout: float | None = None, local_address: str | None = None,
@@ -46,8 +45,8 @@ class Guarded(httpcore2.AsyncNetworkBackend):
         except (OSError, UnicodeError) as error:
             said = getattr(error, "strerror", None) or "it is no name"
             raise _Unreached(f"{host} cannot be looked up: {said}") from None
-        refused = {one: refusal(host, one, self._allow) for one in addresses if host != self._free}
-        open_to = [one for one in addresses if not refused.get(one)]
+        refused = {one: None if self._guard is None else refusal(host, one, self._guard) for one in addresses}
+        open_to = [one for one, word in refused.items() if word is None]
         if addresses and not open_to:
             one, word = next(iter(refused.items()))
             raise Blocked(f"{host} resolves to {one}, a {word} address: if that is meant, add it to allow")
@@ -55,7 +54,7 @@ class Guarded(httpcore2.AsyncNetworkBackend):
         for address in open_to:
             try:
                 # A share of the time: an address that drops packets must not use up that of the next.
-                share = self._timeout / len(open_to)
+                share = None if timeout is None else timeout / len(open_to)
                 stream = await self._network.backend.connect_tcp(address, port, share, local_address, socket_options)
                 return cast("httpcore2.AsyncNetworkStream", _Closing(stream))
             except (httpcore2.ConnectError, httpcore2.ConnectTimeout) as error:
