@@ -43,6 +43,10 @@ REDECLARED_SECONDS = 10.0
 """When all declarations are gone at once, somebody has deleted them: living workers declare themselves anew within a
 second or two, and until they have nobody knows what is unread."""
 
+DROPS = 200
+"""Steps in which a stream is brought down to its cap in one look, each of 5,000 entries: the server does others' work
+in between."""
+
 FULL_MS = 15_000
 """Publishers stop waiting when nobody has maintained the namespace for so long."""
 
@@ -172,26 +176,23 @@ class Trimmer:
             len(self._declared),
             *self._declared,
         ]
-        reply = yield from TRIM.call([stream, keys.marks(event_type), keys.groups], [*args, *counting])
-        left, removed, lost, holder, is_full = check(reply, f"trim {event_type}")
-        if removed < 0:
-            return  # other groups are declared by now: at the next look
-        self.trimmed += removed
-        self._lengths[event_type] = left
-        group = holder.decode("utf-8", "replace")
-        if is_full:
-            full[event_type] = Full(policy.when_full, group, left)
-        if lost:
-            losses.append(
-                BusLoss(
-                    topic=event_type,
-                    group=group or None,
-                    reason="stream_full",
-                    detail=f"the stream had reached its cap of {policy.cap:,} entries; its oldest were removed although "
-                    f"group {group} had not handled them",
-                    lost=lost,
-                )
-            )
+        lost: dict[bytes, tuple[int, bytes]] = {}
+        first = b""
+        for _ in range(DROPS):
+            reply = yield from TRIM.call([stream, keys.marks(event_type), keys.groups], [*args, *counting])
+            left, removed, holder, is_full, more, first, *told = check(reply, f"trim {event_type}")
+            if removed < 0:
+                break  # other groups are declared by now: at the next look
+            self.trimmed += removed
+            self._lengths[event_type] = left
+            for name, count, begun in chunks(told, 3):
+                before, since = lost.get(name, (0, begun))
+                lost[name] = before + count, since
+            if not more:
+                if is_full:
+                    full[event_type] = Full(policy.when_full, holder.decode("utf-8", "replace"), left)
+                break
+        losses += [_dropped(event_type, policy, name, *about, first) for name, about in lost.items()]
 
     def _tell_publishers(self, full: dict[str, Full]) -> Operation[None]:
         if full:
@@ -241,6 +242,19 @@ class Trimmer:
 
     def __repr__(self) -> str:
         return f"<Trimmer of {self._keys!r}, {self.trimmed} entries removed>"
+
+
+def _dropped(event_type: str, policy: Retention, name: bytes, lost: int, since: bytes, first: bytes) -> BusLoss:
+    group = name.decode("utf-8", "replace")
+    left = f"the stream begins with {first.decode()} now" if first else "nothing is left"
+    return BusLoss(
+        topic=event_type,
+        group=group,
+        reason="stream_full",
+        detail=f"the stream had reached its cap of {policy.cap or 0:,} entries; its oldest were removed although group "
+        f"{group} had not handled {lost:,} of them, from {since.decode()} on; {left}",
+        lost=lost,
+    )
 
 
 def _expired(group: str, seconds: float) -> BusLoss:

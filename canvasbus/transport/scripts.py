@@ -550,17 +550,18 @@ TRIM: Final = Script(
 -- there may be, handled or not (0: any); [5] 1: above the cap remove what is not handled too; [6] how many groups were
 -- declared when it was found out which count: one that came since might have to read what would go; [7..] their names;
 -- behind them those that count
--- Returns entries left, entries removed, entries removed that some group had not handled, the group that keeps older
--- entries than the targets ask for ("": none does), 1 when the cap is reached; entries removed is -1, and nothing was
+-- Returns entries left, entries removed, the group that keeps older entries than the targets ask for ("": none does), 1
+-- when the cap is reached, 1 when there is more to remove at once, the first entry left; then for each group that had not
+-- handled all that was removed: its name, how many of these, the first of them. Entries removed is -1, and nothing was
 -- done, when other groups are declared by now
 local info = redis.pcall('XINFO', 'STREAM', KEYS[1])
-if info.err then return {0, 0, 0, '', 0} end
+if info.err then return {0, 0, '', 0, 0, ''} end
 local facts = {}
 for i = 1, #info, 2 do facts[info[i]] = info[i + 1] end
 local counting = 7 + tonumber(ARGV[6])
-if redis.call('HLEN', KEYS[3]) ~= counting - 7 then return {0, -1, 0, '', 0} end
+if redis.call('HLEN', KEYS[3]) ~= counting - 7 then return {0, -1, '', 0, 0, ''} end
 for i = 7, counting - 1 do
-  if redis.call('HEXISTS', KEYS[3], ARGV[i]) == 0 then return {0, -1, 0, '', 0} end
+  if redis.call('HEXISTS', KEYS[3], ARGV[i]) == 0 then return {0, -1, '', 0, 0, ''} end
 end
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
@@ -636,19 +637,67 @@ local function trim(id)
   if length > 5000 then return redis.call('XTRIM', KEYS[1], 'MINID', '~', id, 'LIMIT', 20000) end
   return redis.call('XTRIM', KEYS[1], 'MINID', id)
 end
-local removed, lost = 0, 0
+local function drop(most)
+  -- Remove what is not handled, and count for each group. The server counts as it removes: whole nodes, up to where each
+  -- group has read in turn, so that only what shares a node with such a place is looked at here; then what the group had
+  -- in its hands, which is no more than was removed.
+  local head, stops, count = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)[1][1], {}, 0
+  local lagging = {}
+  for i = counting, #ARGV do
+    local one = read[ARGV[i]]
+    local upto = one and one['last-delivered-id'] or '0-0'
+    local unread = redis.call('XRANGE', KEYS[1], '(' .. upto, '+', 'COUNT', 1)[1]
+    stops[#stops + 1] = after(upto)
+    lagging[#lagging + 1] = {name = ARGV[i], lost = 0, first = unread and unread[1], there = one, from = stops[#stops]}
+  end
+  table.sort(stops, before)
+  stops[#stops + 1] = '18446744073709551615-18446744073709551615'
+  for _, stop in ipairs(stops) do
+    local here = 0
+    if count < most then here = redis.call('XTRIM', KEYS[1], 'MINID', '~', stop, 'LIMIT', most - count) end
+    while count + here < most do
+      local rows = redis.call('XRANGE', KEYS[1], '-', '(' .. stop, 'COUNT', math.min(most - count - here, 200))
+      if #rows == 0 then break end
+      here = here + redis.call('XTRIM', KEYS[1], 'MINID', after(rows[#rows][1]))
+    end
+    count = count + here
+    for _, group in ipairs(lagging) do
+      if before(group.from, stop) then group.lost = group.lost + here end
+    end
+  end
+  local next = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)[1]
+  local begins, told = next and next[1] or stops[#stops], {}
+  for _, group in ipairs(lagging) do
+    local rows = group.there and redis.call('XPENDING', KEYS[1], group.name, head, '(' .. begins, most) or {}
+    local lost = group.lost + #rows
+    if lost > 0 then
+      for _, word in ipairs({group.name, lost, rows[1] and rows[1][1] or group.first}) do told[#told + 1] = word end
+    end
+  end
+  return count, told
+end
+local removed, more, told = 0, 0, {}
 local held = cut ~= '' and floor ~= '' and before(floor, cut)
 if cut ~= '' then removed = trim(held and floor or cut) end
 if cap > 0 and length - removed >= cap then  -- exactly what is handled, then what is not
-  if floor ~= '' then removed = removed + redis.call('XTRIM', KEYS[1], 'MINID', floor) end
-  if floor == '' or ARGV[5] == '1' then
-    local more = redis.call('XTRIM', KEYS[1], 'MAXLEN', cap - 1)
-    removed, lost = removed + more, floor ~= '' and more or 0
+  if floor == '' then
+    removed = removed + redis.call('XTRIM', KEYS[1], 'MAXLEN', cap - 1)
+  else
+    removed = removed + redis.call('XTRIM', KEYS[1], 'MINID', floor)
+    if ARGV[5] == '1' and length - removed >= cap then
+      local over, gone = length - removed - (cap - 1), nil
+      gone, told = drop(math.min(over, 5000))
+      removed, more = removed + gone, over > gone and 1 or 0
+    end
   end
   held = floor ~= ''
 end
 local left = length - removed
-return {left, removed, lost, held and holder or '', (cap > 0 and left >= cap) and 1 or 0}
+local first = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)[1]
+local full = (cap > 0 and left >= cap) and 1 or 0
+local result = {left, removed, held and holder or '', full, more, first and first[1] or ''}
+for _, word in ipairs(told) do result[#result + 1] = word end
+return result
 """,
 )
 

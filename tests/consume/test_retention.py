@@ -15,7 +15,7 @@ from canvasbus import ConfigError, Producer, StreamFull, Unavailable
 from canvasbus.bus import EventBus, Retention
 from canvasbus.consume.retention import Trimmer, declare, policy_for
 from canvasbus.transport.memory import MemoryServer
-from canvasbus.transport.resp import Packet, ReplyError
+from canvasbus.transport.resp import Packet, ReplyError, commands
 from canvasbus.transport.scripts import TRIM
 from canvasbus.worker import Worker
 
@@ -59,7 +59,9 @@ class House:
         return [row[0].decode() for row in self.eyes.call("XRANGE", self.stream, "-", "+")]
 
 
-FOREVER = Retention(max_age=None, max_length=None)
+def sending(forms: list[tuple[Any, ...]]) -> Any:
+    """Commands in one packet."""
+    return (yield commands(*forms))
 
 
 def test_the_handled_past_goes_and_the_rest_stays(any_url: str, namespace: str, eyes: Eyes) -> None:
@@ -170,6 +172,79 @@ def test_at_the_cap_the_oldest_go_and_are_told(any_url: str, namespace: str, eye
     assert (loss.reason, loss.topic, loss.group, loss.lost) == ("stream_full", "painting.made", "slow", 8)
     assert house.left() == [f"{n}-1" for n in range(12, 21)]
     assert eyes.call("GET", eyes.keys.full) is None
+
+
+def test_each_group_is_told_what_it_loses_at_the_cap(any_url: str, namespace: str, eyes: Eyes) -> None:
+    """One bus.loss for each group that had not handled all of it: its own number, what it was given and has not
+    acknowledged included, what it has acknowledged out of turn left out."""
+    house = House(eyes, Retention(max_age=None, max_length=None, cap=400, when_full="drop_with_loss_event"))
+    for name in ("fresh", "holding", "ahead", "stranger"):
+        house.group(name, declared=name != "stranger")
+    eyes.call("HSET", eyes.keys.groups, "coming", json.dumps({"types": ["painting.made"], "globs": []}))
+    house.add(*[f"{n}-1" for n in range(1, 1001)])
+    given = house.read("holding", 250)
+    house.ack("holding", *[given[n] for n in range(0, 250, 2)], given[1])
+    house.ack("ahead", *house.read("ahead", 900))
+    losses = {loss.group: loss for loss in house.look()}
+    assert house.left() == [f"{n}-1" for n in range(602, 1001)]
+    assert {name: loss.lost for name, loss in losses.items()} == {"fresh": 601, "coming": 601, "holding": 475}
+    assert "from 4-1 on; the stream begins with 602-1 now" in losses["holding"].detail
+    assert "from 1-1 on;" in losses["fresh"].detail
+
+
+def test_a_stream_far_over_its_cap_is_brought_down_in_one_look(any_url: str, namespace: str, eyes: Eyes) -> None:
+    """In several steps, so that the server does others' work in between; a group is told once, of all of them."""
+    house = House(eyes, Retention(max_age=None, max_length=None, cap=1000, when_full="drop_with_loss_event"))
+    house.group("slow")
+    for begin in range(1, 50_001, 10_000):
+        forms = [("XADD", house.stream, f"{n}-1", "e", "x") for n in range(begin, begin + 10_000)]
+        assert not [reply for reply in eyes._link.run(sending(forms)) if isinstance(reply, ReplyError)]
+    house.ack("slow", *house.read("slow", 10_000)[:9_990])
+    (loss,) = house.look()
+    assert loss.lost == 39_011 and "from 9991-1 on; the stream begins with 49002-1 now" in loss.detail
+    assert len(house.left()) == 999
+
+
+@pytest.mark.parametrize("seed", seeds(8, "drop"))
+def test_what_is_told_is_what_is_lost(any_url: str, namespace: str, eyes: Eyes, seed: int) -> None:
+    """Random additions, reads, acknowledgements and looks at a cap against lists: each group is told exactly as many as
+    went without it."""
+    draw = Random(seed)
+    print(f"seed {seed}")
+    cap = draw.choice([1, 5, 150])
+    house = House(eyes, Retention(max_age=None, max_length=None, cap=cap, when_full="drop_with_loss_event"))
+    names = [f"g{n}" for n in range(draw.randrange(1, 5))]
+    waiting: dict[str, list[str]] = {name: [] for name in names}
+    told, lost = dict.fromkeys(names, 0), dict.fromkeys(names, 0)
+    held: dict[str, list[str]] = {name: [] for name in names}
+    for name in names:
+        house.group(name)
+    serial = 0
+    for _ in range(60):
+        name = draw.choice(names)
+        match draw.randrange(4):
+            case 0:
+                fresh = [f"{serial + n + 1}-0" for n in range(draw.randrange(1, 2 * cap + 9))]
+                serial += len(fresh)
+                house.add(*fresh)
+                for unhandled in waiting.values():
+                    unhandled += fresh
+            case 1:
+                held[name] += house.read(name, draw.randrange(1, cap + 9))
+            case 2 if held[name]:
+                done = draw.sample(held[name], draw.randrange(1, len(held[name]) + 1))
+                house.ack(name, *done)
+                held[name] = [i for i in held[name] if i not in done]
+                waiting[name] = [i for i in waiting[name] if i not in done]
+            case _:
+                for loss in house.look():
+                    assert loss.group is not None and loss.reason == "stream_full"
+                    told[loss.group] += loss.lost or 0
+                left = set(house.left())
+                for group, unhandled in waiting.items():
+                    lost[group] += sum(i not in left for i in unhandled)
+                    waiting[group] = [i for i in unhandled if i in left]
+                assert told == lost and len(left) < max(cap, 1)
 
 
 def test_policies_by_type_and_glob(namespace: str) -> None:
