@@ -19,7 +19,7 @@ from canvasbus.errors import ConfigError, TransportError, Unavailable
 from canvasbus.log import get_logger
 from canvasbus.transport.link import SharedLink
 from canvasbus.transport.resp import check
-from canvasbus.transport.scripts import DUE, FIRE
+from canvasbus.transport.scripts import DUE, FIRE, MATCH
 from canvasbus.wire.keys import INBOX_GROUP, LATER_INBOX, Keys
 
 LOOK_SECONDS = 0.5
@@ -103,7 +103,10 @@ class Maintainer:
             await self._shared.run(DUE.call([*timers, keys.stream(LATER_INBOX)], [AT_ONCE, INBOX_MS, INBOX_GROUP])),
             "look at the timers",
         )
-        coming, due = reply[0], reply[1:]
+        coming, too_many, due = reply[0], reply[1], reply[2:]
+        if too_many:
+            await self._match(timers, bodies=too_many > 0)
+            return 0.0
         if not due:
             return min(LOOK_SECONDS, coming / 1000) if coming >= 0 else IDLE_SECONDS
         places: dict[bytes, int] = {}
@@ -116,18 +119,37 @@ class Maintainer:
         )
         self.fired += fired
         if gone:
-            loss = BusLoss(
-                topic="*",
-                reason="timer_gone",
-                detail=f"{gone:,} {'event was' if gone == 1 else 'events were'} due, and no longer in "
-                f"{keys.timer_bodies.decode()}: somebody has removed what the timers carry",
-                lost=gone,
-            )
-            log.error("events for later are gone", lost=gone, why=loss.detail)
-            self._announce(loss)
+            self._tell_gone(gone, "what they carry is no longer in", keys.timer_bodies)
         for timer in refused:
             log.error("a timer cannot be published; it is tried again in a minute", timer=_shown(timer))
         return 0.0
+
+    async def _match(self, timers: list[bytes], *, bodies: bool) -> None:
+        """Bring timers and their bodies together again; what cannot be is told."""
+        back = gone = 0
+        cursor: bytes | int = 0
+        while True:
+            reply = await self._shared.run(MATCH.call(timers, [1 if bodies else 0, cursor, AT_ONCE]))
+            cursor, *counts = check(reply, "look for lost timers")
+            back, gone = back + counts[0], gone + counts[1]
+            if int(cursor) == 0:
+                break
+        if back:
+            log.warning("events for later were put back: somebody had removed when they are due", events=back)
+        if gone:
+            why = "when they are due is no longer in" if bodies else "what they carry is no longer in"
+            self._tell_gone(gone, why, self._keys.timers if bodies else self._keys.timer_bodies)
+
+    def _tell_gone(self, gone: int, why: str, key: bytes) -> None:
+        count = f"{gone:,} {'event' if gone == 1 else 'events'}"
+        loss = BusLoss(
+            topic="*",
+            reason="timer_gone",
+            detail=f"{count} for later will not come: {why} {key.decode()}; somebody has removed it",
+            lost=gone,
+        )
+        log.error("events for later are gone", lost=gone, why=loss.detail)
+        self._announce(loss)
 
     def __repr__(self) -> str:
         return f"<Maintainer of {self._keys!r}, {self.fired} timers published>"

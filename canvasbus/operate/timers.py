@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from canvasbus.errors import DecodeError
 from canvasbus.operate.words import text
 from canvasbus.transport.resp import Operation, Reply, ReplyError, check, command, commands, pairs
+from canvasbus.wire import later
 from canvasbus.wire.codec import Codec
 from canvasbus.wire.keys import INBOX_GROUP, LATER_INBOX, Keys
 
@@ -73,8 +74,7 @@ def sorted_until(groups: Reply) -> bytes | None:
 
 
 def _timer(name: bytes, score: bytes, body: bytes, partition: int, codec: Codec) -> Timer:
-    event_type, _, data = body.partition(b"\n")
-    kind = text(event_type)
+    kind, data = later.carried(body)
     try:
         event_id: str | None = str(codec.open_envelope(data, stream_type=kind, entry_id="0-0").id)
     except DecodeError:

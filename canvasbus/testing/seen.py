@@ -186,7 +186,7 @@ class Eyes:
             due = self._link.call("ZRANGEBYSCORE", keys.timers, "-inf", until * 1000, "WITHSCORES")
             for timer, score in zip(due[::2], due[1::2], strict=True):
                 body = self._link.call("HGET", keys.timer_bodies, timer) or b""
-                found.append((float(score) / 1000, body.partition(b"\n")[0].decode()))
+                found.append((float(score) / 1000, later.carried(body)[0]))
         return sorted(found)
 
     def event(self, one: Unfinished) -> Event | None:

@@ -183,8 +183,11 @@ local steps = {
       now = now or redis.call('TIME')
       due = string.format('%.0f', tonumber(now[1]) * 1000 + math.floor(tonumber(now[2]) / 1000) + ARGV[at + 4])
     end
+    local body = ARGV[at + 6]
+    local newline = string.find(body, '\\n', 1, true) or 1
+    body = string.sub(body, 1, newline - 1) .. ' ' .. due .. string.sub(body, newline)
     redis.call('ZADD', key, due, ARGV[at + 3])
-    redis.call('HSET', KEYS[tonumber(ARGV[at + 2])], ARGV[at + 3], ARGV[at + 6])
+    redis.call('HSET', KEYS[tonumber(ARGV[at + 2])], ARGV[at + 3], body)
     wrote = true
     return true
   end},
@@ -416,11 +419,13 @@ DUE: Final = Script(
     "due",
     """
 -- Put what was published with a delay among the timers, and say which timers are due.
--- KEYS[1] timers (sorted set: timer by due time in ms); KEYS[2] their bodies (hash: timer to type, newline, envelope);
+-- KEYS[1] timers (sorted set: timer by due time in ms); KEYS[2] their bodies (hash: timer to type, blank, due time, newline,
+-- envelope);
 -- KEYS[3] the inbox (stream: due time in ms, or + and ms after the entry's own, newline, body)
 -- ARGV[1] how many at most, of each; [2] for how many ms what was read stays: publishers look there what became of theirs;
 -- [3] group of the inbox: how far it is read must go and come with it, or what was published already would be again
--- Returns ms until the next timer that is not due (-1: none), then the types and names of those that are, in turn
+-- Returns ms until the next timer that is not due (-1: none), how many bodies there are more than timers, then the types
+-- and names of those that are due, in turn
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 local at = string.format('%.0f', now)
@@ -438,8 +443,11 @@ for _, row in ipairs(rows) do
   local after, number = string.match(due, '^(%+?)(%d+)$')  -- what is neither, a stranger wrote: passed by
   if number and #number < 16 then  -- min: ids never go back, so those of a clock that was ahead say that it still is
     due = tonumber(number) + (after == '+' and math.min(tonumber(string.match(row[1], '^%d+')), now) or 0)
-    redis.call('ZADD', KEYS[1], string.format('%.0f', due), '~' .. row[1])
-    redis.call('HSET', KEYS[2], '~' .. row[1], string.sub(value, newline + 1))
+    local body = string.sub(value, newline + 1)
+    local at = string.find(body, '\\n', 1, true) or 1
+    due = string.format('%.0f', due)
+    redis.call('ZADD', KEYS[1], due, '~' .. row[1])
+    redis.call('HSET', KEYS[2], '~' .. row[1], string.sub(body, 1, at - 1) .. ' ' .. due .. string.sub(body, at))
   end
 end
 if #rows > 0 then
@@ -448,10 +456,12 @@ if #rows > 0 then
   redis.call('XTRIM', KEYS[3], 'MINID', string.format('%.0f', now - ARGV[2]))
 end
 local coming = redis.call('ZRANGEBYSCORE', KEYS[1], '(' .. at, '+inf', 'WITHSCORES', 'LIMIT', 0, 1)
-local result = {coming[2] and math.ceil(tonumber(coming[2]) - now) or -1}
+local more = redis.call('HLEN', KEYS[2]) - redis.call('ZCARD', KEYS[1])
+local result = {coming[2] and math.ceil(tonumber(coming[2]) - now) or -1, more}
 for _, timer in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', at, 'LIMIT', 0, ARGV[1])) do
   local body = redis.call('HGET', KEYS[2], timer) or ''
-  result[#result + 1] = string.sub(body, 1, (string.find(body, '\\n', 1, true) or 1) - 1)
+  local head = string.sub(body, 1, (string.find(body, '\\n', 1, true) or 1) - 1)
+  result[#result + 1] = string.match(head, '^(.*) %d+$') or head
   result[#result + 1] = timer
 end
 return result
@@ -479,16 +489,18 @@ for at = 1, #ARGV, 3 do
   local due = redis.call('ZSCORE', KEYS[1], timer)
   if due and tonumber(due) <= now then  -- else it was cancelled, put off or published meanwhile
     local body = redis.call('HGET', KEYS[2], timer)
+    local newline = body and string.find(body, '\\n', 1, true) or 1
+    local head = string.sub(body or '', 1, newline - 1)
     if not body then
       redis.call('ZREM', KEYS[1], timer)
       result[2] = result[2] + 1
-    elseif string.sub(body, 1, (string.find(body, '\\n', 1, true) or 1) - 1) == kind then  -- else it was set anew
+    elseif (string.match(head, '^(.*) %d+$') or head) == kind then  -- else it was set anew
       local made = {err = 'WRONGTYPE'}
       if kind ~= '' and not refuses[stream] then
         -- First: refused afterwards, it would leave the timer where it is, to be published again and again.
         local listed = redis.pcall('SADD', KEYS[3], kind)
         if type(listed) == 'table' and listed.err then return redis.error_reply(listed.err) end
-        made = redis.pcall('XADD', stream, '*', 'e', string.sub(body, #kind + 2))
+        made = redis.pcall('XADD', stream, '*', 'e', string.sub(body, newline + 1))
       end
       if type(made) == 'table' and made.err then
         if not wrote and string.sub(made.err, 1, 3) == 'OOM' then return redis.error_reply(made.err) end
@@ -504,6 +516,37 @@ for at = 1, #ARGV, 3 do
   end
 end
 return result
+""",
+)
+
+MATCH: Final = Script(
+    "match",
+    """
+-- Timers and their bodies are not equally many: somebody has deleted some of either. Look at one page of those that are
+-- too many. What still has its body is put back, to when that says it is due; what has lost the other half is removed.
+-- KEYS[1] timers; KEYS[2] their bodies
+-- ARGV[1] 1: look at the bodies, 0: at the timers; [2] where the page begins (0: the first); [3] how many, about
+-- Returns where the next page begins (0: this was the last), how many were put back, how many are gone
+local bodies = ARGV[1] == '1'
+local page = redis.call(bodies and 'HSCAN' or 'ZSCAN', KEYS[bodies and 2 or 1], ARGV[2], 'COUNT', ARGV[3])
+local back, gone = 0, 0
+for i = 1, #page[2], 2 do
+  local timer, body = page[2][i], page[2][i + 1]
+  if bodies and not redis.call('ZSCORE', KEYS[1], timer) then
+    local due = string.match(string.sub(body, 1, (string.find(body, '\\n', 1, true) or 1) - 1), ' (%d+)$')
+    if due and #due < 16 then
+      redis.call('ZADD', KEYS[1], due, timer)
+      back = back + 1
+    else
+      redis.call('HDEL', KEYS[2], timer)
+      gone = gone + 1
+    end
+  elseif not bodies and redis.call('HEXISTS', KEYS[2], timer) == 0 then
+    redis.call('ZREM', KEYS[1], timer)
+    gone = gone + 1
+  end
+end
+return {page[1], back, gone}
 """,
 )
 

@@ -133,7 +133,7 @@ class Keys:
 
     @property
     def timer_bodies(self) -> bytes:
-        """Hash: timer → event type, newline, envelope."""
+        """Hash: timer → event type, blank, when it is due as in `timers`, newline, envelope."""
         return self._key("timer-bodies")
 
     @property

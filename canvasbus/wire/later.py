@@ -30,8 +30,16 @@ def due(after: float | None, at: datetime | None, what: str) -> str:
 
 
 def body(event_type: str, envelope: bytes) -> bytes:
-    """What a timer carries."""
+    """What a timer carries, on its way there (see `carried`)."""
     return event_type.encode() + b"\n" + envelope
+
+
+def carried(body: bytes) -> tuple[str, bytes]:
+    """Type and envelope of what a timer carries. Among the timers the type is followed by a blank and when it is due, so
+    that they can be found again when the times are lost."""
+    head, _, envelope = body.partition(b"\n")
+    event_type, blank, due = head.rpartition(b" ")
+    return (event_type if blank and due.isdigit() else head).decode(errors="replace"), envelope
 
 
 def wrap(when: str, event_type: str, envelope: bytes) -> bytes:

@@ -201,7 +201,7 @@ async def test_events_for_later_that_nobody_publishes(
     eyes.call("HSET", eyes.keys.timer_bodies, "t", "painting.made\nx")
     finding = about(examine(), "later")
     assert finding.level == "warning" and "for 10 minutes" in finding.found
-    eyes.call("DEL", eyes.keys.timers)
+    eyes.call("DEL", eyes.keys.timers, eyes.keys.timer_bodies)
     eyes.call(
         "XADD", eyes.keys.stream("~later"), f"{int(time.time() * 1000) - 300_000}-0", "e", "+1000\npainting.made\nx"
     )
@@ -209,6 +209,20 @@ async def test_events_for_later_that_nobody_publishes(
     async with running(server_url, namespace=eyes.keys.namespace):
         await until(lambda: eyes.call("XINFO", "GROUPS", eyes.keys.stream("~later")))
         assert not [f for f in await trio.to_thread.run_sync(examine) if f.check == "later"]
+
+
+@pytest.mark.parametrize("deleted", ["timers", "bodies"])
+def test_events_for_later_that_somebody_has_deleted_half_of(
+    eyes: Eyes, examine: Callable[..., Findings], deleted: str
+) -> None:
+    """An error, whichever half it is, until somebody runs who does what can be done."""
+    eyes.call("ZADD", eyes.keys.timers, int(time.time() * 1000) + 600_000, "t")
+    eyes.call("HSET", eyes.keys.timer_bodies, "t", "painting.made 1\nx")
+    assert not [finding for finding in examine() if finding.check == "later"]
+    eyes.call("DEL", eyes.keys.timers if deleted == "timers" else eyes.keys.timer_bodies)
+    finding = about(examine(), "later")
+    assert finding.level == "error" and "1 event for later without" in finding.found
+    assert "start a canvasbus-worker" in finding.advice
 
 
 # --- groups -----------------------------------------------------------------------------------------------------------

@@ -297,12 +297,19 @@ def _waiting(facts: NamespaceFacts, partitions: Sequence[Keys]) -> Operation[Non
         (kept,) = yield command("HGETALL", keys.retention)
         if facts.fine("HGETALL", kept):
             facts.no_policies |= {text(name) for name, value in pairs(kept).items() if not is_policy(value)}
-        value, timers, groups, newest = yield commands(
+        value, timers, groups, newest, *_, both = yield commands(
             ("GET", keys.full),
             ("ZRANGEBYSCORE", keys.timers, "-inf", facts.now_ms, "WITHSCORES", "LIMIT", 0, 1),
             ("XINFO", "GROUPS", keys.stream(LATER_INBOX)),
             ("XREVRANGE", keys.stream(LATER_INBOX), "+", "-", "COUNT", 1),
+            ("MULTI",),  # one moment: timers come and go
+            ("HLEN", keys.timer_bodies),
+            ("ZCARD", keys.timers),
+            ("EXEC",),
         )
+        if facts.fine("HLEN", both) and all(isinstance(number, int) for number in both):
+            facts.timerless += max(0, both[0] - both[1])
+            facts.bodiless += max(0, both[1] - both[0])
         if facts.fine("GET", value):
             facts.full |= read_full(value)
         if facts.fine("ZRANGEBYSCORE", timers) and timers:

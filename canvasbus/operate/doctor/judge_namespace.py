@@ -142,3 +142,12 @@ def _later(facts: NamespaceFacts) -> Iterator[Finding]:
             f"events for later are not published: the oldest has waited for somebody to do it for {span(max(late))}",
             "start a canvasbus-worker or an EventBus on this namespace: any of them does it",
         )
+    if facts.timerless or facts.bodiless:
+        lost = "when they are due" if facts.timerless else "what they carry"
+        yield Finding(
+            "error",
+            "later",
+            f"{count(facts.timerless or facts.bodiless, 'event')} for later without {lost}: somebody has deleted that",
+            "start a canvasbus-worker or an EventBus on this namespace: it puts back what tells when it is due, and bus.loss "
+            "tells what is gone",
+        )

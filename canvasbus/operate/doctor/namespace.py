@@ -115,6 +115,10 @@ class NamespaceFacts:
     """By how much the first timer is late; None: none is due."""
     inbox_seconds: float | None = None
     """Age of the oldest delayed event that nobody has put among the timers; None: there is none."""
+    timerless: int = 0
+    """Events for later of which it is not known any more when they are due."""
+    bodiless: int = 0
+    """Timers without what they carry."""
     refused: set[str] = field(default_factory=set)
     """Commands that the ACL forbids: what hangs on them is not known."""
     complete: bool = True
