@@ -27,6 +27,7 @@ import trio
 from canvasbus.consume.backoff import ServerBackoff
 from canvasbus.consume.changes import Argument, Changes
 from canvasbus.consume.commit import Commit, script_words
+from canvasbus.consume.complaints import Complaints
 from canvasbus.consume.delivery import NO_DOUBT, Delivery, Topic
 from canvasbus.consume.state import StateStore
 from canvasbus.errors import Refused, TransportError, Unavailable
@@ -34,7 +35,18 @@ from canvasbus.ids import id_order
 from canvasbus.log import get_logger
 from canvasbus.transport.group_scripts import HOLD
 from canvasbus.transport.link import Link, SharedLink
-from canvasbus.transport.resp import Packet, Reply, ReplyError, chunks, command, commands, is_no_group, pack, translate
+from canvasbus.transport.resp import (
+    Packet,
+    Reply,
+    ReplyError,
+    chunks,
+    code,
+    command,
+    commands,
+    is_no_group,
+    pack,
+    translate,
+)
 from canvasbus.transport.scripts import FENCE_SECONDS, SETTLE
 from canvasbus.transport.server import Server
 from canvasbus.wire import deadletter
@@ -53,8 +65,9 @@ CONFLICT = 2
 DOUBLE = 3
 """What it says of one whose event was handled under another entry."""
 
-BURIAL_SECONDS = 5.0
-"""Between two attempts at a dead letter that the server refuses."""
+ASIDE_SECONDS = 5.0
+"""Between two attempts at a dead letter that the server refuses, or at what waits for a key that somebody has written
+over."""
 
 log = get_logger("canvasbus.worker")
 
@@ -107,8 +120,10 @@ class Settler:
         """What handlers keep in this partition; committed here."""
         self._topics: list[Topic] = []
         self._commits: deque[Commit] = deque()
-        self._refused_burials: list[Commit] = []
-        self._bury_again = 0.0
+        self._complaints = Complaints(group)
+        self._aside: list[Commit] = []
+        """What is tried again later, while the rest goes on."""
+        self._aside_until = 0.0
         self._known: set[str] = set()
         self._fresh: set[str] = set()
         self._work = trio.Event()
@@ -197,7 +212,7 @@ class Settler:
         """Settle until cancelled."""
         try:
             while True:
-                with trio.move_on_after(BURIAL_SECONDS if self._refused_burials or self._holds else math.inf):
+                with trio.move_on_after(ASIDE_SECONDS if self._aside or self._holds else math.inf):
                     await self._work.wait()
                 self._work = trio.Event()
                 await self._settle()
@@ -231,9 +246,9 @@ class Settler:
                 await self._hold_again()
             except TransportError as error:  # before the next commit, or soon
                 self._doubtful |= isinstance(error, Unavailable) and error.ambiguous
-        if self._refused_burials and trio.current_time() >= self._bury_again:
-            self._commits.extend(self._refused_burials)
-            self._refused_burials.clear()
+        if self._aside and trio.current_time() >= self._aside_until:
+            self._commits.extend(self._aside)
+            self._aside.clear()
         waiting = [topic for topic in self._topics if topic.acks]
         if waiting:
             await self._acknowledge(waiting)
@@ -313,7 +328,7 @@ class Settler:
                     break
                 failure = translate(reply, "settle")
                 if not isinstance(failure, Unavailable):
-                    await self._refused(chunk, failure)
+                    await self._refused(chunk, failure, waits=code(reply) == "OVERWRITTEN")
                     return
             except Unavailable as error:
                 failure = error
@@ -425,14 +440,19 @@ class Settler:
         self.raising = False
         return True
 
-    async def _refused(self, chunk: list[Commit], failure: Exception) -> None:
+    async def _refused(self, chunk: list[Commit], failure: TransportError, *, waits: bool = False) -> None:
         """The server refuses the commit as such, for example because a derived event's key is no stream. Find out
-        whose fault it is: alone, a delivery that is refused has failed."""
+        whose fault it is: alone, a delivery that is refused has failed, unless it `waits` for somebody to clear a key of
+        the bus's own."""
         if len(chunk) > 1:
             for commit in chunk:
                 await self._commit([commit])
             return
         commit = chunk[0]
+        if waits:
+            self._complaints.tell("an outcome waits for a key of the bus that holds something else", failure)
+            self._set_aside(commit)
+            return
         log.error(
             "the server refuses an outcome",
             group=self._group,
@@ -446,12 +466,15 @@ class Settler:
             # Nowhere to put it: it stays pending and in our hands until the dead-letter stream takes it. What it
             # announces can be missed, it cannot.
             del commit.payloads[1:]
-            self._refused_burials.append(commit)
-            self._bury_again = trio.current_time() + BURIAL_SECONDS
+            self._set_aside(commit)
         elif commit.attempts is None:
             if commit.changes:
                 commit.changes.settled(applied=False)
             commit.delivery.topic.lane.refused(commit.delivery, failure)
+
+    def _set_aside(self, commit: Commit) -> None:
+        self._aside.append(commit)
+        self._aside_until = trio.current_time() + ASIDE_SECONDS
 
     def _finish(self, chunk: list[Commit], reply: list[int | bytes]) -> None:
         settled: dict[Lane, int] = {}  # told once per lane: being told makes a lane look for room

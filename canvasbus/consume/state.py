@@ -26,10 +26,11 @@ import trio
 
 from canvasbus import ids
 from canvasbus.consume.changes import Changes
+from canvasbus.consume.complaints import Complaints
 from canvasbus.consume.policy import RetryLater
 from canvasbus.errors import ContractError, EncodeError, Unavailable
 from canvasbus.transport.link import SharedLink
-from canvasbus.transport.resp import check
+from canvasbus.transport.resp import ReplyError, check, code, translate
 from canvasbus.wire.codec import MAX_EVENT_BYTES
 from canvasbus.wire.keys import Keys, is_label
 
@@ -37,6 +38,9 @@ TOKEN = 16
 MAX_STATE_BYTES = MAX_EVENT_BYTES
 AWAY_SECONDS = 1.0
 """After which a run begins again that could not load something."""
+
+OVERWRITTEN_SECONDS = 5.0
+"""The same, of one that finds something else where its state should be."""
 
 T = TypeVar("T")
 _encode = msgspec.msgpack.Encoder().encode
@@ -136,6 +140,7 @@ class StateStore:
         self.keys = keys
         self.group = group
         self._cells: dict[str, _Cell] = {}
+        self._complaints = Complaints(group)
         self._away = False
         self._again = 0.0
 
@@ -169,14 +174,20 @@ class StateStore:
         return cell
 
     async def load(self, how: str, key: bytes, doing: str) -> Any:
-        """What lies under a key. Raises RetryLater while the server is away, which only one run a second tries anew."""
+        """What lies under a key. Raises RetryLater while the server is away, which only one run a second tries anew, and
+        while something else lies there."""
         now = trio.current_time()
         if self._away:
             if now < self._again:
                 raise RetryLater(self._again - now, f"{doing}: the server is away")
             self._again = now + AWAY_SECONDS
         try:
-            reply = check(await self.shared.call(how, key), doing)
+            reply = await self.shared.call(how, key)
+            if isinstance(reply, ReplyError) and code(reply) == "WRONGTYPE":
+                wrong = translate(ReplyError(f"OVERWRITTEN {key.decode()}"), doing)
+                self._complaints.tell("runs wait for a key of the bus that holds something else", wrong)
+                raise RetryLater(OVERWRITTEN_SECONDS, str(wrong))
+            check(reply, doing)
         except Unavailable as error:
             self._away, self._again = True, trio.current_time() + AWAY_SECONDS
             raise RetryLater(AWAY_SECONDS, f"{doing}: {error}") from error

@@ -102,6 +102,7 @@ _REFUSE = {
     "NOPERM": "the ACL of this user forbids the command; `canvasbus doctor --acl producer|worker|operator` prints what each "
     "role needs",
     "WRONGTYPE": "the key holds another type of value than the bus keeps there",
+    "OVERWRITTEN": "somebody has written something else over a key of the bus: RENAME it, the bus makes its own anew",
     "NOPROTO": "the server does not speak this protocol version",
     "CROSSSLOT": "the keys lie in different cluster slots",
     "MOVED": "this is one node of a Redis Cluster; the bus needs a server of its own, or one behind redis+sentinel://",

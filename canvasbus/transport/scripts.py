@@ -148,8 +148,10 @@ SETTLE: Final = Script(
 --   "part", index of a hash, field, bytes (or "": delete), ms to live (or 0)
 --   "unmark", index of a string, entry       delete the mark if it names this entry
 -- Returns FENCED, or for each outcome 1 (committed), 0 (no longer ours), 2 (the state has changed; like 0 nothing was
--- done), 3 (the event was handled under another entry; acknowledged) or why it was refused
-local fence = redis.call('GET', KEYS[1]) or '0'
+-- done), 3 (the event was handled under another entry; acknowledged) or why it was refused. An error OVERWRITTEN: something
+-- else lies where the bus keeps what is its own; with streams, which belong to everybody, it is WRONGTYPE
+local fence = redis.pcall('GET', KEYS[1]) or '0'
+if type(fence) == 'table' then return redis.error_reply('OVERWRITTEN ' .. KEYS[1] .. ' holds no string') end
 if fence ~= ARGV[1] then return redis.status_reply('FENCED') end
 local kinds = {x = 'stream', z = 'zset', h = 'hash', s = 'string'}
 for i = 2, #KEYS do
@@ -157,7 +159,8 @@ for i = 2, #KEYS do
   local kind = redis.call('TYPE', KEYS[i])
   kind = kind.ok or kind
   if kind ~= want and kind ~= 'none' then
-    return redis.error_reply('WRONGTYPE ' .. KEYS[i] .. ' holds a ' .. kind .. ', not a ' .. want)
+    local word = want == 'stream' and 'WRONGTYPE ' or 'OVERWRITTEN '
+    return redis.error_reply(word .. KEYS[i] .. ' holds a ' .. kind .. ', not a ' .. want)
   end
 end
 local group, consumer, look = ARGV[2], ARGV[3], ARGV[4] == '1'

@@ -4,16 +4,19 @@ from typing import Any
 
 import msgspec
 import pytest
+import structlog.testing
 import trio
 import trio.testing
 from faulty import Fault, FaultyServer
 from studio import Eyes, PaintingFramed, PaintingMade, SculptureMade, quiet, runner_of, running
 from waiting import until
 
+from canvasbus.consume import settle
+from canvasbus.consume import state as states
 from canvasbus.transport.connect import open_server
 from canvasbus.transport.memory import MemoryServer
 from canvasbus.transport.scripts import SETTLE
-from canvasbus.worker import Backoff, Context, RetryLater, Worker
+from canvasbus.worker import Backoff, Context, Later, RetryLater, Worker
 
 Clock = trio.testing.MockClock
 
@@ -52,6 +55,76 @@ async def test_counts_are_exact(any_url: str, namespace: str, eyes: Eyes) -> Non
         assert stored(eyes, "framers", title)["total"] == 100
         counts = [e.number for e in eyes.events("painting.framed") if e.title == title]
         assert counts == list(range(1, 101))
+
+
+@pytest.fixture
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What waits for somebody to clear a key is tried more often: waiting would be all that a test does."""
+    monkeypatch.setattr(settle, "ASIDE_SECONDS", 0.1)
+    monkeypatch.setattr(states, "OVERWRITTEN_SECONDS", 0.1)
+
+
+@pytest.mark.usefixtures("soon")
+async def test_a_state_that_somebody_has_written_over_costs_no_attempt(
+    any_url: str, namespace: str, eyes: Eyes
+) -> None:
+    """Its events wait, whether the run finds it or the commit does; the log says which key and whose move is next, once;
+    other states go on. When it is cleared each event counts once."""
+    worker, gate = Worker("framers"), trio.Event()
+
+    @worker.on(PaintingMade, retry=Backoff(attempts=1))
+    async def count(event: PaintingMade, ctx: Context) -> PaintingFramed:
+        kept = await ctx.state(event.title, Count)
+        if event.number == 0:
+            await gate.wait()
+        kept.value.total += 1
+        return PaintingFramed(title=event.title, number=kept.value.total)
+
+    key = eyes.keys.state("framers", "a")
+    with structlog.testing.capture_logs() as logs:
+        async with running(any_url, worker, namespace=namespace) as bus:
+            await bus.publish(PaintingMade(title="a", number=0))
+            await until(lambda: eyes.pending("framers"))
+            await trio.testing.wait_all_tasks_blocked()
+            eyes.call("RPUSH", key, "x")
+            gate.set()
+            await bus.publish_many([PaintingMade(title="ab"[n % 2], number=n) for n in range(1, 21)])
+            await until(lambda: eyes.call("EXISTS", eyes.stream("painting.framed")))
+            await until(lambda: eyes.count("painting.framed") == 10)
+            await until(lambda: any("holds something else" in log["event"] for log in logs))
+            eyes.call("RENAME", key, key + b":aside")
+            await quiet(eyes)
+            assert bus.statistics()[0].failed == 0
+    assert eyes.dead("framers") == []
+    counts = [(e.title, e.number) for e in eyes.events("painting.framed")]
+    assert sorted(counts) == sorted([("a", n) for n in range(1, 12)] + [("b", n) for n in range(1, 11)])
+    told = [log for log in logs if "holds something else" in log["event"]]
+    assert 1 <= len(told) <= 2 and all(key.decode() in log["error"] and "RENAME" in log["error"] for log in told)
+
+
+@pytest.mark.usefixtures("soon")
+@pytest.mark.parametrize("which", ["timers", "timer_bodies"])
+async def test_timers_that_somebody_has_written_over_cost_no_attempt(
+    any_url: str, namespace: str, eyes: Eyes, which: str
+) -> None:
+    """Who sets none goes on; who does waits, and each timer is set once."""
+    worker, key = Worker("framers"), getattr(eyes.keys, which)
+
+    @worker.on(PaintingMade, retry=Backoff(attempts=1))
+    async def remind(event: PaintingMade) -> Any:
+        return Later(SculptureMade(), after=3600) if event.number % 2 else PaintingFramed(number=event.number)
+
+    eyes.call("SET", key, "x")
+    async with running(any_url, worker, namespace=namespace) as bus:
+        await bus.publish_many([PaintingMade(number=n) for n in range(20)])
+        await until(lambda: eyes.call("EXISTS", eyes.stream("painting.framed")))
+        await until(lambda: eyes.count("painting.framed") == 10)
+        assert len(eyes.pending("framers")) == 10
+        eyes.call("DEL", key)
+        await quiet(eyes)
+        assert bus.statistics()[0].failed == 0
+    assert eyes.dead("framers") == []
+    assert eyes.call("ZCARD", eyes.keys.timers) == eyes.call("HLEN", eyes.keys.timer_bodies) == 10
 
 
 async def test_two_processes_share_a_state(any_url: str, namespace: str, eyes: Eyes) -> None:
