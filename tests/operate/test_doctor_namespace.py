@@ -127,7 +127,8 @@ def test_partitions(eyes: Eyes, examine: Callable[..., Findings]) -> None:
     (_, finding) = [f for f in examine() if f.check == "namespace"]
     assert finding.level == "warning" and "1 key of partition 3" in finding.found
     eyes.call("HSET", eyes.keys.meta, "partitions", "many")
-    assert ("error", "namespace") in troubles(examine())
+    unreadable = next(f for f in examine() if f.check == "namespace")
+    assert unreadable.level == "error" and f"HSET {eyes.keys.meta.decode()} partitions N" in unreadable.advice
     eyes.call("DEL", eyes.keys.meta)
     eyes.call("SADD", eyes.keys.topics, "painting.made")
     assert "not on record" in next(f for f in examine() if f.check == "namespace").found
@@ -137,16 +138,25 @@ def test_keys_of_a_wrong_type(eyes: Eyes, examine: Callable[..., Findings]) -> N
     """Each is named with what it holds and should hold, and stops no other check."""
     join(eyes)
     keys = eyes.keys
-    for key in (keys.stream("bad.type"), keys.dead("framers"), keys.beats("framers"), keys.retention, keys.timers):
+    state = keys.state("framers", "n")
+    for key in (
+        keys.stream("bad.type"),
+        keys.dead("framers"),
+        keys.beats("framers"),
+        keys.retention,
+        keys.timers,
+        state,
+    ):
         eyes.call("LPUSH", key, "x")
     eyes.call("SADD", keys.topics, "bad.type")
     wrong = [finding for finding in examine() if finding.check == "keys"]
-    assert len(wrong) == 5 and levels(wrong) == {"error"}
+    assert len(wrong) == 6 and levels(wrong) == {"error"}
+    assert f"{state.decode()} holds a list, not a string" in " ".join(f.found for f in wrong)
     assert f"{keys.stream('bad.type').decode()} holds a list, not a stream" in " ".join(f.found for f in wrong)
     for key in (keys.groups, keys.topics, keys.meta):
         eyes.call("DEL", key)
         eyes.call("SET", key, "x")
-    assert len([finding for finding in examine() if finding.check == "keys"]) == 8
+    assert len([finding for finding in examine() if finding.check == "keys"]) == 9
 
 
 def test_keys_that_are_not_the_buss(eyes: Eyes, examine: Callable[..., Findings]) -> None:

@@ -33,7 +33,13 @@ def judge_namespace(facts: NamespaceFacts, wanted: int | None) -> Iterator[Findi
 def _records(facts: NamespaceFacts, wanted: int | None) -> Iterator[Finding]:
     name, recorded = facts.namespace, facts.recorded
     if facts.recorded_error:
-        yield Finding("error", "namespace", facts.recorded_error)
+        yield Finding(
+            "error",
+            "namespace",
+            facts.recorded_error,
+            f"take the number that the workers are set to (`canvasbus config show`): HSET {{{name}:0}}:meta partitions N; "
+            "RENAME the key first if it is no hash",
+        )
     elif "HGET" in facts.refused:
         return
     elif recorded is None and not facts.keys:
@@ -77,7 +83,7 @@ def _keys(facts: NamespaceFacts) -> Iterator[Finding]:
         yield Finding(
             "error",
             "keys",
-            f"{text(key)} holds a {holds}, not a {should}: what needs it fails",
+            f"{text(key)} holds a {holds}, not a {should}: what needs it fails or waits",
             "RENAME it: the bus makes its own anew, without what was in it before somebody wrote over it",
         )
     if len(facts.wrong) > 10:
