@@ -438,6 +438,37 @@ async def test_publishers_wait_at_the_cap(any_url: str, namespace: str, eyes: Ey
     assert set(seen) >= {*range(25), *range(100, 105)}
 
 
+async def test_a_cap_is_passed_by_one_batch_of_each_publisher(any_url: str, namespace: str, eyes: Eyes) -> None:
+    """Once it is noticed: each learns of it with the reply to a batch, and sends no other; what handlers return passes."""
+    for event_type in ("painting.made", "painting.framed"):
+        eyes.call("XGROUP", "CREATE", eyes.stream(event_type), "viewers", "0", "MKSTREAM")
+    about = {"types": ["painting.made", "painting.framed"], "globs": []}
+    eyes.call("HSET", eyes.keys.groups, "viewers", json.dumps(about))
+    worker = Worker("framers")
+
+    @worker.on(PaintingMade)
+    async def frame(event: PaintingMade) -> PaintingFramed:
+        return PaintingFramed(number=event.number)
+
+    async with contextlib.AsyncExitStack() as stack:
+        policy = {"painting.*": Retention(cap=20)}
+        buses = [
+            await stack.enter_async_context(running(any_url, namespace=namespace, retention=policy, patience=0.2))
+            for _ in range(3)
+        ]
+        for bus in buses:
+            await bus.publish_many([PaintingMade() for _ in range(8)])
+        await until(lambda: eyes.call("GET", eyes.keys.full))
+        for bus in buses:
+            with pytest.raises(ExceptionGroup, match="10 of 10 events were not published"):
+                for _ in range(5):
+                    await bus.publish_many([PaintingMade() for _ in range(10)])
+        assert 24 < eyes.count("painting.made") <= 24 + 3 * 10
+        async with running(any_url, worker, namespace=namespace):
+            await until(lambda: eyes.count("painting.framed") == eyes.count("painting.made"))
+    assert eyes.count("painting.framed") > 20
+
+
 async def test_publishers_are_refused_at_the_cap(any_url: str, namespace: str, eyes: Eyes) -> None:
     """reject: StreamFull for events of that type, the others of the same batch are stored."""
     eyes.call("XGROUP", "CREATE", eyes.stream(), "framers", "0", "MKSTREAM")
