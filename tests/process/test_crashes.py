@@ -113,3 +113,35 @@ async def test_attempts_survive_the_processes_that_made_them(
     (letter,) = await until(lambda: eyes.dead("unit"), 30)
     assert (letter.reason, letter.attempts) == ("exhausted", 3)
     await quiet(eyes, event_type="crash.asked")
+
+
+async def test_everything_that_is_published_after_a_flushall_is_handled_once(
+    server_url: str, namespace: str, eyes: Eyes, start: Callable[..., Any]
+) -> None:
+    """Somebody empties the server three times under three workers and a Producer in full flight, and a worker is killed
+    right after the last: what is published from then on is answered once each, and bus.loss tells of what went."""
+    where = ("--url", server_url, "--namespace", namespace)
+    programs = [start(*where) for _ in range(3)]
+    await joined(*programs)
+    with Producer(server_url, namespace=namespace) as bus:
+        number = 0
+        for flushed in range(3):
+            for _ in range(600):
+                bus.publish(Asked(number=number))
+                number += 1
+            await until(lambda: eyes.call("EXISTS", eyes.stream("crash.answered")))
+            await until(lambda: eyes.count("crash.answered") > 20)
+            assert eyes.call("XLEN", eyes.stream("crash.asked"))
+            eyes.call("FLUSHALL")
+            first = number
+            if flushed == 2:
+                programs[0].process.kill()
+        for _ in range(900):
+            bus.publish(Asked(number=number))
+            number += 1
+        assert bus.flush(20)
+    await until(lambda: set(range(first, number)) <= answers(eyes).keys(), 40)
+    await quiet(eyes, "unit", event_type="crash.asked", timeout=30)
+    assert {count for one, count in answers(eyes).items() if one >= first} == {1}
+    assert eyes.dead("unit") == []
+    assert {loss.reason for loss in eyes.events("bus.loss")} & {"stream_recreated", "group_recreated"}
