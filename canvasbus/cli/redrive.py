@@ -93,10 +93,17 @@ def _each(
     pause: float,
 ) -> int:
     partitions, done = context.partitions, 0
-    for number, step in enumerate(steps):
-        if number and pause:
-            time.sleep(pause)
-        done += context.link.run(operation(partitions, step))
+    try:
+        for number, step in enumerate(steps):
+            if number and pause:
+                time.sleep(pause)
+            done += context.link.run(operation(partitions, step))
+    except KeyboardInterrupt:
+        what = "redriven" if operation is redrive else "purged"
+        context.out.note(
+            f"interrupted: {count(done, 'dead letter')} {what} at least; the same command again does the rest"
+        )
+        raise
     return done
 
 

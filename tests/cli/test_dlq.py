@@ -1,5 +1,8 @@
 """canvasbus dlq: what groups gave up, and why."""
 
+import signal
+import subprocess
+import sys
 from datetime import UTC, datetime
 from typing import Any
 
@@ -168,3 +171,36 @@ def test_purging_by_hand(run: Run, event_id: str, eyes: Eyes) -> None:
     assert run("dlq", "list", "--json").records[0]["id"] == "12-0"
     assert run("dlq", "purge", "--yes").code == 0
     assert run("dlq", "list", "--json").records == []
+
+
+def test_ctrl_c_amid_a_redrive(server_url: str, namespace: str, eyes: Eyes, run: Run, event_id: str) -> None:
+    """Some are back at work and the others are where they were; how many is told in a line, and the same command again
+    moves the rest: each is put back once."""
+    (row,) = eyes.call("XRANGE", eyes.keys.dead("framer"), "10-0", "10-0")
+    for number in range(60):
+        eyes.call("XADD", eyes.keys.dead("framer"), f"{20 + number}-0", *row[1])
+    argv = [
+        "dlq",
+        "redrive",
+        "--group",
+        "framer",
+        "--rate",
+        "50",
+        "--yes",
+        "--url",
+        server_url,
+        "--namespace",
+        namespace,
+    ]
+    program = subprocess.Popen([sys.executable, "-m", "canvasbus", *argv], stderr=subprocess.PIPE, text=True)
+    stream = eyes.keys.retry("framer", "painting.made")
+    while eyes.call("XLEN", stream) < 5:
+        assert program.poll() is None
+    program.send_signal(signal.SIGINT)
+    _, err = program.communicate(timeout=20)
+    moved = eyes.call("XLEN", stream)
+    assert program.returncode == 130 and "Traceback" not in err
+    assert 5 <= moved < 61 and moved + eyes.call("XLEN", eyes.keys.dead("framer")) >= 61
+    assert "redriven" in err.splitlines()[-1] and "again" in err.splitlines()[-1]
+    assert run("dlq", "redrive", "--group", "framer", "--yes").code == 0
+    assert eyes.call("XLEN", eyes.keys.dead("framer")) == 0 and eyes.call("XLEN", stream) == 61

@@ -408,6 +408,23 @@ async def test_a_bus_keeps_what_it_was_told(any_url: str, namespace: str, eyes: 
     assert json.loads(eyes.call("HGET", eyes.keys.retention, "painting.*"))["max_length"] == 50
 
 
+def test_an_undeclared_group_holds_up_nobody_at_a_cap(any_url: str, namespace: str, eyes: Eyes) -> None:
+    """Somebody's experiment with redis-cli: what the declared groups have handled goes, publishers do not wait for it, and
+    nobody is told that it lost something; as soon as it is declared nothing goes without it any more."""
+    house = House(eyes, Retention(max_age=None, max_length=None, cap=10))
+    house.group("stranger", declared=False)
+    house.group("framers")
+    house.add(*[f"{n}-1" for n in range(1, 31)])
+    house.ack("framers", *house.read("framers", 25))
+    assert house.look() == [] and house.left() == [f"{n}-1" for n in range(26, 31)]
+    assert eyes.call("GET", eyes.keys.full) is None
+    eyes.call("HSET", eyes.keys.groups, "stranger", json.dumps({"types": ["painting.made"], "globs": []}))
+    house.add(*[f"{n}-1" for n in range(31, 41)])
+    house.ack("framers", *house.read("framers", 25))
+    assert house.look() == [] and len(house.left()) == 15
+    assert json.loads(eyes.call("GET", eyes.keys.full))["painting.made"]["group"] == "stranger"
+
+
 async def test_publishers_wait_at_the_cap(any_url: str, namespace: str, eyes: Eyes) -> None:
     """block: events wait, the statistics say whom for, and go on when the group has caught up."""
     eyes.call("XGROUP", "CREATE", eyes.stream(), "framers", "0", "MKSTREAM")

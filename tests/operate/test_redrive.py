@@ -1,9 +1,11 @@
 """Dead letters put back to work: to their own group only, once each, whatever is lost on the way."""
 
+from random import Random
 from typing import Any
 
 import pytest
 from faulty import Fault, FaultyServer
+from seeds import seeds
 from studio import Eyes, PaintingFramed, PaintingMade, quiet, running
 from waiting import until
 
@@ -151,6 +153,30 @@ async def test_two_who_redrive_at_once(any_url: str, namespace: str, eyes: Eyes)
         await until(lambda: len(framers.seen) >= 300)
         await quiet(eyes)
     assert sorted(framers.seen) == list(range(300))
+
+
+@pytest.mark.parametrize("seed", seeds(2, "purge amid redrive"))
+async def test_a_purge_amid_a_redrive(any_url: str, namespace: str, eyes: Eyes, seed: int) -> None:
+    """Both have the same list: each letter is put back to work or removed by one of them, both count truly, and what was
+    put back is handled once."""
+    draw = Random(seed)
+    print(f"seed {seed}")
+    framers = Framers()
+    async with running(any_url, framers.worker, namespace=namespace) as bus:
+        await bus.publish_many([PaintingMade(number=n) for n in range(300)])
+        await until(lambda: len(eyes.dead("framers")) == 300)
+        framers.mended = True
+        listed = letters(eyes)
+        some = [listed[at : at + 10] for at in range(0, 300, 10)]
+        steps = [(redrive, portion) for portion in some] + [(purge, portion) for portion in some]
+        draw.shuffle(steps)
+        done = {redrive: 0, purge: 0}
+        for what, portion in steps:
+            done[what] += eyes._link.run(what([eyes.keys], portion))
+        assert sum(done.values()) == 300 and 0 < done[redrive] < 300
+        await until(lambda: len(framers.seen) >= done[redrive])
+        await quiet(eyes)
+    assert len(framers.seen) == len(set(framers.seen)) == done[redrive] and eyes.dead("framers") == []
 
 
 async def test_purging_removes_what_was_chosen(any_url: str, namespace: str, eyes: Eyes) -> None:

@@ -1,7 +1,9 @@
 """Setting groups back and forward, and forgetting them, against what a group then really reads."""
 
+import contextlib
 import random
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from seeds import seeds
@@ -11,7 +13,7 @@ from canvasbus.errors import CanvasbusError
 from canvasbus.operate import steering
 from canvasbus.operate.groups import Count, groups
 from canvasbus.transport.blocking import BlockingLink
-from canvasbus.transport.resp import Packet
+from canvasbus.transport.resp import Packet, pairs
 from canvasbus.wire.keys import Keys
 
 TOPIC = "painting.made"
@@ -89,6 +91,39 @@ def test_after_a_reset_the_lag_is_true(eyes: Eyes, link: BlockingLink) -> None:
         link.run(steering.reset([eyes.keys], "framers", plan(link, eyes, to)))
         (group,) = link.run(groups([eyes.keys], trust_lag=link.server.shared))
         assert group.topics[0].lag == Count(lag)
+
+
+@pytest.mark.parametrize("answered", [False, True])
+@pytest.mark.parametrize("steps", range(5))
+def test_a_reset_that_is_interrupted_is_finished_by_the_next(
+    eyes: Eyes, link: BlockingLink, steps: int, answered: bool
+) -> None:
+    """Ctrl-C after any of its steps, or while one is on its way: each topic is where it was or where it should be, and
+    the same call again moves what is left and nothing twice."""
+    topics = ("painting.framed", "painting.made")
+    for topic in topics:
+        fill(eyes, [f"{number}-0" for number in range(1, 6)], topic)
+        make(eyes, start="4-0", topic=topic)
+        eyes.call("SADD", eyes.keys.topics, topic)
+        eyes.call("HSET", eyes.keys.cursors("framers"), eyes.stream(topic), "4-0")
+
+    def cursors() -> list[bytes]:
+        return [pairs(eyes.call("XINFO", "GROUPS", eyes.stream(t))[0])[b"last-delivered-id"] for t in topics]
+
+    reply: Any = None
+    operation = steering.reset([eyes.keys], "framers", plan(link, eyes, "earliest"))
+    for step in range(steps):
+        with contextlib.suppress(StopIteration):
+            packet = operation.send(reply)
+            if answered or step < steps - 1:
+                reply = link.request(packet)
+    operation.close()
+    assert set(cursors()) <= {b"4-0", b"0-0"}
+    left = plan(link, eyes, "earliest")
+    assert [move.again.value for move in left] == [4 if at == b"4-0" else 0 for at in cursors()]
+    link.run(steering.reset([eyes.keys], "framers", left))
+    assert cursors() == [b"0-0", b"0-0"]
+    assert eyes.call("HLEN", eyes.keys.cursors("framers")) == 0
 
 
 def test_every_partition_and_topic_is_moved(eyes: Eyes, link: BlockingLink) -> None:
