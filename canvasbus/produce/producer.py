@@ -201,9 +201,10 @@ class Producer:
             make: Callable[..., Buffer] = Buffer
         else:
             make = _spooled(spool, spool_bytes, namespace, self.name)
-        self._buffer = sender.buffer = make(
+        self._buffer = make(
             buffer_bytes, when_full or without_waiting, max_block, partitions, sender.rouse, sender.lament
         )
+        sender.send_from(self._buffer)
         self._buffer.keep_drops = on_delivery is not None
         self._buffer.begin()
         self._add = self._buffer.add

@@ -76,6 +76,11 @@ class Sender:
         self._replicated = replicated
         self._dedupe = dedupe
         self._reset()
+
+    def send_from(self, buffer: Buffer) -> None:
+        """This is where the events wait. From now on it hears of forks and of the end of the process, not before: a Producer
+        whose buffer could not be made may be kept by the traceback of its error until then."""
+        self.buffer = buffer
         process.watch(self)
 
     def _reset(self) -> None:

@@ -440,3 +440,23 @@ def test_a_program_that_closed_leaves_nothing_to_do(program: Program) -> None:
         """
     )
     assert program.stored() == [0] and err == ""
+
+
+def test_a_producer_that_could_not_be_made(program: Program) -> None:
+    """Its error is all that is said: neither a fork nor the end of the program, until when the traceback keeps what there
+    is of it, finds half a Producer."""
+    program.spool.touch()
+    _, err = program.run(
+        """
+        try:
+            producer(spool=SPOOL)
+        except Exception as error:
+            kept = error
+        pid = os.fork()
+        if pid == 0:
+            sys.exit(0)
+        assert ended(pid) == 0
+        print(kept, file=sys.stderr)
+        """
+    )
+    assert len(err.splitlines()) == 1 and "is no folder" in err

@@ -301,8 +301,9 @@ def test_numbers_without_a_record(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("seed", seeds(4, "spool damage"))
-def test_a_damaged_segment_costs_its_rest_alone(tmp_path: Path, seed: int) -> None:
-    """One segment in the middle is cut or flipped somewhere: what is before it, its intact beginning and all later
+@pytest.mark.parametrize("damage", ["cut", "flipped", "zeroed"])
+def test_a_damaged_segment_costs_its_rest_alone(tmp_path: Path, damage: str, seed: int) -> None:
+    """One segment in the middle is cut or flipped somewhere, or a page of it is zeroed: what is before it, its intact beginning and all later
     segments are found; the rest is set aside, byte for byte, and the folder is sound again."""
     print(f"seed {seed}")
     rng = random.Random(seed)
@@ -311,7 +312,11 @@ def test_a_damaged_segment_costs_its_rest_alone(tmp_path: Path, seed: int) -> No
     victim = rng.choice(written.files()[:-1])
     data = victim.read_bytes()
     at = rng.randrange(len(data))
-    broken = data[:at] if rng.random() < 0.5 else data[:at] + bytes([data[at] ^ 0xFF]) + data[at + 1 :]
+    if damage == "zeroed":
+        at -= at % 256
+        broken = data[:at] + bytes(len(data[at : at + 256])) + data[at + 256 :]
+    else:
+        broken = data[:at] if damage == "cut" else data[:at] + bytes([data[at] ^ 0xFF]) + data[at + 1 :]
     victim.write_bytes(broken)
     intact = whole(broken)
     numbers = {r.number for r in records(data) if r.kind == EVENT and r.end > intact}
