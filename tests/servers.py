@@ -82,6 +82,12 @@ class Watched:
         except OSError:  # the sentinels end all connections of a server that they promote
             return False
 
+    @property
+    def agreed(self) -> bool:
+        """True once the replica is the master and every sentinel says so."""
+        asked = f"SENTINEL GET-MASTER-ADDR-BY-NAME {self.name}"
+        return self.promoted and all(str(self.replica.port) in one.ask(asked) for one in self.sentinels)
+
     def _complete(self) -> bool:
         if "state=online" not in self.master.ask("INFO replication"):
             return False

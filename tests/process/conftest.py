@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from servers import python_path
+from servers import Watched, python_path
 from studio import Eyes
 
 UNIT = """
@@ -83,3 +83,13 @@ def eyes(server_url: str, namespace: str) -> Iterator[Eyes]:
     eyes = Eyes(server_url, namespace)
     yield eyes
     eyes.close()
+
+
+@pytest.fixture
+def watched() -> Iterator[Watched]:
+    """A master and a replica under three sentinels."""
+    found = Watched("redis")
+    try:
+        yield found.start()
+    finally:
+        found.remove()

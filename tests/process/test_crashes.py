@@ -6,24 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from process.asked import Asked
 from studio import Eyes, quiet
 from waiting import until
 
-from canvasbus import Event, Producer, event
+from canvasbus import Producer
 
 pytestmark = pytest.mark.long
-
-
-@event("crash.asked")
-class Asked(Event):
-    number: int
-    deadly: bool = False
-
-
-@event("crash.answered")
-class Answered(Event):
-    number: int
-    pid: int
 
 
 def answers(eyes: Eyes) -> Counter[int]:
