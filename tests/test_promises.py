@@ -19,7 +19,7 @@ from canvasbus import BufferFull, EncodeError, Unavailable
 from canvasbus.bus import EventBus
 from canvasbus.transport.connect import open_server
 from canvasbus.transport.memory import MemoryServer
-from canvasbus.transport.scripts import REAP, RELEASE
+from canvasbus.transport.owner_scripts import REAP, RELEASE
 from canvasbus.wire.codec import decode_envelope
 from canvasbus.worker import Backoff, Context, Worker
 

@@ -25,9 +25,9 @@ import trio
 from canvasbus.consume.liveness import Watcher, count_in
 from canvasbus.errors import TransportError
 from canvasbus.log import get_logger
+from canvasbus.transport.group_scripts import FORGET
 from canvasbus.transport.link import Link, SharedLink
 from canvasbus.transport.resp import Operation, check, chunks, command, commands, pairs
-from canvasbus.transport.scripts import FORGET
 from canvasbus.transport.server import Server
 from canvasbus.wire.keys import Keys
 

@@ -12,8 +12,9 @@ from canvasbus.consume.subscription import Subscription
 from canvasbus.errors import TransportError, Unavailable
 from canvasbus.log import get_logger
 from canvasbus.transport.link import Link, SharedLink
+from canvasbus.transport.owner_scripts import RELEASE
 from canvasbus.transport.resp import check, chunks, command
-from canvasbus.transport.scripts import FENCE_SECONDS, RELEASE
+from canvasbus.transport.scripts import FENCE_SECONDS
 from canvasbus.transport.server import Server
 from canvasbus.wire.keys import FREE_POOL, SUSPECT_POOL
 

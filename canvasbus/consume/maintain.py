@@ -19,7 +19,7 @@ from canvasbus.errors import ConfigError, TransportError, Unavailable
 from canvasbus.log import get_logger
 from canvasbus.transport.link import SharedLink
 from canvasbus.transport.resp import check
-from canvasbus.transport.scripts import DUE, FIRE, MATCH
+from canvasbus.transport.timer_scripts import DUE, FIRE, MATCH
 from canvasbus.wire.keys import INBOX_GROUP, LATER_INBOX, Keys
 
 LOOK_SECONDS = 0.5

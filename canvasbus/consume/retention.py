@@ -25,7 +25,7 @@ from canvasbus.contract.bus_events import OWN_TYPES, BusLoss
 from canvasbus.contract.globs import glob_matches
 from canvasbus.errors import ConfigError
 from canvasbus.transport.resp import Operation, ReplyError, check, chunks, command, commands, pairs
-from canvasbus.transport.scripts import TRIM
+from canvasbus.transport.trim_script import TRIM
 from canvasbus.wire.keys import Keys
 from canvasbus.wire.retention import Full, Retention, read_policy
 

@@ -47,8 +47,9 @@ from canvasbus.transport.resp import (
     pack,
     translate,
 )
-from canvasbus.transport.scripts import FENCE_SECONDS, SETTLE
+from canvasbus.transport.scripts import FENCE_SECONDS
 from canvasbus.transport.server import Server
+from canvasbus.transport.settle_script import SETTLE
 from canvasbus.wire import deadletter
 from canvasbus.wire.deadletter import DeadLetterRecord
 from canvasbus.wire.keys import Keys

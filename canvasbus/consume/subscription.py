@@ -32,6 +32,7 @@ from canvasbus.consume.settle import Settler
 from canvasbus.errors import TransportError, Unavailable
 from canvasbus.log import get_logger
 from canvasbus.transport.link import Link, SharedLink
+from canvasbus.transport.owner_scripts import TAKE
 from canvasbus.transport.resp import (
     Argument,
     Reply,
@@ -43,7 +44,6 @@ from canvasbus.transport.resp import (
     is_no_group,
     translate,
 )
-from canvasbus.transport.scripts import TAKE
 from canvasbus.transport.server import Server
 from canvasbus.wire.codec import Codec
 from canvasbus.wire.keys import SUSPECT_POOL, Keys

@@ -18,8 +18,9 @@ from canvasbus.consume.subscription import Subscription
 from canvasbus.errors import TransportError
 from canvasbus.log import get_logger
 from canvasbus.transport.link import SharedLink
+from canvasbus.transport.owner_scripts import REAP
 from canvasbus.transport.resp import ReplyError, check, chunks, commands, pairs
-from canvasbus.transport.scripts import FENCE_SECONDS, REAP
+from canvasbus.transport.scripts import FENCE_SECONDS
 from canvasbus.wire.keys import SUSPECT_POOL
 
 SWEEP_SECONDS = 1.0

@@ -13,8 +13,8 @@ import trio
 
 from canvasbus.errors import Unavailable
 from canvasbus.transport.resp import Reply
-from canvasbus.transport.scripts import SETTLE
 from canvasbus.transport.server import BlockingConnection, Connection, Server
+from canvasbus.transport.settle_script import SETTLE
 
 What = Literal["publish", "read", "commit"]
 How = Literal["lost_reply", "lost_request", "crash"]

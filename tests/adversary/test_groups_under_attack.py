@@ -13,7 +13,8 @@ from waiting import until
 
 from canvasbus.consume.liveness import Heart, Progress
 from canvasbus.transport.memory import MemoryServer
-from canvasbus.transport.scripts import REAP, SETTLE
+from canvasbus.transport.owner_scripts import REAP
+from canvasbus.transport.settle_script import SETTLE
 from canvasbus.wire.keys import SUSPECT_POOL
 from canvasbus.worker import RetryLater, Worker
 

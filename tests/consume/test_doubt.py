@@ -11,7 +11,8 @@ from waiting import until
 from canvasbus.consume.delivery import NO_DOUBT
 from canvasbus.errors import Unavailable
 from canvasbus.transport.connect import open_server
-from canvasbus.transport.scripts import RELEASE, SETTLE
+from canvasbus.transport.owner_scripts import RELEASE
+from canvasbus.transport.settle_script import SETTLE
 from canvasbus.worker import Worker
 
 EVENTS = 20

@@ -20,7 +20,7 @@ from canvasbus.consume.instances import forget
 from canvasbus.operate.steering import plan, reset
 from canvasbus.transport.connect import open_server
 from canvasbus.transport.memory import MemoryServer
-from canvasbus.transport.scripts import SETTLE
+from canvasbus.transport.settle_script import SETTLE
 from canvasbus.worker import Backoff, Breaker, Context, Later, Worker
 
 Clock = trio.testing.MockClock

@@ -8,7 +8,7 @@ from waiting import until
 
 from canvasbus.errors import Unavailable
 from canvasbus.transport.connect import open_server
-from canvasbus.transport.scripts import SETTLE
+from canvasbus.transport.settle_script import SETTLE
 from canvasbus.worker import Worker
 
 

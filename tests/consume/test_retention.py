@@ -16,7 +16,7 @@ from canvasbus.bus import EventBus, Retention
 from canvasbus.consume.retention import Trimmer, declare, policy_for
 from canvasbus.transport.memory import MemoryServer
 from canvasbus.transport.resp import Packet, ReplyError, commands
-from canvasbus.transport.scripts import TRIM
+from canvasbus.transport.trim_script import TRIM
 from canvasbus.worker import Worker
 
 

@@ -15,7 +15,7 @@ from canvasbus.consume import settle
 from canvasbus.consume import state as states
 from canvasbus.transport.connect import open_server
 from canvasbus.transport.memory import MemoryServer
-from canvasbus.transport.scripts import SETTLE
+from canvasbus.transport.settle_script import SETTLE
 from canvasbus.worker import Backoff, Context, Later, RetryLater, Worker
 
 Clock = trio.testing.MockClock

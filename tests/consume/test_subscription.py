@@ -16,7 +16,7 @@ from canvasbus import Event, clock, event
 from canvasbus.bus import EventBus
 from canvasbus.transport.connect import open_server
 from canvasbus.transport.memory import MemoryServer
-from canvasbus.transport.scripts import SETTLE
+from canvasbus.transport.settle_script import SETTLE
 from canvasbus.wire.keys import FREE_POOL, Keys
 from canvasbus.worker import Reject, Worker
 

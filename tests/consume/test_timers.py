@@ -17,7 +17,8 @@ from canvasbus.bus import EventBus
 from canvasbus.consume import maintain
 from canvasbus.transport.connect import open_server
 from canvasbus.transport.memory import MemoryServer
-from canvasbus.transport.scripts import DUE, FIRE, SETTLE
+from canvasbus.transport.settle_script import SETTLE
+from canvasbus.transport.timer_scripts import DUE, FIRE
 from canvasbus.wire.keys import LATER_INBOX
 from canvasbus.worker import Backoff, Cancel, Later, Worker
 

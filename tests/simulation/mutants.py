@@ -33,8 +33,12 @@ from canvasbus.consume import (
 )
 from canvasbus.consume.liveness import Watcher
 from canvasbus.produce import buffer, fenced, publisher, sender, spool, spooled
-from canvasbus.transport import group_scripts, link, scripts
-from canvasbus.transport.scripts import Script
+from canvasbus.transport import group_scripts, link
+from canvasbus.transport.owner_scripts import TAKE
+from canvasbus.transport.scripts import ONCE, Script
+from canvasbus.transport.settle_script import SETTLE
+from canvasbus.transport.timer_scripts import DUE, FIRE
+from canvasbus.transport.trim_script import TRIM
 
 Change = Callable[[pytest.MonkeyPatch], None]
 
@@ -120,8 +124,8 @@ MUTANTS = (
         "settled without fence and owner",
         "2",
         (
-            lua(scripts.SETTLE, "if fence ~= ARGV[1] then", "if false then"),
-            lua(scripts.SETTLE, "elseif look or verb", "elseif verb"),
+            lua(SETTLE, "if fence ~= ARGV[1] then", "if false then"),
+            lua(SETTLE, "elseif look or verb", "elseif verb"),
         ),
         classic=True,
     ),
@@ -134,7 +138,7 @@ MUTANTS = (
     Mutant(
         "trimmed up to what was delivered",
         "6",
-        (lua(scripts.TRIM, "if one['pending'] > 0 then", "if false then"),),
+        (lua(TRIM, "if one['pending'] > 0 then", "if false then"),),
         frozenset({"retention"}),
         classic=True,
     ),
@@ -212,7 +216,7 @@ MUTANTS = (
     Mutant(
         "a takeover counts as an attempt",
         "4",
-        (lua(scripts.TAKE, "result[#result + 1] = row[4]", "result[#result + 1] = row[4] + 1"),),
+        (lua(TAKE, "result[#result + 1] = row[4]", "result[#result + 1] = row[4] + 1"),),
         frozenset({"kill"}),
     ),
     Mutant(
@@ -304,13 +308,13 @@ MUTANTS = (
     Mutant(
         "state is not compared",
         "10",
-        (lua(scripts.SETTLE, "== ARGV[at + 2] or 2", "~= nil"),),
+        (lua(SETTLE, "== ARGV[at + 2] or 2", "~= nil"),),
         frozenset({"state", "company"}),
     ),
     Mutant(
         "parts are not committed",
         "10",
-        (lua(scripts.SETTLE, "redis.call('HSET', key, ARGV[at + 2], ARGV[at + 3])", "local _ = key"),),
+        (lua(SETTLE, "redis.call('HSET', key, ARGV[at + 2], ARGV[at + 3])", "local _ = key"),),
         frozenset({"state"}),
     ),
     Mutant(
@@ -331,7 +335,7 @@ MUTANTS = (
         "time",
         (
             lua(
-                scripts.FIRE,
+                FIRE,
                 "        redis.call('ZREM', KEYS[1], timer)\n        redis.call('HDEL', KEYS[2], timer)\n        result[1]",
                 "        redis.call('ZADD', KEYS[1], string.format('%.0f', now + 2000), timer)\n        result[1]",
             ),
@@ -343,7 +347,7 @@ MUTANTS = (
         "time",
         (
             lua(
-                scripts.DUE,
+                DUE,
                 "redis.call('XREADGROUP', 'GROUP', ARGV[3], ARGV[3], 'COUNT', #rows, 'NOACK', 'STREAMS', KEYS[3], '>')",
                 "local _ = rows",
             ),
@@ -355,7 +359,7 @@ MUTANTS = (
         "time",
         (
             lua(
-                scripts.SETTLE,
+                SETTLE,
                 "redis.call('ZADD', key, due, ARGV[at + 3])",
                 "redis.call('ZADD', key, 'NX', due, ARGV[at + 3])",
             ),
@@ -463,7 +467,7 @@ MUTANTS = (
     Mutant(
         "marks are not looked at",
         "1",
-        (lua(scripts.ONCE, "elseif known then", "elseif false then"),),
+        (lua(ONCE, "elseif known then", "elseif false then"),),
         frozenset({"kill producer", "producer lost"}),
     ),
 )

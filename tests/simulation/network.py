@@ -26,8 +26,12 @@ from simulation.lockstep import Killed
 
 from canvasbus.errors import Unavailable
 from canvasbus.transport.memory import MemoryServer, _Socket
+from canvasbus.transport.owner_scripts import REAP, RELEASE, TAKE
 from canvasbus.transport.resp import Reply, ReplyError, pack
-from canvasbus.transport.scripts import FIRE, ONCE, REAP, RELEASE, SETTLE, TAKE, TRIM, Script
+from canvasbus.transport.scripts import ONCE, Script
+from canvasbus.transport.settle_script import SETTLE
+from canvasbus.transport.timer_scripts import FIRE
+from canvasbus.transport.trim_script import TRIM
 from canvasbus.wire.keys import Keys
 
 HOT = 1000

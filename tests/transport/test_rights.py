@@ -12,7 +12,7 @@ from servers import ServerProcess, binaries
 from studio import Eyes
 
 from canvasbus import ConfigError, Refused
-from canvasbus.transport import group_scripts, scripts
+from canvasbus.transport import group_scripts, owner_scripts, scripts, settle_script, timer_scripts, trim_script
 from canvasbus.transport.blocking import BlockingLink
 from canvasbus.transport.connect import open_server
 from canvasbus.transport.rights import RIGHTS, ROLES, acl, acl_name, denied, user
@@ -100,7 +100,7 @@ class Code:
         self._imports, self._of_piece = cache(self._imports_of), cache(self._find_piece)
         self.lua = {
             (f"transport/{module.__name__.rpartition('.')[2]}.py", name): self._in_lua(value.source)
-            for module in (scripts, group_scripts)
+            for module in (scripts, group_scripts, owner_scripts, settle_script, timer_scripts, trim_script)
             for name, value in vars(module).items()
             if isinstance(value, scripts.Script)
         }

@@ -7,8 +7,10 @@ import pytest
 
 from canvasbus.transport.blocking import BlockingLink
 from canvasbus.transport.connect import open_server
+from canvasbus.transport.owner_scripts import REAP, RELEASE, TAKE
 from canvasbus.transport.resp import ReplyError, code
-from canvasbus.transport.scripts import REAP, RELEASE, SETTLE, TAKE, Script
+from canvasbus.transport.scripts import Script
+from canvasbus.transport.settle_script import SETTLE
 from canvasbus.wire.keys import Keys
 
 GROUP = "painters"
