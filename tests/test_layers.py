@@ -37,7 +37,7 @@ DOORS = {
     "canvasbus.config",  # how tables of settings are read
     "canvasbus.contract.globs",  # what a star means, the same everywhere
 }
-SHARED_BY_WORKERS = {"artifacts", "monitoring", "outside", "patterns", "tagging"}
+SHARED_BY_WORKERS = {"artifacts", "monitoring", "naming", "outside", "patterns", "tagging"}
 MACHINERY = {"wire", "transport", "produce", "consume", "operate", "bus", "worker"}
 
 # An exception, with its reason.

@@ -63,7 +63,7 @@ class ReferenceRegistered(Event):
     model_version: str = ""
     """The version that made the arrays; references of other versions say nothing about it."""
     reference_id: str = ""
-    """Unique; immutable once registered."""
+    """Unique; immutable once registered. Empty: the drift worker takes the beginning of the sample's hash."""
     regime: str = ""
     """Which data it was made from, for example `baseline` or `retrain-2`; the same name over versions."""
     segment: str = ""

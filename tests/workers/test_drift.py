@@ -28,9 +28,10 @@ from canvasbus.testing import TestBus
 from canvasbus_workers import drift
 from canvasbus_workers.artifacts import ArtifactStore, pack
 from canvasbus_workers.drift import record
-from canvasbus_workers.drift.book import Scope
+from canvasbus_workers.drift.book import Closed, Scope, episode_id
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
+CLOSED = Closed(0, "w", "v1", "", "", "", False, "")
 MISSING = ArtifactRef(uri="file:///nowhere/x.npz", sha256="0" * 64)
 
 
@@ -237,11 +238,37 @@ async def test_versions_and_segments_have_windows_of_their_own(
 
 
 def test_scopes_have_names_of_their_own() -> None:
-    """Slashes in names, and names too long for a key, never make two scopes one."""
+    """Slashes in names, and names too long for a key, never make two scopes one; nor two episodes, lines, references."""
     long = "x" * 600
     scopes = [("a/b", "c", ""), ("a", "b/c", ""), ("a", "b", "c"), (long, "1", ""), (long, "2", ""), (long, "1", "s")]
     names = {Scope(*scope).key("window") for scope in scopes}
     assert len(names) == len(scopes) and max(map(len, names)) <= 300
+    assert episode_id("a/b", "", "drift", 1) != episode_id("a", "b", "drift", 1)
+    assert episode_id("", "a", "drift", 1) != episode_id("a", "", "drift", 1)
+    assert episode_id("a", "b", "drift", 1) == "a/b/drift/1"
+    lines = {
+        replace(CLOSED, version=version, segment=segment).line for version, segment in (("a/b", "c"), ("a", "b/c"))
+    }
+    assert len(lines) == 2
+    known = {"regime": "a/b"}, {"segment": "b", "regime": "a"}, {"segment": "a/b", "regime": ""}
+    assert len({record.reference("m", "v", x=[1, 2], **one).reference_id for one in known}) == 3
+
+
+async def test_a_reference_may_have_any_name(autojump_clock: MockClock, bus: TestBus, studio: Studio) -> None:
+    """Called `unmatched`, it still is one that windows match: what they lose is not counted with those that match none. And
+    without a name it has that of its rows."""
+    named = replace(studio.reference(), reference_id="unmatched")
+    batches = [studio.batch(shift=shift) for shift in (0.0, 2.0, 0.0)]
+    few = [
+        studio.labels(batch, right, ids=batch.item_ids[:10]) for batch, right in zip(batches, (10, 0, 10), strict=True)
+    ]
+    async with bus:
+        await told(bus, named, *batches, *few)
+    (reported,) = events(bus, MetricReported)
+    assert (reported.value, reported.items) == (1.0, 20)
+    async with TestBus(drift.worker) as other:
+        await told(other, replace(named, reference_id=""), studio.batch())
+    assert [e.reference_id for e in events(other, WindowEvaluated)] == [named.sample.sha256[:12]]
 
 
 async def test_a_new_version_resolves_what_its_forerunner_opened(

@@ -106,6 +106,17 @@ async def test_the_start_says_what_it_is_for(autojump_clock: MockClock, bus: Tes
     assert started.cause.event == asked and event.correlation_id == asked.correlation_id
 
 
+async def test_long_names_have_fences_of_their_own(autojump_clock: MockClock, bus: TestBus) -> None:
+    """Two models whose names begin with the same five hundred characters: each has its first run, and the names of the two
+    runs differ, as they do for names that hold slashes."""
+    models = ["x" * 600 + end for end in "12"] + ["a", "a/v1"]
+    async with bus:
+        await told(bus, *(breach(model_name=model, episode=f"e of {model}") for model in models))
+    started = events(bus, RetrainStarted)
+    assert [(e.model_name, e.fence) for e in started] == [(model, 1) for model in models]
+    assert len({e.run_id for e in started}) == len(models) and max(len(e.run_id) for e in started) <= 200
+
+
 async def test_debounce_cooldown_and_the_trailing_run(autojump_clock: MockClock, bus: TestBus, settings: Path) -> None:
     """Signals join for a while; those that come during the run wait for the cooldown and are one run."""
     settings.write_text("[workers.retrain]\ndebounce_seconds = 30\ncooldown_seconds = 600\n")

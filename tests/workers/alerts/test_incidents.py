@@ -289,6 +289,28 @@ def test_groups(group_by: tuple[str, ...], group: str) -> None:
         assert group_of(signal_of(breach), group_by) == group_of(signal_of(recovery), group_by) == group
 
 
+def test_names_that_join_to_the_same_are_two() -> None:
+    """Commas and colons in the words of users: no two groups, and no two signals, become one."""
+    groups = [
+        group_of(
+            signal_of(DriftDetected(model_name=model, segment=segment, drift_score=1, drift_type="ks")),
+            ("model_name", "segment"),
+        )
+        for model, segment in (("a,segment=b", ""), ("a", "b,segment="))
+    ]
+    assert len(set(groups)) == 2
+    signals = [
+        signal_of(MetricThresholdBreached(model_name="m", metric=metric, episode_id=episode)).name
+        for metric, episode in (("a:b", "c"), ("a", "b:c"))
+    ]
+    failed = {"handler": "h", "entry_id": "1-0", "reason": "exhausted", "error": "e", "attempts": 1}
+    handlers = [
+        signal_of(HandlerFailed(group=group, event_type=kind, **failed)).name
+        for group, kind in (("a/b", "c"), ("a", "b/c"))
+    ]
+    assert len({*signals, *handlers}) == 4
+
+
 # --- against a naive model --------------------------------------------------------------------------------------------
 
 NAMES = ("drift:1", "drift:2", "accuracy:1")

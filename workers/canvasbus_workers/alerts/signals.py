@@ -29,6 +29,7 @@ from canvasbus.events import (
     RetrainSucceeded,
     Severity,
 )
+from canvasbus_workers.naming import name_of
 
 APPROVAL = "approval"
 """The kind of a signal that asks a person for something. It is an incident of its own: beside one that is open for the
@@ -57,7 +58,7 @@ class Signal(Struct, frozen=True, kw_only=True):
     @property
     def name(self) -> str:
         """`kind:what`"""
-        return f"{self.kind}:{self.what}"
+        return name_of(self.kind, self.what, by=":")
 
     def label(self, name: str) -> str:
         """The value of a label that signals are grouped by."""
@@ -86,7 +87,7 @@ def signal_of(event: Event) -> Signal:
             title = f"{event.model_name}: data break {event.check} in {where}"
             return Signal(
                 kind="quality",
-                what=f"{event.check}/{event.model_version}",
+                what=name_of(event.check, event.model_version),
                 model_name=event.model_name,
                 segment=event.segment,
                 severity=event.severity,
@@ -111,7 +112,7 @@ def signal_of(event: Event) -> Signal:
         case HandlerFailed():
             return Signal(
                 kind="handler",
-                what=f"{event.group}/{event.event_type}",
+                what=name_of(event.group, event.event_type),
                 severity="warning",
                 title=f"{event.group} gave up on {event.event_type}: {event.error}",
                 at=event.occurred_on,
@@ -163,7 +164,7 @@ def group_of(signal: Signal, group_by: tuple[str, ...]) -> str:
     """The incident that a signal belongs to, as `label=value` pairs; the bus's own are no model's."""
     if signal.kind == APPROVAL:
         group_by = tuple(dict.fromkeys(("model_name", "signal", *group_by)))
-    return ",".join(f"{name}={signal.label(name)}" for name in group_by)
+    return name_of(*(f"{name}={signal.label(name)}" for name in group_by), by=",")
 
 
 def _of_model(

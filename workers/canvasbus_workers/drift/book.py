@@ -12,13 +12,13 @@ it when the data match a reference of its own.
 
 from collections.abc import Sequence
 from datetime import datetime
-from hashlib import blake2b
 
 from msgspec import Struct, field
 
 from canvasbus.events import ArtifactRef, DriftDetected, ReferenceRegistered
 from canvasbus_workers.monitoring import Course, Episode
 from canvasbus_workers.monitoring.quality import Quality
+from canvasbus_workers.naming import name_of
 
 KEPT_WINDOWS = 256
 """Closed windows whose labels may still come; later labels are counted and dropped."""
@@ -28,7 +28,8 @@ KEPT_BATCHES = 128
 """Of one window's scope, whose repetition is noticed."""
 KEPT_LINES = 64
 """Versions and segments whose promises are remembered."""
-UNMATCHED = "unmatched"
+UNMATCHED = ""
+"""In the place of a reference's id: no reference has this one."""
 
 
 class Registered(Struct, frozen=True):
@@ -67,7 +68,7 @@ class References(Struct):
         """Make it active; registering it again changes nothing. Raises ValueError for another one under its name: what was
         counted and told against a reference must stay true."""
         one = Registered(
-            event.reference_id,
+            event.reference_id or (event.sample.sha256[:12] if event.sample else ""),
             event.regime,
             event.segment,
             event.sample,
@@ -170,12 +171,12 @@ class Closed(Struct, array_like=True, frozen=True):
     @property
     def line(self) -> str:
         """Version and segment."""
-        return f"{self.version}/{self.segment}"
+        return name_of(self.version, self.segment)
 
     @property
     def kind(self) -> str:
         """The reference that it matches, or that it matches none: windows of one kind are judged together."""
-        return UNMATCHED if self.flagged or not self.reference_id else self.reference_id
+        return UNMATCHED if self.flagged else self.reference_id
 
 
 class Tally(Struct):
@@ -224,7 +225,7 @@ class Book(Struct):
 
 def episode_id(model: str, segment: str, signal: str, number: int) -> str:
     """The same from opening to resolution. `signal`: drift, accuracy or errors. `number`: of the episode."""
-    return "/".join(part for part in (model, segment, signal, str(number)) if part)
+    return name_of(model, *([segment] if segment else []), signal, str(number))
 
 
 class Scope(Struct, frozen=True):
@@ -235,6 +236,5 @@ class Scope(Struct, frozen=True):
     segment: str
 
     def key(self, what: str) -> str:
-        """A name for a state: the lengths keep apart what joins to the same, a digest what is too long for a name."""
-        name = f"{what}/{len(self.model)}.{len(self.version)}/{self.model}/{self.version}/{self.segment}"
-        return name if len(name) <= 300 else f"{name[:250]}~{blake2b(name.encode(), digest_size=16).hexdigest()}"
+        """A name for a state."""
+        return name_of(what, self.model, self.version, self.segment)

@@ -18,6 +18,7 @@ import numpy as np
 
 from canvasbus.events import LabelsRecorded, ObservationsRecorded, ReferenceRegistered
 from canvasbus_workers.artifacts import ArtifactStore, pack
+from canvasbus_workers.naming import name_of
 
 
 def observations(
@@ -86,7 +87,7 @@ def reference(
         model_name=model_name,
         model_version=version,
         segment=segment,
-        reference_id="/".join(part for part in (model_name, version, segment, regime, ref.sha256[:12]) if part),
+        reference_id=name_of(model_name, version, *([segment] if segment else []), regime, ref.sha256[:12]),
         regime=regime,
         sample=ref,
         items=0 if correct is None else rows,

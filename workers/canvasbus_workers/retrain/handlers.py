@@ -23,6 +23,7 @@ from canvasbus.events import (
     RetrainSucceeded,
 )
 from canvasbus.worker import Context, Later, RetryLater, State, Worker, section
+from canvasbus_workers.naming import name_of
 from canvasbus_workers.patterns import fits
 from canvasbus_workers.retrain import launching, telling
 from canvasbus_workers.retrain.book import UNNAMED, Model, Rest, Wait
@@ -226,7 +227,7 @@ async def on_promotion(event: ModelPromoted, ctx: Context) -> None:
 
 async def _model(name: str, ctx: Context) -> State[Model]:
     # No ttl: a fence that began again would let an old run promote.
-    return await ctx.state(f"model:{name}"[:500], Model)
+    return await ctx.state(name_of("model", name), Model)
 
 
 def _policy(name: str, ctx: Context) -> Policy:

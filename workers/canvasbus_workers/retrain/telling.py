@@ -14,6 +14,7 @@ from canvasbus.events import (
     RetrainSucceeded,
 )
 from canvasbus.worker import Later
+from canvasbus_workers.naming import name_of
 from canvasbus_workers.retrain.book import Propose, Rest, Run, Wait, Wish, named
 from canvasbus_workers.retrain.events import RetrainDue, RunOverdue
 
@@ -25,12 +26,12 @@ def follows(
     match step:
         case Run() as run:
             overdue = RunOverdue(model_name=name, run_id=run.run_id)
-            return _started(name, run), Later(overdue, after=timeout, timer=f"overdue:{run.run_id}"[:500])
+            return _started(name, run), Later(overdue, after=timeout, timer=name_of("overdue", run.run_id))
         case Propose(proposal_id=proposal_id):
             assert wish is not None, "what is proposed is wanted"
             return (_proposed(name, proposal_id, wish, labels),)
         case Wait(until=until):
-            return (Later(RetrainDue(model_name=name), after=until - now, timer=f"due:{name}"[:500]),)
+            return (Later(RetrainDue(model_name=name), after=until - now, timer=name_of("due", name)),)
         case Rest():
             return ()
 
