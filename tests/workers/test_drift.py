@@ -27,7 +27,7 @@ from canvasbus.events import (
 from canvasbus.testing import TestBus
 from canvasbus_workers import drift
 from canvasbus_workers.artifacts import ArtifactStore, pack
-from canvasbus_workers.drift import record
+from canvasbus_workers.drift import record, seen
 from canvasbus_workers.drift.book import Closed, Scope, episode_id
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -362,6 +362,49 @@ async def test_repetitions_count_once(autojump_clock: MockClock, bus: TestBus, s
     (violated,) = [e for e in events(bus, DataQualityViolated) if e.check == "duplicate"]
     assert (window.items, window.batches) == (103, 5)
     assert (violated.check, violated.batch_id, violated.severity, violated.items) == ("duplicate", "copy", "info", 60)
+
+
+async def test_a_batch_that_is_published_again_much_later_is_known(
+    autojump_clock: MockClock, bus: TestBus, studio: Studio
+) -> None:
+    """After two hundred others and many windows, under its id or with its rows under another one."""
+    batch = studio.batch(60)
+    async with bus:
+        await told(bus, studio.reference(), batch)
+        await bus.publish_many([studio.batch(2) for _ in range(200)])
+        await bus.settle(horizon=0)
+        before = [e.items for e in events(bus, WindowEvaluated)]
+        await told(bus, batch, replace(batch, batch_id="copy"), studio.batch(40))
+    assert before == [100] * 4
+    assert [e.items for e in events(bus, WindowEvaluated)] == [*before, 100]
+    assert [e.batch_id for e in events(bus, DataQualityViolated) if e.check == "duplicate"] == ["copy"]
+
+
+async def test_segments_may_count_their_batches_alike(autojump_clock: MockClock, bus: TestBus, studio: Studio) -> None:
+    """Batches of one id and few different rows in two segments: each is judged by its own."""
+    batches = [
+        record.observations(
+            studio.model, ids=range(100), version="v1", segment=segment, batch_id="1", sharpness=[low, low + 0.1] * 50
+        )
+        for segment, low in (("eu", 0.0), ("us", 2.0))
+    ]
+    async with bus:
+        await told(bus, studio.reference(), *batches)
+    eu, us = (e.scores["ks:sharpness"] for e in events(bus, WindowEvaluated))
+    assert eu < 0.6 < 0.9 < us
+
+
+def test_of_batches_the_last_ones_are_known() -> None:
+    """Forty thousand of them, by their ids and their rows; what is kept of them stays below its bound."""
+    shards: dict[int, bytes] = {}
+    marks = [seen.mark(f"{what} {at}") for at in range(60_000) for what in ("id", "rows")]
+    for shard, bits in marks:
+        shards[shard] = seen.added(shards.get(shard, b""), bits)
+    assert max(map(len, shards.values())) == seen.SLOTS * seen.WIDE and len(shards) == seen.SHARDS
+    assert all(seen.is_in(shards[shard], bits) for shard, bits in marks[-80_000::101])
+    assert not all(seen.is_in(shards[shard], bits) for shard, bits in marks[:100])
+    others = [seen.mark(f"other {at}") for at in range(500)]
+    assert not any(seen.is_in(shards[shard], bits) for shard, bits in others)
 
 
 async def test_equal_answers_are_no_repetition(autojump_clock: MockClock, bus: TestBus, studio: Studio) -> None:

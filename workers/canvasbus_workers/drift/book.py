@@ -2,6 +2,7 @@
 
     references   (model, version)            what its windows are compared with
     window       (model, version, segment)   the open one: how full, which batches
+    seen         (model, version, segment)   in shards: which batches have been counted
     track        (model, segment)            the episode, and the windows of the long span
     book         (model)                     numbers of windows, which are closed, and how labels turned out
 
@@ -24,8 +25,6 @@ KEPT_WINDOWS = 256
 """Closed windows whose labels may still come; later labels are counted and dropped."""
 KEPT_REFERENCES = 8
 """Of one version: the first one and the newest."""
-KEPT_BATCHES = 128
-"""Of one window's scope, whose repetition is noticed."""
 KEPT_LINES = 64
 """Versions and segments whose promises are remembered."""
 UNMATCHED = ""
@@ -110,8 +109,6 @@ class Window(Struct):
     """Its time is up, and it had too few rows."""
     parts: list[str] = field(default_factory=list)
     """Names of its parts, in order."""
-    seen: list[str] = field(default_factory=list)
-    """Ids and digests of the last batches, those of earlier windows too."""
 
     def take(self, batch_id: str, part: str, items: int, when: datetime) -> None:
         """A batch belongs to it."""
@@ -235,6 +232,6 @@ class Scope(Struct, frozen=True):
     version: str
     segment: str
 
-    def key(self, what: str) -> str:
-        """A name for a state."""
-        return name_of(what, self.model, self.version, self.segment)
+    def key(self, what: str, *which: str) -> str:
+        """A name for a state; `which` of several."""
+        return name_of(what, self.model, self.version, self.segment, *which)

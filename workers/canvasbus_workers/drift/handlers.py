@@ -18,7 +18,7 @@ from canvasbus import Event
 from canvasbus.events import LabelsRecorded, ObservationsRecorded, ReferenceRegistered
 from canvasbus.worker import Cancel, Context, Later, Reject, RetryLater, Worker, section
 from canvasbus_workers.artifacts import ArtifactError
-from canvasbus_workers.drift import answers, book, labels, states, telling
+from canvasbus_workers.drift import answers, labels, seen, states, telling
 from canvasbus_workers.drift.book import Closed, Registered, Scope, Window
 from canvasbus_workers.drift.edge import arrays_of
 from canvasbus_workers.drift.events import WindowDue
@@ -80,24 +80,30 @@ async def observe(event: ObservationsRecorded, ctx: Context) -> Sequence[Event |
         return ()
     scope = Scope(event.model_name, event.model_version, event.segment)
     settings: Settings = ctx.resources.settings
+    batch_id = event.batch_id or str(ctx.envelope.id)
+    content = _content(arrays)
+    marks = [seen.mark(f"id {batch_id}"), *([seen.mark(f"rows {content}")] if content else [])]
+    shards = await states.seen(scope, [one.shard for one in marks], ctx)
+    known = [seen.is_in(shards[one.shard].value, one.bits) for one in marks]
+    if known[0]:
+        return ()
+    if any(known):
+        return (telling.repeated(scope, batch_id, len(event.item_ids)),)
     registered = (await states.references(scope.model, scope.version, ctx)).value.of(scope.segment)
     references = ctx.resources.samples.load_all(registered)
     window = (await states.window(scope, ctx)).value
-    batch_id = event.batch_id or str(ctx.envelope.id)
-    name, content = _short(batch_id), _content(arrays) or _short(batch_id)
-    if name in window.seen:
-        return ()
-    if content in window.seen:
-        return (telling.repeated(scope, batch_id, len(event.item_ids)),)
     opens = not window.items
-    part = f"{name}.{content}"
+    part = _short(
+        scope.key("batch", batch_id)
+    )  # processes remember the parts of all scopes, and ids may be counted in each
     batch = ctx.resources.batches.get(part)  # a run that was overtaken by another process
     if batch is None or batch.counted.keys() != {reference.digest for reference in references}:
         batch = _count(event, arrays, references)
     ctx.resources.hold(part, batch)
     states.parts(scope, ctx).put(part, batch)
     window.take(batch_id, part, batch.items, event.occurred_on)
-    window.seen = [*window.seen, name, content][-2 * book.KEPT_BATCHES :]
+    for one in marks:
+        shards[one.shard].value = seen.added(shards[one.shard].value, one.bits)
     if window.is_full(settings.window_items, settings.min_items):
         found = await _close(scope, window, registered, ctx)
         return [*found, *(() if opens else (Cancel(scope.key("due")),))]

@@ -2,6 +2,7 @@
 cannot change. Handlers and labels reach the group's memory through this file only."""
 
 from collections import OrderedDict
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from msgspec import Struct
@@ -60,6 +61,13 @@ async def references(model: str, version: str, ctx: Context) -> State[References
 async def window(scope: Scope, ctx: Context) -> State[Window]:
     """The open one."""
     return await ctx.state(scope.key("window"), Window, ttl=_settings(ctx).keep_seconds)
+
+
+async def seen(scope: Scope, shards: Iterable[int], ctx: Context) -> dict[int, State[bytes]]:
+    """Shards of the batches that have been counted. Always in this order, and before the window: else two runs would wait
+    for each other."""
+    ttl = _settings(ctx).keep_seconds
+    return {at: await ctx.state(scope.key("seen", str(at)), bytes, ttl=ttl) for at in sorted(set(shards))}
 
 
 def parts(scope: Scope, ctx: Context) -> Parts[Batch]:
