@@ -592,6 +592,40 @@ async def test_an_answer_that_is_labelled_often_is_one(autojump_clock: MockClock
     assert letter.reason == "rejected" and "64 bits" in letter.error
 
 
+async def test_an_answer_counts_once_in_all_batches_of_labels(
+    autojump_clock: MockClock, bus: TestBus, studio: Studio
+) -> None:
+    """Ten workers label the same hundred answers, some of them before the window is closed: a hundred are judged, by their
+    first labels; the errors of ten opinions about one answer would look like a loss."""
+    first, second = studio.batch(50), studio.batch(50)
+
+    def opinion(who: int, batch: ObservationsRecorded, right: int) -> LabelsRecorded:
+        return replace(studio.labels(batch, right), batch_id=f"{who} of {batch.batch_id}")
+
+    early = [opinion(who, first, 48 if who == 0 else 0) for who in range(3)]
+    late = [opinion(who, second, 47 if who == 0 else 0) for who in range(10)]
+    mixed = record.labels(studio.model, ids=[*second.item_ids, "unheard of"], truth=[0] * 51, batch_id="mixed")
+    async with bus:
+        await told(bus, studio.reference(), first, *early, second, *late, mixed, mixed)
+    assert [(e.value, e.items) for e in events(bus, MetricReported)] == [(0.96, 50), (0.94, 50)]
+    assert events(bus, MetricThresholdBreached) == []
+
+
+async def test_labels_that_come_again_much_later_count_once(
+    autojump_clock: MockClock, bus: TestBus, studio: Studio
+) -> None:
+    """After three hundred other batches of labels."""
+    batch = studio.batch()
+    truth = studio.labels(batch, 90)
+    others = [record.labels(studio.model, ids=["unheard of"], truth=[1]) for _ in range(300)]
+    async with bus:
+        await told(bus, studio.reference(), batch, truth)
+        await bus.publish_many(others)
+        await bus.settle(horizon=0)
+        await told(bus, truth)
+    assert [(e.value, e.items) for e in events(bus, MetricReported)] == [(0.9, 100)]
+
+
 async def test_labels_that_come_again_count_once(autojump_clock: MockClock, bus: TestBus, studio: Studio) -> None:
     """Also when their worker dies in between; labels of the other splits judge nothing."""
     batch = studio.batch()

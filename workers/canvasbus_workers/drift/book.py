@@ -5,6 +5,7 @@
     seen         (model, version, segment)   in shards: which batches have been counted
     track        (model, segment)            the episode, and the windows of the long span
     book         (model)                     numbers of windows, which are closed, and how labels turned out
+    answers      (model, window)             what was answered, and which of it was judged by a label
 
 Each lies under a key of its own and changes together with the acknowledgement, so that it does not matter which process
 does what. An episode belongs to the segment and not to the version: a new version takes over what is open, and resolves
@@ -198,8 +199,6 @@ class Book(Struct):
     """Segment → the episode of its sequential detector."""
     tallies: dict[str, Tally] = field(default_factory=dict)
     """Kind of window → labels that are too few to be judged."""
-    labelled: list[str] = field(default_factory=list)
-    """Ids of the last batches of labels: one that comes again is not counted again."""
     early: list[str] = field(default_factory=list)
     """Batches of labels that came before their answers."""
     promised: dict[str, dict[str, float]] = field(default_factory=dict)

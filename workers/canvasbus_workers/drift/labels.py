@@ -2,6 +2,9 @@
 
 An answer lies in a closed window, in one that is still open, or has not come yet: labels of the latter two wait until a
 window closes. What labels mean for a window is decided in `judging`.
+
+Each answer counts once, in whatever batches its labels come: a bit says that it has. So a batch of labels that is published
+again changes nothing for as long as the window is remembered.
 """
 
 from collections.abc import Sequence
@@ -14,7 +17,7 @@ import numpy.typing as npt
 from canvasbus import Event
 from canvasbus.events import LabelsRecorded
 from canvasbus.worker import Context, Reject
-from canvasbus_workers.drift import answers, book, judging, states, telling
+from canvasbus_workers.drift import answers, judging, states, telling
 from canvasbus_workers.drift.book import Book, Closed
 from canvasbus_workers.drift.settings import Settings
 from canvasbus_workers.drift.states import Early
@@ -35,9 +38,6 @@ async def take(event: LabelsRecorded, ctx: Context) -> Sequence[Event]:
         raise Reject(f"labels {event.batch_id}: a label is beyond 64 bits")
     whole = (await states.book(event.model_name, ctx)).value
     name = blake2b((event.batch_id or str(ctx.envelope.id)).encode(), digest_size=9).hexdigest()
-    if name in whole.labelled:
-        return ()
-    whole.labelled = [*whole.labelled, name][-book.KEPT_WINDOWS :]
     known = dict(zip(event.item_ids, event.labels, strict=True))  # an answer has one label: the last one
     items, truth = answers.hashed(known), np.array(list(known.values()), np.int64)
     found, open_ = await _join(event.model_name, whole, items, truth, ctx)
@@ -45,7 +45,8 @@ async def take(event: LabelsRecorded, ctx: Context) -> Sequence[Event]:
         early = Early(items[open_].tobytes(), truth[open_].tobytes())
         parts = states.early(event.model_name, ctx)
         parts.put(name, early)
-        whole.early.append(name)
+        if name not in whole.early:
+            whole.early.append(name)
         while len(whole.early) > KEPT_EARLY:
             parts.remove(whole.early.pop(0))
             ctx.log.info("labels dropped whose answers never came", model_name=event.model_name)
@@ -75,17 +76,22 @@ async def join_early(model: str, whole: Book, ctx: Context) -> list[Event]:
 
 
 async def _join(model: str, whole: Book, items: Array, truth: Array, ctx: Context) -> tuple[list[Event], Array]:
-    """Look the items up in the closed windows, newest first. Returns what follows, and which of them are in none."""
+    """Look the items up in the closed windows, newest first. Returns what follows, and which of them are in none. An answer
+    is judged once, by the first label that comes: what was told of it is not taken back."""
     open_ = np.ones(len(items), bool)
     hits: list[tuple[Closed, list[bool]]] = []
     for closed in reversed(whole.windows):
         if not closed.answers:
             continue
-        here, said = (await states.answers(model, closed, ctx)).find(items[open_])
+        known = await states.answers(model, closed, ctx)
+        here, places = known.find(items[open_])
         if here.any():
-            places = np.flatnonzero(open_)[here]
-            hits.append((closed, (said != truth[places]).tolist()))
-            open_[places] = False
+            rows = np.flatnonzero(open_)[here]
+            open_[rows] = False
+            judged = await states.judged(model, closed.number, ctx)
+            fresh, judged.value = known.not_yet(judged.value, places)
+            if fresh.any():
+                hits.append((closed, (known.said(places[fresh]) != truth[rows[fresh]]).tolist()))
             if not open_.any():
                 break
     found: list[Event] = []

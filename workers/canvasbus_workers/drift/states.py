@@ -102,6 +102,12 @@ async def answers(model: str, closed: Closed, ctx: Context) -> Answers:
     return held.answers[key]
 
 
+async def judged(model: str, number: int, ctx: Context) -> State[bytes]:
+    """A bit for each answer of a closed window: labels of it were counted."""
+    key = Scope(model, str(number), "").key("judged")
+    return await ctx.state(key, bytes, ttl=_settings(ctx).label_seconds)
+
+
 def early(model: str, ctx: Context) -> Parts[Early]:
     """Labels that came before their answers."""
     return ctx.parts(Scope(model, "", "").key("early"), Early, ttl=_settings(ctx).label_seconds)
