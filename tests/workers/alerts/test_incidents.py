@@ -233,27 +233,32 @@ KEPT = MetricRecovered(**M, metric="fid", value=24.0, bound=25.0)
         (BROKEN, "m: fid 31.5, expected 30"),
         (msgspec.structs.replace(BROKEN, rule="low", segment="eu"), "m: fid 31.5, above 30 (rule low, segment eu)"),
         (
-            msgspec.structs.replace(BROKEN, rule="r", condition="change"),
-            "m: fid has changed by 31.5, above 30 (rule r)",
+            msgspec.structs.replace(BROKEN, rule="r", condition="change", change=1.5, change_bound=1.0),
+            "m: fid has changed by 1.5, above 1 (rule r)",
         ),
         (
             msgspec.structs.replace(
-                BROKEN, rule="r", condition="relative_change", value=-0.22, bound=-0.05, direction="below"
+                BROKEN,
+                rule="r",
+                condition="relative_change",
+                relative_change=-0.22,
+                relative_bound=-0.05,
+                direction="below",
             ),
             "m: fid has changed by -22 %, below -5 % (rule r)",
         ),
         (
-            msgspec.structs.replace(BROKEN, rule="r", condition="absent", value=900.01),
+            msgspec.structs.replace(BROKEN, rule="r", condition="absent", silent_seconds=900.01),
             "m: fid has not been reported for 900 s (rule r)",
         ),
         (KEPT, "m: fid is 24 again"),
         (msgspec.structs.replace(KEPT, rule="low", segment="eu"), "m: fid is 24 again (rule low, segment eu)"),
         (
-            msgspec.structs.replace(KEPT, rule="r", condition="change"),
-            "m: fid keeps its bound again, having changed by 24 (rule r)",
+            msgspec.structs.replace(KEPT, rule="r", condition="change", change=0.5),
+            "m: fid keeps its bound again, having changed by 0.5 (rule r)",
         ),
         (
-            msgspec.structs.replace(KEPT, rule="r", condition="relative_change", value=0.01),
+            msgspec.structs.replace(KEPT, rule="r", condition="relative_change", relative_change=0.01),
             "m: fid keeps its bound again, having changed by 1 % (rule r)",
         ),
         (msgspec.structs.replace(KEPT, rule="r", condition="absent"), "m: fid is reported again (rule r)"),

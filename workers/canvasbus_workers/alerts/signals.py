@@ -131,26 +131,26 @@ def signal_of(event: Event) -> Signal:
 
 
 def _breach(event: MetricThresholdBreached) -> str:
-    match event.condition:
-        case "absent":
-            return f"has not been reported for {event.value:.0f} s"
-        case "change":
-            return f"has changed by {event.value:.3g}, {event.direction} {event.bound:.3g}"
-        case "relative_change":
-            return f"has changed by {event.value * 100:.3g} %, {event.direction} {event.bound * 100:.3g} %"
-    if event.rule:
-        return f"{event.value:.3g}, {event.direction} {event.bound:.3g}"
-    return f"{event.value:.3g}, expected {event.bound:.3g}"
+    match event:
+        case MetricThresholdBreached(silent_seconds=float(seconds)):
+            return f"has not been reported for {seconds:.0f} s"
+        case MetricThresholdBreached(change=float(change), change_bound=float(bound)):
+            return f"has changed by {change:.3g}, {event.direction} {bound:.3g}"
+        case MetricThresholdBreached(relative_change=float(change), relative_bound=float(bound)):
+            return f"has changed by {change * 100:.3g} %, {event.direction} {bound * 100:.3g} %"
+        case MetricThresholdBreached(bound=float(bound)):
+            return f"{event.value:.3g}, {event.direction if event.rule else 'expected'} {bound:.3g}"
+    return f"{event.value:.3g}"
 
 
 def _recovery(event: MetricRecovered) -> str:
-    match event.condition:
-        case "absent":
+    match event:
+        case MetricRecovered(condition="absent"):
             return "is reported again"
-        case "change":
-            return f"keeps its bound again, having changed by {event.value:.3g}"
-        case "relative_change":
-            return f"keeps its bound again, having changed by {event.value * 100:.3g} %"
+        case MetricRecovered(change=float(change)):
+            return f"keeps its bound again, having changed by {change:.3g}"
+        case MetricRecovered(relative_change=float(change)):
+            return f"keeps its bound again, having changed by {change * 100:.3g} %"
     return f"is {event.value:.3g} again"
 
 

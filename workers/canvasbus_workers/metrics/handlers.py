@@ -47,8 +47,8 @@ async def judge(event: MetricReported, ctx: Context) -> Sequence[Event | Later]:
         return ()
     found: list[Event | Later] = []
     for gone, episode_id in series.come_back():
-        bound = about[gone].absent_seconds if gone in about else None
-        found.append(telling.back(model, metric, segment, gone, bound or 0.0, point, episode_id))
+        allowed = about[gone].absent_seconds if gone in about else None
+        found.append(telling.back(model, metric, segment, gone, allowed, point, episode_id))
     for gone, episode_id in series.left_over(about):
         found.append(telling.given_up(model, metric, segment, gone, point, episode_id))
     for judged in series.judge(about, name):

@@ -59,8 +59,7 @@ async def on_breach(event: MetricThresholdBreached, ctx: Context) -> Sequence[Ev
     about_quality = event.condition != "absent" and fits(policy.metrics, event.metric)
     if "quality" not in policy.on or event.severity != "critical" or not about_quality:
         return ()
-    changed = "" if event.condition == "value" else " changed by"
-    reason = f"{event.metric}{changed} {event.value:.3f}, expected {event.bound:.3f}"
+    reason = f"{event.metric} {telling.lost(event)}"
     windows = event.window_number - event.first_window + 1
     return await _want(event, reason, event.episode_id, windows, ctx)
 

@@ -6,6 +6,7 @@ from canvasbus import Event
 from canvasbus.events import (
     DriftResolved,
     MetricRecovered,
+    MetricThresholdBreached,
     ModelPromoted,
     RetrainFailed,
     RetrainProposed,
@@ -56,6 +57,18 @@ def _proposed(name: str, proposal_id: str, wish: Wish, labels: int) -> RetrainPr
         labelled_items=labels,
         proposal_id=proposal_id,
     )
+
+
+def lost(event: MetricThresholdBreached) -> str:
+    """What is lost of a metric, for a person."""
+    match event:
+        case MetricThresholdBreached(change=float(change), change_bound=float(bound)):
+            return f"changed by {change:.3f}, expected {bound:.3f}"
+        case MetricThresholdBreached(relative_change=float(change), relative_bound=float(bound)):
+            return f"changed by {change:.1%}, expected {bound:.1%}"
+        case MetricThresholdBreached(bound=float(bound)):
+            return f"{event.value:.3f}, expected {bound:.3f}"
+    return f"{event.value:.3f}"
 
 
 def withdrawn(event: MetricRecovered | DriftResolved, proposal_id: str, by: str) -> RetrainRejected:
