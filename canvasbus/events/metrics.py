@@ -16,9 +16,9 @@ class MetricReported(Event):
 
     model_name: str
     """The model."""
-    metric: str = ""
+    metric: str
     """Its name, for example `accuracy`, `fid` or `latency_p99`."""
-    value: float = 0.0
+    value: float
     """In the metric's own unit; durations in seconds."""
     items: Count = 0
     """How many observations it is computed from; 0: not stated."""

@@ -461,6 +461,8 @@ async def test_drift_refuses_what_does_not_fit(autojump_clock: MockClock, bus: T
     model = studio.model
     packed, broken = pack(np.zeros(3, np.float32)), FloatArray(shape=(2,), data=b"123")
     uneven = ArtifactStore().put({"a": np.zeros(3), "b": np.zeros(4)})
+    even, flat = ({name: np.arange(3.0)} for name in ("a", "probabilities"))
+    even, flat = ArtifactStore().put(even), ArtifactStore().put(flat)
     bad = [
         ReferenceRegistered(model_name=model, reference_id="r"),
         ReferenceRegistered(model_name=model, reference_id="r", sample=MISSING),
@@ -469,10 +471,24 @@ async def test_drift_refuses_what_does_not_fit(autojump_clock: MockClock, bus: T
         ObservationsRecorded(model_name=model, item_ids=("a",), arrays={"sharpness": broken}),
         ObservationsRecorded(model_name=model, item_ids=("a",), predictions=(1, 2)),
         LabelsRecorded(model_name=model, split="test", item_ids=("a",), labels=(1, 2)),
+        ReferenceRegistered(model_name=model, reference_id="r", sample=even, categorical=("typo",)),
+        ReferenceRegistered(model_name=model, reference_id="r", sample=even, columns={"a": ("x", "y")}),
+        ReferenceRegistered(model_name=model, reference_id="r", sample=flat),
+        ObservationsRecorded(model_name=model, item_ids=("a", "b", "a"), arrays={"sharpness": packed}),
+        ObservationsRecorded(model_name=model, item_ids=("a", "b", "c"), arrays={"probabilities": packed}),
     ]
     async with bus:
         await bus.publish_many(bad)
         await bus.settle()
+    said = {letter.error for letter in bus.dead_letters("drift")}
+    for words in (
+        "'typo'; there are a",
+        "names of 2 columns of a",
+        "use (rows, classes)",
+        "id 'a' is there twice",
+        "(3, classes)",
+    ):
+        assert any(words in error for error in said), (words, said)
     assert [letter.reason for letter in bus.dead_letters("drift")] == ["rejected"] * len(bad)
     assert bus.published("window.evaluated") == []
 
@@ -677,6 +693,7 @@ async def test_settings_are_the_workers_own(autojump_clock: MockClock, studio: S
     [
         ({"window_itms": 200}, "unknown key 'window_itms'; did you mean window_items"),
         ({"window_items": 3}, "window_items: expected"),
+        ({"sequential": "adwim"}, "sequential: invalid enum value 'adwim'; use adwin, hddm_a, off"),
         ({"enter": 4}, "enter = 4 is more than within = 3: nothing would ever be drift"),
     ],
 )
@@ -707,6 +724,17 @@ def test_the_helper_makes_events_of_arrays(model: str) -> None:
     ):
         with pytest.raises(ValueError, match=next(iter(bad))):
             record.observations(model, ids=range(3), **bad)
+    with pytest.raises(ValueError, match="ids: '1' is there twice"):
+        record.observations(model, ids=[1, 2, "1"], sharpness=[1, 2, 3])
+    for shape in ((3,), (3, 1)):
+        with pytest.raises(ValueError, match=r"probabilities has the shape .*: use \(3, classes\)"):
+            record.observations(model, ids=range(3), probabilities=np.full(shape, 0.5))
+    with pytest.raises(ValueError, match=r"no column is called 'typo'; there are sharpness, pose\[0\], pose\[1\]"):
+        record.reference(model, categorical=["sharpness", "typo"], sharpness=[1, 2], pose=[[1, 2], [3, 4]])
+    with pytest.raises(ValueError, match=r"names of 1 columns of pose, which has the shape \(2, 2\)"):
+        record.reference(model, columns={"pose": ["x"]}, pose=[[1, 2], [3, 4]])
+    named = record.reference(model, columns={"pose": ["x", "y"]}, categorical=["y"], pose=[[1, 2], [3, 4]])
+    assert (named.columns, named.categorical) == ({"pose": ("x", "y")}, ("y",))
     with pytest.raises(ValueError, match="truth"):
         record.labels(model, ids=["a"], truth=[1, 2])
     with pytest.raises(ValueError, match="rows"):

@@ -58,7 +58,7 @@ class Signal(Struct, frozen=True, kw_only=True):
     @property
     def name(self) -> str:
         """`kind:what`"""
-        return name_of(self.kind, self.what, by=":")
+        return name_of(*self.kind.split(":", 1), self.what, by=":")  # the one colon in a kind is that of metric:NAME
 
     def label(self, name: str) -> str:
         """The value of a label that signals are grouped by."""
