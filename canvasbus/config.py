@@ -25,6 +25,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 from msgspec import Meta, Struct
 
+from canvasbus.choices import with_choices
 from canvasbus.errors import ConfigError
 
 FILE = "canvasbus.toml"
@@ -163,14 +164,15 @@ def table(place: str, given: Any, type: type[T], *, dec_hook: Callable[[Any, Any
     try:
         return msgspec.convert(given, type, dec_hook=dec_hook)
     except msgspec.ValidationError as error:
-        raise ConfigError(f"{place}: {_plainer(str(error))}") from None
+        raise ConfigError(f"{place}: {_plainer(with_choices(error, type))}") from None
 
 
 def _plainer(error: str) -> str:
     """msgspec's `Expected `int` >= 1 - at `$.window_items`` with the key first."""
     said, _, path = error.partition(" - at ")
+    path, _, choices = path.partition(": use ")
     key = path.strip("`").removeprefix("$.")
-    return f"{key}: {said[:1].lower() + said[1:]}".replace("`", "") if key else said
+    return f"{key}: {said[:1].lower() + said[1:]}{choices and f'; use {choices}'}".replace("`", "") if key else said
 
 
 def default_source() -> str:

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 
 # From the bottom up. A module may import modules of lower layers, and of its own layer only inside its own folder.
 LAYERS = (
-    ("errors", "clock", "ids"),
+    ("errors", "clock", "ids", "choices"),
     ("log", "config"),
     ("contract",),
     ("events",),
@@ -37,7 +37,7 @@ DOORS = {
     "canvasbus.config",  # how tables of settings are read
     "canvasbus.contract.globs",  # what a star means, the same everywhere
 }
-SHARED_BY_WORKERS = {"artifacts", "monitoring", "outside", "patterns", "tagging"}
+SHARED_BY_WORKERS = {"artifacts", "monitoring", "naming", "outside", "patterns", "tagging"}
 MACHINERY = {"wire", "transport", "produce", "consume", "operate", "bus", "worker"}
 
 # An exception, with its reason.

@@ -33,10 +33,11 @@ def _value(undecoded: Any) -> Any:
 class JsonDecoder:
     """Decodes JSON as an event in which there are undecoded bytes."""
 
-    __slots__ = ("_decode",)
+    __slots__ = ("_decode", "type")
 
     def __init__(self, cls: type[Event]) -> None:
         self._decode = msgspec.json.Decoder(cls).decode
+        self.type = cls
 
     def decode(self, value: bytes | str | Raw) -> Event:
         """Raises what msgspec raises."""

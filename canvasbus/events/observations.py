@@ -46,7 +46,7 @@ class LabelsRecorded(Event):
     item_ids: tuple[str, ...] = ()
     """The labelled items, as in `observations.recorded` where a model answered them."""
     labels: tuple[int, ...] = ()
-    """The true class of each item."""
+    """The true class of each item. An answer is judged once: by the last label in a batch, and by the first batch."""
     groups: tuple[str, ...] = ()
     """The original that each item was made from. Items of one original must stay on one side of every split, or the
     score measures memory. Empty: each item is its own original."""
@@ -63,7 +63,7 @@ class ReferenceRegistered(Event):
     model_version: str = ""
     """The version that made the arrays; references of other versions say nothing about it."""
     reference_id: str = ""
-    """Unique; immutable once registered."""
+    """Unique; immutable once registered. Empty: the drift worker takes the beginning of the sample's hash."""
     regime: str = ""
     """Which data it was made from, for example `baseline` or `retrain-2`; the same name over versions."""
     segment: str = ""

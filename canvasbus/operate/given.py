@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from canvasbus.choices import with_choices
 from canvasbus.contract.event import Event
 from canvasbus.contract.registry import Registry, registry
 from canvasbus.errors import DecodeError, EncodeError
@@ -69,4 +70,5 @@ def _as_newest(fields: Any, type_name: str, version: int | None, known: Registry
     try:
         return declared.json_decoder.decode(msgspec.json.encode(fields))
     except (*BAD_BYTES, TypeError, msgspec.MsgspecError) as error:
-        raise EncodeError(f"{type_name} v{declared.version}: {said(error)}") from error
+        words = with_choices(said(error), declared.cls)
+        raise EncodeError(f"{type_name} v{declared.version}: {words}") from error

@@ -24,6 +24,7 @@ from uuid import UUID
 import msgspec
 
 from canvasbus import clock, ids
+from canvasbus.choices import with_choices
 from canvasbus.contract.event import Event
 from canvasbus.contract.finite import non_finite_path
 from canvasbus.contract.raw import JsonDecoder
@@ -297,7 +298,8 @@ def _decoded(
         return decoder.decode(envelope.data)
     except msgspec.ValidationError as error:
         named = " (its `time`)" if decoder.__class__ is msgspec.json.Decoder and "`$.occurred_on`" in str(error) else ""
-        raise DecodeError(f"{envelope.type} v{envelope.version}: {error}{named}", reason="invalid") from error
+        words = with_choices(error, decoder.type)
+        raise DecodeError(f"{envelope.type} v{envelope.version}: {words}{named}", reason="invalid") from error
     except BAD_BYTES as error:
         raise DecodeError(f"{envelope.type} v{envelope.version}: {said(error)}") from error
 
@@ -349,7 +351,8 @@ def _validator(declared: EventType) -> Callable[[bytes], object]:
 
 
 def _cannot(plan: _Plan, error: Exception) -> EncodeError:
-    return EncodeError(f"{plan.declared.name} v{plan.declared.version} cannot be published: {error}")
+    said = with_choices(error, plan.declared.cls)
+    return EncodeError(f"{plan.declared.name} v{plan.declared.version} cannot be published: {said}")
 
 
 def _too_large(plan: _Plan, data: bytes, limit: int) -> EncodeError:

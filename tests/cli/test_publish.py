@@ -113,6 +113,9 @@ def test_json_output_is_one_record(run: Run, eyes: Eyes) -> None:
     ("argv", "says"),
     [
         (("drift.detected", "{}"), "drift.detected v1: Object missing required field `model_name`"),
+        (("metric.reported", '{"model_name": "m"}'), "metric.reported v1: Object missing required field `metric`"),
+        (("metric.reported", '{"model_name": "m", "metric": "fid"}'), "Object missing required field `value`"),
+        (("data_quality.violated", '{"model_name": "m", "severity": "bad"}'), "use critical, info, warning"),
         (("drfit.detected", DATA), "unknown event type 'drfit.detected'; did you mean 'drift.detected'?"),
         (("drift.detected", "{"), "not JSON"),
         (("drift.detected", "[]"), "JSON object"),

@@ -27,10 +27,11 @@ from canvasbus.events import (
 from canvasbus.testing import TestBus
 from canvasbus_workers import drift
 from canvasbus_workers.artifacts import ArtifactStore, pack
-from canvasbus_workers.drift import record
-from canvasbus_workers.drift.book import Scope
+from canvasbus_workers.drift import record, seen
+from canvasbus_workers.drift.book import Closed, Scope, episode_id
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
+CLOSED = Closed(0, "w", "v1", "", "", "", False, "")
 MISSING = ArtifactRef(uri="file:///nowhere/x.npz", sha256="0" * 64)
 
 
@@ -237,11 +238,37 @@ async def test_versions_and_segments_have_windows_of_their_own(
 
 
 def test_scopes_have_names_of_their_own() -> None:
-    """Slashes in names, and names too long for a key, never make two scopes one."""
+    """Slashes in names, and names too long for a key, never make two scopes one; nor two episodes, lines, references."""
     long = "x" * 600
     scopes = [("a/b", "c", ""), ("a", "b/c", ""), ("a", "b", "c"), (long, "1", ""), (long, "2", ""), (long, "1", "s")]
     names = {Scope(*scope).key("window") for scope in scopes}
     assert len(names) == len(scopes) and max(map(len, names)) <= 300
+    assert episode_id("a/b", "", "drift", 1) != episode_id("a", "b", "drift", 1)
+    assert episode_id("", "a", "drift", 1) != episode_id("a", "", "drift", 1)
+    assert episode_id("a", "b", "drift", 1) == "a/b/drift/1"
+    lines = {
+        replace(CLOSED, version=version, segment=segment).line for version, segment in (("a/b", "c"), ("a", "b/c"))
+    }
+    assert len(lines) == 2
+    known = {"regime": "a/b"}, {"segment": "b", "regime": "a"}, {"segment": "a/b", "regime": ""}
+    assert len({record.reference("m", "v", x=[1, 2], **one).reference_id for one in known}) == 3
+
+
+async def test_a_reference_may_have_any_name(autojump_clock: MockClock, bus: TestBus, studio: Studio) -> None:
+    """Called `unmatched`, it still is one that windows match: what they lose is not counted with those that match none. And
+    without a name it has that of its rows."""
+    named = replace(studio.reference(), reference_id="unmatched")
+    batches = [studio.batch(shift=shift) for shift in (0.0, 2.0, 0.0)]
+    few = [
+        studio.labels(batch, right, ids=batch.item_ids[:10]) for batch, right in zip(batches, (10, 0, 10), strict=True)
+    ]
+    async with bus:
+        await told(bus, named, *batches, *few)
+    (reported,) = events(bus, MetricReported)
+    assert (reported.value, reported.items) == (1.0, 20)
+    async with TestBus(drift.worker) as other:
+        await told(other, replace(named, reference_id=""), studio.batch())
+    assert [e.reference_id for e in events(other, WindowEvaluated)] == [named.sample.sha256[:12]]
 
 
 async def test_a_new_version_resolves_what_its_forerunner_opened(
@@ -337,6 +364,49 @@ async def test_repetitions_count_once(autojump_clock: MockClock, bus: TestBus, s
     assert (violated.check, violated.batch_id, violated.severity, violated.items) == ("duplicate", "copy", "info", 60)
 
 
+async def test_a_batch_that_is_published_again_much_later_is_known(
+    autojump_clock: MockClock, bus: TestBus, studio: Studio
+) -> None:
+    """After two hundred others and many windows, under its id or with its rows under another one."""
+    batch = studio.batch(60)
+    async with bus:
+        await told(bus, studio.reference(), batch)
+        await bus.publish_many([studio.batch(2) for _ in range(200)])
+        await bus.settle(horizon=0)
+        before = [e.items for e in events(bus, WindowEvaluated)]
+        await told(bus, batch, replace(batch, batch_id="copy"), studio.batch(40))
+    assert before == [100] * 4
+    assert [e.items for e in events(bus, WindowEvaluated)] == [*before, 100]
+    assert [e.batch_id for e in events(bus, DataQualityViolated) if e.check == "duplicate"] == ["copy"]
+
+
+async def test_segments_may_count_their_batches_alike(autojump_clock: MockClock, bus: TestBus, studio: Studio) -> None:
+    """Batches of one id and few different rows in two segments: each is judged by its own."""
+    batches = [
+        record.observations(
+            studio.model, ids=range(100), version="v1", segment=segment, batch_id="1", sharpness=[low, low + 0.1] * 50
+        )
+        for segment, low in (("eu", 0.0), ("us", 2.0))
+    ]
+    async with bus:
+        await told(bus, studio.reference(), *batches)
+    eu, us = (e.scores["ks:sharpness"] for e in events(bus, WindowEvaluated))
+    assert eu < 0.6 < 0.9 < us
+
+
+def test_of_batches_the_last_ones_are_known() -> None:
+    """Forty thousand of them, by their ids and their rows; what is kept of them stays below its bound."""
+    shards: dict[int, bytes] = {}
+    marks = [seen.mark(f"{what} {at}") for at in range(60_000) for what in ("id", "rows")]
+    for shard, bits in marks:
+        shards[shard] = seen.added(shards.get(shard, b""), bits)
+    assert max(map(len, shards.values())) == seen.SLOTS * seen.WIDE and len(shards) == seen.SHARDS
+    assert all(seen.is_in(shards[shard], bits) for shard, bits in marks[-80_000::101])
+    assert not all(seen.is_in(shards[shard], bits) for shard, bits in marks[:100])
+    others = [seen.mark(f"other {at}") for at in range(500)]
+    assert not any(seen.is_in(shards[shard], bits) for shard, bits in others)
+
+
 async def test_equal_answers_are_no_repetition(autojump_clock: MockClock, bus: TestBus, studio: Studio) -> None:
     """A model that mostly says the same sends batches that are equal: each counts, and nobody is told that one came twice."""
     batches = [
@@ -391,6 +461,8 @@ async def test_drift_refuses_what_does_not_fit(autojump_clock: MockClock, bus: T
     model = studio.model
     packed, broken = pack(np.zeros(3, np.float32)), FloatArray(shape=(2,), data=b"123")
     uneven = ArtifactStore().put({"a": np.zeros(3), "b": np.zeros(4)})
+    even, flat = ({name: np.arange(3.0)} for name in ("a", "probabilities"))
+    even, flat = ArtifactStore().put(even), ArtifactStore().put(flat)
     bad = [
         ReferenceRegistered(model_name=model, reference_id="r"),
         ReferenceRegistered(model_name=model, reference_id="r", sample=MISSING),
@@ -399,10 +471,24 @@ async def test_drift_refuses_what_does_not_fit(autojump_clock: MockClock, bus: T
         ObservationsRecorded(model_name=model, item_ids=("a",), arrays={"sharpness": broken}),
         ObservationsRecorded(model_name=model, item_ids=("a",), predictions=(1, 2)),
         LabelsRecorded(model_name=model, split="test", item_ids=("a",), labels=(1, 2)),
+        ReferenceRegistered(model_name=model, reference_id="r", sample=even, categorical=("typo",)),
+        ReferenceRegistered(model_name=model, reference_id="r", sample=even, columns={"a": ("x", "y")}),
+        ReferenceRegistered(model_name=model, reference_id="r", sample=flat),
+        ObservationsRecorded(model_name=model, item_ids=("a", "b", "a"), arrays={"sharpness": packed}),
+        ObservationsRecorded(model_name=model, item_ids=("a", "b", "c"), arrays={"probabilities": packed}),
     ]
     async with bus:
         await bus.publish_many(bad)
         await bus.settle()
+    said = {letter.error for letter in bus.dead_letters("drift")}
+    for words in (
+        "'typo'; there are a",
+        "names of 2 columns of a",
+        "use (rows, classes)",
+        "id 'a' is there twice",
+        "(3, classes)",
+    ):
+        assert any(words in error for error in said), (words, said)
     assert [letter.reason for letter in bus.dead_letters("drift")] == ["rejected"] * len(bad)
     assert bus.published("window.evaluated") == []
 
@@ -522,6 +608,40 @@ async def test_an_answer_that_is_labelled_often_is_one(autojump_clock: MockClock
     assert letter.reason == "rejected" and "64 bits" in letter.error
 
 
+async def test_an_answer_counts_once_in_all_batches_of_labels(
+    autojump_clock: MockClock, bus: TestBus, studio: Studio
+) -> None:
+    """Ten workers label the same hundred answers, some of them before the window is closed: a hundred are judged, by their
+    first labels; the errors of ten opinions about one answer would look like a loss."""
+    first, second = studio.batch(50), studio.batch(50)
+
+    def opinion(who: int, batch: ObservationsRecorded, right: int) -> LabelsRecorded:
+        return replace(studio.labels(batch, right), batch_id=f"{who} of {batch.batch_id}")
+
+    early = [opinion(who, first, 48 if who == 0 else 0) for who in range(3)]
+    late = [opinion(who, second, 47 if who == 0 else 0) for who in range(10)]
+    mixed = record.labels(studio.model, ids=[*second.item_ids, "unheard of"], truth=[0] * 51, batch_id="mixed")
+    async with bus:
+        await told(bus, studio.reference(), first, *early, second, *late, mixed, mixed)
+    assert [(e.value, e.items) for e in events(bus, MetricReported)] == [(0.96, 50), (0.94, 50)]
+    assert events(bus, MetricThresholdBreached) == []
+
+
+async def test_labels_that_come_again_much_later_count_once(
+    autojump_clock: MockClock, bus: TestBus, studio: Studio
+) -> None:
+    """After three hundred other batches of labels."""
+    batch = studio.batch()
+    truth = studio.labels(batch, 90)
+    others = [record.labels(studio.model, ids=["unheard of"], truth=[1]) for _ in range(300)]
+    async with bus:
+        await told(bus, studio.reference(), batch, truth)
+        await bus.publish_many(others)
+        await bus.settle(horizon=0)
+        await told(bus, truth)
+    assert [(e.value, e.items) for e in events(bus, MetricReported)] == [(0.9, 100)]
+
+
 async def test_labels_that_come_again_count_once(autojump_clock: MockClock, bus: TestBus, studio: Studio) -> None:
     """Also when their worker dies in between; labels of the other splits judge nothing."""
     batch = studio.batch()
@@ -573,6 +693,7 @@ async def test_settings_are_the_workers_own(autojump_clock: MockClock, studio: S
     [
         ({"window_itms": 200}, "unknown key 'window_itms'; did you mean window_items"),
         ({"window_items": 3}, "window_items: expected"),
+        ({"sequential": "adwim"}, "sequential: invalid enum value 'adwim'; use adwin, hddm_a, off"),
         ({"enter": 4}, "enter = 4 is more than within = 3: nothing would ever be drift"),
     ],
 )
@@ -603,6 +724,17 @@ def test_the_helper_makes_events_of_arrays(model: str) -> None:
     ):
         with pytest.raises(ValueError, match=next(iter(bad))):
             record.observations(model, ids=range(3), **bad)
+    with pytest.raises(ValueError, match="ids: '1' is there twice"):
+        record.observations(model, ids=[1, 2, "1"], sharpness=[1, 2, 3])
+    for shape in ((3,), (3, 1)):
+        with pytest.raises(ValueError, match=r"probabilities has the shape .*: use \(3, classes\)"):
+            record.observations(model, ids=range(3), probabilities=np.full(shape, 0.5))
+    with pytest.raises(ValueError, match=r"no column is called 'typo'; there are sharpness, pose\[0\], pose\[1\]"):
+        record.reference(model, categorical=["sharpness", "typo"], sharpness=[1, 2], pose=[[1, 2], [3, 4]])
+    with pytest.raises(ValueError, match=r"names of 1 columns of pose, which has the shape \(2, 2\)"):
+        record.reference(model, columns={"pose": ["x"]}, pose=[[1, 2], [3, 4]])
+    named = record.reference(model, columns={"pose": ["x", "y"]}, categorical=["y"], pose=[[1, 2], [3, 4]])
+    assert (named.columns, named.categorical) == ({"pose": ("x", "y")}, ("y",))
     with pytest.raises(ValueError, match="truth"):
         record.labels(model, ids=["a"], truth=[1, 2])
     with pytest.raises(ValueError, match="rows"):

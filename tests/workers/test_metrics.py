@@ -75,6 +75,37 @@ async def test_a_breach_and_its_recovery(autojump_clock: MockClock, config: Path
     assert recovered.episode_id == breach.episode_id
 
 
+@pytest.mark.parametrize(
+    ("of", "bounds", "breach", "recovery"),
+    [
+        ("change", "max = 5.0", {"change": 6.0, "change_bound": 5.0}, {"change": 4.0, "change_bound": 5.0}),
+        (
+            "relative_change",
+            "max = 0.25",
+            {"relative_change": 0.3, "relative_bound": 0.25},
+            {"relative_change": 4 / 26, "relative_bound": 0.25},
+        ),
+    ],
+)
+async def test_what_is_held_against_what_has_names_of_its_own(
+    autojump_clock: MockClock, config: Path, of: str, bounds: str, breach: dict[str, float], recovery: dict[str, float]
+) -> None:
+    """A rule about a change: `value` is the metric, whatever the rule is about; the change and its bound stand under their
+    own names, with the time of the change, and nothing stands under `bound`."""
+    config.write_text(f'[workers.metrics.rules.r]\nmetric = "fid"\nof = "{of}"\nover_seconds = 60\n{bounds}\n')
+    pairs = ("bound", "change", "change_bound", "relative_change", "relative_bound", "allowed_seconds")
+    async with TestBus(metrics.worker) as bus:
+        assert await told(bus, report("fid", 20.0)) == []
+        await bus.advance(60)
+        (broken,) = await told(bus, report("fid", 26.0))
+        await bus.advance(60)
+        (kept,) = await told(bus, report("fid", 30.0))
+    for event, value, expected in ((broken, 26.0, breach), (kept, 30.0, recovery)):
+        assert (event.value, event.condition, event.over_seconds) == (value, of, 60.0)
+        assert {name: getattr(event, name) for name in pairs} == pytest.approx(dict.fromkeys(pairs) | expected)
+    assert broken.silent_seconds is None
+
+
 async def test_silence_is_one_breach(autojump_clock: MockClock, config: Path) -> None:
     """Reports stop: one event, however long it lasts. They come back: it is over; and the next silence is another one."""
     async with TestBus(metrics.worker) as bus:
@@ -85,10 +116,16 @@ async def test_silence_is_one_breach(autojump_clock: MockClock, config: Path) ->
         assert bus.published(MetricThresholdBreached) == []
         await bus.advance(3600)
         (silent,) = bus.published(MetricThresholdBreached)
-        assert (silent.event.condition, silent.event.bound, silent.event.direction) == ("absent", 120.0, "above")
-        assert 120 <= silent.event.value < 125
+        assert (silent.event.condition, silent.event.allowed_seconds, silent.event.direction) == (
+            "absent",
+            120.0,
+            "above",
+        )
+        assert 120 <= silent.event.silent_seconds < 125
+        assert (silent.event.value, silent.event.bound) == (0.9, None)
         (back,) = await told(bus, report("accuracy", 0.9))
         assert (back.condition, back.episode_id) == ("absent", silent.event.episode_id)
+        assert (back.value, back.bound, back.allowed_seconds) == (0.9, None, 120.0)
         await bus.advance(600)
     first, second = (one.event.episode_id for one in bus.published(MetricThresholdBreached))
     assert first != second

@@ -106,6 +106,38 @@ async def test_the_start_says_what_it_is_for(autojump_clock: MockClock, bus: Tes
     assert started.cause.event == asked and event.correlation_id == asked.correlation_id
 
 
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({}, "accuracy 0.500, expected 0.900"),
+        ({"condition": "change", "change": -0.2, "change_bound": -0.1}, "accuracy changed by -0.200, expected -0.100"),
+        (
+            {"condition": "relative_change", "relative_change": -0.22, "relative_bound": -0.05},
+            "accuracy changed by -22.0%, expected -5.0%",
+        ),
+        ({"bound": None}, "accuracy 0.500"),
+    ],
+)
+async def test_the_reason_says_what_was_lost(
+    autojump_clock: MockClock, bus: TestBus, fields: dict[str, Any], reason: str
+) -> None:
+    """The value, or the change; also of an event that names no bound."""
+    async with bus:
+        await told(bus, breach(**fields))
+    assert [event.reason for event in events(bus, RetrainStarted)] == [reason]
+
+
+async def test_long_names_have_fences_of_their_own(autojump_clock: MockClock, bus: TestBus) -> None:
+    """Two models whose names begin with the same five hundred characters: each has its first run, and the names of the two
+    runs differ, as they do for names that hold slashes."""
+    models = ["x" * 600 + end for end in "12"] + ["a", "a/v1"]
+    async with bus:
+        await told(bus, *(breach(model_name=model, episode=f"e of {model}") for model in models))
+    started = events(bus, RetrainStarted)
+    assert [(e.model_name, e.fence) for e in started] == [(model, 1) for model in models]
+    assert len({e.run_id for e in started}) == len(models) and max(len(e.run_id) for e in started) <= 200
+
+
 async def test_debounce_cooldown_and_the_trailing_run(autojump_clock: MockClock, bus: TestBus, settings: Path) -> None:
     """Signals join for a while; those that come during the run wait for the cooldown and are one run."""
     settings.write_text("[workers.retrain]\ndebounce_seconds = 30\ncooldown_seconds = 600\n")

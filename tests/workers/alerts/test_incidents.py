@@ -233,27 +233,32 @@ KEPT = MetricRecovered(**M, metric="fid", value=24.0, bound=25.0)
         (BROKEN, "m: fid 31.5, expected 30"),
         (msgspec.structs.replace(BROKEN, rule="low", segment="eu"), "m: fid 31.5, above 30 (rule low, segment eu)"),
         (
-            msgspec.structs.replace(BROKEN, rule="r", condition="change"),
-            "m: fid has changed by 31.5, above 30 (rule r)",
+            msgspec.structs.replace(BROKEN, rule="r", condition="change", change=1.5, change_bound=1.0),
+            "m: fid has changed by 1.5, above 1 (rule r)",
         ),
         (
             msgspec.structs.replace(
-                BROKEN, rule="r", condition="relative_change", value=-0.22, bound=-0.05, direction="below"
+                BROKEN,
+                rule="r",
+                condition="relative_change",
+                relative_change=-0.22,
+                relative_bound=-0.05,
+                direction="below",
             ),
             "m: fid has changed by -22 %, below -5 % (rule r)",
         ),
         (
-            msgspec.structs.replace(BROKEN, rule="r", condition="absent", value=900.01),
+            msgspec.structs.replace(BROKEN, rule="r", condition="absent", silent_seconds=900.01),
             "m: fid has not been reported for 900 s (rule r)",
         ),
         (KEPT, "m: fid is 24 again"),
         (msgspec.structs.replace(KEPT, rule="low", segment="eu"), "m: fid is 24 again (rule low, segment eu)"),
         (
-            msgspec.structs.replace(KEPT, rule="r", condition="change"),
-            "m: fid keeps its bound again, having changed by 24 (rule r)",
+            msgspec.structs.replace(KEPT, rule="r", condition="change", change=0.5),
+            "m: fid keeps its bound again, having changed by 0.5 (rule r)",
         ),
         (
-            msgspec.structs.replace(KEPT, rule="r", condition="relative_change", value=0.01),
+            msgspec.structs.replace(KEPT, rule="r", condition="relative_change", relative_change=0.01),
             "m: fid keeps its bound again, having changed by 1 % (rule r)",
         ),
         (msgspec.structs.replace(KEPT, rule="r", condition="absent"), "m: fid is reported again (rule r)"),
@@ -287,6 +292,28 @@ def test_groups(group_by: tuple[str, ...], group: str) -> None:
     if "signal" not in group_by:
         breach, recovery = MetricThresholdBreached(**scope, metric="fid"), MetricRecovered(**scope, metric="fid")
         assert group_of(signal_of(breach), group_by) == group_of(signal_of(recovery), group_by) == group
+
+
+def test_names_that_join_to_the_same_are_two() -> None:
+    """Commas and colons in the words of users: no two groups, and no two signals, become one."""
+    groups = [
+        group_of(
+            signal_of(DriftDetected(model_name=model, segment=segment, drift_score=1, drift_type="ks")),
+            ("model_name", "segment"),
+        )
+        for model, segment in (("a,segment=b", ""), ("a", "b,segment="))
+    ]
+    assert len(set(groups)) == 2
+    signals = [
+        signal_of(MetricThresholdBreached(model_name="m", metric=metric, episode_id=episode)).name
+        for metric, episode in (("a:b", "c"), ("a", "b:c"))
+    ]
+    failed = {"handler": "h", "entry_id": "1-0", "reason": "exhausted", "error": "e", "attempts": 1}
+    handlers = [
+        signal_of(HandlerFailed(group=group, event_type=kind, **failed)).name
+        for group, kind in (("a/b", "c"), ("a", "b/c"))
+    ]
+    assert len({*signals, *handlers}) == 4
 
 
 # --- against a naive model --------------------------------------------------------------------------------------------

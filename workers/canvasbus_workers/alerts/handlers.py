@@ -14,7 +14,6 @@ them, and a destination's rate is that of each.
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from hashlib import blake2b
 
 from msgspec.structs import replace
 
@@ -45,6 +44,7 @@ from canvasbus_workers.alerts.matching import Matcher
 from canvasbus_workers.alerts.notification import Destination, Gone
 from canvasbus_workers.alerts.settings import Settings
 from canvasbus_workers.alerts.signals import Signal, group_of, signal_of
+from canvasbus_workers.naming import name_of
 
 worker = Worker("alerts")
 
@@ -135,11 +135,11 @@ async def _step(group: str, event: Event, at: datetime, signal: Signal | None, c
     """What follows for the incident of a group, and for those who are told about it."""
     settings: Settings = ctx.resources.settings
     now = clock.time()
-    state = await ctx.state(_key("incident", group), Incident)
+    state = await ctx.state(name_of("incident", group), Incident)
     incident = state.value
     before = incident.incident_id, tuple(incident.ringing)
     if signal is not None:
-        ended = (await ctx.state(_key("ended", group), Ended, ttl=KEPT_SECONDS)).value
+        ended = (await ctx.state(name_of("ended", group), Ended, ttl=KEPT_SECONDS)).value
         if signal.severity is None:
             ended.note(signal)
             incident.end(signal)
@@ -151,7 +151,7 @@ async def _step(group: str, event: Event, at: datetime, signal: Signal | None, c
         desk = (await _desk(ctx)).value
         incident.heard(desk.hear(group, incident, told, at, event.correlation_id), now)
         follows += _tell(desk, ctx)
-    follows += _timer(_key("incident", group), IncidentDue(group=group), incident.due(settings), now)
+    follows += _timer(name_of("incident", group), IncidentDue(group=group), incident.due(settings), now)
     if not incident.incident_id and not incident.ringing:
         state.delete()
     return follows
@@ -193,7 +193,7 @@ async def deliver(event: NotificationDue, ctx: Context) -> Follows:
     if destination is None:
         raise Reject(f"[workers.alerts.destinations] has no {event.destination!r}: add it and redrive, or purge this")
     notification = replace(event.notification, idempotency_key=str(ctx.envelope.id))
-    about = _key(f"told/{event.destination}", notification.incident_id)
+    about = name_of("told", event.destination, notification.incident_id)
     newest = await ctx.state(about, int, ttl=KEPT_SECONDS)
     if event.number <= newest.value:
         ctx.log.info("not told: overtaken", destination=event.destination, incident_id=notification.incident_id)
@@ -232,8 +232,3 @@ async def _desk(ctx: Context) -> State[Desk]:
 
 def _timer(name: str, event: Event, due: float | None, now: float) -> Follows:
     return (Cancel(name),) if due is None else (Later(event, after=max(0.0, due - now), timer=name),)
-
-
-def _key(kind: str, name: str) -> str:
-    """A name of a state; of long names a digest."""
-    return f"{kind}/{name if len(name) <= 200 else blake2b(name.encode(), digest_size=16).hexdigest()}"

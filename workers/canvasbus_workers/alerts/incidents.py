@@ -22,6 +22,7 @@ from msgspec import Struct, field
 from canvasbus.events import IncidentOpened, IncidentResolved, Severity
 from canvasbus_workers.alerts.settings import Settings
 from canvasbus_workers.alerts.signals import Signal
+from canvasbus_workers.naming import name_of
 
 RANK: Mapping[str, int] = {"info": 0, "warning": 1, "critical": 2}
 _SEVERITIES: tuple[Severity, ...] = ("info", "warning", "critical")
@@ -126,7 +127,7 @@ class Incident(Struct):
         if not self.incident_id:
             models = {one.model_name for one in self.ringing.values()}
             self.model_name = models.pop() if len(models) == 1 and "model_name=" in group else ""
-            self.incident_id = f"{self.model_name or group or 'all'}/{str(cause)[-12:]}"
+            self.incident_id = name_of(self.model_name or group or "all", str(cause)[-12:])
             self.since = firm[0].at
             return self._raise(group, worst.severity, worst.title, now, escalated=False)
         if RANK[worst.severity] > RANK[self.severity]:

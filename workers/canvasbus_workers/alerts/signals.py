@@ -29,6 +29,7 @@ from canvasbus.events import (
     RetrainSucceeded,
     Severity,
 )
+from canvasbus_workers.naming import name_of
 
 APPROVAL = "approval"
 """The kind of a signal that asks a person for something. It is an incident of its own: beside one that is open for the
@@ -57,7 +58,7 @@ class Signal(Struct, frozen=True, kw_only=True):
     @property
     def name(self) -> str:
         """`kind:what`"""
-        return f"{self.kind}:{self.what}"
+        return name_of(*self.kind.split(":", 1), self.what, by=":")  # the one colon in a kind is that of metric:NAME
 
     def label(self, name: str) -> str:
         """The value of a label that signals are grouped by."""
@@ -86,7 +87,7 @@ def signal_of(event: Event) -> Signal:
             title = f"{event.model_name}: data break {event.check} in {where}"
             return Signal(
                 kind="quality",
-                what=f"{event.check}/{event.model_version}",
+                what=name_of(event.check, event.model_version),
                 model_name=event.model_name,
                 segment=event.segment,
                 severity=event.severity,
@@ -111,7 +112,7 @@ def signal_of(event: Event) -> Signal:
         case HandlerFailed():
             return Signal(
                 kind="handler",
-                what=f"{event.group}/{event.event_type}",
+                what=name_of(event.group, event.event_type),
                 severity="warning",
                 title=f"{event.group} gave up on {event.event_type}: {event.error}",
                 at=event.occurred_on,
@@ -130,26 +131,26 @@ def signal_of(event: Event) -> Signal:
 
 
 def _breach(event: MetricThresholdBreached) -> str:
-    match event.condition:
-        case "absent":
-            return f"has not been reported for {event.value:.0f} s"
-        case "change":
-            return f"has changed by {event.value:.3g}, {event.direction} {event.bound:.3g}"
-        case "relative_change":
-            return f"has changed by {event.value * 100:.3g} %, {event.direction} {event.bound * 100:.3g} %"
-    if event.rule:
-        return f"{event.value:.3g}, {event.direction} {event.bound:.3g}"
-    return f"{event.value:.3g}, expected {event.bound:.3g}"
+    match event:
+        case MetricThresholdBreached(silent_seconds=float(seconds)):
+            return f"has not been reported for {seconds:.0f} s"
+        case MetricThresholdBreached(change=float(change), change_bound=float(bound)):
+            return f"has changed by {change:.3g}, {event.direction} {bound:.3g}"
+        case MetricThresholdBreached(relative_change=float(change), relative_bound=float(bound)):
+            return f"has changed by {change * 100:.3g} %, {event.direction} {bound * 100:.3g} %"
+        case MetricThresholdBreached(bound=float(bound)):
+            return f"{event.value:.3g}, {event.direction if event.rule else 'expected'} {bound:.3g}"
+    return f"{event.value:.3g}"
 
 
 def _recovery(event: MetricRecovered) -> str:
-    match event.condition:
-        case "absent":
+    match event:
+        case MetricRecovered(condition="absent"):
             return "is reported again"
-        case "change":
-            return f"keeps its bound again, having changed by {event.value:.3g}"
-        case "relative_change":
-            return f"keeps its bound again, having changed by {event.value * 100:.3g} %"
+        case MetricRecovered(change=float(change)):
+            return f"keeps its bound again, having changed by {change:.3g}"
+        case MetricRecovered(relative_change=float(change)):
+            return f"keeps its bound again, having changed by {change * 100:.3g} %"
     return f"is {event.value:.3g} again"
 
 
@@ -163,7 +164,7 @@ def group_of(signal: Signal, group_by: tuple[str, ...]) -> str:
     """The incident that a signal belongs to, as `label=value` pairs; the bus's own are no model's."""
     if signal.kind == APPROVAL:
         group_by = tuple(dict.fromkeys(("model_name", "signal", *group_by)))
-    return ",".join(f"{name}={signal.label(name)}" for name in group_by)
+    return name_of(*(f"{name}={signal.label(name)}" for name in group_by), by=",")
 
 
 def _of_model(

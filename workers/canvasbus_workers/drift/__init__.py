@@ -5,7 +5,8 @@
     labels.recorded ─► joined by item id ─► metric.reported · metric.threshold_breached · metric.recovered
 
 Its pure part is a library of its own, `canvasbus_workers.monitoring`, and what makes states and events of its verdicts:
-`book`, `telling` (windows), `judging` (labels), `answers`.
+`book`, `telling` (windows), `judging` (labels), `answers`. `handlers` works on windows and `labels` on labels; both reach
+what the group remembers through `states`.
 Model servers need neither: `from canvasbus_workers.drift.record import observations` makes events of arrays.
 
 `worker` is loaded when it is asked for, so that what model servers and the doctor import brings no trio with it.

@@ -39,12 +39,25 @@ class Answers:
         self._items, self._answers = rows["item"][order], rows["answer"][order]
 
     def find(self, items: Array) -> tuple[Array, Array]:
-        """Hashed ids → (which of them are here, their answers)."""
+        """Hashed ids → (which of them are here, the places of these)."""
         if not len(self._items):
             return np.zeros(len(items), bool), np.zeros(0, np.int64)
         at = np.minimum(np.searchsorted(self._items, items), len(self._items) - 1)
         here = self._items[at] == items
-        return here, self._answers[at[here]]
+        return here, at[here]
+
+    def said(self, places: Array) -> Array:
+        """The answers at these places."""
+        said: Array = self._answers[places]
+        return said
+
+    def not_yet(self, judged: bytes, places: Array) -> tuple[Array, bytes]:
+        """`judged`: a bit for each place, empty: none is. Returns (which of these places were not, all that are now)."""
+        bits = np.zeros(-(-len(self) // 8) * 8, np.uint8)
+        bits[: 8 * len(judged)] = np.unpackbits(np.frombuffer(judged, np.uint8))
+        fresh = bits[places] == 0
+        bits[places] = 1
+        return fresh, np.packbits(bits).tobytes()
 
     def __len__(self) -> int:
         return len(self._items)

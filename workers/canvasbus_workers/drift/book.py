@@ -2,8 +2,10 @@
 
     references   (model, version)            what its windows are compared with
     window       (model, version, segment)   the open one: how full, which batches
+    seen         (model, version, segment)   in shards: which batches have been counted
     track        (model, segment)            the episode, and the windows of the long span
     book         (model)                     numbers of windows, which are closed, and how labels turned out
+    answers      (model, window)             what was answered, and which of it was judged by a label
 
 Each lies under a key of its own and changes together with the acknowledgement, so that it does not matter which process
 does what. An episode belongs to the segment and not to the version: a new version takes over what is open, and resolves
@@ -12,23 +14,22 @@ it when the data match a reference of its own.
 
 from collections.abc import Sequence
 from datetime import datetime
-from hashlib import blake2b
 
 from msgspec import Struct, field
 
 from canvasbus.events import ArtifactRef, DriftDetected, ReferenceRegistered
 from canvasbus_workers.monitoring import Course, Episode
 from canvasbus_workers.monitoring.quality import Quality
+from canvasbus_workers.naming import name_of
 
 KEPT_WINDOWS = 256
 """Closed windows whose labels may still come; later labels are counted and dropped."""
 KEPT_REFERENCES = 8
 """Of one version: the first one and the newest."""
-KEPT_BATCHES = 128
-"""Of one window's scope, whose repetition is noticed."""
 KEPT_LINES = 64
 """Versions and segments whose promises are remembered."""
-UNMATCHED = "unmatched"
+UNMATCHED = ""
+"""In the place of a reference's id: no reference has this one."""
 
 
 class Registered(Struct, frozen=True):
@@ -67,7 +68,7 @@ class References(Struct):
         """Make it active; registering it again changes nothing. Raises ValueError for another one under its name: what was
         counted and told against a reference must stay true."""
         one = Registered(
-            event.reference_id,
+            event.reference_id or (event.sample.sha256[:12] if event.sample else ""),
             event.regime,
             event.segment,
             event.sample,
@@ -109,8 +110,6 @@ class Window(Struct):
     """Its time is up, and it had too few rows."""
     parts: list[str] = field(default_factory=list)
     """Names of its parts, in order."""
-    seen: list[str] = field(default_factory=list)
-    """Ids and digests of the last batches, those of earlier windows too."""
 
     def take(self, batch_id: str, part: str, items: int, when: datetime) -> None:
         """A batch belongs to it."""
@@ -170,12 +169,12 @@ class Closed(Struct, array_like=True, frozen=True):
     @property
     def line(self) -> str:
         """Version and segment."""
-        return f"{self.version}/{self.segment}"
+        return name_of(self.version, self.segment)
 
     @property
     def kind(self) -> str:
         """The reference that it matches, or that it matches none: windows of one kind are judged together."""
-        return UNMATCHED if self.flagged or not self.reference_id else self.reference_id
+        return UNMATCHED if self.flagged else self.reference_id
 
 
 class Tally(Struct):
@@ -200,8 +199,6 @@ class Book(Struct):
     """Segment → the episode of its sequential detector."""
     tallies: dict[str, Tally] = field(default_factory=dict)
     """Kind of window → labels that are too few to be judged."""
-    labelled: list[str] = field(default_factory=list)
-    """Ids of the last batches of labels: one that comes again is not counted again."""
     early: list[str] = field(default_factory=list)
     """Batches of labels that came before their answers."""
     promised: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -224,7 +221,7 @@ class Book(Struct):
 
 def episode_id(model: str, segment: str, signal: str, number: int) -> str:
     """The same from opening to resolution. `signal`: drift, accuracy or errors. `number`: of the episode."""
-    return "/".join(part for part in (model, segment, signal, str(number)) if part)
+    return name_of(model, *([segment] if segment else []), signal, str(number))
 
 
 class Scope(Struct, frozen=True):
@@ -234,7 +231,6 @@ class Scope(Struct, frozen=True):
     version: str
     segment: str
 
-    def key(self, what: str) -> str:
-        """A name for a state: the lengths keep apart what joins to the same, a digest what is too long for a name."""
-        name = f"{what}/{len(self.model)}.{len(self.version)}/{self.model}/{self.version}/{self.segment}"
-        return name if len(name) <= 300 else f"{name[:250]}~{blake2b(name.encode(), digest_size=16).hexdigest()}"
+    def key(self, what: str, *which: str) -> str:
+        """A name for a state; `which` of several."""
+        return name_of(what, self.model, self.version, self.segment, *which)

@@ -10,7 +10,8 @@ import numpy.typing as npt
 from canvasbus.events import ObservationsRecorded
 from canvasbus_workers.artifacts import ArtifactError, ArtifactStore, unpack
 from canvasbus_workers.drift.book import Registered
-from canvasbus_workers.monitoring.reference import Reference, ShapeError
+from canvasbus_workers.drift.record import repeated
+from canvasbus_workers.monitoring.reference import PROBABILITIES, Reference, ShapeError
 
 KEPT_REFERENCES = 64
 """In memory: a few megabytes each at most."""
@@ -65,6 +66,10 @@ def arrays_of(event: ObservationsRecorded) -> dict[str, npt.NDArray[Any]]:
     for name, array in arrays.items():
         if array.ndim not in (1, 2) or len(array) != items:
             raise ArtifactError(f"batch {event.batch_id}: {name} has the shape {array.shape}, {items} items")
+        if name == PROBABILITIES and (array.ndim == 1 or array.shape[1] < 2):
+            raise ArtifactError(f"batch {event.batch_id}: {name} has the shape {array.shape}: send ({items}, classes)")
+    if (twice := repeated(event.item_ids)) is not None:
+        raise ArtifactError(f"batch {event.batch_id}: the item id {twice!r} is there twice: give each answer its own")
     found = dict(arrays)
     if event.predictions:
         found.setdefault("predictions", np.asarray(event.predictions, np.float64))

@@ -8,9 +8,10 @@ from collections.abc import Iterable, Iterator
 
 from canvasbus import Event
 from canvasbus.events import DriftDetected, DriftResolved, MetricRecovered, MetricReported, MetricThresholdBreached
-from canvasbus_workers.drift.book import UNMATCHED, Book, Closed, Tally, episode_id
+from canvasbus_workers.drift.book import Book, Closed, Tally, episode_id
 from canvasbus_workers.monitoring import Episode, Policy
 from canvasbus_workers.monitoring.quality import Finding, Labelled, Quality, bar
+from canvasbus_workers.naming import name_of
 
 METRIC = "accuracy"
 
@@ -25,7 +26,7 @@ def labelled(
 ) -> Iterator[Event]:
     """Labels have come for answers of a window. They are judged as soon as there are enough of its kind, by the window that
     the last of them belong to: metric.reported, and what follows from it."""
-    kind = f"{window.segment}/{window.version}/{window.kind}"
+    kind = name_of(window.segment, window.version, window.kind)
     tally = book.tallies.setdefault(kind, Tally())
     tally.wrong.extend(wrong)
     if len(tally.wrong) < label_items:
@@ -87,7 +88,7 @@ def _accuracy_changed(
             window_id=window.window_id,
             window_number=window.number,
             first_window=finding.first,
-            reference_id="" if window.regime == UNMATCHED else window.regime,
+            reference_id=window.regime,
             episode_id=name,
             reminder=was_open,
             segment=segment,

@@ -11,6 +11,7 @@ size, since its rows go to the artifact store.
 """
 
 import uuid
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,9 @@ import numpy as np
 
 from canvasbus.events import LabelsRecorded, ObservationsRecorded, ReferenceRegistered
 from canvasbus_workers.artifacts import ArtifactStore, pack
+from canvasbus_workers.naming import name_of
+
+PROBABILITIES = "probabilities"
 
 
 def observations(
@@ -31,8 +35,11 @@ def observations(
     **arrays: Any,
 ) -> ObservationsRecorded:
     """What a model saw and said for a batch: `ids` names the answers, each array has a row for each of them: (n,) or
-    (n, k). `batch_id`: unique for the batch (default: a new one). Raises ValueError when lengths differ."""
+    (n, k). `batch_id`: unique for the batch (default: a new one). Raises ValueError when lengths differ, and for an id
+    that two answers have."""
     names = tuple(str(one) for one in ids)
+    if (twice := repeated(names)) is not None:
+        raise ValueError(f"ids: {twice!r} is there twice, and labels could not tell which answer they are about")
     classes = () if predictions is None else tuple(np.asarray(predictions).tolist())
     if predictions is not None and len(classes) != len(names):
         raise ValueError(f"predictions: {len(classes)} of them for {len(names)} ids")
@@ -73,12 +80,18 @@ def reference(
 ) -> ReferenceRegistered:
     """What the version says on data that is known to be good. The rows are written into the artifact store (default: the
     folder of ARTIFACT_ROOT), which the drift workers must be able to read. `correct` (n,): which rows it answered
-    rightly. Raises ValueError when lengths differ."""
+    rightly. `columns`: array → names of its columns; `categorical`: names of columns that hold codes. Raises ValueError
+    when lengths differ, and for names of what is not there."""
     lengths = {len(np.asarray(array)) for array in arrays.values()}
     if len(lengths) != 1 or 0 in lengths:
         raise ValueError(f"a reference needs arrays with a row for each item, these have {sorted(lengths)} rows")
     rows = lengths.pop()
     sample = {name: _checked(name, array, rows) for name, array in arrays.items()}
+    if columns or categorical:
+        # It brings scipy, which model servers, who publish batches and seldom a reference, need not wait for.
+        from canvasbus_workers.monitoring.reference import check_names
+
+        check_names(sample, columns or {}, categorical)
     if correct is not None:
         sample["correct"] = _checked("correct", correct, rows)
     ref = (store or ArtifactStore()).put(sample)
@@ -86,7 +99,7 @@ def reference(
         model_name=model_name,
         model_version=version,
         segment=segment,
-        reference_id="/".join(part for part in (model_name, version, segment, regime, ref.sha256[:12]) if part),
+        reference_id=name_of(model_name, version, *([segment] if segment else []), regime, ref.sha256[:12]),
         regime=regime,
         sample=ref,
         items=0 if correct is None else rows,
@@ -96,10 +109,21 @@ def reference(
     )
 
 
+def repeated(ids: Sequence[str]) -> str | None:
+    """An id that is there more than once; None: each is its own."""
+    if len(set(ids)) == len(ids):
+        return None
+    return next(name for name, times in Counter(ids).items() if times > 1)
+
+
 def _checked(name: str, array: Any, rows: int) -> Any:
     plain = np.asarray(array)
     if plain.ndim not in (1, 2) or len(plain) != rows:
         raise ValueError(f"{name} has the shape {plain.shape}: use ({rows},) or ({rows}, k)")
+    if name == PROBABILITIES and (plain.ndim == 1 or plain.shape[1] < 2):
+        raise ValueError(
+            f"{name} has the shape {plain.shape}: use ({rows}, classes), one column for each of two or more"
+        )
     try:
         return plain.astype(np.float32)
     except (TypeError, ValueError) as error:

@@ -6,7 +6,6 @@ Silence is noticed by a durable timer for each rule that asks for it, which ever
 """
 
 from collections.abc import AsyncIterator, Sequence
-from hashlib import blake2b
 
 from canvasbus import Event, clock
 from canvasbus.events import MetricReported
@@ -16,6 +15,7 @@ from canvasbus_workers.metrics.edge import Rules
 from canvasbus_workers.metrics.events import ReportDue
 from canvasbus_workers.metrics.series import Point, Series
 from canvasbus_workers.metrics.settings import Settings
+from canvasbus_workers.naming import name_of
 
 worker = Worker("metrics")
 
@@ -47,8 +47,8 @@ async def judge(event: MetricReported, ctx: Context) -> Sequence[Event | Later]:
         return ()
     found: list[Event | Later] = []
     for gone, episode_id in series.come_back():
-        bound = about[gone].absent_seconds if gone in about else None
-        found.append(telling.back(model, metric, segment, gone, bound or 0.0, point, episode_id))
+        allowed = about[gone].absent_seconds if gone in about else None
+        found.append(telling.back(model, metric, segment, gone, allowed, point, episode_id))
     for gone, episode_id in series.left_over(about):
         found.append(telling.given_up(model, metric, segment, gone, point, episode_id))
     for judged in series.judge(about, name):
@@ -57,7 +57,9 @@ async def judge(event: MetricReported, ctx: Context) -> Sequence[Event | Later]:
     for rule_name, rule in about.items():
         if rule.absent_seconds:
             due = ReportDue(model_name=model, metric=metric, segment=segment, rule=rule_name, serial=series.serial)
-            found.append(Later(due, after=rule.absent_seconds, timer=f"{name}/{_short(rule_name)}"))
+            found.append(
+                Later(due, after=rule.absent_seconds, timer=name_of("absent", model, metric, segment, rule_name))
+            )
     return found
 
 
@@ -94,9 +96,4 @@ async def _series(name: str, ctx: Context) -> State[Series]:
 
 
 def _name(model: str, metric: str, segment: str) -> str:
-    """Of a series: readable, and never that of another one."""
-    return f"series:{model[:80]}/{metric[:80]}/{segment[:40]}#{_short(repr((model, metric, segment)))}"
-
-
-def _short(text: str) -> str:
-    return blake2b(text.encode(), digest_size=9).hexdigest()
+    return name_of("series", model, metric, segment)

@@ -17,6 +17,7 @@ import msgspec
 from msgspec import Struct
 
 from canvasbus_workers.metrics.rules import Rule
+from canvasbus_workers.naming import name_of
 
 MOST_RECENT = 500
 """Recent reports of a series that are kept: with more of them the horizon moves up."""
@@ -150,7 +151,7 @@ class Series(Struct):
         is_open = self.broken.get(rule_name)
         if course.broken is not None and newest.at - course.broken >= rule.for_seconds:
             if is_open is None:
-                is_open = Open(episode_id(name, rule_name, course.broken, self.serial), newest.at)
+                is_open = Open(episode_id(name, course.broken, self.serial, rule_name), newest.at)
                 self.broken[rule_name] = is_open
                 return Judgement(rule_name, newest, quantity, "opened", is_open.episode_id)
             if 0 < rule.repeat_seconds <= newest.at - is_open.told:
@@ -208,7 +209,7 @@ class Series(Struct):
         """Nothing has come since the report number `serial`: the new episode's id; None: it has, or that is known."""
         if self.serial != serial or rule in self.absent or (newest := self.newest) is None:
             return None
-        self.absent[rule] = Open(episode_id(name, f"{rule}/absent", newest.at, self.serial), newest.at)
+        self.absent[rule] = Open(episode_id(name, newest.at, self.serial, rule, "absent"), newest.at)
         return self.absent[rule].episode_id
 
     def come_back(self) -> list[tuple[str, str]]:
@@ -223,8 +224,8 @@ class Series(Struct):
         return [(name, self.broken.pop(name).episode_id) for name in gone]
 
 
-def episode_id(series: str, rule: str, since: float, serial: int) -> str:
+def episode_id(series: str, since: float, serial: int, *rule: str) -> str:
     """The same for the same breach, whoever finds it, and never that of another one: several may begin in one moment, by
     the time of the reports. `serial`: how many reports there were when it was found."""
     digest = blake2b(f"{series} {since!r} {serial}".encode(), digest_size=8).hexdigest()
-    return f"metrics/{rule}/{digest}"
+    return name_of("metrics", *rule, digest)

@@ -1,5 +1,7 @@
 """What the judgements on a series are called on the bus. No I/O."""
 
+from typing import Any
+
 from canvasbus.events import MetricRecovered, MetricThresholdBreached
 from canvasbus_workers.metrics.rules import Rule
 from canvasbus_workers.metrics.series import Judgement, Point
@@ -16,13 +18,12 @@ def told(
         return MetricRecovered(
             model_name=model,
             metric=metric,
-            value=judged.quantity,
-            bound=min(near, key=lambda bound: abs(bound - judged.quantity)),
+            value=point.value,
+            **_held(rule, judged.quantity, min(near, key=lambda bound: abs(bound - judged.quantity))),
             model_version=point.version,
             window_id=point.window_id,
             episode_id=judged.episode_id,
             rule=judged.rule,
-            condition=rule.of,
             segment=segment,
         )
     broken = rule.broken(judged.quantity)
@@ -30,8 +31,8 @@ def told(
     return MetricThresholdBreached(
         model_name=model,
         metric=metric,
-        value=judged.quantity,
-        bound=broken[1],
+        value=point.value,
+        **_held(rule, judged.quantity, broken[1]),
         direction=broken[0],
         items=point.items,
         model_version=point.version,
@@ -40,9 +41,20 @@ def told(
         severity=rule.severity,
         reminder=judged.change == "reminder",
         rule=judged.rule,
-        condition=rule.of,
         segment=segment,
     )
+
+
+def _held(rule: Rule, quantity: float, bound: float) -> dict[str, Any]:
+    """What is held against what, each under its own name."""
+    match rule.of:
+        case "value":
+            return {"bound": bound}
+        case "change":
+            found = {"change": quantity, "change_bound": bound}
+        case "relative_change":
+            found = {"relative_change": quantity, "relative_bound": bound}
+    return {"condition": rule.of, "over_seconds": rule.over_seconds, **found}
 
 
 def silent(
@@ -52,8 +64,9 @@ def silent(
     return MetricThresholdBreached(
         model_name=model,
         metric=metric,
-        value=seconds,
-        bound=rule.absent_seconds or 0.0,
+        value=last.value,
+        silent_seconds=seconds,
+        allowed_seconds=rule.absent_seconds,
         direction="above",
         model_version=last.version,
         episode_id=episode_id,
@@ -65,14 +78,14 @@ def silent(
 
 
 def back(
-    model: str, metric: str, segment: str, name: str, bound: float, point: Point, episode_id: str
+    model: str, metric: str, segment: str, name: str, allowed: float | None, point: Point, episode_id: str
 ) -> MetricRecovered:
     """Reports come again."""
     return MetricRecovered(
         model_name=model,
         metric=metric,
-        value=0.0,
-        bound=bound,
+        value=point.value,
+        allowed_seconds=allowed,
         model_version=point.version,
         episode_id=episode_id,
         rule=name,
@@ -87,7 +100,6 @@ def given_up(model: str, metric: str, segment: str, name: str, point: Point, epi
         model_name=model,
         metric=metric,
         value=point.value,
-        bound=point.value,
         model_version=point.version,
         episode_id=episode_id,
         rule=name,

@@ -75,9 +75,9 @@ class Components:
     """Standard deviation of the leading one."""
     mean: Array = field(repr=False)
     covariance: Array = field(repr=False)
-    """(k,) and (k, k), of the half that the components are from."""
+    """(k,) and (k, k), of the other half."""
     others: Array = field(repr=False)
-    """(m/2, k): the other half's rows, from which clean windows are drawn."""
+    """(m/2, k): the other half's rows."""
 
     @cached_property
     def _nulls(self) -> nulls.Cache:
@@ -86,9 +86,7 @@ class Components:
     def null(self, n: int) -> nulls.Null:
         """Of the Fréchet distance of a window of n rows."""
         size = nulls.near(n)
-        found: nulls.Null = self._nulls.get(
-            size, lambda: nulls.frechet_null(self.others, self.mean, self.covariance, size)
-        )
+        found: nulls.Null = self._nulls.get(size, lambda: nulls.frechet_null(self.others, size))
         return found
 
     def project(self, rows: Array) -> Array:
@@ -158,9 +156,8 @@ def _components(first: Array, second: Array) -> Components:
     keep = min(COMPONENTS, len(first) // 4, width)
     basis = vectors[:, ::-1][:, :keep]
     scale = float(np.sqrt(max(values[-1], 0.0))) or 1.0
-    mine, theirs = (_project(half, center, basis, scale) / FINE for half in (first, second))
-    covariance = np.cov(mine, rowvar=False).reshape(keep, keep)
-    return Components(center, basis, scale, mine.mean(axis=0), covariance, theirs)
+    others = _project(second, center, basis, scale) / FINE
+    return Components(center, basis, scale, *nulls.moments(others), others)
 
 
 def _project(rows: Array, center: Array, basis: Array, scale: float) -> Array:

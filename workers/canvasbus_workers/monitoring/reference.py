@@ -61,6 +61,7 @@ class Reference:
         self.version = version
         self.segment = segment
         self.names = dict(names or {})
+        check_names(arrays, self.names, categorical)
         told = arrays.get(CORRECT)
         self.items = items or (rows if told is not None else 0)
         self.right = right if items or told is None else int(np.asarray(told).sum())
@@ -122,6 +123,26 @@ def table(arrays: Arrays) -> int:
     if len(lengths) > 1:
         raise ShapeError(f"arrays of {sorted(lengths)} rows: each needs a row for each item")
     return lengths.pop() if lengths else 0
+
+
+def check_names(arrays: Arrays, names: Mapping[str, Sequence[str]], categorical: Collection[str]) -> None:
+    """Whether `names` and `categorical` are about what the arrays have, and probabilities have classes. Raises ShapeError."""
+    given = arrays.get(PROBABILITIES)
+    if given is not None and (given.ndim != 2 or given.shape[1] < 2):
+        raise ShapeError(f"{PROBABILITIES} has the shape {given.shape}: use (rows, classes), one column for each class")
+    for name, of_it in names.items():
+        array = arrays.get(name)
+        if array is None or array.ndim != 2 or array.shape[1] != len(of_it):
+            shape = "is not there" if array is None else f"has the shape {array.shape}"
+            raise ShapeError(f"names of {len(of_it)} columns of {name}, which {shape}")
+    known = [
+        each
+        for name, array in with_confidence(arrays).items()
+        if name != CORRECT and not is_embedding(name, array)
+        for each, _ in split(name, array, names.get(name, ()))
+    ]
+    for name in sorted(set(categorical) - set(known)):
+        raise ShapeError(f"categorical: no column is called {name!r}; there are {', '.join(known[:20]) or 'none'}")
 
 
 def with_confidence(arrays: Arrays) -> Arrays:

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import msgspec
 from msgspec import Struct
 
+from canvasbus_workers.naming import name_of
 from canvasbus_workers.retrain.settings import Policy
 
 DAY = 86400.0
@@ -183,14 +184,16 @@ class Model(Struct):
             if self.proposal_id:
                 return Rest(f"{self.proposal_id} waits for an answer")
             self.proposals += 1
-            self.proposal_id = f"{name}/p{self.proposals}"
+            self.proposal_id = name_of(name, f"p{self.proposals}")
             return Propose(self.proposal_id)
         return self._start(name, wish, now)
 
     def _start(self, name: str, wish: Wish, now: float) -> Run:
         self.fence += 1
         version = f"v{self.fence}"
-        self.run = Run(f"{name}/{version}", version, self.fence, now, tuple(wish.episodes), wish.reason, wish.windows)
+        self.run = Run(
+            name_of(name, version), version, self.fence, now, tuple(wish.episodes), wish.reason, wish.windows
+        )
         self.starts.append(now)
         self.labels, self.superseded = 0, False
         self._drop()

@@ -23,6 +23,7 @@ from canvasbus.events import (
     RetrainSucceeded,
 )
 from canvasbus.worker import Context, Later, RetryLater, State, Worker, section
+from canvasbus_workers.naming import name_of
 from canvasbus_workers.patterns import fits
 from canvasbus_workers.retrain import launching, telling
 from canvasbus_workers.retrain.book import UNNAMED, Model, Rest, Wait
@@ -58,8 +59,7 @@ async def on_breach(event: MetricThresholdBreached, ctx: Context) -> Sequence[Ev
     about_quality = event.condition != "absent" and fits(policy.metrics, event.metric)
     if "quality" not in policy.on or event.severity != "critical" or not about_quality:
         return ()
-    changed = "" if event.condition == "value" else " changed by"
-    reason = f"{event.metric}{changed} {event.value:.3f}, expected {event.bound:.3f}"
+    reason = f"{event.metric} {telling.lost(event)}"
     windows = event.window_number - event.first_window + 1
     return await _want(event, reason, event.episode_id, windows, ctx)
 
@@ -226,7 +226,7 @@ async def on_promotion(event: ModelPromoted, ctx: Context) -> None:
 
 async def _model(name: str, ctx: Context) -> State[Model]:
     # No ttl: a fence that began again would let an old run promote.
-    return await ctx.state(f"model:{name}"[:500], Model)
+    return await ctx.state(name_of("model", name), Model)
 
 
 def _policy(name: str, ctx: Context) -> Policy:

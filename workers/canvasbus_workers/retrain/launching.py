@@ -3,6 +3,7 @@
 from canvasbus import Event, clock
 from canvasbus.events import RetrainFailed, RetrainStarted, RetrainSucceeded
 from canvasbus.worker import Later, RetryLater
+from canvasbus_workers.naming import name_of
 from canvasbus_workers.retrain.events import RunCheck
 from canvasbus_workers.retrain.launchers.protocol import (
     Ambiguous,
@@ -75,7 +76,7 @@ def failed(event: RetrainStarted | RunCheck, error: str, duration: float = 0.0) 
 
 
 def _later(check: RunCheck, policy: Policy) -> Later:
-    return Later(check, after=policy.poll_seconds, timer=f"check:{check.run_id}"[:500])
+    return Later(check, after=policy.poll_seconds, timer=name_of("check", check.run_id))
 
 
 def _ended(event: RetrainStarted | RunCheck, said: Ended, duration: float, policy: Policy) -> Event | None:

@@ -6,6 +6,7 @@ from canvasbus import Event
 from canvasbus.events import (
     DriftResolved,
     MetricRecovered,
+    MetricThresholdBreached,
     ModelPromoted,
     RetrainFailed,
     RetrainProposed,
@@ -14,6 +15,7 @@ from canvasbus.events import (
     RetrainSucceeded,
 )
 from canvasbus.worker import Later
+from canvasbus_workers.naming import name_of
 from canvasbus_workers.retrain.book import Propose, Rest, Run, Wait, Wish, named
 from canvasbus_workers.retrain.events import RetrainDue, RunOverdue
 
@@ -25,12 +27,12 @@ def follows(
     match step:
         case Run() as run:
             overdue = RunOverdue(model_name=name, run_id=run.run_id)
-            return _started(name, run), Later(overdue, after=timeout, timer=f"overdue:{run.run_id}"[:500])
+            return _started(name, run), Later(overdue, after=timeout, timer=name_of("overdue", run.run_id))
         case Propose(proposal_id=proposal_id):
             assert wish is not None, "what is proposed is wanted"
             return (_proposed(name, proposal_id, wish, labels),)
         case Wait(until=until):
-            return (Later(RetrainDue(model_name=name), after=until - now, timer=f"due:{name}"[:500]),)
+            return (Later(RetrainDue(model_name=name), after=until - now, timer=name_of("due", name)),)
         case Rest():
             return ()
 
@@ -55,6 +57,18 @@ def _proposed(name: str, proposal_id: str, wish: Wish, labels: int) -> RetrainPr
         labelled_items=labels,
         proposal_id=proposal_id,
     )
+
+
+def lost(event: MetricThresholdBreached) -> str:
+    """What is lost of a metric, for a person."""
+    match event:
+        case MetricThresholdBreached(change=float(change), change_bound=float(bound)):
+            return f"changed by {change:.3f}, expected {bound:.3f}"
+        case MetricThresholdBreached(relative_change=float(change), relative_bound=float(bound)):
+            return f"changed by {change:.1%}, expected {bound:.1%}"
+        case MetricThresholdBreached(bound=float(bound)):
+            return f"{event.value:.3f}, expected {bound:.3f}"
+    return f"{event.value:.3f}"
 
 
 def withdrawn(event: MetricRecovered | DriftResolved, proposal_id: str, by: str) -> RetrainRejected:

@@ -5,6 +5,7 @@ import numpy as np
 from canvasbus import Event
 from canvasbus.events import LabelsRecorded, ReferenceRegistered, RetrainStarted, RetrainSucceeded
 from canvasbus_workers.artifacts import ArtifactError, ArtifactStore
+from canvasbus_workers.naming import name_of
 from canvasbus_workers.trainer.job import Trained
 from canvasbus_workers.trainer.training import Examples
 
@@ -35,7 +36,7 @@ class Archive:
             ReferenceRegistered(
                 model_name=name,
                 model_version=version,
-                reference_id=f"{name}/{version}/{reference.regime}",
+                reference_id=name_of(name, version, reference.regime),
                 regime=reference.regime,
                 sample=self.store.put(reference.arrays),
                 items=reference.items,
