@@ -1,5 +1,6 @@
 """Training in a real process: how it ends, what it sees, and what becomes of it when its worker is killed."""
 
+import errno
 import json
 import os
 import signal
@@ -10,6 +11,7 @@ from typing import Any
 
 import msgspec
 import pytest
+import structlog
 import trio
 from studio import Eyes, running
 from waiting import until
@@ -17,6 +19,7 @@ from workers.trainers import ORDER
 
 from canvasbus.events import RetrainRequested
 from canvasbus_workers import retrain
+from canvasbus_workers.retrain.launchers import runner
 from canvasbus_workers.retrain.launchers.protocol import Ended, Order, Rejected
 from canvasbus_workers.retrain.launchers.subprocess import Subprocess
 from canvasbus_workers.retrain.settings import Policy
@@ -361,3 +364,57 @@ async def test_a_log_that_cannot_be_opened(launcher: Callable[..., Subprocess], 
     (tmp_path / "runs" / ORDER.key / "log").mkdir(parents=True)
     said = await launched(launcher("print('x' * 10_000)\n" + RESULT, log_bytes=4096))
     assert (said.error, said.result.train_items) == ("", 9)
+
+
+async def test_a_disk_that_is_full_when_it_ends(launcher: Callable[..., Subprocess], tmp_path: Path) -> None:
+    """How it ended is not lost: the worker is told that it cannot be written, and gets it when there is room."""
+    record = tmp_path / "runs" / ORDER.key / ".ended.json"
+    full = f"import os\nos.remove({str(record)!r})\nos.symlink('/dev/full', {str(record)!r})\n"
+    said: list[Ended] = []
+
+    async def ask() -> None:
+        said.append(await launched(launcher(full + RESULT)))
+
+    with structlog.testing.capture_logs() as logs:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask)
+            line = (await until(lambda: list(logs), 30))[0]
+            assert said == []
+            record.unlink()
+    assert (said[0].error, said[0].result.model_version) == ("", "v7-big")
+    assert (line["log_level"], line["run_id"]) == ("warning", "m/v7")
+    assert line["why"] == "how it ended cannot be written (No space left on device): trying again until it can"
+
+
+def test_room_for_how_it_ends_is_taken_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As far as the file system keeps its word a disk that fills up meanwhile is no trouble: what is written lies in the
+    blocks that the file has. Where it does not, writing is tried again until it works."""
+    monkeypatch.chdir(tmp_path)
+    runner.put(".ended.json", {})
+    assert Path(".ended.json").stat().st_size == runner.ROOM
+    inode, said, pauses, write = Path(".ended.json").stat().st_ino, [], [], os.write
+
+    def full(handle: int, data: bytes) -> int:
+        if len(pauses) < 3:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(handle, data)
+
+    monkeypatch.setattr(runner, "say", said.append)
+    monkeypatch.setattr(runner.time, "sleep", pauses.append)
+    monkeypatch.setattr(runner.os, "write", full)
+    assert runner.settle({"why": "", "code": 0}) == 0
+    assert pauses == [0.25, 0.5, 1.0] and len(said) == 3
+    assert json.loads(Path("ended.json").read_text()) == {"why": "", "code": 0}
+    assert Path("ended.json").stat().st_ino == inode and Path("ended.json").stat().st_size == runner.ROOM
+
+
+async def test_a_disk_that_is_full_before_it_starts(launcher: Callable[..., Subprocess], tmp_path: Path) -> None:
+    """It does not start, and that is the reason that is told."""
+    folder = tmp_path / "runs" / ORDER.key
+    folder.mkdir(parents=True)
+    (folder / ".started.json").symlink_to("/dev/full")
+    with pytest.raises(
+        Rejected, match=r"it was not started: nothing can be written \(No space left on device\); see /"
+    ):
+        await launched(launcher("open('ran', 'w')"))
+    assert not (tmp_path / "ran").exists()

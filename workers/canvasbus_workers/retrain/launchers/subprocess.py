@@ -12,10 +12,11 @@ import stat
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from subprocess import DEVNULL
+from subprocess import DEVNULL, PIPE
 from typing import Any
 
 import msgspec
+import structlog
 import trio
 
 from canvasbus_workers.patterns import fits
@@ -70,12 +71,13 @@ class Subprocess:
         try:
             while not (folder / "ended.json").exists():
                 process = await self._supervise(folder, order)
+                said = await _listen(process, order.run_id, folder)
                 code = await process.wait()
                 if code == runner.LOCKED:
                     while _is_locked(folder) and not (folder / "ended.json").exists():
                         await trio.sleep(LOOK)
                 elif code:
-                    raise Rejected(f"the supervisor of {folder} ended with {code}")
+                    raise Rejected(f"{said or f'its supervisor ended with {code}'}; see {folder}")
         except trio.Cancelled:
             if self._settings.when_stopped == "keep":
                 _kept[:] = [one for one in (*_kept, process) if one is not None and one.poll() is None]
@@ -90,11 +92,25 @@ class Subprocess:
         return await trio.lowlevel.open_process(
             [sys.executable, "-I", "-S", runner.__file__, str(folder)],
             stdin=DEVNULL,
-            stdout=DEVNULL,
+            stdout=PIPE,
             stderr=DEVNULL,
             env=environment(self._environ, self._settings.environment, order, folder),
             start_new_session=True,
         )
+
+
+async def _listen(process: trio.Process, run_id: str, folder: Path) -> str:
+    """Log what a supervisor says until it ends. Returns the last line."""
+    assert process.stdout is not None
+    said, rest = "", b""
+    log = structlog.get_logger("canvasbus.retrain")
+    async with process.stdout as output:
+        async for data in output:
+            *lines, rest = (rest + data).split(b"\n")
+            for line in lines:
+                said = line.decode(errors="replace")
+                log.warning("a training's supervisor is in trouble", run_id=run_id, why=said, folder=str(folder))
+    return said
 
 
 async def _end(folder: Path, process: trio.Process | None) -> None:
