@@ -372,3 +372,18 @@ def test_the_severities_of_the_settings_exist() -> None:
     """What mutes what by default names severities that there are."""
     (rule,) = msgspec.convert({}, Settings).inhibit
     assert {rule.source.severity, *rule.target.severity.split("|")} == set(RANK)
+
+
+def test_without_room_it_asks_ever_more_rarely() -> None:
+    """A minute after it was raised, then as long again as it has waited, ten minutes at most: thousands that wait are no
+    load."""
+    play, waits = Play(), []
+    play.ring("drift:1")
+    for _ in range(8):
+        play.incident.heard(False, play.now)
+        assert play.due is not None
+        waits.append(play.due)
+        play.after(play.due)
+    assert waits == [60, 60, 120, 240, 480, 600, 600, 600]
+    play.incident.heard(True, play.now)
+    assert play.due is None

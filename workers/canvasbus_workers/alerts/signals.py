@@ -10,6 +10,7 @@ bus.loss                   loss:TOPIC              quiet
 """
 
 from datetime import datetime
+from hashlib import blake2b
 
 from msgspec import Struct
 
@@ -30,6 +31,8 @@ from canvasbus.events import (
     Severity,
 )
 
+LONGEST_NAME = 120
+"""Characters of a signal's name: states are full of them."""
 APPROVAL = "approval"
 """The kind of a signal that asks a person for something. It is an incident of its own: beside one that is open for the
 model already nobody would be told."""
@@ -56,8 +59,11 @@ class Signal(Struct, frozen=True, kw_only=True):
 
     @property
     def name(self) -> str:
-        """`kind:what`"""
-        return f"{self.kind}:{self.what}"
+        """`kind:what`; of a long one its beginning, and what tells it from others."""
+        name = f"{self.kind}:{self.what}"
+        if len(name) <= LONGEST_NAME:
+            return name
+        return f"{name[:LONGEST_NAME]}#{blake2b(name.encode(), digest_size=9).hexdigest()}"
 
     def label(self, name: str) -> str:
         """The value of a label that signals are grouped by."""
