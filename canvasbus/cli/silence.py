@@ -7,6 +7,7 @@ goes to each partition: wherever an incident lies, the silence lies beside it.
 import argparse
 import time
 from datetime import timedelta
+from typing import Any
 
 from canvasbus import Event, clock
 from canvasbus.cli.context import Context
@@ -16,7 +17,7 @@ from canvasbus.cli.times import seconds_of
 from canvasbus.contract.globs import globs_overlap
 from canvasbus.errors import CanvasbusError, ConfigError
 from canvasbus.ids import uuid7
-from canvasbus.operate.alerts import Silence, desk
+from canvasbus.operate.alerts import desk
 from canvasbus.produce.fenced import declare_partitions
 from canvasbus.produce.once import PartitionSender
 
@@ -140,7 +141,7 @@ def _say(context: Context, taken: bool) -> None:
         )
 
 
-def _plain(one: Silence) -> dict[str, str]:
+def _plain(one: Any) -> dict[str, str]:
     matcher = one.matcher
     return {
         "model_name": matcher.model_name,

@@ -122,6 +122,7 @@ class Desk(Struct):
         if event is not None:
             known.severity, known.title, known.at = event.severity, event.title, at
             known.over = isinstance(event, IncidentResolved)
+        known.ringing = len(incident.ringing)
         if not known.over and not self._is_heavy():
             known.signals, known.kinds, known.summary = incident.signals, incident.kinds, incident.summary
         return True
@@ -142,6 +143,7 @@ class Desk(Struct):
             since=incident.since,
             at=at,
             correlation_id=correlation_id,
+            ringing=len(incident.ringing),
         )
 
     def silence(self, silence_id: str, silence: Silence) -> bool:
@@ -219,6 +221,26 @@ class Desk(Struct):
             times += self.disabled.values()
         later = [when for when in times if when > now]
         return min(later, default=None)
+
+    def join(self, other: "Desk") -> None:
+        """Take in what another partition's desk knows, for those who look at all of them. Each has tokens of its own: of a
+        destination's the ones count that come last."""
+        self.cases |= other.cases
+        self.silences |= other.silences
+        for name, until in other.disabled.items():
+            self.disabled[name] = max(until, self.disabled.get(name, 0.0))
+        for name, bucket in other.buckets.items():
+            self.buckets[name] = max(bucket, self.buckets.get(name, bucket), key=lambda one: one.empty_until)
+        for name, count in other.told.items():
+            self.told[name] = self.told.get(name, 0) + count
+        for name, reasons in other.suppressed.items():
+            sums = self.suppressed.setdefault(name, {})
+            for reason, count in reasons.items():
+                sums[reason] = sums.get(reason, 0) + count
+
+    def waiting(self, destination: str) -> int:
+        """Incidents that it is told of when it has tokens again."""
+        return sum(case.muted.get(destination, "").endswith(" rate_limited") for case in self.cases.values())
 
     def _destinations(self, case: Case, settings: Settings) -> list[str]:
         known = settings.names
