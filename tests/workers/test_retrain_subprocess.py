@@ -17,9 +17,10 @@ from studio import Eyes, running
 from waiting import until
 from workers.trainers import ORDER
 
+from canvasbus import clock
 from canvasbus.events import RetrainRequested
 from canvasbus_workers import retrain
-from canvasbus_workers.retrain.launchers import runner
+from canvasbus_workers.retrain.launchers import records, runner
 from canvasbus_workers.retrain.launchers.protocol import Ended, Order, Rejected
 from canvasbus_workers.retrain.launchers.subprocess import Subprocess
 from canvasbus_workers.retrain.settings import Policy
@@ -418,3 +419,51 @@ async def test_a_disk_that_is_full_before_it_starts(launcher: Callable[..., Subp
     ):
         await launched(launcher("open('ran', 'w')"))
     assert not (tmp_path / "ran").exists()
+
+
+def age(folder: Path) -> None:
+    """It ended a while ago."""
+    os.utime(folder / "ended.json", (1.0, 1.0))
+
+
+async def test_old_runs_are_removed(launcher: Callable[..., Subprocess], tmp_path: Path) -> None:
+    """The newest ones of each model stay, and besides whatever goes on, has just ended or may be asked for again; a
+    folder that was removed halfway goes with the next."""
+    one, runs, now = launcher("", answer="state", keep_runs=2, timeout_seconds=600), tmp_path / "runs", clock.time()
+
+    async def run(key: str, ordered: float, model: str = "m") -> None:
+        await launched(one, msgspec.structs.replace(ORDER, key=key, ordered=ordered, model_name=model))
+        if key != "just ended":
+            age(runs / key)
+
+    (runs / "somebody's").mkdir(parents=True)
+    (runs / ".gone.half").mkdir()
+    (runs / "broken").mkdir()
+    (runs / "broken" / "order.json").write_text("{]")
+    await run("other", 1.0, "other")
+    await run("young", now - 500.0)
+    for number, key in enumerate(("old", "just ended", "older than two")):
+        await run(key, 2.0 + number)
+    assert not (runs / "old").exists()
+    records.claim(runs / "goes on" / "order.json", {"model_name": "m", "ordered": 1.0, "timeout": 600.0})
+    records.claim(runs / "sent" / "sent.json", {"model_name": "m", "ordered": 1.0, "timeout": 600.0})
+    await run("new", now)
+    kept = {"somebody's", "broken", "other", "young", "just ended", "goes on", "new"}
+    assert {folder.name for folder in runs.iterdir()} == kept
+    age(runs / "just ended")
+    await run("newer", now + 1)
+    assert {folder.name for folder in runs.iterdir()} == kept - {"just ended"} | {"newer"}
+
+
+async def test_a_failure_is_in_the_log(any_url: str, namespace: str, eyes: Eyes, config: Path, tmp_path: Path) -> None:
+    """As a warning, with what went wrong and the file that has its output."""
+    (tmp_path / "train.py").write_text("print('no such table'); raise SystemExit(3)")
+    async with running(any_url, retrain.worker, namespace=namespace) as bus:
+        with structlog.testing.capture_logs() as logs:
+            await bus.publish(RetrainRequested(model_name="m"))
+            await until(lambda: eyes.events("retrain.failed"), 30)
+    (line,) = [line for line in logs if line["event"] == "a training has failed"]
+    assert (line["log_level"], line["model_name"], line["run_id"]) == ("warning", "m", "m/v1")
+    said, path = line["why"].split("; see ")
+    assert said == "exit code 3" and Path(path).read_text() == "no such table\n"
+    assert eyes.events("retrain.failed")[0].error == line["why"]
