@@ -142,7 +142,8 @@ async def _step(group: str, event: Event, at: datetime, signal: Signal | None, c
         ended = (await ctx.state(_key("ended", group), Ended, ttl=KEPT_SECONDS)).value
         if signal.severity is None:
             ended.note(signal)
-            incident.end(signal)
+            if not incident.end(signal):
+                ctx.log.info("not told: over within for_seconds", signal=signal.name, model_name=signal.model_name)
         elif not ended.outlives(signal):
             incident.ring(signal, now, settings)
     told = incident.step(group, ctx.envelope.id, at, now, settings)

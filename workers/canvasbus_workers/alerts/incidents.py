@@ -111,10 +111,13 @@ class Incident(Struct):
         if len(self.ringing) > MOST_RINGING:
             del self.ringing[next(iter(self.ringing))]
 
-    def end(self, signal: Signal) -> None:
-        """A signal is over."""
-        if self.ringing.pop(signal.name, None) is not None and not self.ringing:
+    def end(self, signal: Signal) -> bool:
+        """A signal is over. False: before it had lasted for `for_seconds`, as nobody was told. When it comes again it
+        begins anew, as the pending alerts of a Prometheus do."""
+        ended = self.ringing.pop(signal.name, None)
+        if ended is not None and not self.ringing:
             self.title = cut(signal.title)
+        return ended is None or bool(self.incident_id)
 
     def step(
         self, group: str, cause: UUID, at: datetime, now: float, settings: Settings

@@ -43,7 +43,8 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     group_by: tuple[Label, ...] = ("model_name",)
     """Signals that have these in common are one incident; none: everything is one."""
     for_seconds: Delay = 0.0
-    """Seconds for which a signal must last before it opens an incident or makes it worse; critical ones do at once."""
+    """Seconds for which a signal must last before it opens an incident or makes it worse; critical ones do at once. Each
+    time it comes it begins anew: what comes and goes faster is never told."""
     resolve_seconds: Delay = 0.0
     """Seconds for which nothing may ring before an incident is resolved: what flaps stays one incident."""
     quiet_seconds: Seconds = 3600.0
