@@ -53,6 +53,8 @@ def run_add(context: Context, args: argparse.Namespace) -> int:
         for one in (pattern or "*").split("|"):
             if not any(globs_overlap(one, word) for word in WORDS[option]):
                 raise ConfigError(f"{option} {one}: there are {', '.join(WORDS[option])}")
+    if not args.comment.strip():
+        raise ConfigError("--comment is empty: say why, for whoever wonders that nobody was told")
     seconds = seconds_of(args.seconds, "--for")
     event = SilenceAdded(
         silence_id=uuid7().hex[-8:],

@@ -185,6 +185,8 @@ async def test_silences_outlive_workers_and_reach_every_partition(
         (("--for", "1h", "--comment", "x"), "at least one of --model"),
         (("--model", "m", "--comment", "x"), "--for"),
         (("--model", "m", "--for", "1h"), "--comment"),
+        (("--model", "m", "--for", "1h", "--comment", ""), "--comment is empty: say why"),
+        (("--model", "m", "--for", "1h", "--comment", " \n"), "--comment is empty: say why"),
         (("--model", "m", "--for", "soon", "--comment", "x"), "--for soon"),
         (("--severity", "grave", "--for", "1h", "--comment", "x"), "there are info, warning, critical"),
         (
