@@ -189,6 +189,33 @@ def test_what_mutes_ends() -> None:
     assert play.end("grave") == [("log", "resolved", "grave"), ("log", "opened", "slight")]
 
 
+def test_a_silence_together_with_an_inhibition() -> None:
+    """A silenced incident mutes slighter ones all the same, as in an Alertmanager; what both hold back is told when the last
+    of them ends, and each reason is counted once."""
+    play = Play()
+    play.desk.silence("grave", Silence(Matcher(signal="metric:accuracy"), 0.0))
+    play.desk.silence("slight", Silence(Matcher(signal="drift"), play.now + 100))
+    assert play.open("grave", severity="critical", signals=("metric:accuracy:1",)) == []
+    assert play.open("slight") == [] and play.due == 100
+    assert play.desk.suppressed == {"log": {"silenced": 2}}
+    assert play.after(100) == []  # its silence is over, and what is graver goes on
+    assert play.after(50) == [] and play.desk.suppressed == {"log": {"silenced": 2, "inhibited": 1}}
+    assert play.end("grave") == [("log", "opened", "slight")]  # of the grave one nobody had heard
+    assert play.end("slight") == [("log", "resolved", "slight")]
+
+
+def test_what_was_told_is_over_although_both_would_hold_it_back() -> None:
+    """Resolved is told to whoever was told that it began; escalation waits for both."""
+    play = Play(inhibit=[{"source": {"signal": "metric:accuracy"}, "target": {"signal": "drift"}}])
+    assert play.open("slight") == [("log", "opened", "slight")]
+    play.open("grave", severity="critical", signals=("metric:accuracy:1",))
+    play.desk.silence("s", Silence(Matcher(signal="drift"), play.now + 100))
+    assert play.open("slight", severity="critical") == []
+    assert play.after(100) == [] and play.desk.suppressed == {"log": {"silenced": 1, "inhibited": 1}}
+    assert play.end("slight") == [("log", "resolved", "slight")]
+    assert play.end("grave") == [("log", "resolved", "grave")]
+
+
 def test_routes_and_what_none_of_them_wants() -> None:
     """A destination hears of what a route of it matches; nobody is a reason, too."""
     play = Play(
