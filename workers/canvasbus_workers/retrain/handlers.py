@@ -99,8 +99,11 @@ async def on_rejection(event: RetrainRejected, ctx: Context) -> None:
 @worker.on(MetricRecovered, DriftResolved)
 async def on_recovery(event: MetricRecovered | DriftResolved, ctx: Context) -> RetrainRejected | None:
     """What a training was wanted for is over."""
-    model = (await _model(event.model_name, ctx)).value
-    withdrawn = model.is_over(event.episode_id or f"{UNNAMED}{event.correlation_id}")
+    state = await _model(event.model_name, ctx)
+    if not state.exists:
+        state.delete()  # nothing has ever been wanted for it, and nothing is kept
+        return None
+    withdrawn = state.value.is_over(event.episode_id or f"{UNNAMED}{event.correlation_id}")
     if not withdrawn:
         return None
     return telling.withdrawn(event, withdrawn, worker.name)
