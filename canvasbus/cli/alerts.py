@@ -1,28 +1,23 @@
 """canvasbus alerts status | test"""
 
 import argparse
+from typing import Any
 
 from canvasbus import clock
 from canvasbus.cli.context import Context
-from canvasbus.cli.output import NOTHING, Cell, Column, ago, safe
-from canvasbus.operate.alerts import GROUP, Case, desk
+from canvasbus.cli.output import NOTHING, Cell, Column, Output, ago, safe
+from canvasbus.operate.alerts import GROUP, desk
 from canvasbus.operate.plugins import beside
 from canvasbus.operate.steering import is_idle
 
-INCIDENTS = (
-    Column("INCIDENT"),
-    Column("SEVERITY"),
-    Column("SINCE", right=True),
-    Column("TOLD"),
-    Column("NOT TOLD"),
-    Column("TITLE", flexible=True),
-)
 DESTINATIONS = (
     Column("DESTINATION"),
+    Column("STATE"),
     Column("TOLD", right=True),
     Column("NOT TOLD", right=True),
     Column("WHY", flexible=True),
 )
+_SEVERITIES = ("critical", "warning", "info")
 _STYLES = {"critical": "bold red", "warning": "yellow", "info": "dim"}
 
 
@@ -35,18 +30,13 @@ def run_status(context: Context, _: argparse.Namespace) -> int:
         for incident_id, case in found.cases.items():
             out.record({"incident_id": incident_id, **_for_machines(case)})
         for name in names:
-            until = found.disabled.get(name, 0.0)
-            record = {"destination": name or None, "told": found.told.get(name, 0)}
-            out.record({**record, "suppressed": found.suppressed.get(name, {}), "disabled": until > now})
+            out.record(_destination_for_machines(name, found, now))
         return 0
     open_ = [(incident_id, case) for incident_id, case in found.cases.items() if not case.over]
-    if open_:
-        out.table(INCIDENTS, [_incident(incident_id, case, now) for incident_id, case in open_])
-        out.line()
+    for incident_id, case in sorted(open_, key=lambda item: (_SEVERITIES.index(item[1].severity), item[1].since)):
+        _show(out, incident_id, case, now)
     if names:
-        out.table(
-            DESTINATIONS, [_destination(name, found.told, found.suppressed, found.disabled, now) for name in names]
-        )
+        out.table(DESTINATIONS, [_destination(name, found, now) for name in names])
     out.flush()
     silences = sum(1 for one in found.silences.values() if not one.until or one.until > now)
     out.note(f"{_count(len(open_), 'open incident')}, {_count(silences, 'silence')} in {context.where}")
@@ -68,29 +58,65 @@ def run_test(context: Context, _: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def _incident(incident_id: str, case: Case, now: float) -> tuple[Cell | str, ...]:
-    severity = Cell(case.severity, _STYLES.get(case.severity, ""))
-    not_told = ", ".join(f"{name or 'nobody'} ({words.rpartition(' ')[2]})" for name, words in case.muted.items())
-    told = ", ".join(case.told) or NOTHING
-    return incident_id, severity, ago(now - case.since.timestamp()), told, not_told or NOTHING, case.title
+def _show(out: Output, incident_id: str, case: Any, now: float) -> None:
+    """One incident: how grave, since when, who knows; then a line for each of its signals, the newest first."""
+    severity = out.paint(f"{case.severity:<8}", _STYLES.get(case.severity, ""))
+    out.line(f"{severity}  {out.paint(safe(incident_id), 'bold')}  for {ago(now - case.since.timestamp())}")
+    told = f"told: {', '.join(case.told) or 'nobody'}"
+    held = ", ".join(f"{name or 'nobody'} ({words.rpartition(' ')[2]})" for name, words in sorted(case.muted.items()))
+    out.wrapped(f"{told}; not told: {held}" if held else told, indent=4)
+    if case.title not in case.summary:  # of what has become quiet, or of one that is older than all that are named
+        out.wrapped(f"- {case.title}", indent=4)
+    for name, line in zip(case.signals, case.summary, strict=False):
+        out.wrapped(f"- {line} ({name})", indent=4)
+    if case.ringing > len(case.signals):
+        out.line(f"    - and {_count(case.ringing - len(case.signals), 'older signal')}")
+    out.line()
 
 
-def _destination(
-    name: str, told: dict[str, int], suppressed: dict[str, dict[str, int]], disabled: dict[str, float], now: float
-) -> tuple[Cell | str, ...]:
-    reasons = suppressed.get(name, {})
-    why = [f"{reason} {count:,}" for reason, count in sorted(reasons.items())]
-    if disabled.get(name, 0.0) > now:
-        why.insert(0, f"it said that it is gone: left alone for {ago(disabled[name] - now)}")
-    return name or "nobody", f"{told.get(name, 0):,}", f"{sum(reasons.values()):,}", ", ".join(why) or NOTHING
+def _destination(name: str, found: Any, now: float) -> tuple[Cell | str, ...]:
+    reasons = found.suppressed.get(name, {})
+    why = ", ".join(f"{reason} {count:,}" for reason, count in sorted(reasons.items()))
+    told = f"{found.told.get(name, 0):,}"
+    return name or "nobody", _state(name, found, now), told, f"{sum(reasons.values()):,}", why or NOTHING
 
 
-def _for_machines(case: Case) -> dict[str, object]:
+def _state(name: str, found: Any, now: float) -> Cell:
+    """What is the matter with a destination now."""
+    if not name:
+        return Cell(NOTHING)
+    gone = found.disabled.get(name, 0.0) - now
+    if gone > 0:
+        return Cell(f"gone (410), left alone for {ago(gone)}", "red")
+    waits = found.waiting(name)
+    empty = found.buckets[name].empty_until - now if name in found.buckets else 0.0
+    if waits or empty > 0:
+        return Cell(f"no token for {ago(max(empty, 0.0))}" + (f", {waits} wait" if waits else ""), "yellow")
+    return Cell("ready")
+
+
+def _destination_for_machines(name: str, found: Any, now: float) -> dict[str, object]:
+    until = found.disabled.get(name, 0.0)
+    empty = found.buckets[name].empty_until if name in found.buckets else 0.0
+    return {
+        "destination": name or None,
+        "told": found.told.get(name, 0),
+        "suppressed": found.suppressed.get(name, {}),
+        "disabled": until > now,
+        "disabled_until": until if until > now else None,
+        "no_token_until": empty if empty > now else None,
+        "waiting": found.waiting(name),
+    }
+
+
+def _for_machines(case: Any) -> dict[str, object]:
     return {
         "model_name": case.model_name,
         "severity": case.severity,
         "title": case.title,
         "signals": case.signals,
+        "summary": case.summary,
+        "ringing": max(case.ringing, len(case.signals)),
         "since": case.since,
         "over": case.over,
         "told": list(case.told),

@@ -11,6 +11,7 @@ from canvasbus.cli.context import Context
 from canvasbus.cli.output import Output, safe
 from canvasbus.config import DEFAULT
 from canvasbus.errors import ConfigError
+from canvasbus.operate import plugins
 from canvasbus.operate.doctor.finding import LEVELS, Finding, Level, wrong
 from canvasbus.transport import address as addresses
 from canvasbus.transport.rights import acl, user
@@ -52,7 +53,9 @@ def _findings(context: Context) -> Iterator[Finding]:
     try:
         loaded = context.loaded
         wanted = loaded.settings.partitions if loaded.origins["partitions"] != DEFAULT else None
-        yield from examine(address, context.link, loaded.settings.namespace, wanted)
+        installed = {plugin.name for plugin in plugins.installed()}
+        tables = [name for name in loaded.workers if name in installed]
+        yield from examine(address, context.link, loaded.settings.namespace, wanted, tables)
     finally:
         context.link.close()
 

@@ -15,6 +15,7 @@ import os
 import re
 import shutil
 import sys
+import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -70,6 +71,18 @@ class Output:
     def line(self, text: str = "") -> None:
         """One line on stdout."""
         print(text, file=self.stdout)
+
+    def wrapped(self, text: str, *, indent: int) -> None:
+        """Somebody else's text, broken between words where a terminal is narrow; further lines are indented by two more."""
+        text, blank = safe(text), " " * indent
+        if not self.terminal:
+            self.line(blank + text)
+            return
+        more = blank + "  "
+        for part in textwrap.wrap(
+            text, self._width(), initial_indent=blank, subsequent_indent=more, break_on_hyphens=False
+        ):
+            self.line(part)
 
     def note(self, text: str) -> None:
         """One line for the person, on stderr."""

@@ -7,6 +7,7 @@ goes to each partition: wherever an incident lies, the silence lies beside it.
 import argparse
 import time
 from datetime import timedelta
+from typing import Any
 
 from canvasbus import Event, clock
 from canvasbus.cli.context import Context
@@ -16,7 +17,7 @@ from canvasbus.cli.times import seconds_of
 from canvasbus.contract.globs import globs_overlap
 from canvasbus.errors import CanvasbusError, ConfigError
 from canvasbus.ids import uuid7
-from canvasbus.operate.alerts import Silence, desk
+from canvasbus.operate.alerts import desk
 from canvasbus.produce.fenced import declare_partitions
 from canvasbus.produce.once import PartitionSender
 
@@ -52,6 +53,8 @@ def run_add(context: Context, args: argparse.Namespace) -> int:
         for one in (pattern or "*").split("|"):
             if not any(globs_overlap(one, word) for word in WORDS[option]):
                 raise ConfigError(f"{option} {one}: there are {', '.join(WORDS[option])}")
+    if not args.comment.strip():
+        raise ConfigError("--comment is empty: say why, for whoever wonders that nobody was told")
     seconds = seconds_of(args.seconds, "--for")
     event = SilenceAdded(
         silence_id=uuid7().hex[-8:],
@@ -140,7 +143,7 @@ def _say(context: Context, taken: bool) -> None:
         )
 
 
-def _plain(one: Silence) -> dict[str, str]:
+def _plain(one: Any) -> dict[str, str]:
     matcher = one.matcher
     return {
         "model_name": matcher.model_name,

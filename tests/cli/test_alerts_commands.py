@@ -12,11 +12,12 @@ import pytest
 import structlog
 import trio
 from cli.commands import Ran, Run, runner
-from studio import Eyes, running
+from studio import Eyes, quiet, running
 from waiting import until
 
 from canvasbus.bus import EventBus
 from canvasbus.cli import silence
+from canvasbus.cli.output import Output
 from canvasbus.events import DriftDetected, MetricThresholdBreached
 from canvasbus_workers import alerts
 
@@ -77,9 +78,10 @@ async def test_a_silence_is_added_listed_and_ended(server_url: str, namespace: s
         assert (found["StyleGAN"]["told"], found["StyleGAN"]["not_told"]) == ([], {"log": "silenced"})
         assert (found["other"]["told"], found["other"]["not_told"]) == (["log"], {})
         (counts,) = [one for one in (await here.run("alerts", "status", "--json")).records if "destination" in one]
-        assert counts == {"destination": "log", "told": 1, "suppressed": {"silenced": 1}, "disabled": False}
+        free = {"disabled": False, "disabled_until": None, "no_token_until": None, "waiting": 0}
+        assert counts == {"destination": "log", "told": 1, "suppressed": {"silenced": 1}, **free}
         status = await here.run("alerts", "status")
-        assert "log (silenced)" in status.out and "2 open incidents, 1 silence" in status.err
+        assert "told: nobody; not told: log (silenced)" in status.out and "2 open incidents, 1 silence" in status.err
         assert "nobody is told" not in status.err
         ended = await here.run("silence", "expire", silence_id)
         assert (ended.code, ended.err) == (0, "")
@@ -87,6 +89,63 @@ async def test_a_silence_is_added_listed_and_ended(server_url: str, namespace: s
         assert found["StyleGAN"]["told"] == ["log"]
         assert (await here.run("silence", "list")).out == ""
         (await here.run("silence", "expire", silence_id)).failed(1, silence_id, "there are: none")
+
+
+async def test_status_shows_all_that_rings_and_how_each_destination_stands(
+    server_url: str, namespace: str, run: Run, empty_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every open incident with its signals, the gravest first, bounded; how many more there are; which destination is gone
+    and which has no tokens; and nothing is wider than a terminal of 80 columns."""
+    from canvasbus_workers.alerts import edge
+    from canvasbus_workers.alerts.notification import Gone, Notification
+
+    class Phone:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        async def send(self, notification: Notification) -> None:
+            if self.name == "old-hook":
+                raise Gone("410")
+
+    @asynccontextmanager
+    async def opened(table: dict[str, object]) -> AsyncIterator[dict[str, Phone]]:
+        yield {name: Phone(name) for name in table}
+
+    monkeypatch.setattr(edge, "opened", opened)
+    tables = "".join(f'[workers.alerts.destinations.{name}]\nkind = "log"\n' for name in ("old-hook", "pager"))
+    (empty_folder / "canvasbus.toml").write_text(f"[workers.alerts]\nburst = 2\nrate_per_minute = 0.01\n{tables}")
+    model = "StyleGAN-Canvas-v3"
+    async with shop(server_url, namespace, run) as here:
+        await here.bus.publish(MetricThresholdBreached(model_name=model, metric="accuracy", episode_id="a1"))
+        for number in range(12):
+            await here.drift(model, episode_id=f"{model}/drift/{number}")
+        await here.drift("Upscaler", episode_id="u1", severity="warning")
+        await here.drift("Sketch", episode_id="s1", severity="warning")
+        for what in ("drift.detected", "alert.notification_due"):
+            eyes = Eyes(server_url, namespace)
+            await quiet(eyes, "alerts", event_type=what, timeout=30)
+            eyes.close()
+        found = await here.incidents(3)
+        while len(found[model]["signals"]) < 10 or found[model]["ringing"] < 13:
+            found = await here.incidents(3)
+        monkeypatch.setattr(Output, "_width", lambda _: 80)
+        made = Output.__init__
+
+        def on_a_terminal(self: Output, **options: Any) -> None:
+            made(self, **options)
+            self.terminal = True
+
+        monkeypatch.setattr(Output, "__init__", on_a_terminal)
+        status = await here.run("alerts", "status")
+    assert len(found[model]["summary"]) == 10
+    blocks = [block.splitlines() for block in status.out.split("\n\n")]
+    assert [block[0].split()[0] for block in blocks[:3]] == ["critical", "warning", "warning"]
+    assert "accuracy" in blocks[0][2] and blocks[0][-1] == "    - and 3 older signals"
+    assert len([line for line in blocks[0] if f"(drift:{model}" in line]) == 10
+    assert "(drift:u1)" in "".join(blocks[1]) or "(drift:u1)" in "".join(blocks[2])
+    assert re.search(r"^old-hook +gone \(410\), left alone for 23h 59m ", status.out, re.MULTILINE)
+    assert re.search(r"^pager +no token for 1h \d+m, 1 wait +2 +1", status.out, re.MULTILINE)
+    assert max(map(len, status.out.splitlines())) <= 80
 
 
 async def test_silences_outlive_workers_and_reach_every_partition(
@@ -126,6 +185,8 @@ async def test_silences_outlive_workers_and_reach_every_partition(
         (("--for", "1h", "--comment", "x"), "at least one of --model"),
         (("--model", "m", "--comment", "x"), "--for"),
         (("--model", "m", "--for", "1h"), "--comment"),
+        (("--model", "m", "--for", "1h", "--comment", ""), "--comment is empty: say why"),
+        (("--model", "m", "--for", "1h", "--comment", " \n"), "--comment is empty: say why"),
         (("--model", "m", "--for", "soon", "--comment", "x"), "--for soon"),
         (("--severity", "grave", "--for", "1h", "--comment", "x"), "there are info, warning, critical"),
         (

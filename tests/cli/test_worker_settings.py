@@ -1,15 +1,18 @@
 """A worker's own table in canvasbus.toml: read by the worker, looked at by the doctor."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 import pytest
 from cli.commands import Run
+from studio import running
 
 from canvasbus.config import load
 from canvasbus.errors import ConfigError
 from canvasbus.worker import section
+from canvasbus_workers import metrics
 
 
 class Settings(msgspec.Struct, frozen=True):
@@ -135,3 +138,23 @@ def test_the_doctor_finds_a_library_that_is_missing(  # type: ignore[no-untyped-
     assert f"needs httpx2, which is not installed: pip install 'canvasbus[{extra}]'" in finding["found"]
     written("[workers.alerts]\n[workers.features]\n[workers.retrain]\n")
     assert run_bare("doctor", "--url", "memory://").code == 0
+
+
+async def test_the_doctor_says_what_has_never_been_started(
+    server_url: str, namespace: str, run: Run, written: Callable[[str], object]
+) -> None:
+    """Settings that nobody follows: a warning that names the command. Once the worker has been there it is gone, also when
+    it runs no more; a table that is an error already is told once."""
+    written("[workers.metrics]\nlate_seconds = 5\n[workers.features]\n[workers.drfit]\n")
+
+    def never_started() -> list[str]:
+        ran = run("doctor", "--json")
+        return [one["group"] for one in ran.records if one["check"] == "group" and "has settings" in one["found"]]
+
+    assert never_started() == ["metrics", "features"]
+    (finding,) = [one for one in run("doctor", "--json").records if one["group"] == "metrics"]
+    assert finding["level"] == "warning" and "start it: `canvasbus-worker metrics`" in finding["advice"]
+    assert f"has ever been in the namespace {namespace!r}" in finding["found"]
+    async with running(server_url, metrics.worker, namespace=namespace):
+        pass
+    assert never_started() == ["features"]

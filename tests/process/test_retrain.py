@@ -8,42 +8,82 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from studio import Eyes
+from studio import Eyes, quiet
 from waiting import until
 
-from canvasbus import Producer
-from canvasbus.events import RetrainRequested
+from canvasbus import Event, Producer
+from canvasbus.events import RetrainFailed, RetrainRequested
 
 UNIT = "from canvasbus_workers.retrain import worker\n"
 
+DYING = """
+import os
+from canvasbus_workers.retrain import launching, telling, worker
+from canvasbus_workers.retrain.launchers import records, subprocess
+
+def dies_in(place, name):
+    setattr(place, name, lambda *_, **__: os.kill(os.getpid(), 9))
+
+def dies_after(place, name):
+    real = getattr(place, name)
+    setattr(place, name, lambda *given, **named: (real(*given, **named), os.kill(os.getpid(), 9)))
+
+def dies_after_awaiting(place, name):
+    real = getattr(place, name)
+    async def dying(*given, **named):
+        await real(*given, **named)
+        os.kill(os.getpid(), 9)
+    setattr(place, name, dying)
+
+"""
+
+PHASES = {
+    "it has decided, and not said so": "dies_in(telling, 'follows')",
+    "the order is on the bus, and nothing is begun": "dies_in(launching, 'launch')",
+    "the order is written down": "dies_after(records, 'claim')",
+    "the supervisor has been started": "dies_after_awaiting(subprocess.Subprocess, '_supervise')",
+    "the training has ended": "dies_in(subprocess, 'outcome')",
+    "it has read the outcome, and not said so": "dies_in(launching, 'answer')",
+    "it is about to promote": "dies_in(telling, 'promoted')",
+}
+
 JOB = """
 import json, os, time
+version = os.environ["RETRAIN_VERSION"]
 with open("ran", "a") as file:
-    file.write(f"{os.getpid()} {os.environ['RETRAIN_CORRELATION_ID']}\\n")
-while not os.path.exists("go on"):
+    file.write(f"{version} {os.getpid()} {os.environ['RETRAIN_CORRELATION_ID']}\\n")
+while not os.path.exists(f"go on {version}"):
     time.sleep(0.01)
 json.dump({"metrics": {"accuracy": 0.9}}, open(os.environ["RETRAIN_RESULT"], "w"))
 """
 
+pytestmark = pytest.mark.long
 
-@pytest.mark.long
-async def test_a_worker_is_killed_while_it_trains(
-    server_url: str,
-    namespace: str,
-    eyes: Eyes,
-    start: Callable[..., Any],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """kill -9: the training goes on, the other worker adopts it, and its result is promoted. It ran once, under the
-    correlation of the request."""
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """canvasbus.toml for workers that train with JOB."""
     (tmp_path / "train.py").write_text(JOB)
     config = tmp_path / "canvasbus.toml"
     config.write_text(
-        f'[workers.retrain]\nlauncher = "subprocess"\nfolder = "{tmp_path}/runs"\n[workers.retrain.subprocess]\n'
-        f'command = {json.dumps([sys.executable, "train.py"])}\ncwd = "{tmp_path}"\n'
+        f'[workers.retrain]\nlauncher = "subprocess"\nfolder = "{tmp_path}/runs"\ncooldown_seconds = 0\n'
+        f'[workers.retrain.subprocess]\ncommand = {json.dumps([sys.executable, "train.py"])}\ncwd = "{tmp_path}"\n'
     )
     monkeypatch.setenv("CANVASBUS_CONFIG", str(config))
+
+
+def ran(folder: Path) -> list[list[str]]:
+    """[version, process, correlation] of each training that has begun."""
+    path = folder / "ran"
+    text = path.read_text() if path.exists() else ""
+    return [line.split() for line in text.splitlines()] if text.endswith("\n") else []
+
+
+async def test_a_worker_is_killed_while_it_trains(
+    server_url: str, namespace: str, eyes: Eyes, start: Callable[..., Any], tmp_path: Path, config: None
+) -> None:
+    """kill -9: the training goes on, the other worker adopts it, and its result is promoted. It ran once, under the
+    correlation of the request."""
     where = ("--url", server_url, "--namespace", namespace)
     first = start(*where, unit=UNIT)
     await until(lambda: first.said("worker joined"), 60)
@@ -51,19 +91,77 @@ async def test_a_worker_is_killed_while_it_trains(
     with Producer(server_url, namespace=namespace) as bus:
         bus.publish(asked)
         assert bus.flush(10)
-    ran = tmp_path / "ran"
-    await until(lambda: ran.exists() and ran.read_text().endswith("\n"), 60)
+    await until(lambda: ran(tmp_path), 60)
     os.kill(first.process.pid, 9)
     first.process.wait()
     second = start(*where, unit=UNIT)
     await until(lambda: second.said("worker joined"), 60)
     await until(lambda: len(eyes.pending("retrain", "retrain.started")) == 1, 60)
-    os.kill(int(ran.read_text().split()[0]), 0)  # it lives
-    (tmp_path / "go on").touch()
+    os.kill(int(ran(tmp_path)[0][1]), 0)  # it lives
+    (tmp_path / "go on v1").touch()
     await until(lambda: eyes.events("model.promoted"), 60)
     (promoted,) = eyes.events("model.promoted")
     assert (promoted.run_id, promoted.correlation_id) == ("m/v1", asked.correlation_id)
-    (line,) = ran.read_text().splitlines()
-    assert line.split()[1] == str(asked.correlation_id)
+    ((_, _, correlation),) = ran(tmp_path)
+    assert correlation == str(asked.correlation_id)
     assert len(eyes.events("retrain.succeeded")) == 1
+    assert eyes.dead("retrain") == []
+
+
+@pytest.mark.parametrize("phase", PHASES)
+async def test_a_worker_is_killed_in_each_phase(
+    server_url: str, namespace: str, eyes: Eyes, start: Callable[..., Any], tmp_path: Path, config: None, phase: str
+) -> None:
+    """Wherever kill -9 finds it, the next worker goes on from there: one order, one training, one answer, one promotion."""
+    (tmp_path / "go on v1").touch()
+    where = ("--url", server_url, "--namespace", namespace)
+    first = start(*where, unit=DYING + PHASES[phase])
+    await until(lambda: first.said("worker joined"), 60)
+    with Producer(server_url, namespace=namespace) as bus:
+        bus.publish(RetrainRequested(model_name="m"))
+        assert bus.flush(10)
+    await until(lambda: first.process.poll() is not None, 60)
+    assert first.process.returncode == -9
+    assert eyes.count("model.promoted") == 0
+    start(*where, unit=UNIT)
+    await until(lambda: eyes.count("model.promoted"), 60)
+    for event_type in ("retrain.started", "retrain.succeeded", "model.promoted"):
+        await quiet(eyes, "retrain", event_type=event_type, timeout=60)
+        assert [(event.run_id, event.fence) for event in eyes.events(event_type)] == [("m/v1", 1)]
+    assert [version for version, _, _ in ran(tmp_path)] == ["v1"]
+    assert eyes.count("retrain.failed") == 0 and eyes.dead("retrain") == []
+
+
+async def test_a_stale_run_of_a_killed_worker(
+    server_url: str, namespace: str, eyes: Eyes, start: Callable[..., Any], tmp_path: Path, config: None
+) -> None:
+    """Its worker is killed, it is given up, and a newer one is promoted: when it ends well after all, the worker that
+    has adopted it says so, and nothing is promoted."""
+    where = ("--url", server_url, "--namespace", namespace)
+
+    def say(*events: Event) -> None:
+        with Producer(server_url, namespace=namespace) as bus:
+            bus.publish_many(events)
+            assert bus.flush(10)
+
+    first = start(*where, unit=UNIT)
+    await until(lambda: first.said("worker joined"), 60)
+    say(RetrainRequested(model_name="m"))
+    await until(lambda: ran(tmp_path), 60)
+    os.kill(first.process.pid, 9)
+    first.process.wait()
+    second = start(*where, unit=UNIT)
+    await until(lambda: second.said("worker joined"), 60)
+    say(RetrainFailed(model_name="m", run_id="m/v1", error="given up"))
+    await quiet(eyes, "retrain", event_type="retrain.failed", timeout=60)
+    say(RetrainRequested(model_name="m"))
+    await until(lambda: len(ran(tmp_path)) == 2, 60)
+    (tmp_path / "go on v2").touch()
+    await until(lambda: eyes.count("model.promoted"), 60)
+    (tmp_path / "go on v1").touch()
+    await until(lambda: second.said("a run that is not in flight has succeeded: not promoted"), 60)
+    await quiet(eyes, "retrain", event_type="retrain.succeeded", timeout=60)
+    assert [event.run_id for event in eyes.events("retrain.succeeded")] == ["m/v2", "m/v1"]
+    assert [(event.run_id, event.fence) for event in eyes.events("model.promoted")] == [("m/v2", 2)]
+    assert [version for version, _, _ in ran(tmp_path)] == ["v1", "v2"]
     assert eyes.dead("retrain") == []

@@ -1,8 +1,10 @@
 """The metrics worker: rules over reported metrics, silence, rules that change while it runs, and the doctor."""
 
 import os
+import statistics
 import subprocess
 import sys
+import time
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from typing import Any
 import pytest
 import structlog
 from servers import python_path
-from studio import Eyes, running
+from studio import Eyes, quiet, running
 from trio.testing import MockClock
 from waiting import until
 
@@ -19,6 +21,8 @@ from canvasbus.errors import LifespanError
 from canvasbus.events import MetricRecovered, MetricReported, MetricThresholdBreached
 from canvasbus.testing import TestBus
 from canvasbus_workers import metrics
+from canvasbus_workers.metrics import handlers
+from canvasbus_workers.metrics.edge import KEPT_AT_REST, Rules
 
 RULES = """
 [workers.metrics.rules.fid]
@@ -298,3 +302,34 @@ async def test_rules_that_are_nested_too_deeply_are_a_complaint(
         (found,) = await told(bus, bad)
         assert len(bus.attempts(bad)) == 1
     assert isinstance(found, MetricThresholdBreached)
+
+
+@pytest.mark.long
+async def test_ten_thousand_models(
+    server_url: str, namespace: str, config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each series is a small state of its own that expires, models that no rule is for leave none at all, what a process
+    remembers of these is bounded, and the last thousands of reports take no more work than the first."""
+    config.write_text('[workers.metrics.rules.fid]\nmetric = "fid"\nmodel = "ruled*"\nmax = 30.0\n')
+    eyes, seconds = Eyes(server_url, namespace), []
+    made: list[Rules] = []
+    monkeypatch.setattr(handlers, "Rules", lambda read: made.append(Rules(read)) or made[-1])
+    async with running(server_url, metrics.worker, namespace=namespace) as bus:
+        for at in range(0, 11_000, 1000):
+            began = time.process_time()
+            models = [f"{kind}{number}" for number in range(at, at + 1000) for kind in ("ruled", "free")]
+            await bus.publish_many([report("fid", 10.0, model=model) for model in models])
+            await quiet(eyes, "metrics", event_type="metric.reported", timeout=60)
+            seconds.append(time.process_time() - began)
+        (rules,) = made
+        assert len(rules._at_rest) == KEPT_AT_REST
+        await bus.publish_many([report("fid", 40.0, model=f"ruled{number}") for number in range(0, 11_000, 1100)])
+        await quiet(eyes, "metrics", event_type="metric.reported", timeout=60)
+    states = [key for key in eyes.call("KEYS", f"*{namespace}*state*") if b"series:" in key]
+    assert len(states) == 11_000
+    assert max(eyes.call("STRLEN", key) for key in states[::40]) < 400
+    assert min(eyes.call("PTTL", key) for key in states[::40]) > 0
+    assert len(eyes.events("metric.threshold_breached")) == 10
+    eyes.close()
+    print(f"thousands of models: {' '.join(f'{one:.2f}' for one in seconds)} s")
+    assert statistics.median(seconds[-4:]) < 3 * statistics.median(seconds[:4])

@@ -333,3 +333,19 @@ async def test_two_workers_on_any_server(any_url: str, namespace: str, eyes: Eye
         assert sorted(event.fence for event in of("retrain.started") if event.model_name == model) == [1, 2]
         assert [event.fence for event in of("model.promoted") if event.model_name == model] == [1, 2]
     assert eyes.dead("retrain") == []
+
+
+async def test_a_model_that_only_recovers_leaves_nothing(any_url: str, namespace: str, eyes: Eyes) -> None:
+    """What is over for models that nobody ever wanted to train is no state on the server; for one that was wanted it
+    counts."""
+    key = eyes.keys.state("retrain", "model:m")
+    over = MetricRecovered(model_name="m", metric="accuracy", episode_id="e1")
+    async with running(any_url, retrain.worker, namespace=namespace) as bus:
+        await bus.publish(over)
+        await quiet(eyes, "retrain", event_type="metric.recovered")
+        assert eyes.call("EXISTS", key) == 0
+        await bus.publish(breach())
+        await until(lambda: eyes.count("retrain.started"))
+        await bus.publish(over)
+        await quiet(eyes, "retrain", event_type="metric.recovered")
+    assert eyes.call("EXISTS", key) == 1 and eyes.dead("retrain") == []

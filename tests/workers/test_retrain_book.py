@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Iterator
+from datetime import UTC, datetime
 
 import msgspec
 import pytest
@@ -76,6 +77,33 @@ def test_cooldown_and_budget() -> None:
     model.want(T + 200, "x", "e3")
     assert model.next("m", policy, T + 200) == Wait(T + 86400, "2 runs in a day")
     assert started(model, policy, T + 86400).fence == 3
+
+
+def test_the_budget_is_of_any_24_hours_and_not_of_a_date() -> None:
+    """Runs of the evening count on the next morning, in whatever zone midnight lies; each comes free a day after its own
+    start, one at a time."""
+    policy = msgspec.structs.replace(FREE, daily_runs=3)
+    midnight = datetime(2026, 3, 29, tzinfo=UTC).timestamp()  # 23 hours long in Europe
+    evening = [midnight - 600, midnight - 300, midnight - 1]
+    model = Model()
+
+    def asks(at: float, episode: str) -> object:
+        model.want(at, "x", episode)
+        return model.next("m", policy, at)
+
+    for number, at in enumerate(evening):
+        run = asks(at, f"evening {number}")
+        assert isinstance(run, Run)
+        model.end(run.run_id, run.fence, at)
+    for at in (midnight, midnight + 60, midnight + 86000 - 600):
+        assert asks(at, "morning") == Wait(evening[0] + 86400, "3 runs in a day")
+    for number, at in enumerate(evening):
+        assert asks(at + 86400 - 0.5, f"next {number}") == Wait(at + 86400, "3 runs in a day")
+        run = asks(at + 86400, f"next {number}")
+        assert isinstance(run, Run)
+        model.end(run.run_id, run.fence, at + 86400)
+    assert asks(evening[-1] + 86401, "one more") == Wait(evening[0] + 2 * 86400, "3 runs in a day")
+    assert len(model.starts) == 3
 
 
 def test_too_few_labels_drop_what_asks() -> None:

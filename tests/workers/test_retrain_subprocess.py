@@ -1,5 +1,6 @@
 """Training in a real process: how it ends, what it sees, and what becomes of it when its worker is killed."""
 
+import errno
 import json
 import os
 import signal
@@ -10,13 +11,16 @@ from typing import Any
 
 import msgspec
 import pytest
+import structlog
 import trio
 from studio import Eyes, running
 from waiting import until
 from workers.trainers import ORDER
 
+from canvasbus import clock
 from canvasbus.events import RetrainRequested
 from canvasbus_workers import retrain
+from canvasbus_workers.retrain.launchers import records, runner
 from canvasbus_workers.retrain.launchers.protocol import Ended, Order, Rejected
 from canvasbus_workers.retrain.launchers.subprocess import Subprocess
 from canvasbus_workers.retrain.settings import Policy
@@ -361,3 +365,105 @@ async def test_a_log_that_cannot_be_opened(launcher: Callable[..., Subprocess], 
     (tmp_path / "runs" / ORDER.key / "log").mkdir(parents=True)
     said = await launched(launcher("print('x' * 10_000)\n" + RESULT, log_bytes=4096))
     assert (said.error, said.result.train_items) == ("", 9)
+
+
+async def test_a_disk_that_is_full_when_it_ends(launcher: Callable[..., Subprocess], tmp_path: Path) -> None:
+    """How it ended is not lost: the worker is told that it cannot be written, and gets it when there is room."""
+    record = tmp_path / "runs" / ORDER.key / ".ended.json"
+    full = f"import os\nos.remove({str(record)!r})\nos.symlink('/dev/full', {str(record)!r})\n"
+    said: list[Ended] = []
+
+    async def ask() -> None:
+        said.append(await launched(launcher(full + RESULT)))
+
+    with structlog.testing.capture_logs() as logs:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask)
+            line = (await until(lambda: list(logs), 30))[0]
+            assert said == []
+            record.unlink()
+    assert (said[0].error, said[0].result.model_version) == ("", "v7-big")
+    assert (line["log_level"], line["run_id"]) == ("warning", "m/v7")
+    assert line["why"] == "how it ended cannot be written (No space left on device): trying again until it can"
+
+
+def test_room_for_how_it_ends_is_taken_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As far as the file system keeps its word a disk that fills up meanwhile is no trouble: what is written lies in the
+    blocks that the file has. Where it does not, writing is tried again until it works."""
+    monkeypatch.chdir(tmp_path)
+    runner.put(".ended.json", {})
+    assert Path(".ended.json").stat().st_size == runner.ROOM
+    inode, said, pauses, write = Path(".ended.json").stat().st_ino, [], [], os.write
+
+    def full(handle: int, data: bytes) -> int:
+        if len(pauses) < 3:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(handle, data)
+
+    monkeypatch.setattr(runner, "say", said.append)
+    monkeypatch.setattr(runner.time, "sleep", pauses.append)
+    monkeypatch.setattr(runner.os, "write", full)
+    assert runner.settle({"why": "", "code": 0}) == 0
+    assert pauses == [0.25, 0.5, 1.0] and len(said) == 3
+    assert json.loads(Path("ended.json").read_text()) == {"why": "", "code": 0}
+    assert Path("ended.json").stat().st_ino == inode and Path("ended.json").stat().st_size == runner.ROOM
+
+
+async def test_a_disk_that_is_full_before_it_starts(launcher: Callable[..., Subprocess], tmp_path: Path) -> None:
+    """It does not start, and that is the reason that is told."""
+    folder = tmp_path / "runs" / ORDER.key
+    folder.mkdir(parents=True)
+    (folder / ".started.json").symlink_to("/dev/full")
+    with pytest.raises(
+        Rejected, match=r"it was not started: nothing can be written \(No space left on device\); see /"
+    ):
+        await launched(launcher("open('ran', 'w')"))
+    assert not (tmp_path / "ran").exists()
+
+
+def age(folder: Path) -> None:
+    """It ended a while ago."""
+    os.utime(folder / "ended.json", (1.0, 1.0))
+
+
+async def test_old_runs_are_removed(launcher: Callable[..., Subprocess], tmp_path: Path) -> None:
+    """The newest ones of each model stay, and besides whatever goes on, has just ended or may be asked for again; a
+    folder that was removed halfway goes with the next."""
+    one, runs, now = launcher("", answer="state", keep_runs=2, timeout_seconds=600), tmp_path / "runs", clock.time()
+
+    async def run(key: str, ordered: float, model: str = "m") -> None:
+        await launched(one, msgspec.structs.replace(ORDER, key=key, ordered=ordered, model_name=model))
+        if key != "just ended":
+            age(runs / key)
+
+    (runs / "somebody's").mkdir(parents=True)
+    (runs / ".gone.half").mkdir()
+    (runs / "broken").mkdir()
+    (runs / "broken" / "order.json").write_text("{]")
+    await run("other", 1.0, "other")
+    await run("young", now - 500.0)
+    for number, key in enumerate(("old", "just ended", "older than two")):
+        await run(key, 2.0 + number)
+    assert not (runs / "old").exists()
+    records.claim(runs / "goes on" / "order.json", {"model_name": "m", "ordered": 1.0, "timeout": 600.0})
+    records.claim(runs / "sent" / "sent.json", {"model_name": "m", "ordered": 1.0, "timeout": 600.0})
+    await run("new", now)
+    kept = {"somebody's", "broken", "other", "young", "just ended", "goes on", "new"}
+    assert {folder.name for folder in runs.iterdir()} == kept
+    age(runs / "just ended")
+    await run("newer", now + 1)
+    assert {folder.name for folder in runs.iterdir()} == kept - {"just ended"} | {"newer"}
+
+
+async def test_a_failure_is_in_the_log(any_url: str, namespace: str, eyes: Eyes, config: Path, tmp_path: Path) -> None:
+    """As a warning, with what went wrong and the file that has its output."""
+    (tmp_path / "train.py").write_text("print('no such table'); raise SystemExit(3)")
+    async with running(any_url, retrain.worker, namespace=namespace) as bus:
+        with structlog.testing.capture_logs() as logs:
+            await bus.publish(RetrainRequested(model_name="m"))
+            await until(lambda: eyes.events("retrain.failed"), 30)
+    (line,) = [line for line in logs if line["event"] == "a training has failed"]
+    assert (line["log_level"], line["model_name"], line["run_id"]) == ("warning", "m", "m/v1")
+    said, path = line["why"].split("; see ")
+    assert said == "exit code 3" and Path(path).read_text() == "no such table\n"
+    assert eyes.events("retrain.failed")[0].error == line["why"]

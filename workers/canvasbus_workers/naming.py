@@ -14,16 +14,16 @@ _DIGEST = 12
 """Bytes. Among a billion names the odds that two share one are one in a hundred billion."""
 
 
-def name_of(*parts: str, by: str = "/") -> str:
+def name_of(*parts: str, by: str = "/", longest: int = LONGEST) -> str:
     """The parts joined by `by`, as they are where that can be read in one way only: all of it printable, without `by` and
-    `~` in a part, at most 200 characters. Else with `_` in the place of such characters, cut, and after a `~` a digest of
+    `~` in a part, at most `longest` characters. Else with `_` in the place of such characters, cut, and after a `~` a digest of
     the parts. Different parts never have the same name: one without a digest has no `~`, and can be split again."""
     plain = by.join(parts)
-    if len(plain) <= LONGEST and plain.isprintable() and not any(by in part or MARK in part for part in parts):
+    if len(plain) <= longest and plain.isprintable() and not any(by in part or MARK in part for part in parts):
         return plain
     digest = blake2b(repr(parts).encode(), digest_size=_DIGEST).hexdigest()
     shown = by.join("".join(_shown(one, by) for one in part) for part in parts)
-    return f"{shown[: LONGEST - 1 - len(digest)]}{MARK}{digest}"
+    return f"{shown[: longest - 1 - len(digest)]}{MARK}{digest}"
 
 
 def _shown(character: str, by: str) -> str:

@@ -1,12 +1,13 @@
 """Everything the doctor looks at, one finding after another as they are found."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from canvasbus.errors import TransportError
 from canvasbus.operate.doctor.ask_namespace import ask_namespace
 from canvasbus.operate.doctor.finding import Finding
 from canvasbus.operate.doctor.judge_namespace import judge_namespace
 from canvasbus.operate.doctor.judge_server import judge_address, judge_failure, judge_server
+from canvasbus.operate.doctor.judge_workers import judge_started
 from canvasbus.operate.doctor.rights import judge_rights, lacking
 from canvasbus.operate.doctor.server import ask
 from canvasbus.transport.address import Address
@@ -14,10 +15,13 @@ from canvasbus.transport.blocking import BlockingLink
 from canvasbus.wire.keys import Keys
 
 
-def examine(address: Address, link: BlockingLink, namespace: str, wanted: int | None = None) -> Iterator[Finding]:
+def examine(
+    address: Address, link: BlockingLink, namespace: str, wanted: int | None = None, tables: Iterable[str] = ()
+) -> Iterator[Finding]:
     """Look at a server and a namespace on it. A server that is away, or goes away meanwhile, is a finding too.
 
     `wanted`: the number of partitions that this process is set to; None: it takes what is on record.
+    `tables`: workers that canvasbus.toml has settings for.
     """
     yield from judge_address(address)
     keys = Keys(namespace)
@@ -25,7 +29,9 @@ def examine(address: Address, link: BlockingLink, namespace: str, wanted: int | 
         facts = link.run(ask(keys))
         yield from judge_server(facts)
         yield from judge_rights(lacking(link, keys, group="group", event_type="type"), facts.user)
-        yield from judge_namespace(link.run(ask_namespace(namespace, wanted)), wanted)
+        found = link.run(ask_namespace(namespace, wanted))
+        yield from judge_namespace(found, wanted)
+        yield from judge_started(tables, found)
     except TransportError as error:
         yield judge_failure(error)
 

@@ -1,4 +1,5 @@
-"""The tables [workers.NAME] of canvasbus.toml: does a worker of that name exist, and does it understand them?
+"""The tables [workers.NAME] of canvasbus.toml: does a worker of that name exist, does it understand them, and
+has anybody started it?
 
 A worker that has settings declares them in a module `settings` beside its own, as a msgspec Struct named `Settings`:
 `canvasbus_workers.drift.settings:Settings`. The worker itself is not imported for this. Where settings name something
@@ -8,13 +9,15 @@ words what it found, and raises ConfigError.
 
 import importlib
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from shlex import quote
 from types import ModuleType
 
 from canvasbus.config import Loaded, section
 from canvasbus.errors import ConfigError
 from canvasbus.operate import plugins
 from canvasbus.operate.doctor.finding import Finding
+from canvasbus.operate.doctor.namespace import NamespaceFacts
 
 
 def judge_workers(loaded: Loaded) -> Iterator[Finding]:
@@ -49,6 +52,23 @@ def judge_workers(loaded: Loaded) -> Iterator[Finding]:
         else:
             yield Finding(
                 "ok", check, f"{len(loaded.workers[name])} settings in {loaded.file}, all of them known{more}"
+            )
+
+
+def judge_started(tables: Iterable[str], facts: NamespaceFacts) -> Iterator[Finding]:
+    """A finding for each table whose worker has never been in the namespace."""
+    if "HGETALL" in facts.refused or not facts.complete:
+        return
+    known = {name.decode(errors="replace").partition("@")[0] for name in facts.groups}  # x@…: a group of each process
+    for name in tables:
+        if name not in known:
+            yield Finding(
+                "warning",
+                "group",
+                f"[workers.{name}] has settings, and no worker of that name has ever been in the namespace "
+                f"{facts.namespace!r}: nobody does what they say",
+                f"start it: `canvasbus-worker {quote(name)}`; or remove the table",
+                group=name,
             )
 
 

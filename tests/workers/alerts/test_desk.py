@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from canvasbus.events import IncidentOpened, IncidentResolved, Severity
-from canvasbus_workers.alerts.desk import MOST_OPEN, MOST_SILENCES, Desk, Silence
-from canvasbus_workers.alerts.incidents import RANK, SHOWN, Incident, Ringing, cut
+from canvasbus_workers.alerts.desk import MOST_OPEN, MOST_SILENCES, MOST_TRAININGS, Desk, Silence
+from canvasbus_workers.alerts.incidents import MOST_KINDS, MOST_RINGING, OTHERS, RANK, SHOWN, Incident, Ringing, cut
 from canvasbus_workers.alerts.matching import Matcher
 from canvasbus_workers.alerts.settings import Settings
 from canvasbus_workers.patterns import fits
@@ -173,20 +173,47 @@ def test_what_mutes_what(rule: dict[str, Any], muted: bool) -> None:
     play = Play(inhibit=[rule])
     play.open("grave", "m", "critical", ("metric:accuracy:1",))
     play.open("other", "n", "warning", ("quality:1",))
-    play.desk.retraining["m"] = ("r1", play.now + 60)
+    play.desk.trains("m", "r1", play.now + 60)
     assert (play.open("slight") == []) == muted
 
 
 def test_what_mutes_ends() -> None:
     """A graver incident that is resolved, and a training that is not heard of any more, mute nothing."""
     play = Play(inhibit=[{"source": {"signal": "retraining"}, "target": {}}])
-    play.desk.retraining["m"] = ("r1", play.now + 60)
+    play.desk.trains("m", "r1", play.now + 60)
     assert play.open("a") == [] and play.due == 60
     assert play.after(60) == [("log", "opened", "a")]
     play = Play()
     play.open("grave", severity="critical", signals=("metric:accuracy:1",))
     assert play.open("slight") == []
     assert play.end("grave") == [("log", "resolved", "grave"), ("log", "opened", "slight")]
+
+
+def test_a_silence_together_with_an_inhibition() -> None:
+    """A silenced incident mutes slighter ones all the same, as in an Alertmanager; what both hold back is told when the last
+    of them ends, and each reason is counted once."""
+    play = Play()
+    play.desk.silence("grave", Silence(Matcher(signal="metric:accuracy"), 0.0))
+    play.desk.silence("slight", Silence(Matcher(signal="drift"), play.now + 100))
+    assert play.open("grave", severity="critical", signals=("metric:accuracy:1",)) == []
+    assert play.open("slight") == [] and play.due == 100
+    assert play.desk.suppressed == {"log": {"silenced": 2}}
+    assert play.after(100) == []  # its silence is over, and what is graver goes on
+    assert play.after(50) == [] and play.desk.suppressed == {"log": {"silenced": 2, "inhibited": 1}}
+    assert play.end("grave") == [("log", "opened", "slight")]  # of the grave one nobody had heard
+    assert play.end("slight") == [("log", "resolved", "slight")]
+
+
+def test_what_was_told_is_over_although_both_would_hold_it_back() -> None:
+    """Resolved is told to whoever was told that it began; escalation waits for both."""
+    play = Play(inhibit=[{"source": {"signal": "metric:accuracy"}, "target": {"signal": "drift"}}])
+    assert play.open("slight") == [("log", "opened", "slight")]
+    play.open("grave", severity="critical", signals=("metric:accuracy:1",))
+    play.desk.silence("s", Silence(Matcher(signal="drift"), play.now + 100))
+    assert play.open("slight", severity="critical") == []
+    assert play.after(100) == [] and play.desk.suppressed == {"log": {"silenced": 1, "inhibited": 1}}
+    assert play.end("slight") == [("log", "resolved", "slight")]
+    assert play.end("grave") == [("log", "resolved", "grave")]
 
 
 def test_routes_and_what_none_of_them_wants() -> None:
@@ -274,6 +301,67 @@ def test_there_is_an_end_to_it() -> None:
         )
     assert desk.suppressed == {"": {"overflow": 5}}
     assert len(msgspec.msgpack.encode(desk)) < 1024 * 1024
+
+
+def size(desk: Desk) -> int:
+    """Bytes that each commit writes."""
+    return len(msgspec.msgpack.encode(desk))
+
+
+def test_ten_thousand_trainings_are_no_weight() -> None:
+    """Of those in flight the ones that are lost last are kept; ended and lost ones are forgotten."""
+    play = Play(inhibit=[{"source": {"signal": "retraining"}, "target": {}}])
+    for number in range(10_000):
+        play.desk.trains(f"StyleGAN-Canvas-v{number}", f"StyleGAN-Canvas-v{number}/v1", play.now + number)
+    assert len(play.desk.retraining) == MOST_TRAININGS and size(play.desk) < 20_000
+    assert "StyleGAN-Canvas-v9999" in play.desk.retraining
+    assert play.desk.has_trained("StyleGAN-Canvas-v9999", "StyleGAN-Canvas-v9999/v1")
+    assert not play.desk.has_trained("StyleGAN-Canvas-v9998", "another run")
+    assert not play.desk.has_trained("StyleGAN-Canvas-v1", "StyleGAN-Canvas-v1/v1")
+    play.after(9998)
+    assert play.desk.retraining == {}
+
+
+def test_a_storm_of_ten_thousand_models() -> None:
+    """Each with a signal of its own: what a commit writes stays as it is once the desk is full."""
+    play, sizes = Play(destinations={"chat": LOG, "pager": LOG}), []
+    for number in range(10_000):
+        hear(play.desk, f"StyleGAN-Canvas-v{number}/0123456789ab", f"StyleGAN-Canvas-v{number}")
+        if number % 100 == 0:
+            play.after(0.01)
+            sizes.append(size(play.desk))
+    assert len(play.desk.cases) == MOST_OPEN and max(sizes) < 100_000
+    assert max(sizes[3:]) - min(sizes[3:]) < 100
+    assert play.desk.suppressed[""] == {"overflow": 10_000 - MOST_OPEN}
+
+
+def test_the_weight_of_incidents_has_an_end() -> None:
+    """Names as long as they may be and signals of all kinds: the desk takes as many as a state holds, and of those that it
+    has it knows the newest severity all the same."""
+    desk = Desk()
+    signals = tuple(f"{number}{'é' * 200}:{number}" for number in range(MOST_RINGING))
+    for number in range(MOST_OPEN):
+        hear(desk, f"i{number}", f"{number}{'ü' * 500}", signals=signals)
+    assert 50 < len(desk.cases) < MOST_OPEN and size(desk) < 1024 * 1024
+    hear(desk, "i0", "m", "critical", signals=signals[::-1])
+    assert desk.cases["i0"].severity == "critical"
+    assert len(desk.cases["i1"].kinds) == MOST_KINDS + 1 and desk.cases["i1"].kinds[-1] == OTHERS
+    assert not Matcher(signal="*é*").covers("m", "info", desk.cases["i1"].kinds)
+    assert Matcher().covers("m", "info", desk.cases["i1"].kinds)
+
+
+def test_destinations_that_come_and_go() -> None:
+    """Of those that the settings know no more the last ones' counts are kept."""
+    play = Play()
+    play.open("a")
+    for number in range(500):
+        play.settings = msgspec.convert({"destinations": {f"d{number}": LOG}}, Settings)
+        play.after(1)
+        play.desk.gone(f"d{number}", "b", play.now + 86400)
+    desk = play.desk
+    maps = (desk.told, desk.buckets, desk.disabled, desk.cases["a"].told)
+    assert all(50 <= len(names) <= 52 and "d499" in names for names in maps)
+    assert "d100" not in desk.told
 
 
 # --- against a naive model --------------------------------------------------------------------------------------------

@@ -399,3 +399,53 @@ def test_the_severities_of_the_settings_exist() -> None:
     """What mutes what by default names severities that there are."""
     (rule,) = msgspec.convert({}, Settings).inhibit
     assert {rule.source.severity, *rule.target.severity.split("|")} == set(RANK)
+
+
+def test_without_room_it_asks_ever_more_rarely() -> None:
+    """A minute after it was raised, then as long again as it has waited, ten minutes at most: thousands that wait are no
+    load."""
+    play, waits = Play(), []
+    play.ring("drift:1")
+    for _ in range(8):
+        play.incident.heard(False, play.now)
+        assert play.due is not None
+        waits.append(play.due)
+        play.after(play.due)
+    assert waits == [60, 60, 120, 240, 480, 600, 600, 600]
+    play.incident.heard(True, play.now)
+    assert play.due is None
+
+
+@pytest.mark.parametrize(
+    ("rules", "opened", "resolved"),
+    [
+        ({"for_seconds": 60}, 0, 0),
+        ({"for_seconds": 60, "resolve_seconds": 60}, 0, 0),
+        ({}, 20, 20),
+        ({"resolve_seconds": 60}, 1, 1),
+        ({"for_seconds": 30, "resolve_seconds": 60}, 1, 1),
+    ],
+)
+def test_what_flaps(rules: dict[str, Any], opened: int, resolved: int) -> None:
+    """Twenty times there for 50 s and away for 20: shorter than for_seconds it is never told, with or without
+    resolve_seconds; with resolve_seconds longer than its pauses it is one incident. As `for` and `keep_firing_for` do."""
+    play, said = Play(**rules), []
+    for number in range(20):
+        said.append(play.ring(f"drift:{number}"))
+        said.extend(play.after(10) for _ in range(5))
+        said.append(play.end(f"drift:{number}"))
+        said.append(play.after(20))
+    said.append(play.after(60))
+    assert sum(isinstance(one, IncidentOpened) for one in said) == opened
+    assert sum(isinstance(one, IncidentResolved) for one in said) == resolved
+
+
+def test_an_end_says_whether_anybody_knew() -> None:
+    """A signal that ends while it had yet to last is one that nobody hears of; an unknown one is nothing."""
+    play = Play(for_seconds=60)
+    play.ring("drift:1")
+    assert play.incident.end(signal("drift:1", None)) is False
+    assert play.incident.end(signal("drift:1", None)) is True
+    play.ring("drift:2")
+    play.after(60)
+    assert play.incident.end(signal("drift:2", None)) is True

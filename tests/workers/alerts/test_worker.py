@@ -574,3 +574,32 @@ async def test_what_was_too_much_is_told_when_there_is_room(
     said = [(one.model_name, one.kind) for one in phones["chat"].heard]
     assert said[2:] == [("m0", "resolved"), ("m2", "opened"), ("m2", "resolved")]
     assert len(events(bus, IncidentOpened)) == 4
+
+
+@pytest.mark.parametrize("asked", [True, False])
+async def test_many_trainings_are_no_weight(
+    any_url: str, namespace: str, phones: Phones, configure: Configure, eyes: Eyes, asked: bool
+) -> None:
+    """With models in training without end each commit writes no more than the bound; and nothing where no rule asks for
+    trainings. What ended is forgotten."""
+    configure(
+        '[[workers.alerts.inhibit]]\nsource = {signal = "retraining"}\ntarget = {signal = "drift"}' if asked else ""
+    )
+    models, desk = [f"StyleGAN-Canvas-v{number}" for number in range(400)], eyes.keys.state("alerts", "desk")
+    async with running(any_url, alerts.worker, namespace=namespace) as bus:
+        await bus.publish_many([RetrainStarted(model_name=model, run_id=f"{model}/v1") for model in models])
+        await quiet(eyes, event_type="retrain.started", timeout=60)
+        assert (5000 < eyes.call("STRLEN", desk) < 20_000) if asked else eyes.call("EXISTS", desk) == 0
+        await bus.publish_many([RetrainSucceeded(model_name=model, run_id=f"{model}/v1") for model in models])
+        await quiet(eyes, event_type="retrain.succeeded", timeout=60)
+        assert not asked or eyes.call("STRLEN", desk) < 200
+    assert eyes.dead("alerts") == []
+
+
+async def test_a_silence_of_endless_patterns_is_refused(autojump_clock: MockClock, phones: Phones, model: str) -> None:
+    """It goes to the dead letters with the reason, which rings, and mutes nothing."""
+    async with TestBus(alerts.worker) as bus:
+        await told(bus, SilenceAdded(silence_id="s", model_name="|".join(["m*"] * 200)), drift(model))
+        (dead,) = bus.dead_letters("alerts")
+    assert "the patterns have more than 300 bytes" in dead.error
+    assert sorted(one.model_name for one in phones["log"].heard) == ["", model]

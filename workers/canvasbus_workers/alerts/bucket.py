@@ -14,15 +14,17 @@ class Bucket(Struct, array_like=True):
     tokens: float
     at: float
     """When there were so many, in seconds since 1970."""
+    empty_until: float = 0.0
+    """When there is a token again, for those who look; 0: there is one."""
 
     def take(self, now: float, settings: Settings) -> bool:
         """Take a token. False: there is none."""
         gained = max(0.0, now - self.at) * settings.rate_per_minute / 60
         self.tokens, self.at = min(settings.burst, self.tokens + gained), max(now, self.at)
-        if self.tokens < WHOLE:
-            return False
-        self.tokens -= 1
-        return True
+        taken = self.tokens >= WHOLE
+        self.tokens -= taken
+        self.empty_until = 0.0 if self.tokens >= WHOLE else self.next_at(settings)
+        return taken
 
     def next_at(self, settings: Settings) -> float:
         """When there is a token again."""

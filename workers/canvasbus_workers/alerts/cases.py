@@ -39,6 +39,8 @@ class Case(Struct):
     told: dict[str, Told] = field(default_factory=dict)
     muted: dict[str, str] = field(default_factory=dict)
     """Destination → what was counted last as not told."""
+    ringing: int = 0
+    """Signals, of which `signals` names the newest."""
 
     def wanted(self, destination: str, now: float, settings: Settings) -> Kind | None:
         """What a destination is to be told; None: it knows all there is."""

@@ -14,28 +14,37 @@ Not told, each counted once with its reason:
 That it is over hears everybody who was told that it began, silenced or not. Pure, kept by the group. Seconds since 1970.
 """
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from datetime import datetime
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 from uuid import UUID
 
+import msgspec
 from msgspec import Struct, field
 
 from canvasbus.events import IncidentOpened, IncidentResolved
 from canvasbus_workers.alerts.bucket import Bucket
 from canvasbus_workers.alerts.cases import Case
-from canvasbus_workers.alerts.incidents import RANK, Incident
+from canvasbus_workers.alerts.incidents import RANK, Incident, cut
 from canvasbus_workers.alerts.matching import Matcher
 from canvasbus_workers.alerts.notification import Kind, Notification
-from canvasbus_workers.alerts.settings import Inhibition, Settings
+from canvasbus_workers.alerts.settings import RETRAINING, Inhibition, Settings
 
 Reason = Literal["silenced", "inhibited", "disabled", "rate_limited", "unrouted", "overflow"]
 NOBODY = ""
 """In the place of a destination where no route matches."""
 MOST_OPEN = 200
-"""Incidents; a state holds a megabyte at most, and nobody reads more."""
+"""Incidents; each commit writes the whole desk, and nobody reads more."""
+MOST_BYTES = 720 * 1024
+"""Of all incidents together: a state holds a megabyte at most."""
 MOST_SILENCES = 200
-RETRAINING = "retraining"
+LONGEST_PATTERNS = 300
+"""Bytes of the patterns of a silence."""
+MOST_TRAININGS = 200
+"""In flight that may mute something; of more, the ones that count as lost first are forgotten."""
+MOST_NAMES = 50
+"""Destinations that the settings do not know any more, and of which counts are kept."""
+_encode = msgspec.msgpack.Encoder().encode
 
 
 class Silence(Struct):
@@ -81,7 +90,7 @@ class Desk(Struct):
     """By the id of the incident."""
     silences: dict[str, Silence] = field(default_factory=dict)
     retraining: dict[str, tuple[str, float]] = field(default_factory=dict)
-    """Model → the run in flight, and when it counts as lost."""
+    """Model → the run in flight, and when it counts as lost; those that a rule of the settings asks for."""
     buckets: dict[str, Bucket] = field(default_factory=dict)
     disabled: dict[str, float] = field(default_factory=dict)
     """Destination → until when it is left alone."""
@@ -104,7 +113,7 @@ class Desk(Struct):
         if known is None:
             if isinstance(event, IncidentResolved) or not incident.incident_id:
                 return True
-            if len(self.cases) >= MOST_OPEN:
+            if len(self.cases) >= MOST_OPEN or self._is_heavy():
                 if event is not None:
                     self._count(NOBODY, "overflow")
                 return False
@@ -113,14 +122,18 @@ class Desk(Struct):
         if event is not None:
             known.severity, known.title, known.at = event.severity, event.title, at
             known.over = isinstance(event, IncidentResolved)
-        if not known.over:
+        known.ringing = len(incident.ringing)
+        if not known.over and not self._is_heavy():
             known.signals, known.kinds, known.summary = incident.signals, incident.kinds, incident.summary
         return True
+
+    def _is_heavy(self) -> bool:
+        return len(_encode(self.cases)) > MOST_BYTES
 
     def _take(self, group: str, incident: Incident, at: datetime, correlation_id: UUID) -> None:
         assert incident.since is not None, "it is open"
         self.cases[incident.incident_id] = Case(
-            group=group,
+            group=cut(group),
             model_name=incident.model_name,
             severity=incident.severity,
             title=incident.title,
@@ -130,6 +143,7 @@ class Desk(Struct):
             since=incident.since,
             at=at,
             correlation_id=correlation_id,
+            ringing=len(incident.ringing),
         )
 
     def silence(self, silence_id: str, silence: Silence) -> bool:
@@ -137,6 +151,21 @@ class Desk(Struct):
         if silence_id not in self.silences and len(self.silences) >= MOST_SILENCES:
             return False
         self.silences[silence_id] = silence
+        return True
+
+    def trains(self, model_name: str, run_id: str, lost: float) -> None:
+        """A training is in flight, until `lost` at the latest."""
+        self.retraining[cut(model_name)] = (cut(run_id), lost)
+        while len(self.retraining) > MOST_TRAININGS:
+            del self.retraining[min(self.retraining, key=lambda model: self.retraining[model][1])]
+
+    def has_trained(self, model_name: str, run_id: str) -> bool:
+        """A training has ended. False: nobody knew of it."""
+        model_name = cut(model_name)
+        run, _ = self.retraining.get(model_name, ("", 0.0))
+        if run != cut(run_id):
+            return False
+        del self.retraining[model_name]
         return True
 
     def gone(self, destination: str, incident_id: str, until: float) -> None:
@@ -147,18 +176,20 @@ class Desk(Struct):
 
     def tell(self, now: float, settings: Settings) -> tuple[list[Tell], list[Mute]]:
         """What has to be told now, the gravest first; and what is held back since the last time."""
-        self._forget(now)
+        self._forget(now, settings)
         sources = self._sources(settings)
         tells: list[Tell] = []
         mutes: list[Mute] = []
         for incident_id, case in sorted(self.cases.items(), key=lambda item: (-RANK[item[1].severity], item[1].since)):
-            waits = False
+            waits, held = False, None
             for destination in self._destinations(case, settings):
                 kind = case.wanted(destination, now, settings)
                 if kind is None:
                     case.muted.pop(destination, None)
                     continue
-                reason = self._reason(incident_id, case, destination, kind, now, settings, sources)
+                if held is None:
+                    held = self._held(incident_id, case, sources)
+                reason = self._reason(destination, kind, held, now, settings)
                 if reason is None:
                     made = case.tell(incident_id, destination, kind, now)
                     self.told[destination] = self.told.get(destination, 0) + 1
@@ -191,6 +222,26 @@ class Desk(Struct):
         later = [when for when in times if when > now]
         return min(later, default=None)
 
+    def join(self, other: "Desk") -> None:
+        """Take in what another partition's desk knows, for those who look at all of them. Each has tokens of its own: of a
+        destination's the ones count that come last."""
+        self.cases |= other.cases
+        self.silences |= other.silences
+        for name, until in other.disabled.items():
+            self.disabled[name] = max(until, self.disabled.get(name, 0.0))
+        for name, bucket in other.buckets.items():
+            self.buckets[name] = max(bucket, self.buckets.get(name, bucket), key=lambda one: one.empty_until)
+        for name, count in other.told.items():
+            self.told[name] = self.told.get(name, 0) + count
+        for name, reasons in other.suppressed.items():
+            sums = self.suppressed.setdefault(name, {})
+            for reason, count in reasons.items():
+                sums[reason] = sums.get(reason, 0) + count
+
+    def waiting(self, destination: str) -> int:
+        """Incidents that it is told of when it has tokens again."""
+        return sum(case.muted.get(destination, "").endswith(" rate_limited") for case in self.cases.values())
+
     def _destinations(self, case: Case, settings: Settings) -> list[str]:
         known = settings.names
         if case.over:
@@ -205,25 +256,29 @@ class Desk(Struct):
         }
         return [name for name in known if name in wanted] or [NOBODY]
 
+    def _held(
+        self, incident_id: str, case: Case, sources: Iterable[tuple[Inhibition, Iterable[Source]]]
+    ) -> Literal["silenced", "inhibited", ""]:
+        """Why nobody is to be told of an incident, except that it is over. Looked up once for all destinations: with many
+        silences it is what costs."""
+        if any(each.matcher.covers(case.model_name, case.severity, case.kinds) for each in self.silences.values()):
+            return "silenced"
+        return "inhibited" if any(_mutes(rule, found, incident_id, case) for rule, found in sources) else ""
+
     def _reason(
         self,
-        incident_id: str,
-        case: Case,
         destination: str,
         kind: Kind,
+        held: Literal["silenced", "inhibited", ""],
         now: float,
         settings: Settings,
-        sources: Iterable[tuple[Inhibition, Iterable[Source]]],
     ) -> Reason | None:
         if destination == NOBODY:
             return "unrouted"
         if destination in self.disabled:
             return "disabled"
-        if kind != "resolved":
-            if any(each.matcher.covers(case.model_name, case.severity, case.kinds) for each in self.silences.values()):
-                return "silenced"
-            if any(_mutes(rule, found, incident_id, case) for rule, found in sources):
-                return "inhibited"
+        if held and kind != "resolved":
+            return held
         bucket = self.buckets.setdefault(destination, Bucket(settings.burst, now))
         return None if bucket.take(now, settings) else "rate_limited"
 
@@ -244,10 +299,23 @@ class Desk(Struct):
         reasons = self.suppressed.setdefault(destination, {})
         reasons[reason] = reasons.get(reason, 0) + 1
 
-    def _forget(self, now: float) -> None:
+    def _forget(self, now: float, settings: Settings) -> None:
         self.silences = {name: one for name, one in self.silences.items() if not one.until or now < one.until}
         self.retraining = {model: run for model, run in self.retraining.items() if now < run[1]}
         self.disabled = {name: until for name, until in self.disabled.items() if now < until}
+        known = {*settings.names, NOBODY}
+        for counts in (self.buckets, self.disabled, self.told, self.suppressed):
+            _bound(counts, known)
+        for case in self.cases.values():
+            _bound(case.told, known)
+            _bound(case.muted, known)
+
+
+def _bound(names: dict[str, Any], known: Container[str]) -> None:
+    """Forget the oldest of what the settings do not know. Not at once: while programs are replaced there are two settings."""
+    if len(names) > MOST_NAMES:
+        for name in [name for name in names if name not in known][:-MOST_NAMES]:
+            del names[name]
 
 
 def _mutes(rule: Inhibition, sources: Iterable[Source], incident_id: str, case: Case) -> bool:

@@ -37,7 +37,7 @@ from canvasbus.events import (
 )
 from canvasbus.worker import Backoff, Breaker, Cancel, Context, Later, Reject, State, Worker, section
 from canvasbus_workers.alerts import edge
-from canvasbus_workers.alerts.desk import Desk, Silence
+from canvasbus_workers.alerts.desk import LONGEST_PATTERNS, Desk, Silence
 from canvasbus_workers.alerts.events import DeskDue, IncidentDue, NotificationDue
 from canvasbus_workers.alerts.incidents import Ended, Incident, cut
 from canvasbus_workers.alerts.matching import Matcher
@@ -103,9 +103,11 @@ async def on_answer(event: RetrainRequested | RetrainRejected, ctx: Context) -> 
 @worker.on(RetrainStarted, concurrency=1)
 async def on_training(event: RetrainStarted, ctx: Context) -> Follows:
     """A training is in flight: rules may mute what it will mend."""
+    settings: Settings = ctx.resources.settings
+    if not settings.asks_for_trainings:
+        return ()
     desk = (await _desk(ctx)).value
-    lost = clock.time() + ctx.resources.settings.retrain_seconds
-    desk.retraining[event.model_name] = (event.run_id, lost)
+    desk.trains(event.model_name, event.run_id, clock.time() + settings.retrain_seconds)
     return _tell(desk, ctx)
 
 
@@ -113,12 +115,10 @@ async def on_training(event: RetrainStarted, ctx: Context) -> Follows:
 async def on_trained(event: RetrainSucceeded | RetrainFailed, ctx: Context) -> Follows:
     """It is not in flight any more; failed, it rings."""
     follows = await _heard(signal_of(event), event, ctx)
-    desk = (await _desk(ctx)).value
-    run, _ = desk.retraining.get(event.model_name, ("", 0.0))
-    if run != event.run_id:
+    if not ctx.resources.settings.asks_for_trainings:
         return follows
-    del desk.retraining[event.model_name]
-    return [*follows, *_tell(desk, ctx)]
+    desk = (await _desk(ctx)).value
+    return [*follows, *_tell(desk, ctx)] if desk.has_trained(event.model_name, event.run_id) else follows
 
 
 @worker.on(IncidentDue, concurrency=1)
@@ -142,7 +142,8 @@ async def _step(group: str, event: Event, at: datetime, signal: Signal | None, c
         ended = (await ctx.state(name_of("ended", group), Ended, ttl=KEPT_SECONDS)).value
         if signal.severity is None:
             ended.note(signal)
-            incident.end(signal)
+            if not incident.end(signal):
+                ctx.log.info("not told: over within for_seconds", signal=signal.name, model_name=signal.model_name)
         elif not ended.outlives(signal):
             incident.ring(signal, now, settings)
     told = incident.step(group, ctx.envelope.id, at, now, settings)
@@ -170,9 +171,11 @@ async def on_desk_due(_: DeskDue, ctx: Context) -> Follows:
 async def on_silence(event: SilenceAdded, ctx: Context) -> Follows:
     """From now on nobody is told about what matches."""
     desk = (await _desk(ctx)).value
+    if len((event.model_name + event.severity + event.signal).encode()) > LONGEST_PATTERNS:
+        raise Reject(f"the patterns have more than {LONGEST_PATTERNS} bytes: use *")
     matcher = Matcher(model_name=event.model_name, severity=event.severity, signal=event.signal)
     until = event.until.timestamp() if event.until else 0.0
-    if not desk.silence(event.silence_id, Silence(matcher, until, cut(event.author), cut(event.comment))):
+    if not desk.silence(cut(event.silence_id), Silence(matcher, until, cut(event.author), cut(event.comment))):
         raise Reject(f"{len(desk.silences)} silences are too many: expire some, or use patterns")
     return _tell(desk, ctx)
 
@@ -181,7 +184,7 @@ async def on_silence(event: SilenceAdded, ctx: Context) -> Follows:
 async def on_silence_expired(event: SilenceExpired, ctx: Context) -> Follows:
     """What it muted and is still open is told now."""
     desk = (await _desk(ctx)).value
-    if desk.silences.pop(event.silence_id, None) is None:
+    if desk.silences.pop(cut(event.silence_id), None) is None:
         return ()
     return _tell(desk, ctx)
 

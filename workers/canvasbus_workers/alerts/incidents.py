@@ -31,8 +31,14 @@ MOST_RINGING = 1000
 """Signals of one incident; a state holds a megabyte at most. Beyond, the oldest is forgotten."""
 ROOM_SECONDS = 60.0
 """After which the desk is asked again whether it has room."""
+FULL_SECONDS = 600.0
+"""The longest time between two such looks: with thousands that wait there would be hundreds of them a second."""
 SHOWN = 10
 """Signals that events name."""
+MOST_KINDS = 20
+"""Of the signals of one incident that routes and silences are asked about."""
+OTHERS = "…"
+"""In the place of all further ones: only * means them."""
 LINE = 160
 """Bytes."""
 
@@ -106,10 +112,13 @@ class Incident(Struct):
         if len(self.ringing) > MOST_RINGING:
             del self.ringing[next(iter(self.ringing))]
 
-    def end(self, signal: Signal) -> None:
-        """A signal is over."""
-        if self.ringing.pop(signal.name, None) is not None and not self.ringing:
+    def end(self, signal: Signal) -> bool:
+        """A signal is over. False: before it had lasted for `for_seconds`, as nobody was told. When it comes again it
+        begins anew, as the pending alerts of a Prometheus do."""
+        ended = self.ringing.pop(signal.name, None)
+        if ended is not None and not self.ringing:
             self.title = cut(signal.title)
+        return ended is None or bool(self.incident_id)
 
     def step(
         self, group: str, cause: UUID, at: datetime, now: float, settings: Settings
@@ -126,8 +135,8 @@ class Incident(Struct):
         worst = max(firm, key=lambda one: RANK[one.severity])
         if not self.incident_id:
             models = {one.model_name for one in self.ringing.values()}
-            self.model_name = models.pop() if len(models) == 1 and "model_name=" in group else ""
-            self.incident_id = name_of(self.model_name or group or "all", str(cause)[-12:])
+            self.model_name = cut(models.pop()) if len(models) == 1 and "model_name=" in group else ""
+            self.incident_id = name_of(self.model_name or cut(group) or "all", str(cause)[-12:])
             self.since = firm[0].at
             return self._raise(group, worst.severity, worst.title, now, escalated=False)
         if RANK[worst.severity] > RANK[self.severity]:
@@ -153,8 +162,8 @@ class Incident(Struct):
         return soonest if soonest < float("inf") else None
 
     def heard(self, known: bool, now: float) -> None:
-        """Whether the desk knows how it stands."""
-        self.unheard = 0.0 if known else now + ROOM_SECONDS
+        """Whether the desk knows how it stands. Else it is asked ever more rarely."""
+        self.unheard = 0.0 if known else now + min(max(ROOM_SECONDS, now - self.raised), FULL_SECONDS)
 
     def _raise(self, group: str, severity: Severity, title: str, now: float, *, escalated: bool) -> IncidentOpened:
         self.severity, self.title, self.raised = severity, title, now
@@ -208,7 +217,8 @@ class Incident(Struct):
     @property
     def kinds(self) -> tuple[str, ...]:
         """The kinds of all its signals."""
-        return tuple(dict.fromkeys(one.kind or name.partition(":")[0] for name, one in self.ringing.items()))
+        kinds = tuple(dict.fromkeys(cut(one.kind or name.partition(":")[0]) for name, one in self.ringing.items()))
+        return kinds if len(kinds) <= MOST_KINDS else (*kinds[:MOST_KINDS], OTHERS)
 
 
 def cut(text: str) -> str:

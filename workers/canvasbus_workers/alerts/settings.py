@@ -7,6 +7,7 @@ from msgspec import Meta, Struct, field
 
 from canvasbus_workers.alerts import edge
 from canvasbus_workers.alerts.matching import Matcher
+from canvasbus_workers.patterns import fits
 
 Seconds = Annotated[float, Meta(gt=0, le=366 * 86400)]
 Delay = Annotated[float, Meta(ge=0, le=366 * 86400)]
@@ -31,6 +32,8 @@ class Inhibition(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Labels that both must have in common."""
 
 
+RETRAINING = "retraining"
+"""The signal of a training in flight, as a source."""
 GRAVE_MUTES_SLIGHT = Inhibition(source=Matcher(severity="critical"), target=Matcher(severity="warning|info"))
 
 
@@ -40,7 +43,8 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     group_by: tuple[Label, ...] = ("model_name",)
     """Signals that have these in common are one incident; none: everything is one."""
     for_seconds: Delay = 0.0
-    """Seconds for which a signal must last before it opens an incident or makes it worse; critical ones do at once."""
+    """Seconds for which a signal must last before it opens an incident or makes it worse; critical ones do at once. Each
+    time it comes it begins anew: what comes and goes faster is never told."""
     resolve_seconds: Delay = 0.0
     """Seconds for which nothing may ring before an incident is resolved: what flaps stays one incident."""
     quiet_seconds: Seconds = 3600.0
@@ -74,6 +78,12 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             for name in route.destinations:
                 if name not in known:
                     raise ValueError(f"routes: there is no destination {name!r}; there are {', '.join(known)}")
+
+    @property
+    def asks_for_trainings(self) -> bool:
+        """A rule mutes something while a model is trained; else nothing of trainings is remembered."""
+        sources = [rule.source for rule in self.inhibit]
+        return any(fits(one.severity, "info") and fits(one.signal, RETRAINING) for one in sources)
 
     @property
     def names(self) -> tuple[str, ...]:

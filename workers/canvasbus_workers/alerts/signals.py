@@ -31,6 +31,8 @@ from canvasbus.events import (
 )
 from canvasbus_workers.naming import name_of
 
+LONGEST_NAME = 120
+"""Characters of a signal's name: states are full of them."""
 APPROVAL = "approval"
 """The kind of a signal that asks a person for something. It is an incident of its own: beside one that is open for the
 model already nobody would be told."""
@@ -58,7 +60,8 @@ class Signal(Struct, frozen=True, kw_only=True):
     @property
     def name(self) -> str:
         """`kind:what`"""
-        return name_of(*self.kind.split(":", 1), self.what, by=":")  # the one colon in a kind is that of metric:NAME
+        parts = (*self.kind.split(":", 1), self.what)  # the one colon in a kind is that of metric:NAME
+        return name_of(*parts, by=":", longest=LONGEST_NAME)
 
     def label(self, name: str) -> str:
         """The value of a label that signals are grouped by."""

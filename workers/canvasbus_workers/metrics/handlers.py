@@ -35,9 +35,12 @@ async def judge(event: MetricReported, ctx: Context) -> Sequence[Event | Later]:
     name = _name(model, metric, segment)
     if not about and not rules.was_about(model, metric, segment) and rules.is_at_rest(name):
         return ()
-    series = (await _series(name, ctx)).value
+    state = await _series(name, ctx)
+    series = state.value
     if not about and not series.broken and not series.absent:
         rules.rests(name)
+        if not state.exists:
+            state.delete()  # a series that no rule is for leaves nothing on the server
         return ()
     # A clock that goes ahead would make everybody else's reports late ones.
     at = min(event.occurred_on.timestamp(), clock.time())

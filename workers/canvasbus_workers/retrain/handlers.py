@@ -29,7 +29,7 @@ from canvasbus_workers.retrain import launching, telling
 from canvasbus_workers.retrain.book import UNNAMED, Model, Rest, Wait
 from canvasbus_workers.retrain.edge import Launchers
 from canvasbus_workers.retrain.events import RetrainDue, RunCheck, RunOverdue
-from canvasbus_workers.retrain.launchers.protocol import Busy, Rejected, Unreachable, order_of
+from canvasbus_workers.retrain.launchers.protocol import Busy, Launched, Rejected, Unreachable, order_of
 from canvasbus_workers.retrain.settings import Policy, Settings
 
 worker = Worker("retrain")
@@ -99,8 +99,11 @@ async def on_rejection(event: RetrainRejected, ctx: Context) -> None:
 @worker.on(MetricRecovered, DriftResolved)
 async def on_recovery(event: MetricRecovered | DriftResolved, ctx: Context) -> RetrainRejected | None:
     """What a training was wanted for is over."""
-    model = (await _model(event.model_name, ctx)).value
-    withdrawn = model.is_over(event.episode_id or f"{UNNAMED}{event.correlation_id}")
+    state = await _model(event.model_name, ctx)
+    if not state.exists:
+        state.delete()  # nothing has ever been wanted for it, and nothing is kept
+        return None
+    withdrawn = state.value.is_over(event.episode_id or f"{UNNAMED}{event.correlation_id}")
     if not withdrawn:
         return None
     return telling.withdrawn(event, withdrawn, worker.name)
@@ -157,11 +160,12 @@ async def on_started(event: RetrainStarted, ctx: Context) -> Event | Later | Non
     policy = _policy(event.model_name, ctx)
     order = order_of(event, ctx)
     if clock.time() > order.ordered + policy.timeout_seconds:
-        return launching.failed(event, "it could not be started in time")
+        return _told(launching.failed(event, "it could not be started in time"), ctx)
     launchers: Launchers = ctx.resources
     said = await launching.launch(await launchers.launcher(event.model_name), order, policy)
-    ctx.log.info("launched", run_id=event.run_id, outcome=repr(said))
-    return launching.answer(event, said, policy)
+    if isinstance(said, Launched):
+        ctx.log.info("launched", run_id=event.run_id, external_id=said.external_id, duplicate=said.duplicate)
+    return _told(launching.answer(event, said, policy), ctx)
 
 
 @worker.on(RunCheck)
@@ -175,19 +179,19 @@ async def on_check(event: RunCheck, ctx: Context) -> Event | Later | None:
         launcher = await launchers.launcher(event.model_name)
         said = await launcher.status(event.external_id)
     except Rejected as error:
-        return launching.failed(event, f"{event.external_id}: {error}")
+        return _told(launching.failed(event, f"{event.external_id}: {error}"), ctx)
     except (Busy, Unreachable) as error:
         raise RetryLater(policy.poll_seconds, str(error)) from error
-    return launching.checked(event, said, policy, clock.time())
+    return _told(launching.checked(event, said, policy, clock.time()), ctx)
 
 
 @worker.on(RunOverdue)
-async def on_overdue(event: RunOverdue, ctx: Context) -> RetrainFailed | None:
+async def on_overdue(event: RunOverdue, ctx: Context) -> Event | Later | None:
     """A run has not ended in time."""
     run = (await _model(event.model_name, ctx)).value.run
     if run is None or run.run_id != event.run_id:
         return None
-    return telling.overdue(event.model_name, run, clock.time() - run.started)
+    return _told(telling.overdue(event.model_name, run, clock.time() - run.started), ctx)
 
 
 @worker.on(RetrainSucceeded)
@@ -222,6 +226,18 @@ async def on_failure(event: RetrainFailed, ctx: Context) -> Sequence[Event | Lat
 async def on_promotion(event: ModelPromoted, ctx: Context) -> None:
     """Also those that were promoted by hand: what is in flight was begun on what was before."""
     (await _model(event.model_name, ctx)).value.promoted(event.model_version, event.run_id, event.fence)
+
+
+def _told(follows: Event | Later | None, ctx: Context) -> Event | Later | None:
+    """How a run has ended is in the log, too: a failure with its reason, which names the file with its output."""
+    if isinstance(follows, RetrainFailed):
+        ctx.log.warning(
+            "a training has failed", model_name=follows.model_name, run_id=follows.run_id, why=follows.error
+        )
+    elif isinstance(follows, RetrainSucceeded):
+        seconds = round(follows.duration, 1)
+        ctx.log.info("a training has succeeded", model_name=follows.model_name, run_id=follows.run_id, seconds=seconds)
+    return follows
 
 
 async def _model(name: str, ctx: Context) -> State[Model]:

@@ -114,6 +114,9 @@ class Policy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     retrain.succeeded. Empty: file for a subprocess, else bus."""
     folder: str = "retrain-runs"
     """Where runs leave results, logs and records of what was sent. Workers that share the work need to see the same one."""
+    keep_runs: Annotated[int, Meta(ge=1)] = 20
+    """Of a model's runs so many are kept there, the newest; older ones are removed as soon as they cannot be asked for
+    any more."""
     subprocess: Subprocess = Subprocess()
     http: Http = Http()
     prefect: Prefect = Prefect()

@@ -1,6 +1,7 @@
 """Messages for Slack, held against the models of Slack's own library."""
 
 from typing import Any
+from uuid import UUID
 
 import msgspec
 import pytest
@@ -13,6 +14,7 @@ from slack_sdk.webhook import WebhookClient
 from workers.alerts.destinations.telling import LOCAL, about, tell
 
 from canvasbus.worker import Reject
+from canvasbus_workers.alerts.desk import Desk
 from canvasbus_workers.alerts.destinations.slack import (
     BLOCKS,
     CONTEXT,
@@ -26,7 +28,10 @@ from canvasbus_workers.alerts.destinations.slack import (
     pages,
     payload,
 )
+from canvasbus_workers.alerts.incidents import SHOWN, Incident
 from canvasbus_workers.alerts.notification import Notification
+from canvasbus_workers.alerts.settings import Settings
+from canvasbus_workers.alerts.signals import Signal
 
 KINDS = ("opened", "escalated", "repeated", "resolved", "test")
 ANGRY = "<!channel> <@U123> @here & <https://evil.example|a> *x*"
@@ -104,6 +109,38 @@ def test_any_notification_fits(notification: Notification) -> None:
     message = payload(notification)
     accepted(message)
     assert msgspec.json.decode(msgspec.json.encode(message)) == message
+
+
+@pytest.mark.parametrize("kind", ["opened", "resolved"])
+@pytest.mark.parametrize("letter", ["x", "&", "<", "😀", "é ", "|", "\u202e", "\n", "*"])
+def test_fifty_kilobytes_of_anything_fit(letter: str, kind: str) -> None:
+    """Title, model, id, each of many lines, and the words and addresses of many links."""
+    long = letter * (50_000 // len(letter))
+    message = payload(
+        about(
+            kind=kind, title=long, model_name=long, incident_id=long, summary=(long,) * 500, signals=(long,) * 500,
+            links={f"{number}{long}": f"https://studio.example/{number}{long}" for number in range(50)},
+        )
+    )  # fmt: skip
+    accepted(message)
+    assert len(msgspec.json.encode(message)) < 200_000  # six bytes for a letter that JSON escapes
+
+
+def test_a_storm_with_endless_titles_fits() -> None:
+    """From what rings to the message: a thousand signals, each with a title, a name and a model of 50 kB."""
+    incident, rules, desk = Incident(), Settings(), Desk()
+    for number in range(1000):
+        signal = Signal(
+            kind=f"{number}{'&' * 50_000}", what="é" * 50_000, model_name="<" * 50_000, severity="critical",
+            title=f"{number} {'😀' * 50_000}", at=about().at,
+        )  # fmt: skip
+        incident.ring(signal, 1000.0, rules)
+    opened = incident.step("model_name=" + "<" * 50_000, UUID(int=1), about().at, 1000.0, rules)
+    desk.hear("g" * 50_000, incident, opened, about().at, UUID(int=2))
+    (told,), _ = desk.tell(1000.0, rules)
+    accepted(payload(told.notification))
+    assert len(told.notification.signals) == len(told.notification.summary) == SHOWN
+    assert len(msgspec.msgpack.encode(told.notification)) < 10_000 and len(msgspec.msgpack.encode(opened)) < 60_000
 
 
 def test_nobody_is_mentioned() -> None:

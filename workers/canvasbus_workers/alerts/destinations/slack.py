@@ -18,6 +18,8 @@ HEADER, SECTION, FIELD, CONTEXT, FALLBACK, BLOCKS = 150, 3000, 2000, 3000, 4000,
 SECTIONS = 4
 """Sections of lines at most: who wants to read more follows the link."""
 LINKS = 8
+LOOKED_AT = 4 * FALLBACK
+"""Characters of a text: whatever comes behind them would be cut anyway."""
 
 _HEADINGS = {
     "opened": "Incident",
@@ -85,7 +87,7 @@ def pages(lines: Sequence[str]) -> Iterator[str]:
 
 def fit(text: str, limit: int) -> str:
     """`text` escaped for mrkdwn, at most `limit` characters: cut, where it has to be, between characters, with an ellipsis."""
-    escaped = [_ESCAPES.get(one, one) for one in text]
+    escaped = [_ESCAPES.get(one, one) for one in text[: limit + 1]]
     if sum(map(len16, escaped)) <= limit:
         return "".join(escaped)
     kept, room = [], limit - 1
@@ -106,7 +108,7 @@ _ESCAPES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 
 
 def _line(text: str) -> str:
-    return " ".join("".join(one if one.isprintable() else " " for one in text).split()) or "–"
+    return " ".join("".join(one if one.isprintable() else " " for one in text[:LOOKED_AT]).split()) or "–"
 
 
 def _section(text: str) -> dict[str, Any]:

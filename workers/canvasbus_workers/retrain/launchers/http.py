@@ -8,6 +8,8 @@ asked for the order (`lookup_url`); where that is not possible the run fails, an
 from pathlib import Path
 from urllib.parse import quote
 
+import trio
+
 from canvasbus_workers.outside.client import Client
 from canvasbus_workers.outside.secret import Secret
 from canvasbus_workers.retrain.launchers import records
@@ -43,21 +45,24 @@ class Http:
         if self._settings.keyed:
             return await self._send(order)
         record = Path(self._policy.folder).absolute() / order.key / "sent.json"
-        if not records.claim(record, {"sent": True}):
+        about = records.about(order, self._policy)
+        if records.claim(record, about | {"sent": True}):
+            await trio.to_thread.run_sync(records.prune, order, self._policy)
+        else:
             known = records.load(record) or {}
             if "external_id" in known:
                 return Launched(external_id=known["external_id"], duplicate=True)
             if known.get("sent"):
                 return await self._look_up(order, record, "an earlier worker has sent it", known.get("looks", 0))
-            records.store(record, {"sent": True})
+            records.store(record, about | {"sent": True})
         try:
             said = await self._send(order)
         except Ambiguous as error:
             return await self._look_up(order, record, str(error), 0)
         except (Busy, Unreachable, Rejected):
-            records.store(record, {})  # nothing has begun
+            records.store(record, about)  # nothing has begun
             raise
-        records.store(record, {"external_id": said.external_id})
+        records.store(record, about | {"external_id": said.external_id})
         return said
 
     async def _send(self, order: Order) -> Launched:
@@ -72,14 +77,15 @@ class Http:
             raise Rejected(
                 f"unknown outcome: {why}; look at {self._settings.url} for the key {order.key} before you ask again"
             )
+        about = records.about(order, self._policy)
         url = self._settings.lookup_url.replace("{key}", quote(order.key, safe=""))
         status, said = await self._api.ask("GET", url, missing=True)
         if status != 404:
             external_id = field(said, self._settings.id_field)
-            records.store(record, {"external_id": external_id})
+            records.store(record, about | {"external_id": external_id})
             return Launched(external_id=external_id if self._settings.status_url else "", duplicate=True)
         looks += 1
-        records.store(record, {"sent": looks < LOOKS, "looks": looks})
+        records.store(record, about | {"sent": looks < LOOKS, "looks": looks})
         raise Busy(f"{why}; the other side does not know it", LOOK_AGAIN)
 
     async def status(self, external_id: str) -> Running | Ended:

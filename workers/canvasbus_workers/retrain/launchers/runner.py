@@ -10,6 +10,10 @@ waiting for its `ended.json`.
     log, log.1    output, the last half of the limit at least
     ended.json    how it ended; written once
 
+A disk may be full by the time a training ends, often of what it has made itself. So the room for `ended.json` is taken
+before the training starts, as blanks in `.ended.json`; where that is not enough (a file system that copies on write, a
+quota, an I/O error) the runner tries until it can write, and tells the worker that waits, by a line on its standard output.
+
 A runner that finds `started.json` and no `ended.json` took over from one that died: the outcome is "interrupted". The
 training dies with its runner (PR_SET_PDEATHSIG, where there is Linux). It knows nothing but the standard library, and has no secrets but
 its environment, which is the training's.
@@ -33,6 +37,12 @@ LOCKED = 75
 """Exit code: another runner has this run (EX_TEMPFAIL in sysexits.h)."""
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
+UNWRITABLE = 73
+"""Exit code: the folder cannot be written (EX_CANTCREAT)."""
+ROOM = 4096
+"""Bytes that are reserved for a record: blanks behind JSON are JSON."""
+LONGEST_PAUSE = 60.0
+"""Seconds between two tries to write how it ended."""
 ROUNDS = 100
 """Of ending what a training has left behind: each may have started something more."""
 
@@ -48,13 +58,39 @@ def main(folder: str) -> int:
     if os.path.exists("ended.json"):  # noqa: PTH110  nothing but the cheapest imports
         return 0
     if os.path.exists("started.json"):  # noqa: PTH110
-        write("ended.json", {"why": "interrupted"})
-        return 0
+        return settle({"why": "interrupted"})
     with open("order.json", encoding="utf-8") as file:  # noqa: PTH123
         order = json.load(file)
-    write("started.json", {"pid": os.getpid(), "at": time.time()})
-    write("ended.json", run(order))
-    return 0
+    try:
+        put(".ended.json", {})
+        write("started.json", {"pid": os.getpid(), "at": time.time()})
+    except OSError as error:
+        say(f"it was not started: nothing can be written ({error.strerror})")
+        return UNWRITABLE
+    return settle(run(order))
+
+
+def settle(outcome: dict[str, Any]) -> int:
+    """Write down how it ended, however long that takes; the exit code. It ends without only where the folder is no more."""
+    pause = 0.25
+    while True:
+        try:
+            write("ended.json", outcome)
+        except OSError as error:
+            say(f"how it ended cannot be written ({error.strerror}): trying again until it can")
+        else:
+            return 0
+        if not os.stat(".").st_nlink:  # noqa: PTH116
+            return UNWRITABLE
+        time.sleep(pause)
+        pause = min(2 * pause, LONGEST_PAUSE)
+
+
+def say(what: str) -> None:
+    """Tell the worker that waits; it may be gone, or not listen."""
+    with contextlib.suppress(OSError):
+        os.set_blocking(1, False)
+        os.write(1, f"{what}\n".encode())
 
 
 def run(order: dict[str, Any]) -> dict[str, Any]:
@@ -80,7 +116,7 @@ def run(order: dict[str, Any]) -> dict[str, Any]:
             preexec_fn=die_with_parent,
         )
     except (OSError, ValueError) as error:
-        return {"why": "unstartable", "error": str(error)}
+        return {"why": "unstartable", "error": str(error)[:300]}
     assert process.stdout is not None
     output = process.stdout.fileno()
     os.set_blocking(output, False)
@@ -112,6 +148,7 @@ def run(order: dict[str, Any]) -> dict[str, Any]:
     while log.take(output):
         pass
     log.close()
+    signal.set_wakeup_fd(-1)  # its socket ends here, and a signal must not write into a file that gets its number
     return {"why": why, "code": process.returncode, "seconds": seconds, "dropped": log.dropped}
 
 
@@ -165,14 +202,25 @@ def kill(group: int, number: int) -> None:
 
 def write(name: str, value: Any) -> None:
     """Whole or not at all, and on the disk."""
-    with open(f".{name}", "w", encoding="utf-8") as file:  # noqa: PTH123
-        json.dump(value, file)
-        file.flush()
-        os.fsync(file.fileno())
+    put(f".{name}", value)
     os.replace(f".{name}", name)  # noqa: PTH105
     folder = os.open(".", os.O_RDONLY)
-    os.fsync(folder)
-    os.close(folder)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def put(path: str, value: Any) -> None:
+    """Write into the room that a file has, without giving it up first."""
+    data = json.dumps(value).encode().ljust(ROOM)
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
+    try:
+        while data:
+            data = data[os.write(handle, data) :]
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 class Log:

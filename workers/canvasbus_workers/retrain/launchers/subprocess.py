@@ -12,10 +12,11 @@ import stat
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from subprocess import DEVNULL
+from subprocess import DEVNULL, PIPE
 from typing import Any
 
 import msgspec
+import structlog
 import trio
 
 from canvasbus_workers.patterns import fits
@@ -29,6 +30,8 @@ LOOK = 0.2
 """Seconds between two looks at a run that another worker's supervisor has."""
 LARGEST_RESULT = 256 * 1024
 """Bytes of a result file."""
+SHOWN = 200
+"""Characters of what is wrong with it that are told."""
 MARGIN = 5.0
 """Seconds beyond the grace in which a supervisor should have ended."""
 _kept: list[trio.Process] = []
@@ -46,17 +49,18 @@ class Subprocess:
     async def launch(self, order: Order) -> Launched | Ended:
         """Run it, or follow the run that there is, to its end."""
         folder = Path(self._policy.folder).absolute() / order.key
-        job = {
+        job = records.about(order, self._policy) | {
             "command": self._settings.command,
             "cwd": str(Path(self._settings.cwd or ".").absolute()),
-            "timeout": self._policy.timeout_seconds,
             "grace": self._settings.grace_seconds,
             "log_bytes": self._settings.log_bytes,
         }
         try:
-            records.claim(folder / "order.json", job)
+            new = records.claim(folder / "order.json", job)
         except OSError as error:
             raise Rejected(f"folder {folder.parent}: {error.strerror}") from None
+        if new:
+            await trio.to_thread.run_sync(records.prune, order, self._policy)
         await self._follow(folder, order)
         return outcome(folder, self._policy)
 
@@ -70,12 +74,13 @@ class Subprocess:
         try:
             while not (folder / "ended.json").exists():
                 process = await self._supervise(folder, order)
+                said = await _listen(process, order.run_id, folder)
                 code = await process.wait()
                 if code == runner.LOCKED:
                     while _is_locked(folder) and not (folder / "ended.json").exists():
                         await trio.sleep(LOOK)
                 elif code:
-                    raise Rejected(f"the supervisor of {folder} ended with {code}")
+                    raise Rejected(f"{said or f'its supervisor ended with {code}'}; see {folder}")
         except trio.Cancelled:
             if self._settings.when_stopped == "keep":
                 _kept[:] = [one for one in (*_kept, process) if one is not None and one.poll() is None]
@@ -90,11 +95,25 @@ class Subprocess:
         return await trio.lowlevel.open_process(
             [sys.executable, "-I", "-S", runner.__file__, str(folder)],
             stdin=DEVNULL,
-            stdout=DEVNULL,
+            stdout=PIPE,
             stderr=DEVNULL,
             env=environment(self._environ, self._settings.environment, order, folder),
             start_new_session=True,
         )
+
+
+async def _listen(process: trio.Process, run_id: str, folder: Path) -> str:
+    """Log what a supervisor says until it ends. Returns the last line."""
+    assert process.stdout is not None
+    said, rest = "", b""
+    log = structlog.get_logger("canvasbus.retrain")
+    async with process.stdout as output:
+        async for data in output:
+            *lines, rest = (rest + data).split(b"\n")
+            for line in lines:
+                said = line.decode(errors="replace")
+                log.warning("a training's supervisor is in trouble", run_id=run_id, why=said, folder=str(folder))
+    return said
 
 
 async def _end(folder: Path, process: trio.Process | None) -> None:
@@ -149,9 +168,9 @@ def outcome(folder: Path, policy: Policy) -> Ended:
     """What a run that has ended came to."""
     ended = records.load(folder / "ended.json") or {}
     seconds = float(ended.get("seconds", 0.0))
-    error = _failure(ended, policy)
+    error, log = _failure(ended, policy), folder / "log"
     if error:
-        return Ended(error=f"{error}; see {folder}", duration=seconds)
+        return Ended(error=f"{error}; see {log}", duration=seconds)
     if policy.says == "bus":
         return Ended(duration=seconds)
     try:
@@ -159,10 +178,10 @@ def outcome(folder: Path, policy: Policy) -> Ended:
     except FileNotFoundError:
         if policy.says == "state":
             return Ended(duration=seconds)
-        return Ended(error=f"it ended well and wrote no result file; see {folder}", duration=seconds)
+        return Ended(error=f"it ended well and wrote no result file; see {log}", duration=seconds)
     except (OSError, UnicodeDecodeError, msgspec.DecodeError) as problem:
-        said = problem.strerror if isinstance(problem, OSError) else problem
-        return Ended(error=f"its result file: {said}; see {folder}", duration=seconds)
+        said = str(problem.strerror if isinstance(problem, OSError) else problem)[:SHOWN]
+        return Ended(error=f"its result file: {said}; see {log}", duration=seconds)
     return Ended(result=result, duration=seconds)
 
 

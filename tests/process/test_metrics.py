@@ -1,0 +1,86 @@
+"""The metrics worker in real processes on a real server, under kill -9."""
+
+import os
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from studio import Eyes, quiet
+from waiting import until
+
+from canvasbus import Producer
+from canvasbus.events import MetricReported
+
+UNIT = "from canvasbus_workers.metrics import worker\n"
+DYING = """
+import os
+from canvasbus_workers.metrics import handlers
+real, told = handlers.telling.told, []
+
+def dying(*given):
+    told.append(real(*given))
+    if len(told) == 5:
+        os.kill(os.getpid(), 9)
+    return told[-1]
+
+handlers.telling.told = dying
+"""
+RULES = """
+[workers.metrics.rules.fid]
+metric = "fid"
+max = 30.0
+
+[workers.metrics.rules.silence]
+metric = "alive"
+absent_seconds = 2.0
+"""
+MODELS = [f"m{number}" for number in range(40)]
+
+
+async def test_three_workers_share_the_reports_and_two_are_killed(
+    server_url: str,
+    namespace: str,
+    eyes: Eyes,
+    start: Callable[..., Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Forty models, each with five reports that break a rule, five that end it, and one that is the last of its metric.
+    One worker is killed with breaches that it has found and not told, one while recoveries are told: each breach, each
+    recovery and each silence is told once."""
+    config = tmp_path / "canvasbus.toml"
+    config.write_text(RULES)
+    monkeypatch.setenv("CANVASBUS_CONFIG", str(config))
+    where = ("--url", server_url, "--namespace", namespace)
+    doomed, *others = [start(*where, unit=UNIT + more) for more in (DYING, "", "")]
+    await until(lambda: all(program.said("worker joined") for program in (doomed, *others)), 60)
+
+    def report(metric: str, value: float, times: int) -> None:
+        for number in range(times * len(MODELS)):
+            bus.publish(MetricReported(model_name=MODELS[number % len(MODELS)], metric=metric, value=value))
+        assert bus.flush(10)
+
+    with Producer(server_url, namespace=namespace) as bus:
+        report("fid", 40.0, 5)
+        await until(lambda: doomed.process.poll() is not None, 60)
+        assert doomed.process.returncode == -9
+        report("alive", 1.0, 1)
+        await until(lambda: eyes.count("metric.threshold_breached") >= 40, 60)
+        # What the killed worker held comes seconds later; after the end of the breach it would be one of its own.
+        await quiet(eyes, event_type="metric.reported", timeout=60)
+        report("fid", 10.0, 5)
+        await until(lambda: eyes.count("metric.recovered") >= 3, 60)
+        os.kill(others.pop().process.pid, 9)
+    await until(lambda: eyes.count("metric.recovered") >= 40, 60)
+    await until(lambda: eyes.count("metric.threshold_breached") >= 80, 60)
+    for event_type in ("metric.reported", "metrics.report_due"):
+        await quiet(eyes, event_type=event_type, timeout=60)
+    breaches, ends = eyes.events("metric.threshold_breached"), eyes.events("metric.recovered")
+    for rule, found in (("fid", breaches), ("silence", breaches), ("fid", ends)):
+        assert Counter(event.model_name for event in found if event.rule == rule) == dict.fromkeys(MODELS, 1)
+    assert len(breaches) == 80 and len(ends) == 40
+    opened = {event.episode_id for event in breaches if event.rule == "fid"}
+    assert opened == {event.episode_id for event in ends}
+    assert eyes.dead("metrics") == []
