@@ -338,7 +338,7 @@ async def test_two_workers_on_any_server(any_url: str, namespace: str, eyes: Eye
 async def test_a_model_that_only_recovers_leaves_nothing(any_url: str, namespace: str, eyes: Eyes) -> None:
     """What is over for models that nobody ever wanted to train is no state on the server; for one that was wanted it
     counts."""
-    key = eyes.keys.state("retrain", "model:m")
+    key = eyes.keys.state("retrain", "model/m")
     over = MetricRecovered(model_name="m", metric="accuracy", episode_id="e1")
     async with running(any_url, retrain.worker, namespace=namespace) as bus:
         await bus.publish(over)
