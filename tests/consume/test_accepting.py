@@ -179,7 +179,7 @@ async def test_a_worker_that_leaves_takes_nothing_more(any_url: str, namespace: 
 async def test_it_costs_nothing_per_event_and_next_to_nothing_per_beat(
     virtual: Clock, memory: MemoryServer, namespace: str
 ) -> None:
-    """Said once in an hour of beating and thousands of events, and once more for each new connection of the heart."""
+    """Said once in ten minutes of beating and a thousand events, and once more for each new connection of the heart."""
     server, packets = FaultyServer(memory), Counter[bytes]()
     server.on_packet = lambda data: packets.update(
         name for name in (b":accepts:framers", b":beats:framers") if name in data and b"HINCRBY" in data
@@ -190,16 +190,16 @@ async def test_it_costs_nothing_per_event_and_next_to_nothing_per_beat(
     async def frame(event: PaintingMade) -> None: ...
 
     async with running(server, worker, namespace=namespace) as bus:
-        for _ in range(60):
+        for _ in range(10):
             await bus.publish_many([PaintingMade() for _ in range(100)])
             await trio.sleep(60)
-        assert packets[b":accepts:framers"] == 1 and packets[b":beats:framers"] >= 3600
+        assert packets[b":accepts:framers"] == 1 and packets[b":beats:framers"] >= 600
         memory.set_connected(False)
         await trio.sleep(10)
         memory.set_connected(True)
         await trio.sleep(10)
         said_again = packets[b":accepts:framers"]
-        await trio.sleep(600)
+        await trio.sleep(120)
     assert packets[b":accepts:framers"] == said_again > 1
 
 
