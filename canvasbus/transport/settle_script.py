@@ -108,6 +108,7 @@ for i = 1, tonumber(ARGV[6]) do
   if verb == 'lose' then
     local rows = redis.pcall('XPENDING', stream, group, id, id, 1)
     ours = not rows.err and #rows == 1
+    if ours then ours = #redis.call('XRANGE', stream, id, id) == 0 end  -- a server that lost its last seconds has it again
   elseif look or verb == 'try' or verb == 'park' then  -- XCLAIM takes from anybody
     -- pcall: a lost group must not end the batch half-way
     local rows = redis.pcall('XPENDING', stream, group, id, id, 1, consumer)

@@ -153,6 +153,37 @@ async def test_a_commit_that_comes_late_after_the_fence_was_forgotten(
         assert eyes.count("painting.framed") == len(kept) == 2
 
 
+async def test_what_is_there_again_is_not_told_lost(faulty: FaultyServer, namespace: str, eyes: Eyes) -> None:
+    """A worker finds that an entry was trimmed; before it has told, the server comes back without its last seconds, and so
+    with the entry. It is handled."""
+    stream, gate = eyes.stream(), Gate()
+    gate.opened.set()
+    async with running(faulty, namespace=namespace) as bus:
+        await bus.publish(PaintingMade(number=1))
+    ((entry_id, fields),) = eyes.call("XRANGE", stream, "-", "+")
+    eyes.call("XGROUP", "CREATE", stream, "framers", "0")
+    eyes.call("XREADGROUP", "GROUP", "framers", "~free", "STREAMS", stream, ">")
+    eyes.call("XTRIM", stream, "MAXLEN", 0)
+    told: list[bytes] = []
+
+    def meet(data: bytes) -> None:
+        if SETTLE.sha.encode() in data and b"lose" in data and not told:
+            told.append(data)
+            eyes.call("DEL", stream)
+            eyes.call("XADD", stream, entry_id, *fields)
+            eyes.call("XGROUP", "CREATE", stream, "framers", "0")
+            name = runner_of(bus).statistics().consumer
+            eyes.call("XREADGROUP", "GROUP", "framers", name, "STREAMS", stream, ">")
+
+    async with running(faulty, gate.worker, namespace=namespace) as bus:
+        faulty.on_packet = meet
+        await until(lambda: bool(told))
+        subscription_of(bus).audit_soon()
+        await until(lambda: eyes.count("painting.framed") == 1)
+        await quiet(eyes, "framers")
+    assert eyes.events("bus.loss") == [] and gate.runs == Counter({1: 1})
+
+
 async def test_a_hand_back_that_comes_late(faulty: FaultyServer, namespace: str, eyes: Eyes) -> None:
     """What a worker handed back, had to say twice, and was given again stays with it when the first try arrives after all:
     else another one would run it at the same time."""
