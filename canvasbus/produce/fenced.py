@@ -177,9 +177,11 @@ class FencedSender:
         self._mixed = False  # the batch in hand has more than one type
         self._scan_least = 0
         self._ambiguous = b""  # first event id of a batch that may be on the server, kept when `send` ends by Refused
-        self._begun: Sequence[Outgoing] | None = (
-            None  # the batch whose MULTI and XADDs were sent with the one before it
-        )
+        self._begun: Sequence[Outgoing] | None = None
+        """The batch whose MULTI and XADDs were sent with the one before it."""
+        self._loose = b""
+        """First event id of a batch that was begun, and of which no answer says that it was taken back."""
+        self._loose_cursors: dict[str, bytes] = {}
         self._codec = Codec(limit=1 << 62)
 
     def send(
@@ -192,7 +194,9 @@ class FencedSender:
         the batch is given up as Unavailable (None: never). Raises Refused when the server refuses this publisher as
         such (password, ACL, a whole transaction); the same batch can then be sent again later.
         """
-        unsure = batch[0].raw_id == self._ambiguous  # the batch may be on the server
+        unsure = self.unsure_of(batch)
+        if batch[0].raw_id == self._loose:
+            self._cursors, self._watching = dict(self._loose_cursors), False
         in_flight = False
         backoff = 0.05
         slept = 0.0
@@ -202,13 +206,14 @@ class FencedSender:
                     self._begun is batch and self._watching and types_of(batch).isdisjoint(self._full)
                 ):
                     yield from self._put_back()
-                    unsure = unsure or batch[0].raw_id == self._ambiguous
+                    unsure = self.unsure_of(batch)
                 if unsure:
                     settled = yield from self._investigate(batch)
+                    self.statistics.resent += settled is None and batch[0].raw_id == self._ambiguous
                     unsure, self._ambiguous = False, b""
+                    self._loose = b"" if self._loose == batch[0].raw_id else self._loose
                     if settled is not None:
                         return settled
-                    self.statistics.resent += 1
                 if self._full and types_of(batch) & self._full.keys():
                     refused = yield from self._look_for_room(batch)
                     if refused:
@@ -234,7 +239,9 @@ class FencedSender:
                     in_flight, unsure = False, error.ambiguous
                     self._ambiguous = batch[0].raw_id if unsure else b""
                 self._watching = False  # the connection may be another; a WATCH too many costs nothing
-                begun, self._begun = self._begun is not None, None
+                begun = self._begun is not None
+                if self._begun is not None:
+                    self._lose(self._begun)
                 if patience is not None and slept >= patience:
                     self.statistics.given_up += len(batch)
                     if begun:
@@ -277,7 +284,7 @@ class FencedSender:
 
     def unsure_of(self, batch: Sequence[Outgoing]) -> bool:
         """Whether a batch whose `send` did not return may be on the server."""
-        return batch[0].raw_id == self._ambiguous
+        return batch[0].raw_id in (self._ambiguous, self._loose)
 
     def _prepare(self, batch: Sequence[Outgoing]) -> Operation[None]:
         """Watch the fence on a new connection; learn where the streams of the batch end, once per stream and connection."""
@@ -317,7 +324,12 @@ class FencedSender:
 
     def _may_begin(self, following: Sequence[Outgoing] | None) -> bool:
         """Whether nothing has to be asked or written down before this batch is sent."""
-        return following is not None and self._note is None and types_of(following) <= self._cursors.keys()
+        return (
+            following is not None
+            and self._note is None
+            and following[0].raw_id != self._loose
+            and types_of(following) <= self._cursors.keys()
+        )
 
     def _packet(self, batch: Sequence[Outgoing], following: Sequence[Outgoing] | None) -> Packet:
         early = 0 if self._begun is None else len(batch) + 1
@@ -340,12 +352,22 @@ class FencedSender:
 
     def _put_back(self) -> Operation[None]:
         """Undo what was begun: something has to be done first."""
-        begun, self._begun = self._begun, None
+        begun = self._begun
         assert begun is not None
-        replies = yield Packet(_DISCARD, len(begun) + 2, early=len(begun) + 1)
+        self._lose(begun)
         self._watching = False
-        if isinstance(replies[0], ReplyError):  # MULTI, since a moment ago: its events are there, one by one
-            self._ambiguous = begun[0].raw_id
+        replies = yield Packet(_DISCARD, len(begun) + 2, early=len(begun) + 1)
+        if isinstance(replies[-1], ReplyError):  # the user may not, or there was no MULTI
+            yield Pause(0.0, reconnect=True)
+        if not isinstance(
+            replies[0], ReplyError
+        ):  # MULTI: refused since a moment ago, its events are there, one by one
+            self._loose = b""
+
+    def _lose(self, begun: Sequence[Outgoing]) -> None:
+        """Nobody says what becomes of a batch that was begun. Without its EXEC nothing, where MULTI is not refused."""
+        self._begun = None
+        self._loose, self._loose_cursors = begun[0].raw_id, dict(self._cursors)
 
     def _read(self, batch: Sequence[Outgoing], replies: list[Reply]) -> list[Result] | None:
         """The results of a batch, or None when it must be sent again. Raises Unavailable when it must wait, Refused when

@@ -203,6 +203,26 @@ def test_multi_is_forbidden_while_a_batch_is_begun() -> None:
     assert done.value.value == [b"2-1"]
 
 
+async def test_what_was_begun_may_be_there(any_url: str, namespace: str) -> None:
+    """An ACL refuses MULTI from one moment to the next, so that what was begun is stored one by one, and the answer that
+    would say so is lost: it is looked for, and not stored again."""
+    async with Row(any_url, namespace) as row:
+        one, two, three = batches([1], [2, 3], [4])
+
+        def strike(data: bytes) -> None:
+            names = commands_in(data)
+            if b"EXEC" in names and names[-1] == b"XADD":
+                row.server.faults.append(Fault("lose_reply", b"EXEC"))
+            elif b"INCR" in names and row.eyes.count("painting.made") == 1:
+                for item in two:
+                    row.eyes.call("XADD", row.eyes.stream(), "*", "e", item.data)
+                row.server.on_packet = None
+
+        row.server.on_packet = strike
+        assert await row.send(one, two, three) == row.ids() and row.numbers() == [1, 2, 3, 4]
+        assert row.sender.statistics.lost == 0
+
+
 @pytest.mark.parametrize("seed", seeds(8, "following"))
 async def test_at_random(namespace: str, seed: int, autojump_clock: Any) -> None:
     """Batches under random faults, each sent with the next in view: all are stored once, in order, with the ids that were
