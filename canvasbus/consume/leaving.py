@@ -156,7 +156,7 @@ class Leaving:
 
     async def _release_unheld(self, link: Link, subscription: Subscription) -> None:
         """Hand back what the group has given us without our knowing, as it was."""
-        found, suspects = await subscription.unheld(link)
+        found, suspects = await subscription.recovery.unheld(link)
         place = {stream: index for index, stream in enumerate(subscription.topics)}
         words: list[tuple[bytes | str | int, ...]] = [(place[s] + 3, entry_id, "") for s, entry_id in found]
         for chunk in chunks(words):

@@ -24,10 +24,10 @@ from canvasbus.consume import (
     dispatch,
     leaving,
     outcomes,
+    recovery,
     runner,
     settle,
     state,
-    subscription,
     sweep,
     taking,
 )
@@ -109,7 +109,7 @@ BY_AGE = """
         old = await self._shared.call("XPENDING", stream, self._group, "IDLE", 2000, "-", "+", 100)
         for entry_id, *_ in check(old, "look"):
             await self._shared.call("XCLAIM", stream, self._group, self._consumer, 2000, entry_id, "JUSTID")
-            subscription.audit_soon()
+            subscription.recovery.audit_soon()
 """
 
 MUTANTS = (
@@ -185,7 +185,7 @@ MUTANTS = (
     Mutant(
         "a lost reply of a read is not looked for",
         "3",
-        (words(subscription.Subscription, "audit", "    suspect =", "    return\n    suspect ="),),
+        (words(recovery.Recovery, "audit", "    suspect =", "    return\n    suspect ="),),
         frozenset({"lose"}),
     ),
     Mutant(
