@@ -128,10 +128,10 @@ class Recovery:
             topics = [t for t in topics if t.lane.quarantine.wants]
         if not topics or limit <= 0 or self.paused:
             return True
-        settler = self._settler
-        fence, consumer = settler.fence, settler.consumer
-        names = [settler.keys.fence(consumer), *(t.stream for t in topics)]
-        args: list[bytes | str | int] = [fence, self._group, consumer, pool, limit]
+        fence = self._settler.fence
+        number = fence.number
+        names = [fence.key, *(t.stream for t in topics)]
+        args: list[bytes | str | int] = [number, self._group, self._settler.consumer, pool, limit]
         args += [int((lain or 0.0) * 1000), 1 if topic else 0]
         try:
             reply = await self._shared.run(TAKE.call(names, args))
@@ -143,7 +143,7 @@ class Recovery:
         if isinstance(reply, ReplyError):
             raise translate(reply, f"take from {pool}")
         if reply == b"FENCED":
-            return settler.raising or settler.fence != fence  # by ourselves, that is; next time, then
+            return fence.raising or fence.number != number  # by ourselves, that is; next time, then
         for at in range(0, len(reply), 4):
             index, entry_id, deliveries, fields = reply[at : at + 4]
             self.statistics.taken += 1

@@ -82,8 +82,9 @@ class Sweep:
         if self._sweeps % AUDIT_EVERY == AUDIT_EVERY - 1:
             subscription.recovery.audit_soon()
             await subscription.trim_retries()
-            if subscription.settler.fence:  # it must not be forgotten while we live: nothing of ours would be taken
-                await self._shared.call("EXPIRE", keys.fence(self._consumer), FENCE_SECONDS)
+            fence = subscription.settler.fence
+            if fence.number:  # it must not be forgotten while we live: nothing of ours would be taken
+                await self._shared.call("EXPIRE", fence.key, FENCE_SECONDS)
         seen, retried = await self._shared.request(
             commands(("HGETALL", keys.beats(self._group)), ("SMEMBERS", keys.retries(self._group)))
         )

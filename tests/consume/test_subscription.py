@@ -225,7 +225,7 @@ async def test_a_fence_that_it_raised_itself_is_nobody_elses(any_url: str, names
         faulty.faults = [Fault("lose_request", SETTLE.sha.encode()), Fault("lose_reply", b"\r\nINCR\r\n"), lost]
         await bus.publish(PaintingMade(number=1))
         await until(lambda: faulty.struck > 2)
-        assert int(eyes.call("GET", eyes.keys.fence(settler.consumer))) > settler.fence
+        assert int(eyes.call("GET", eyes.keys.fence(settler.consumer))) > settler.fence.number
         assert await subscription.recovery.take(FREE_POOL, 10)
         faulty.faults.remove(lost)
         await until(lambda: eyes.count("painting.framed") == 1)

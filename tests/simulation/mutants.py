@@ -22,6 +22,7 @@ from canvasbus.consume import (
     backoff,
     breaker,
     dispatch,
+    fence,
     leaving,
     outcomes,
     recovery,
@@ -100,7 +101,7 @@ def lua(script: Script, old: str, new: str) -> Change:
 ACK_FIRST = """
     for commit in chunk:
         await self._link.request(command("XACK", commit.delivery.topic.stream, self._group, commit.delivery.entry_id))
-    keys = [self.keys.fence(self.consumer), *places]
+    keys = [self.fence.key, *places]
 """
 
 BY_AGE = """
@@ -117,7 +118,7 @@ MUTANTS = (
     Mutant(
         "acknowledged before it is committed",
         "2",
-        (words(settle.Settler, "_send", "    keys = [self.keys.fence(self.consumer), *places]\n", ACK_FIRST),),
+        (words(settle.Settler, "_send", "    keys = [self.fence.key, *places]\n", ACK_FIRST),),
         classic=True,
     ),
     Mutant(
@@ -296,7 +297,7 @@ MUTANTS = (
     Mutant(
         "a commit on its way outlives its worker",
         "2",
-        (words(settle.Settler, "shut_out", "if self._on_the_way:", "if False:"),),
+        (words(fence.Fence, "shut_out_commit", "if self.commit_on_the_way:", "if False:"),),
         frozenset({"stop, commit late", "company"}),
     ),
     Mutant(
