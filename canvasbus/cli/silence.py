@@ -50,9 +50,9 @@ def run_add(context: Context, args: argparse.Namespace) -> int:
     if not given:
         raise ConfigError("silence add: name at least one of --model, --severity, --signal (--model '*' means all)")
     for option, pattern in (("--severity", args.severity), ("--signal", args.signal)):
-        for one in (pattern or "*").split("|"):
+        for one in ("*" if pattern is None else pattern).split("|"):
             if not any(globs_overlap(one, word) for word in WORDS[option]):
-                raise ConfigError(f"{option} {one}: there are {', '.join(WORDS[option])}")
+                raise ConfigError(f"{option} {one or repr(one)}: there are {', '.join(WORDS[option])}")
     if not args.comment.strip():
         raise ConfigError("--comment is empty: say why, for whoever wonders that nobody was told")
     seconds = seconds_of(args.seconds, "--for")
