@@ -177,9 +177,8 @@ class FencedSender:
         self._mixed = False  # the batch in hand has more than one type
         self._scan_least = 0
         self._ambiguous = b""  # first event id of a batch that may be on the server, kept when `send` ends by Refused
-        self._begun: Sequence[Outgoing] | None = (
-            None  # the batch whose MULTI and XADDs were sent with the one before it
-        )
+        self._begun: Sequence[Outgoing] | None = None
+        """The batch whose MULTI and XADDs were sent with the one before it."""
         self._codec = Codec(limit=1 << 62)
 
     def send(
