@@ -268,6 +268,10 @@ def test_a_destination_that_fails_says_whose_move_is_next(run_bare: Run, monkeyp
             "no signal is called 'accuracy'; there are drift, metric:*, quality",
         ),
         (
+            '[[workers.alerts.inhibit]]\nsource = {signal = "retraining"}\ntarget = {signal = "retraining"}',
+            "no signal is called 'retraining'; there are drift",
+        ),
+        (
             '[[workers.alerts.inhibit]]\nsource = {severity = "grave"}\ntarget = {}',
             "no incident has the severity 'grave'; there are info",
         ),
