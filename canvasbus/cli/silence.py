@@ -17,7 +17,8 @@ from canvasbus.cli.times import seconds_of
 from canvasbus.contract.globs import globs_overlap
 from canvasbus.errors import CanvasbusError, ConfigError
 from canvasbus.ids import uuid7
-from canvasbus.operate.alerts import desk
+from canvasbus.operate.alerts import GROUP, desk
+from canvasbus.operate.plugins import beside
 from canvasbus.produce.fenced import declare_partitions
 from canvasbus.produce.once import PartitionSender
 
@@ -30,11 +31,6 @@ COLUMNS = (
     Column("AUTHOR"),
     Column("COMMENT", flexible=True),
 )
-WORDS = {
-    "--severity": ("info", "warning", "critical"),
-    "--signal": ("drift", "metric:*", "quality", "retrain", "approval", "handler", "loss"),
-}
-"""What there is to silence."""
 PATIENCE = 10.0
 """Seconds for which a server that goes away is waited for."""
 TAKEN_WITHIN = 3.0
@@ -49,10 +45,14 @@ def run_add(context: Context, args: argparse.Namespace) -> int:
     given = {name: pattern for name, pattern in patterns.items() if pattern is not None}
     if not given:
         raise ConfigError("silence add: name at least one of --model, --severity, --signal (--model '*' means all)")
-    for option, pattern in (("--severity", args.severity), ("--signal", args.signal)):
-        for one in (pattern or "*").split("|"):
-            if not any(globs_overlap(one, word) for word in WORDS[option]):
-                raise ConfigError(f"{option} {one}: there are {', '.join(WORDS[option])}")
+    words = beside(GROUP, "matching")
+    for option, pattern, known in (
+        ("--severity", args.severity, words.SEVERITIES),
+        ("--signal", args.signal, words.SIGNALS),
+    ):
+        for one in ("*" if pattern is None else pattern).split("|"):
+            if not any(globs_overlap(one, word) for word in known):
+                raise ConfigError(f"{option} {one or repr(one)}: there are {', '.join(known)}")
     if not args.comment.strip():
         raise ConfigError("--comment is empty: say why, for whoever wonders that nobody was told")
     seconds = seconds_of(args.seconds, "--for")

@@ -3,10 +3,10 @@
 what an author says
   handlers      workers and what they listen to     (context, state, timers, middleware, lifespan, breaker, instances)
 the way of an entry
-  subscription  reads entries        → Delivery     (delivery; inbox: whether the event was handled before)
+  subscription  reads entries        → Delivery     (delivery; recovery: what comes otherwise; inbox: what was handled before)
   dispatch      runs the handler     → Outcome      (invoke, batches, watchdog; quarantine, breaking: who has to wait)
   policy        decides, purely      → Verdict      (outcomes carries it out)
-  settle        commits the verdict  → the server   (commit, changes)
+  settle        commits the verdict  → the server   (commit, changes, fence)
 the life of a worker
   runner        one worker in this process          (joining, leaving)
   liveness      who is alive                        (accepting: which versions of events it takes)

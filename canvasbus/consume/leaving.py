@@ -147,7 +147,7 @@ class Leaving:
                         await link.request(command("XACK", topic.stream, self._group, *topic.acks))
                         topic.held.difference_update(topic.acks)
             for subscription in self._subscriptions:
-                await subscription.settler.shut_out(link)
+                await subscription.settler.fence.shut_out_commit(link)
                 await self._release_unheld(link, subscription)
             held = [(t.stream, i, 0) for s in self._subscriptions for t in s.topics.values() for i in t.held]
             await self._release(link, held, leave=True)
@@ -156,7 +156,7 @@ class Leaving:
 
     async def _release_unheld(self, link: Link, subscription: Subscription) -> None:
         """Hand back what the group has given us without our knowing, as it was."""
-        found, suspects = await subscription.unheld(link)
+        found, suspects = await subscription.recovery.unheld(link)
         place = {stream: index for index, stream in enumerate(subscription.topics)}
         words: list[tuple[bytes | str | int, ...]] = [(place[s] + 3, entry_id, "") for s, entry_id in found]
         for chunk in chunks(words):
@@ -193,9 +193,9 @@ class Leaving:
         *,
         leave: bool,
     ) -> None:
-        keys, consumer = subscription.keys, subscription.consumer
-        names = [keys.fence(consumer), keys.beats(self._group), *subscription.topics, keys.accepts(self._group)]
-        args: list[Any] = [subscription.settler.fence, self._group, consumer, pool, 1 if leave else 0, FENCE_SECONDS]
+        keys, consumer, fence = subscription.keys, subscription.consumer, subscription.settler.fence
+        names = [fence.key, keys.beats(self._group), *subscription.topics, keys.accepts(self._group)]
+        args: list[Any] = [fence.number, self._group, consumer, pool, 1 if leave else 0, FENCE_SECONDS]
         for entry in entries:
             args += entry
         if check(await link.run(RELEASE.call(names, args)), "hand back") == b"FENCED":

@@ -66,12 +66,12 @@ class Parking:
         while True:
             took = 0
             for subscription in self._subscriptions:
-                before = subscription.statistics.taken
+                before = subscription.recovery.statistics.taken
                 try:
                     await self._look(subscription)
                 except TransportError as error:
                     self._complaints.tell("taking up parked events fails", error)
-                took += subscription.statistics.taken - before
+                took += subscription.recovery.statistics.taken - before
             await trio.sleep((NEXT_SECONDS if took else LOOK_SECONDS) * self._random.uniform(0.75, 1.25))
 
     async def _look(self, subscription: Subscription) -> None:
@@ -90,5 +90,5 @@ class Parking:
         known = self._registry.latest(topic.event_type)
         theirs = known is None or known.version < version
         lain = self._patience if theirs else None
-        if not await subscription.take(pool, min(TAKE_AT_ONCE, topic.lane.free), topic=topic, lain=lain):
+        if not await subscription.recovery.take(pool, min(TAKE_AT_ONCE, topic.lane.free), topic=topic, lain=lain):
             self._on_fenced()

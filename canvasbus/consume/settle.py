@@ -9,8 +9,8 @@ Two ways to the server:
 * Deliveries that emit nothing: one XACK per stream. It is idempotent, so it is simply repeated until answered. It
   needs no ownership check, because it changes nothing but "done", and done is what the handler said.
 * Everything else (derived events, timers, state, dead letters, written attempts): the settle script, which checks the
-  fence and changes all or nothing. When its reply is lost the fence number is raised first, over the new connection: the lost
-  copy can then no longer do anything, and the repeated one looks up entry by entry what is still ours.
+  fence and changes all or nothing. When its reply is lost the fence is raised first, over the new connection (see
+  `fence`), and the repeated commit looks up entry by entry what is still ours.
 
 Fenced means: others have declared this incarnation dead and taken its entries. Nothing was changed; `on_fenced` makes
 the runner join again under a new name.
@@ -29,6 +29,7 @@ from canvasbus.consume.changes import Argument, Changes
 from canvasbus.consume.commit import Commit, script_words
 from canvasbus.consume.complaints import Complaints
 from canvasbus.consume.delivery import NO_DOUBT, Delivery, Topic
+from canvasbus.consume.fence import Fence
 from canvasbus.consume.state import StateStore
 from canvasbus.errors import Refused, TransportError, Unavailable
 from canvasbus.ids import id_order
@@ -42,12 +43,10 @@ from canvasbus.transport.resp import (
     chunks,
     code,
     command,
-    commands,
     is_no_group,
     pack,
     translate,
 )
-from canvasbus.transport.scripts import FENCE_SECONDS
 from canvasbus.transport.server import Server
 from canvasbus.transport.settle_script import SETTLE
 from canvasbus.wire import deadletter
@@ -107,9 +106,7 @@ class Settler:
         on_fenced: Callable[[], None],
     ) -> None:
         self.consumer = consumer
-        self.fence = 0
-        self.raising = False
-        """The number on the server may be higher than `fence`, by our own doing."""
+        self.fence = Fence(keys.fence(consumer))
         self.reads_from = ""
         """The history of the server that the subscription reads from."""
         self.statistics = SettlerStatistics()
@@ -131,10 +128,8 @@ class Settler:
         self._passing = False
         self._compared = ""
         self._holds: list[tuple[Topic, bytes]] = []
-        self._on_the_way = False
-        """A commit was sent, and no answer of the server says that it will not be executed later."""
         self._doubtful = False
-        """The same of something else that bears our fence."""
+        """Something else than a commit was sent under our fence, and may be executed later."""
         self._sure = trio.Event()
 
     def watch(self, topic: Topic) -> None:
@@ -232,7 +227,7 @@ class Settler:
         backoff = ServerBackoff("settling waits for the server", self._group)
         while self._doubtful:
             try:
-                if not await self._raise_fence(self._link):
+                if not await self.fence.raise_number(self._link):
                     await self._stop_fenced()
                 self._doubtful = False
             except TransportError as error:
@@ -317,7 +312,7 @@ class Settler:
         while True:
             try:
                 if raise_fence:
-                    if not await self._raise_fence(self._link):
+                    if not await self.fence.raise_number(self._link):
                         await self._stop_fenced()
                     raise_fence, look = False, True
                 reply = await self._send(chunk, look)
@@ -392,8 +387,8 @@ class Settler:
         while self._holds:
             topic, start = self._holds[-1]
             for some in chunks([i for i in topic.held if id_order(i) <= id_order(start)]):
-                keys = [self.keys.fence(self.consumer), topic.stream]
-                await self._link.run(HOLD.call(keys, [self.fence, self._group, self.consumer, *some]))
+                keys = [self.fence.key, topic.stream]
+                await self._link.run(HOLD.call(keys, [self.fence.number, self._group, self.consumer, *some]))
             self._holds.pop()
 
     async def _send(self, chunk: list[Commit], look: bool) -> Reply:
@@ -407,39 +402,13 @@ class Settler:
                 self._known.update(fresh)
                 self._fresh.difference_update(fresh)
         places, kinds, args = script_words(chunk)
-        keys = [self.keys.fence(self.consumer), *places]
+        keys = [self.fence.key, *places]
         look_up = 1 if look else 0
-        head: list[Argument] = [self.fence, self._group, self.consumer, look_up, kinds, len(chunk)]
-        self._on_the_way = True
+        head: list[Argument] = [self.fence.number, self._group, self.consumer, look_up, kinds, len(chunk)]
+        self.fence.commit_on_the_way = True
         reply = await self._link.run(SETTLE.call(keys, head + args))
-        self._on_the_way = False
+        self.fence.commit_on_the_way = False
         return reply
-
-    async def shut_out(self, link: Link) -> None:
-        """After the end of `run`: no commit that may still be on its way is executed any more, so that what it settles
-        can be handed back."""
-        if self._on_the_way:
-            await self._raise_fence(link)  # if others have, handing back finds out
-            self._on_the_way = False
-
-    async def _raise_fence(self, link: Link) -> bool:
-        """Shut out what was sent until now. False: others have taken us for dead."""
-        key = self.keys.fence(self.consumer)
-        self.raising = True
-        raised, times = 0, 1
-        while raised <= self.fence:
-            steps = [("INCR", key)] * times
-            replies = await link.request(commands(*steps, ("EXPIRE", key, FENCE_SECONDS)))
-            raised = replies[times - 1]
-            if isinstance(raised, ReplyError):
-                if "not an integer" in str(raised):
-                    return False
-                raise translate(raised, "settle")
-            # A server that lost its last seconds begins at 0 again: what was sent lately must not come true once more.
-            times = min(self.fence - raised + 1, 1000)
-        self.fence = raised
-        self.raising = False
-        return True
 
     async def _refused(self, chunk: list[Commit], failure: TransportError, *, waits: bool = False) -> None:
         """The server refuses the commit as such, for example because a derived event's key is no stream. Find out

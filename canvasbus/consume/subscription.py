@@ -9,13 +9,11 @@ it; the connection is never closed under a blocked read, because the server may 
 What can go wrong, and what happens then:
 
 * The reply of a read, or of taking from a pool, is lost: its entries are pending under our name and nobody has them.
-  After every new connection and after every such failure the reader audits, until it has succeeded once: what is
-  pending under our name but not held is fetched and run.
+  After every new connection and after every such failure the reader audits (`recovery`), until it has succeeded once.
 * The group or stream is gone (FLUSHALL, DEL, XGROUP DESTROY): the others are read on, and the group of that stream is
   made anew (`membership`).
 * The new connection leads to another server, or to one that restarted: it may lack the last seconds. What was read
   before is looked up before it is committed (`Topic.doubt`); what it gives us again while we hold it is not run twice.
-* A pending entry has no body: it was trimmed. It is acknowledged, counted and told by `bus.loss`, in one step.
 * The server is away or refuses: backoff, a warning a minute, never a hot loop, never giving up.
 """
 
@@ -24,20 +22,19 @@ from dataclasses import dataclass
 import trio
 
 from canvasbus.consume.backoff import ServerBackoff
-from canvasbus.consume.delivery import NO_DOUBT, Delivery, Topic, deliver, deliver_many
+from canvasbus.consume.delivery import NO_DOUBT, Delivery, Topic, deliver_many
 from canvasbus.consume.dispatch import Lane
 from canvasbus.consume.handlers import start_id
 from canvasbus.consume.membership import Membership, cursor_of
+from canvasbus.consume.recovery import Recovery
 from canvasbus.consume.settle import Settler
-from canvasbus.errors import TransportError, Unavailable
+from canvasbus.errors import TransportError
 from canvasbus.log import get_logger
 from canvasbus.transport.link import Link, SharedLink
-from canvasbus.transport.owner_scripts import TAKE
 from canvasbus.transport.resp import (
     Argument,
     Reply,
     ReplyError,
-    check,
     code,
     command,
     commands,
@@ -46,7 +43,7 @@ from canvasbus.transport.resp import (
 )
 from canvasbus.transport.server import Server
 from canvasbus.wire.codec import Codec
-from canvasbus.wire.keys import SUSPECT_POOL, Keys
+from canvasbus.wire.keys import Keys
 
 READ_COUNT = 500
 """Entries of one stream in one read, at most."""
@@ -55,7 +52,6 @@ BLOCK_SECONDS = 1.0
 LATE_SECONDS = 0.5
 """How late the answer of a read may be that nobody wants to wait for any more."""
 
-AUDIT_PAGE = 1000
 log = get_logger("canvasbus.worker")
 
 
@@ -66,13 +62,7 @@ class SubscriptionStatistics:
     reads: int = 0
     """XREADGROUP calls that were answered."""
     entries: int = 0
-    """Entries that came in by any way."""
-    audited: int = 0
-    """Entries that were pending under our name without being held, and were fetched."""
-    taken: int = 0
-    """Entries taken out of a pool."""
-    trimmed: int = 0
-    """Pending entries whose body was gone."""
+    """Entries that were read."""
 
 
 class Subscription:
@@ -99,13 +89,12 @@ class Subscription:
         self._codec = codec
         self.settler = settler
         self.membership = Membership(keys, group, shared, self.topics, settler, codec)
+        self.recovery = Recovery(group, shared, self.topics, settler, codec, on_due=self.interrupt)
         self._room = trio.Event()
         self._asked: set[Lane] = set()
         self._blocked = False
         self._cut = False  # interrupted since the read began: on memory that may come before there is a pause to cancel
         self._pause: trio.CancelScope | None = None
-        self._audit_due = False
-        self._audit_suspects = False
         self._stopping = False
         self._paused = False
         self.away = False
@@ -152,7 +141,7 @@ class Subscription:
     def trust_again(self) -> None:
         """Forget doubts that are over; to be called once a second."""
         if [topic for topic in self.topics.values() if topic.trust_again()]:
-            self.audit_soon()  # given to us again while the outcome was on its way, an entry can be with nobody
+            self.recovery.audit_soon()  # given to us again while the outcome was on its way, an entry can be with nobody
 
     # --- reading -------------------------------------------------------------------------------------------------
 
@@ -173,7 +162,7 @@ class Subscription:
 
     def pause(self, paused: bool) -> None:
         """Read and take nothing, or go on, from wherever the group's cursors are by then."""
-        self._paused = paused
+        self._paused = self.recovery.paused = paused
         if paused:
             self.interrupt()
         else:
@@ -183,7 +172,7 @@ class Subscription:
 
     def stop(self) -> None:
         """Read nothing more; `run` returns soon."""
-        self._stopping = True
+        self._stopping = self.recovery.stopping = True
         self._room.set()
         self.interrupt()
 
@@ -201,8 +190,8 @@ class Subscription:
                         if self._link.epoch != epoch:
                             self._connected(again=bool(epoch))
                             epoch = self._link.epoch
-                        if self._audit_due:
-                            await self.audit()
+                        if self.recovery.due:
+                            await self.recovery.audit(self._link)
                         await self._read()
                         backoff.reset()
                         self.away = False
@@ -221,7 +210,7 @@ class Subscription:
     def _connected(self, *, again: bool) -> None:
         history = self._link.history
         if again:
-            self._audit_due = True
+            self.recovery.due = True
             if not history or history != self.settler.reads_from:
                 for topic in self.topics.values():
                     topic.doubt_held()
@@ -346,147 +335,5 @@ class Subscription:
         if failure is not None:
             raise failure
 
-    # --- entries that come otherwise -----------------------------------------------------------------------------
-
-    def audit_soon(self) -> None:
-        """Audit before the next read."""
-        self._audit_due = True
-        self.interrupt()
-
-    async def audit(self) -> None:
-        """Fetch what is pending under our name but not in our hands: a reply was lost on its way. (Over the reader's own
-        link, which leads to the server that it reads from.)
-
-        Listed twice: an entry that is being acknowledged on the other connection can still be in the first list
-        although it is no longer held; in the second it is gone.
-        """
-        self._audit_due = False  # set anew by whatever fails from here on
-        suspect = self._audit_suspects
-        try:
-            for topic in list(self.topics.values()):
-                unknown = {i for i, _ in await self._pending(topic, self._link) if i not in topic.held}
-                if not unknown:
-                    continue
-                orphans = [
-                    (i, n) for i, n in await self._pending(topic, self._link) if i in unknown and i not in topic.held
-                ]
-                for entry_id, deliveries in orphans:
-                    (rows,) = await self._link.request(command("XRANGE", topic.stream, entry_id, entry_id))
-                    check(rows, "audit")
-                    if self._stopping:
-                        return
-                    self._adopt(
-                        topic,
-                        entry_id,
-                        rows[0][1] if rows else [],
-                        deliveries=deliveries,
-                        suspect=suspect,
-                    )
-                    self.statistics.audited += 1
-        except BaseException:
-            self._audit_due = True
-            raise
-        self._audit_suspects = self._audit_suspects and self._audit_due
-
-    async def unheld(self, link: Link) -> tuple[list[tuple[bytes, bytes]], bool]:
-        """What is pending under our name and never reached us, since the answer that brought it was lost: streams and
-        entry ids, and whether there may be suspects among them."""
-        found: list[tuple[bytes, bytes]] = []
-        for topic in self.topics.values():
-            found += [(topic.stream, i) for i, _ in await self._pending(topic, link) if i not in topic.held]
-        return found, self._audit_suspects
-
-    async def _pending(self, topic: Topic, link: Link) -> list[tuple[bytes, int]]:
-        """What is pending under our name: entry ids, and how often each counts as delivered."""
-        found: list[tuple[bytes, int]] = []
-        start = b"-"
-        while True:
-            page = command("XPENDING", topic.stream, self.group, start, "+", AUDIT_PAGE, self.consumer)
-            (rows,) = await link.request(page)
-            if isinstance(rows, ReplyError):
-                if is_no_group(rows):
-                    return []
-                raise translate(rows, "audit")
-            found += [(row[0], row[3]) for row in rows]
-            if len(rows) < AUDIT_PAGE:
-                return found
-            start = b"(" + rows[-1][0]
-
-    async def take(self, pool: str, limit: int, *, topic: Topic | None = None, lain: float | None = None) -> bool:
-        """Take up to `limit` entries out of a pool. False: we are fenced. With `topic` only its entries, after which an
-        empty pool is forgotten; with `lain` only those that have lain there for so many seconds, to be given up."""
-        topics = [t for t in self.topics.values() if t.lane.free > 0 and topic in (None, t)]
-        if pool == SUSPECT_POOL:
-            topics = [t for t in topics if t.lane.quarantine.wants]
-        if not topics or limit <= 0 or self._paused:
-            return True
-        streams = [topic.stream for topic in topics]
-        fence = self.settler.fence
-        try:
-            reply = await self._shared.run(
-                TAKE.call(
-                    [self.keys.fence(self.consumer), *streams],
-                    [
-                        *(fence, self.group, self.consumer, pool, limit),
-                        *(int((lain or 0.0) * 1000), 1 if topic else 0),
-                    ],
-                )
-            )
-        except (Unavailable, trio.Cancelled) as error:
-            if not isinstance(error, Unavailable) or error.ambiguous:  # they may be ours: nobody else would run them
-                self._audit_suspects |= pool == SUSPECT_POOL
-                self.audit_soon()
-            raise
-        if isinstance(reply, ReplyError):
-            raise translate(reply, f"take from {pool}")
-        if reply == b"FENCED":
-            return self.settler.raising or self.settler.fence != fence  # by ourselves, that is; next time, then
-        for at in range(0, len(reply), 4):
-            index, entry_id, deliveries, fields = reply[at : at + 4]
-            self.statistics.taken += 1
-            self._adopt(
-                topics[index - 2],
-                entry_id,
-                fields,
-                deliveries=int(deliveries),
-                suspect=pool == SUSPECT_POOL,
-                overdue=lain is not None,
-            )
-        return True
-
-    def _adopt(
-        self,
-        topic: Topic,
-        entry_id: bytes,
-        fields: list[bytes],
-        *,
-        deliveries: int,
-        suspect: bool,
-        overdue: bool = False,
-    ) -> None:
-        if entry_id in topic.held:  # an audit and a take that was still under way have both found it
-            return
-        if not fields:
-            self.lost(topic, entry_id)
-            return
-        delivery: Delivery = deliver(self._codec, topic, entry_id, fields)
-        delivery.failures = max(0, deliveries - 1)
-        delivery.suspect = suspect
-        delivery.alone = deliveries == 0
-        delivery.overdue = overdue
-        delivery.look = True
-        topic.held.add(entry_id)
-        if suspect:
-            topic.suspects[entry_id] = delivery
-        self.statistics.entries += 1
-        topic.lane.feed([delivery])
-
-    def lost(self, topic: Topic, entry_id: bytes) -> None:
-        """An entry of the group is pending and gone from its stream."""
-        if entry_id not in topic.held:  # a pool shows it until the acknowledgement has arrived
-            self.statistics.trimmed += 1
-            topic.held.add(entry_id)
-            topic.lane.lost(Delivery(topic, entry_id, [], None, None, None))
-
     def __repr__(self) -> str:
-        return f"<Subscription {self.group} {self.keys!r} {len(self.topics)} topics, {self.statistics}>"
+        return f"<Subscription {self.group} {self.keys!r} {len(self.topics)} topics, {self.statistics}, {self.recovery.statistics}>"

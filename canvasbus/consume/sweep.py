@@ -80,10 +80,11 @@ class Sweep:
         subscription.trust_again()
         await subscription.membership.report()
         if self._sweeps % AUDIT_EVERY == AUDIT_EVERY - 1:
-            subscription.audit_soon()
+            subscription.recovery.audit_soon()
             await subscription.trim_retries()
-            if subscription.settler.fence:  # it must not be forgotten while we live: nothing of ours would be taken
-                await self._shared.call("EXPIRE", keys.fence(self._consumer), FENCE_SECONDS)
+            fence = subscription.settler.fence
+            if fence.number:  # it must not be forgotten while we live: nothing of ours would be taken
+                await self._shared.call("EXPIRE", fence.key, FENCE_SECONDS)
         seen, retried = await self._shared.request(
             commands(("HGETALL", keys.beats(self._group)), ("SMEMBERS", keys.retries(self._group)))
         )
@@ -141,7 +142,7 @@ class Sweep:
         for index, entry_id in zip(gone[::2], gone[1::2], strict=True):
             topic = self._subscription.topics.get(streams[index - 3])
             if topic is not None:  # else those who read that stream find it when they hold the lease
-                self._subscription.lost(topic, entry_id)
+                self._subscription.recovery.lost(topic, entry_id)
         if moved > 0:
             log.warning(
                 "a worker is dead; its entries run in quarantine",

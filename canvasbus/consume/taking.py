@@ -45,12 +45,12 @@ class Taking:
             self._again = trio.Event()
             took = 0
             for subscription in self._subscriptions:
-                before = subscription.statistics.taken
+                before = subscription.recovery.statistics.taken
                 try:
                     await self._take(subscription)
                 except TransportError as error:
                     self._complaints.tell("taking what was handed back fails", error)
-                took += subscription.statistics.taken - before
+                took += subscription.recovery.statistics.taken - before
             if took:
                 await self._again.wait()
             else:
@@ -58,8 +58,8 @@ class Taking:
 
     async def _take(self, subscription: Subscription) -> None:
         free = min(TAKE_AT_ONCE, sum(max(0, lane.free) for lane in self._lanes))
-        ours = await subscription.take(FREE_POOL, free)
+        ours = await subscription.recovery.take(FREE_POOL, free)
         if ours:
-            ours = await subscription.take(SUSPECT_POOL, min(SUSPECTS_AT_ONCE, free))
+            ours = await subscription.recovery.take(SUSPECT_POOL, min(SUSPECTS_AT_ONCE, free))
         if not ours:
             self._on_fenced()

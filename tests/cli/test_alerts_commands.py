@@ -189,6 +189,7 @@ async def test_silences_outlive_workers_and_reach_every_partition(
         (("--model", "m", "--for", "1h", "--comment", " \n"), "--comment is empty: say why"),
         (("--model", "m", "--for", "soon", "--comment", "x"), "--for soon"),
         (("--severity", "grave", "--for", "1h", "--comment", "x"), "there are info, warning, critical"),
+        (("--severity", "", "--for", "1h", "--comment", "x"), "--severity '': there are info, warning, critical"),
         (
             ("--signal", "drift|acc*", "--for", "1h", "--comment", "x"),
             "--signal acc*: there are drift, metric:*, quality",
@@ -265,6 +266,10 @@ def test_a_destination_that_fails_says_whose_move_is_next(run_bare: Run, monkeyp
         (
             '[[workers.alerts.routes]]\ndestinations = ["log"]\nsignal = "drift|accuracy"',
             "no signal is called 'accuracy'; there are drift, metric:*, quality",
+        ),
+        (
+            '[[workers.alerts.inhibit]]\nsource = {signal = "retraining"}\ntarget = {signal = "retraining"}',
+            "no signal is called 'retraining'; there are drift",
         ),
         (
             '[[workers.alerts.inhibit]]\nsource = {severity = "grave"}\ntarget = {}',

@@ -206,7 +206,7 @@ async def test_a_hand_back_that_comes_late(faulty: FaultyServer, namespace: str,
         await bus.publish_many([PaintingMade(number=1), PaintingMade(number=2)])
         await until(lambda: gate.runs[1] == 1 and len(lane._queue) == 1)
         lane._unload(lane._halt())
-        await until(lambda: subscription_of(bus).statistics.taken == 1 and owners() == {consumer})
+        await until(lambda: subscription_of(bus).recovery.statistics.taken == 1 and owners() == {consumer})
         connection = eyes.server.connect_blocking()
         connection.request(kept[0], len(commands_in(kept[0])), 1.0)
         connection.close()

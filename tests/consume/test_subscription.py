@@ -225,13 +225,13 @@ async def test_a_fence_that_it_raised_itself_is_nobody_elses(any_url: str, names
         faulty.faults = [Fault("lose_request", SETTLE.sha.encode()), Fault("lose_reply", b"\r\nINCR\r\n"), lost]
         await bus.publish(PaintingMade(number=1))
         await until(lambda: faulty.struck > 2)
-        assert int(eyes.call("GET", eyes.keys.fence(settler.consumer))) > settler.fence
-        assert await subscription.take(FREE_POOL, 10)
+        assert int(eyes.call("GET", eyes.keys.fence(settler.consumer))) > settler.fence.number
+        assert await subscription.recovery.take(FREE_POOL, 10)
         faulty.faults.remove(lost)
         await until(lambda: eyes.count("painting.framed") == 1)
-        assert await subscription.take(FREE_POOL, 10)
+        assert await subscription.recovery.take(FREE_POOL, 10)
         eyes.call("INCR", eyes.keys.fence(settler.consumer))
-        assert not await subscription.take(FREE_POOL, 10)
+        assert not await subscription.recovery.take(FREE_POOL, 10)
 
 
 async def test_an_acknowledgement_that_is_refused_does_not_count(any_url: str, namespace: str, eyes: Eyes) -> None:

@@ -22,12 +22,13 @@ from canvasbus.consume import (
     backoff,
     breaker,
     dispatch,
+    fence,
     leaving,
     outcomes,
+    recovery,
     runner,
     settle,
     state,
-    subscription,
     sweep,
     taking,
 )
@@ -100,7 +101,7 @@ def lua(script: Script, old: str, new: str) -> Change:
 ACK_FIRST = """
     for commit in chunk:
         await self._link.request(command("XACK", commit.delivery.topic.stream, self._group, commit.delivery.entry_id))
-    keys = [self.keys.fence(self.consumer), *places]
+    keys = [self.fence.key, *places]
 """
 
 BY_AGE = """
@@ -109,7 +110,7 @@ BY_AGE = """
         old = await self._shared.call("XPENDING", stream, self._group, "IDLE", 2000, "-", "+", 100)
         for entry_id, *_ in check(old, "look"):
             await self._shared.call("XCLAIM", stream, self._group, self._consumer, 2000, entry_id, "JUSTID")
-            subscription.audit_soon()
+            subscription.recovery.audit_soon()
 """
 
 MUTANTS = (
@@ -117,7 +118,7 @@ MUTANTS = (
     Mutant(
         "acknowledged before it is committed",
         "2",
-        (words(settle.Settler, "_send", "    keys = [self.keys.fence(self.consumer), *places]\n", ACK_FIRST),),
+        (words(settle.Settler, "_send", "    keys = [self.fence.key, *places]\n", ACK_FIRST),),
         classic=True,
     ),
     Mutant(
@@ -185,7 +186,7 @@ MUTANTS = (
     Mutant(
         "a lost reply of a read is not looked for",
         "3",
-        (words(subscription.Subscription, "audit", "    suspect =", "    return\n    suspect ="),),
+        (words(recovery.Recovery, "audit", "    suspect =", "    return\n    suspect ="),),
         frozenset({"lose"}),
     ),
     Mutant(
@@ -296,7 +297,7 @@ MUTANTS = (
     Mutant(
         "a commit on its way outlives its worker",
         "2",
-        (words(settle.Settler, "shut_out", "if self._on_the_way:", "if False:"),),
+        (words(fence.Fence, "shut_out_commit", "if self.commit_on_the_way:", "if False:"),),
         frozenset({"stop, commit late", "company"}),
     ),
     Mutant(

@@ -169,6 +169,16 @@ async def test_a_late_report_and_a_clock_that_goes_ahead(autojump_clock: MockClo
     assert [one.event.rule for one in bus.published(MetricThresholdBreached)] == ["fid", "silence"]
 
 
+async def test_a_report_of_now_follows_one_from_the_future(autojump_clock: MockClock, config: Path) -> None:
+    """Also within one microsecond, which is all that events know of time, whatever nanosecond the worker's clock shows."""
+    async with TestBus(metrics.worker) as bus:
+        for number in range(10):
+            model = f"Style{number}"
+            await told(bus, report("fid", 20.0, model, occurred_on=clock.now() + timedelta(days=300)))
+            assert len(await told(bus, report("fid", 40.0, model))) == 1, number
+            await bus.advance(0.000_000_3)
+
+
 async def test_rules_change_while_it_runs(autojump_clock: MockClock, config: Path, tmp_path: Path) -> None:
     """A changed file is in force with the next report; a wrong one is not, and the log says why, once; the breach of a
     rule that was taken away is ended."""

@@ -4,7 +4,6 @@ import time
 
 import pytest
 
-from canvasbus.cli import silence
 from canvasbus_workers.alerts.matching import SEVERITIES, SIGNALS
 from canvasbus_workers.patterns import fits, fits_nothing
 
@@ -41,10 +40,3 @@ def test_what_can_match_nothing_is_found() -> None:
     assert fits_nothing("drift|metric:acc*|*loss", SIGNALS) is None
     assert fits_nothing("drift|accuracy", SIGNALS) == "accuracy"
     assert fits_nothing("warning|fatal", SEVERITIES) == "fatal"
-
-
-def test_the_command_knows_the_words_of_the_worker() -> None:
-    """`canvasbus silence` loads no worker. A training in flight is nothing that anybody would be told."""
-    assert {
-        "--severity": SEVERITIES, "--signal": tuple(one for one in SIGNALS if one != "retraining")
-    } == silence.WORDS  # fmt: skip

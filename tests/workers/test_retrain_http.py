@@ -14,7 +14,7 @@ import trio
 from serving import Server, answering, hang, replying, sending
 from studio import Eyes, running
 from waiting import until
-from workers.trainers import ORDER
+from workers.orders import ORDER
 
 from canvasbus.errors import ConfigError
 from canvasbus.events import RetrainRequested

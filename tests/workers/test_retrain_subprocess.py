@@ -15,7 +15,7 @@ import structlog
 import trio
 from studio import Eyes, running
 from waiting import until
-from workers.trainers import ORDER
+from workers.orders import ORDER
 
 from canvasbus import clock
 from canvasbus.events import RetrainRequested

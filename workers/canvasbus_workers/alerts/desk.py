@@ -26,9 +26,9 @@ from canvasbus.events import IncidentOpened, IncidentResolved
 from canvasbus_workers.alerts.bucket import Bucket
 from canvasbus_workers.alerts.cases import Case
 from canvasbus_workers.alerts.incidents import RANK, Incident, cut
-from canvasbus_workers.alerts.matching import Matcher
+from canvasbus_workers.alerts.matching import RETRAINING, Matcher
 from canvasbus_workers.alerts.notification import Kind, Notification
-from canvasbus_workers.alerts.settings import RETRAINING, Inhibition, Settings
+from canvasbus_workers.alerts.settings import Inhibition, Settings
 
 Reason = Literal["silenced", "inhibited", "disabled", "rate_limited", "unrouted", "overflow"]
 NOBODY = ""

@@ -12,8 +12,10 @@ from msgspec import Struct
 from canvasbus.events import Severity
 from canvasbus_workers.patterns import fits, fits_nothing
 
-SIGNALS = ("drift", "metric:*", "quality", "retrain", "approval", "handler", "loss", "retraining")
-"""The kinds of signals that there are. Metrics have a name space of their own: one may be called `drift`."""
+SIGNALS = ("drift", "metric:*", "quality", "retrain", "approval", "handler", "loss")
+"""The kinds of signals that incidents are made of. Metrics have a name space of their own: one may be called `drift`."""
+RETRAINING = "retraining"
+"""What a training in flight is called as the source of an inhibition; nobody is told of it."""
 SEVERITIES: tuple[str, ...] = get_args(Severity)
 
 
@@ -27,12 +29,14 @@ class Matcher(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     signal: str = "*"
     """The kind of signal: drift, metric:NAME, quality, retrain, approval, handler, loss."""
 
-    def check(self) -> None:
-        """Raises ValueError for a word that matches nothing. Not asked when one is made: silences come from anybody."""
+    def check(self, *more: str) -> None:
+        """Raises ValueError for a word that matches nothing; `more`: what counts as a signal here besides those of
+        incidents. Not asked when one is made: silences come from anybody."""
         if (word := fits_nothing(self.severity, SEVERITIES)) is not None:
             raise ValueError(f"no incident has the severity {word!r}; there are {', '.join(SEVERITIES)}")
-        if (word := fits_nothing(self.signal, SIGNALS)) is not None:
-            raise ValueError(f"no signal is called {word!r}; there are {', '.join(SIGNALS)}")
+        known = (*SIGNALS, *more)
+        if (word := fits_nothing(self.signal, known)) is not None:
+            raise ValueError(f"no signal is called {word!r}; there are {', '.join(known)}")
 
     def covers(self, model_name: str, severity: str, signals: Iterable[str]) -> bool:
         """It matches, and all the kinds of signals do."""

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta, Struct, field
 
 from canvasbus_workers.alerts import edge
-from canvasbus_workers.alerts.matching import Matcher
+from canvasbus_workers.alerts.matching import RETRAINING, Matcher
 from canvasbus_workers.patterns import fits
 
 Seconds = Annotated[float, Meta(gt=0, le=366 * 86400)]
@@ -32,8 +32,6 @@ class Inhibition(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Labels that both must have in common."""
 
 
-RETRAINING = "retraining"
-"""The signal of a training in flight, as a source."""
 GRAVE_MUTES_SLIGHT = Inhibition(source=Matcher(severity="critical"), target=Matcher(severity="warning|info"))
 
 
@@ -71,10 +69,11 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         edge.check(self.destinations, self.repeat_seconds)
         known = self.names
-        matchers = (*self.routes, *(side for rule in self.inhibit for side in (rule.source, rule.target)))
-        for matcher in matchers:
-            matcher.check()
+        for rule in self.inhibit:
+            rule.source.check(RETRAINING)
+            rule.target.check()
         for route in self.routes:
+            route.check()
             for name in route.destinations:
                 if name not in known:
                     raise ValueError(f"routes: there is no destination {name!r}; there are {', '.join(known)}")

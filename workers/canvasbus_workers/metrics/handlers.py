@@ -42,10 +42,12 @@ async def judge(event: MetricReported, ctx: Context) -> Sequence[Event | Later]:
         if not state.exists:
             state.delete()  # a series that no rule is for leaves nothing on the server
         return ()
-    # A clock that goes ahead would make everybody else's reports late ones.
-    at = min(event.occurred_on.timestamp(), clock.time())
+    # A clock that goes ahead would make everybody else's reports late ones. Both in whole microseconds, as events have
+    # them: by the clock's own nanoseconds what is reported in the same microsecond could be the older one.
+    now = clock.now()
+    at = min(event.occurred_on, now).timestamp()
     point = Point(at, event.value, event.items, event.model_version, event.window_id)
-    if not series.add(point, clock.time()):
+    if not series.add(point, now.timestamp()):
         ctx.log.info("report is too late to be judged", model_name=model, metric=metric, late=series.late)
         return ()
     found: list[Event | Later] = []

@@ -12,7 +12,7 @@ import trio
 
 from canvasbus_workers.outside.client import Client
 from canvasbus_workers.outside.secret import Secret
-from canvasbus_workers.retrain.launchers import records
+from canvasbus_workers.retrain.launchers import folders, records
 from canvasbus_workers.retrain.launchers.protocol import (
     Ambiguous,
     Busy,
@@ -45,9 +45,9 @@ class Http:
         if self._settings.keyed:
             return await self._send(order)
         record = Path(self._policy.folder).absolute() / order.key / "sent.json"
-        about = records.about(order, self._policy)
+        about = folders.about(order, self._policy)
         if records.claim(record, about | {"sent": True}):
-            await trio.to_thread.run_sync(records.prune, order, self._policy)
+            await trio.to_thread.run_sync(folders.prune, order, self._policy)
         else:
             known = records.load(record) or {}
             if "external_id" in known:
@@ -77,7 +77,7 @@ class Http:
             raise Rejected(
                 f"unknown outcome: {why}; look at {self._settings.url} for the key {order.key} before you ask again"
             )
-        about = records.about(order, self._policy)
+        about = folders.about(order, self._policy)
         url = self._settings.lookup_url.replace("{key}", quote(order.key, safe=""))
         status, said = await self._api.ask("GET", url, missing=True)
         if status != 404:

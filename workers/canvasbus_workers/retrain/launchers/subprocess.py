@@ -20,7 +20,7 @@ import structlog
 import trio
 
 from canvasbus_workers.patterns import fits
-from canvasbus_workers.retrain.launchers import records, runner
+from canvasbus_workers.retrain.launchers import folders, records, runner
 from canvasbus_workers.retrain.launchers.protocol import Ended, Launched, Order, Rejected, Result, Running
 from canvasbus_workers.retrain.settings import Policy
 
@@ -49,7 +49,7 @@ class Subprocess:
     async def launch(self, order: Order) -> Launched | Ended:
         """Run it, or follow the run that there is, to its end."""
         folder = Path(self._policy.folder).absolute() / order.key
-        job = records.about(order, self._policy) | {
+        job = folders.about(order, self._policy) | {
             "command": self._settings.command,
             "cwd": str(Path(self._settings.cwd or ".").absolute()),
             "grace": self._settings.grace_seconds,
@@ -60,7 +60,7 @@ class Subprocess:
         except OSError as error:
             raise Rejected(f"folder {folder.parent}: {error.strerror}") from None
         if new:
-            await trio.to_thread.run_sync(records.prune, order, self._policy)
+            await trio.to_thread.run_sync(folders.prune, order, self._policy)
         await self._follow(folder, order)
         return outcome(folder, self._policy)
 
