@@ -86,8 +86,7 @@ class PartitionSender:
     def suspect(self, run: Sequence[Outgoing], cursors: Mapping[str, bytes]) -> None:
         """Whoever had this incarnation before died with this run on its way: see FencedSender.suspect."""
         self._suspected = (run[0].raw_id, not cursors)
-        if cursors:
-            self._fenced.suspect(run, cursors)
+        (self._fenced if cursors else self._marked).suspect(run, cursors)
 
     def runs(self, batch: Sequence[Outgoing]) -> Sequence[Sequence[Outgoing]]:
         """The batch in pieces that `send` takes, in order; nearly always one."""
@@ -146,6 +145,9 @@ class _MarkedSender(FencedSender):
         self._by_hash = True
         self._undeclared = False
         self._maybe = b""  # first event id of a batch that may be on the server since some try: marks found are its own
+
+    def suspect(self, batch: Sequence[Outgoing], cursors: Mapping[str, bytes]) -> None:
+        self._maybe = batch[0].raw_id
 
     def unsure_of(self, batch: Sequence[Outgoing]) -> bool:
         return super().unsure_of(batch) or batch[0].raw_id == self._maybe

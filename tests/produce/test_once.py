@@ -54,6 +54,21 @@ def mark(driver: Driver, item: Outgoing) -> Any:
 # --- what it does -----------------------------------------------------------------------------------------------------
 
 
+def test_what_a_dead_process_stored_is_not_refused(any_url: str, namespace: str) -> None:
+    """It was killed before it heard that its run is stored, and by now the stream takes no more: whoever adopts the run
+    asks for its marks, and tells that it is there."""
+    options: dict[str, Any] = {"dedupe": Dedupe(always=True)}
+    dead, heir = marking(any_url, namespace, **options), marking(any_url, namespace, **options)
+    run = dead.encoded(*made(1, 2))
+    stored = dead.drive(run)
+    full = {"painting.made": Full(when_full="reject", group="framers", length=2)}
+    heir.eyes.call("SET", heir.keys.full, msgspec.json.encode(full))
+    assert isinstance(heir.send(SculptureMade(title="other"))[0], bytes)  # now it has heard of it
+    assert isinstance(heir.send(*made(3))[0], StreamFull)
+    heir.sender.suspect(run, {})
+    assert heir.drive(run) == stored and heir.sender.statistics.found == 2
+
+
 def test_a_key_is_stored_once(driver: Driver) -> None:
     """The second time nothing is stored, also inside one batch; all get the entry id of the first, which its mark
     holds. A batch costs one packet, the first one a second for loading the script."""

@@ -29,6 +29,7 @@ from canvasbus.consume.timers import Cancel, Later
 from canvasbus.contract.registry import registry
 from canvasbus.errors import StreamFull
 from canvasbus.operate.timers import sorted_until
+from canvasbus.produce.publisher import Publisher
 from canvasbus.transport.resp import pairs
 from canvasbus.wire.keys import LATER_INBOX
 from canvasbus.worker import Context, Worker
@@ -139,6 +140,7 @@ class World:
         self.failed: dict[tuple[str, int, str], int] = defaultdict(int)
         self._active: dict[tuple[str, int, str], Run] = {}
         self._publishing = len(plan.publishes)
+        self._publisher: Publisher | None = None
         self._still_up: set[str] = set()
         self.programs = Programs(self) if "producer" in plan.parts else None
 
@@ -240,7 +242,9 @@ class World:
         )
 
     def _all_sent(self) -> bool:
-        return self.programs is None or self.programs.settled()
+        """What the impatient have given up may still be on its way."""
+        sent = self._publisher is None or not self._publisher.statistics().waiting_bytes
+        return sent and (self.programs is None or self.programs.settled())
 
     def _done(self, eyes: Eyes) -> bool:
         """Nothing waits in this partition, for a group or for its time."""
@@ -548,6 +552,7 @@ class World:
         replace_server(bus, SimServer(self.network, site))
         todo = self.plan.publishes
         async with bus, trio.open_nursery() as nursery:
+            self._publisher = bus._publisher
             while todo:
                 await trio.sleep_until(todo[0].at)
                 nursery.start_soon(self._publish_one, bus, todo.pop(0))
