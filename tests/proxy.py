@@ -16,8 +16,6 @@ import time
 from collections import deque
 from typing import Literal, Self
 
-import hiredis
-
 Fault = Literal["cut", "tear", "lose", "hold"]
 """cut: the connection ends before the server sees the request. tear: it sees the first half. lose: it executes the
 request, then the connection ends.
@@ -189,17 +187,28 @@ class Proxy:
 
 
 def _is_whole(request: bytes) -> bool:
-    reader = hiredis.Reader()
-    reader.feed(request)
-    while reader.gets() is not False:
-        pass
-    return not reader.has_data() and request.count(b"\r\nMULTI\r\n") == request.count(b"\r\nEXEC\r\n")
+    """It ends where a command does. A transaction may end in the next packet."""
+    at, size = 0, len(request)
+    while at < size:
+        line = request.find(b"\r\n", at)
+        if line < 0:
+            return False
+        parts, at = int(request[at + 1 : line]), line + 2
+        for _ in range(parts):
+            line = request.find(b"\r\n", at)
+            if line < 0:
+                return False
+            at = line + 4 + int(request[at + 1 : line])
+            if at > size:
+                return False
+    return True
 
 
 def _execute(upstream: socket.socket, data: bytes) -> None:
-    """Send, and wait until the server has answered: a PING behind it tells."""
+    """Send, and wait until the server has answered: a PING behind it tells. What was only begun is taken back for it."""
     upstream.settimeout(5)
-    upstream.sendall(data + b"*2\r\n$4\r\nPING\r\n$9\r\nall-is-in\r\n")
+    begun = data.rfind(b"\r\nMULTI\r\n") > data.rfind(b"\r\nEXEC\r\n")
+    upstream.sendall(data + (b"*1\r\n$7\r\nDISCARD\r\n" if begun else b"") + b"*2\r\n$4\r\nPING\r\n$9\r\nall-is-in\r\n")
     seen = b""
     while b"all-is-in" not in seen:
         received = upstream.recv(1 << 20)

@@ -306,6 +306,23 @@ def proxy(server: ServerProcess) -> Iterator[Proxy]:
         yield proxy
 
 
+async def test_batches_that_are_begun_early_over_a_bad_network(
+    server: ServerProcess, proxy: Proxy, namespace: str
+) -> None:
+    """publish_many, whose packets commit one batch and begin the next: what is lost, torn or comes late is neither lost nor
+    doubled, and stays in order."""
+    eyes = Eyes(server.url, namespace)
+    async with running(proxy.url, namespace=namespace) as bus:
+        await bus.publish(PaintingMade(number=-1))
+        for fault in ("cut", "lose", "tear", "hold"):
+            start = eyes.count("painting.made") - 1
+            proxy.next(b"EXEC", fault)  # type: ignore[arg-type]
+            await bus.publish_many([PaintingMade(number=n) for n in range(start, start + 2500)])
+            assert proxy.pending == 0
+        proxy.release()
+    assert [made.number for made in eyes.events("painting.made")] == list(range(-1, 10_000))
+
+
 @pytest.mark.long
 async def test_a_network_that_loses_stalls_and_cuts(server: ServerProcess, proxy: Proxy, namespace: str) -> None:
     """Every kind of request is lost before the server has it, and after it has run; everything stands still for a
