@@ -1,4 +1,4 @@
-"""canvasbus demo: a model on real images drifts, is noticed, is retrained and recovers, in under a minute.
+"""canvasbus demo: a model on real images drifts, is noticed, is retrained and recovers, in about a minute.
 
     images.submitted ──► tagger ──► observations.recorded ──► drift ──► drift.detected ──► alerts ──► incident.opened
     labels.recorded ──► drift ──► metric.threshold_breached ──► retrain ──► retrain.started ──► trainer

@@ -1,6 +1,5 @@
 """Patterns of type names: drift.*, *.detected, *. Pure; whoever only asks which types are meant needs nothing else."""
 
-import functools
 
 
 def glob_matches(pattern: str, text: str) -> bool:
@@ -22,15 +21,13 @@ def glob_matches(pattern: str, text: str) -> bool:
 
 def globs_overlap(a: str, b: str) -> bool:
     """True when some text matches both patterns."""
-
-    @functools.cache
-    def meet(i: int, j: int) -> bool:
-        if i == len(a) and j == len(b):
-            return True
-        if i < len(a) and a[i] == "*":
-            return meet(i + 1, j) or (j < len(b) and meet(i, j + 1))
-        if j < len(b) and b[j] == "*":
-            return meet(i, j + 1) or (i < len(a) and meet(i + 1, j))
-        return i < len(a) and j < len(b) and a[i] == b[j] and meet(i + 1, j + 1)
-
-    return meet(0, 0)
+    # Row by row, since patterns come from people and a recursion has an end: for each beginning of `b`, whether some text
+    # matches it and the beginning of `a` that has been looked at.
+    row = [True]
+    for other in b:
+        row.append(other == "*" and row[-1])
+    for one in a:
+        above, row = row, [one == "*" and row[0]]
+        for j, other in enumerate(b):
+            row.append((above[j + 1] or row[j]) if "*" in (one, other) else one == other and above[j])
+    return row[-1]

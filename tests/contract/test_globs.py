@@ -44,6 +44,12 @@ def test_overlapping_globs_are_found(a: str, b: str, expected: bool) -> None:
     assert globs_overlap(a, b) is expected and globs_overlap(b, a) is expected
 
 
+def test_long_patterns_have_an_answer() -> None:
+    """A pattern that somebody wrote with thousands of stars is answered like any other."""
+    assert globs_overlap("*a" * 600, "a" * 600)
+    assert not globs_overlap("*a" * 600, "a" * 599)
+
+
 def test_every_text_in_two_globs_makes_them_overlap() -> None:
     """Compared with trying all short texts over a small alphabet."""
     from itertools import product
