@@ -126,7 +126,9 @@ def _simulate(plan: Plan, *, trace: bool, impatient: bool) -> Result:
         )
     except Exception:  # whatever it is, the other seeds go on, and this one counts as failed
         return Result(seed, [f"{CRASHED}: {traceback.format_exc()}"], world.log)
-    except Endless:
+    except (Endless, BaseExceptionGroup) as error:
+        if not isinstance(error, Endless) and error.subgroup(Endless) is None:
+            raise
         return Result(seed, [f"no end within {SECONDS} s of real time"], world.log)
     finally:
         signal.alarm(0)
