@@ -28,10 +28,9 @@ from canvasbus.testing import TestBus
 from canvasbus_workers import drift
 from canvasbus_workers.artifacts import ArtifactStore, pack
 from canvasbus_workers.drift import record, seen
-from canvasbus_workers.drift.book import Closed, Scope, episode_id
+from canvasbus_workers.drift.book import Scope, episode_id
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
-CLOSED = Closed(0, "w", "v1", "", "", "", False, "")
 MISSING = ArtifactRef(uri="file:///nowhere/x.npz", sha256="0" * 64)
 
 
@@ -238,7 +237,7 @@ async def test_versions_and_segments_have_windows_of_their_own(
 
 
 def test_scopes_have_names_of_their_own() -> None:
-    """Slashes in names, and names too long for a key, never make two scopes one; nor two episodes, lines, references."""
+    """Slashes in names, and names too long for a key, never make two scopes one; nor two episodes, references."""
     long = "x" * 600
     scopes = [("a/b", "c", ""), ("a", "b/c", ""), ("a", "b", "c"), (long, "1", ""), (long, "2", ""), (long, "1", "s")]
     names = {Scope(*scope).key("window") for scope in scopes}
@@ -246,10 +245,6 @@ def test_scopes_have_names_of_their_own() -> None:
     assert episode_id("a/b", "", "drift", 1) != episode_id("a", "b", "drift", 1)
     assert episode_id("", "a", "drift", 1) != episode_id("a", "", "drift", 1)
     assert episode_id("a", "b", "drift", 1) == "a/b/drift/1"
-    lines = {
-        replace(CLOSED, version=version, segment=segment).line for version, segment in (("a/b", "c"), ("a", "b/c"))
-    }
-    assert len(lines) == 2
     known = {"regime": "a/b"}, {"segment": "b", "regime": "a"}, {"segment": "a/b", "regime": ""}
     assert len({record.reference("m", "v", x=[1, 2], **one).reference_id for one in known}) == 3
 
