@@ -650,6 +650,21 @@ async def test_labels_that_come_again_count_once(autojump_clock: MockClock, bus:
     assert [(e.value, e.items) for e in events(bus, MetricReported)] == [(0.9, 100)]
 
 
+async def test_labels_that_come_too_late_are_nothing(
+    autojump_clock: MockClock, studio: Studio, configured: Any
+) -> None:
+    """After `label_seconds` it is not known any more which answers were judged: no label of them counts."""
+    configured(label_seconds=60)
+    batch = studio.batch()
+    truth = studio.labels(batch, 90)
+    async with TestBus(drift.worker) as bus:
+        await told(bus, studio.reference(), batch, truth)
+        await bus.advance(100)
+        await told(bus, replace(truth, batch_id="much later"))
+        assert bus.dead_letters("drift") == []
+    assert [(e.value, e.items) for e in events(bus, MetricReported)] == [(0.9, 100)]
+
+
 async def test_late_labels_do_not_condemn_what_came_after(
     autojump_clock: MockClock, bus: TestBus, studio: Studio
 ) -> None:

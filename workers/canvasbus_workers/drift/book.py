@@ -11,8 +11,10 @@
 
 Each lies under a key of its own and changes together with the acknowledgement, so that it does not matter which process
 does what. A state holds a megabyte, and whoever changes it writes all of it: so nothing lies in the book that has the name
-of a segment, a version or a batch, of which a model may have any number, and of any length. An episode belongs to the segment and not to the version: a new version takes over what is open, and resolves
-it when the data match a reference of its own.
+of a segment, a version or a batch, of which a model may have any number, and of any length.
+
+An episode belongs to the segment and not to the version: a new version takes over what is open, and resolves it when the
+data match a reference of its own.
 """
 
 from collections.abc import Sequence

@@ -84,14 +84,16 @@ async def _join(model: str, whole: Book, items: Array, truth: Array, ctx: Contex
         known = await states.answers(model, one, ctx)
         here, places = known.find(items[open_])
         if here.any():
-            labelling = (await states.closed(model, one.number, ctx)).value
-            if labelling.window is None:  # it expired, and this process has its answers still
+            labelling = await states.closed(model, one.number, ctx)
+            closed = labelling.value.window
+            if closed is None:  # its time is up; this process has its answers still
+                labelling.delete()
                 continue
             rows = np.flatnonzero(open_)[here]
             open_[rows] = False
-            fresh, labelling.judged = known.not_yet(labelling.judged, places)
+            fresh, labelling.value.judged = known.not_yet(labelling.value.judged, places)
             if fresh.any():
-                hits.append((labelling.window, (known.said(places[fresh]) != truth[rows[fresh]]).tolist()))
+                hits.append((closed, (known.said(places[fresh]) != truth[rows[fresh]]).tolist()))
             if not open_.any():
                 break
     found: list[Event] = []
