@@ -10,7 +10,7 @@ from canvasbus_workers.monitoring.quality import LEVEL, TOLERATED, Labelled, Qua
 
 
 def window(number: int, correct: int, *, version: str = "v1", regime: str = "baseline", bar: float = 0.95) -> Labelled:
-    return Labelled(number, f"w{number}", version, regime, 50, correct, bar)
+    return Labelled(number, version, regime, 50, correct, bar)
 
 
 @pytest.mark.parametrize(

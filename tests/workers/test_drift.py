@@ -25,13 +25,14 @@ from canvasbus.events import (
     WindowEvaluated,
 )
 from canvasbus.testing import TestBus
+from canvasbus.transport.blocking import BlockingLink
+from canvasbus.transport.connect import open_server
 from canvasbus_workers import drift
 from canvasbus_workers.artifacts import ArtifactStore, pack
-from canvasbus_workers.drift import record, seen
-from canvasbus_workers.drift.book import Closed, Scope, episode_id
+from canvasbus_workers.drift import book, labels, record, seen
+from canvasbus_workers.drift.book import Scope, episode_id
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
-CLOSED = Closed(0, "w", "v1", "", "", "", False, "")
 MISSING = ArtifactRef(uri="file:///nowhere/x.npz", sha256="0" * 64)
 
 
@@ -238,7 +239,7 @@ async def test_versions_and_segments_have_windows_of_their_own(
 
 
 def test_scopes_have_names_of_their_own() -> None:
-    """Slashes in names, and names too long for a key, never make two scopes one; nor two episodes, lines, references."""
+    """Slashes in names, and names too long for a key, never make two scopes one; nor two episodes, references."""
     long = "x" * 600
     scopes = [("a/b", "c", ""), ("a", "b/c", ""), ("a", "b", "c"), (long, "1", ""), (long, "2", ""), (long, "1", "s")]
     names = {Scope(*scope).key("window") for scope in scopes}
@@ -246,10 +247,6 @@ def test_scopes_have_names_of_their_own() -> None:
     assert episode_id("a/b", "", "drift", 1) != episode_id("a", "b", "drift", 1)
     assert episode_id("", "a", "drift", 1) != episode_id("a", "", "drift", 1)
     assert episode_id("a", "b", "drift", 1) == "a/b/drift/1"
-    lines = {
-        replace(CLOSED, version=version, segment=segment).line for version, segment in (("a/b", "c"), ("a", "b/c"))
-    }
-    assert len(lines) == 2
     known = {"regime": "a/b"}, {"segment": "b", "regime": "a"}, {"segment": "a/b", "regime": ""}
     assert len({record.reference("m", "v", x=[1, 2], **one).reference_id for one in known}) == 3
 
@@ -653,6 +650,21 @@ async def test_labels_that_come_again_count_once(autojump_clock: MockClock, bus:
     assert [(e.value, e.items) for e in events(bus, MetricReported)] == [(0.9, 100)]
 
 
+async def test_labels_that_come_too_late_are_nothing(
+    autojump_clock: MockClock, studio: Studio, configured: Any
+) -> None:
+    """After `label_seconds` it is not known any more which answers were judged: no label of them counts."""
+    configured(label_seconds=60)
+    batch = studio.batch()
+    truth = studio.labels(batch, 90)
+    async with TestBus(drift.worker) as bus:
+        await told(bus, studio.reference(), batch, truth)
+        await bus.advance(100)
+        await told(bus, replace(truth, batch_id="much later"))
+        assert bus.dead_letters("drift") == []
+    assert [(e.value, e.items) for e in events(bus, MetricReported)] == [(0.9, 100)]
+
+
 async def test_late_labels_do_not_condemn_what_came_after(
     autojump_clock: MockClock, bus: TestBus, studio: Studio
 ) -> None:
@@ -662,6 +674,74 @@ async def test_late_labels_do_not_condemn_what_came_after(
         await told(bus, studio.reference(), *batches, studio.labels(batches[0], 10))
     assert len(events(bus, MetricReported)) == 1
     assert events(bus, MetricThresholdBreached) == []
+
+
+# --- many of everything ------------------------------------------------------------------------------------------------
+
+
+def largest_state(bus: TestBus) -> int:
+    """Bytes."""
+    link = BlockingLink(open_server(bus.url))
+    return max(link.call("STRLEN", key) for key in link.call("KEYS", "*:state:drift:*"))
+
+
+async def test_segments_are_no_weight(
+    autojump_clock: MockClock, studio: Studio, configured: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each has windows, labels and promises of its own, and what a commit writes does not grow with their number."""
+    configured(window_items=10, min_items=10, label_items=10)
+    monkeypatch.setattr(book, "KEPT_WINDOWS", 20)
+    sizes = []
+    async with TestBus(drift.worker) as bus:
+        await told(bus, studio.reference())
+        for first in range(0, 100, 20):
+            batches = [studio.batch(10, segment=f"client-{at}") for at in range(first, first + 20)]
+            await bus.publish_many(batches)
+            await bus.settle(horizon=0)
+            ids = [name for batch in batches for name in batch.item_ids]
+            await told(bus, record.labels(studio.model, ids=ids, truth=[1] * 200))
+            sizes.append(largest_state(bus))
+        await told(bus, *(batch := studio.batch(10, segment="client-0"), studio.labels(batch, 0)))
+        assert bus.dead_letters("drift") == []
+    assert max(sizes) - sizes[0] < 50
+    assert len(events(bus, WindowEvaluated)) == 101
+    reported = [e.labels["segment"] for e in events(bus, MetricReported)]
+    assert sorted(reported) == sorted([*(f"client-{at}" for at in range(100)), "client-0"])
+    assert [(e.segment, e.value, e.items) for e in events(bus, MetricThresholdBreached)] == [("client-0", 0.0, 10)]
+
+
+async def test_names_of_any_length_are_no_weight(autojump_clock: MockClock, studio: Studio, configured: Any) -> None:
+    """Of segments, versions and batches: a hundred windows later all goes on, and events have the names as they are."""
+    configured(window_items=10, min_items=10, label_items=10, sequential="off")
+    long = "a name/of much ~ length" * 180
+    batches = [studio.batch(10, segment=long, version=long, batch_id=f"{at}{long}") for at in range(100)]
+    batches = [replace(batch, item_ids=tuple(f"{at}/{n}" for n in range(10))) for at, batch in enumerate(batches)]
+    async with TestBus(drift.worker) as bus:
+        await told(bus, studio.reference(version=long))
+        await bus.publish_many(batches)
+        await bus.settle(horizon=0)
+        for batch in batches[:20]:
+            await told(bus, replace(studio.labels(batch, 0), batch_id=""))
+        assert bus.dead_letters("drift") == []
+        assert largest_state(bus) < 50_000
+    assert len(events(bus, WindowEvaluated)) == 100
+    breach = events(bus, MetricThresholdBreached)[-1]
+    told_of = {(e.segment, e.model_version, e.window_id) for e in events(bus, MetricThresholdBreached)}
+    assert told_of == {(long, long, batch.batch_id) for batch in batches[:20]} and breach.items == 160
+
+
+async def test_labels_that_are_too_few_do_not_wait_for_ever(
+    autojump_clock: MockClock, bus: TestBus, studio: Studio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of the versions that were labelled last wait for more; of the others they are dropped."""
+    monkeypatch.setattr(labels, "KEPT_TALLIES", 2)
+    batches = [studio.batch(version=f"v{at}") for at in range(3)]
+    async with bus:
+        await told(bus, *batches)
+        for part in (slice(12), slice(12, 24)):
+            for batch in batches if part.start is None else (batches[0], batches[2]):
+                await told(bus, replace(studio.labels(batch, 12, ids=batch.item_ids[part]), batch_id=""))
+    assert [(e.model_version, e.items) for e in events(bus, MetricReported)] == [("v2", 24)]
 
 
 # --- settings and helpers ------------------------------------------------------------------------------------------------

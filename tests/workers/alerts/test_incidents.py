@@ -37,8 +37,8 @@ GROUP = "model_name=m"
 
 def signal(name: str, severity: Any = "warning", *, after: float = 0.0, **fields: Any) -> Signal:
     kind, _, what = name.partition(":")
-    at = BEGAN + timedelta(seconds=after)
-    return Signal(kind=kind, what=what, model_name="m", severity=severity, title=name, at=at, **fields)
+    known = {"model_name": "m", "title": name, "at": BEGAN + timedelta(seconds=after)}
+    return Signal(kind=kind, what=what, severity=severity, **{**known, **fields})
 
 
 class Play:
@@ -188,6 +188,15 @@ def test_there_is_an_end_to_it() -> None:
     assert all(len(text.encode()) <= LINE for text in (opened.title, *opened.signals, *opened.summary))
     assert play.incident.kinds == ("drift", "accuracy")
     assert len(msgspec.msgpack.encode(play.incident)) < 1024 * 1024 / 2
+
+
+def test_names_of_any_length_fit_into_a_state() -> None:
+    """A thousand models, metrics and episodes with the longest names that there are."""
+    play, long = Play(), "😀" * 1000
+    for number in range(MOST_RINGING):
+        play.ring(f"{long}:{number}{long}", title=long, model_name=f"{number}{long}", fades=True)
+    assert len(play.incident.ringing) == MOST_RINGING
+    assert len(msgspec.msgpack.encode(play.incident)) < 1024 * 1024
 
 
 M = {"model_name": "m"}

@@ -3,6 +3,8 @@
 What it does with every kind of bad server is tested where it matters most: alerts/destinations/test_http.py.
 """
 
+from base64 import b64encode
+
 import pytest
 import trio
 import trio.testing
@@ -70,6 +72,28 @@ async def test_what_an_answer_repeats(nursery: trio.Nursery) -> None:
     server.script = answering(401, b"what is t0ken?")
     assert (await asked(url, key=Secret("Bearer t0ken"))).said == hidden
     assert (await asked(url, key=Secret("t0ken"))).said == hidden
+
+
+@pytest.mark.parametrize(
+    ("credentials", "said"),
+    [
+        ("ops:s3same", "unknown user ops:s3same"),
+        ("ops:s3same", "wrong password: s3same"),
+        ("ops:open:s3same", "wrong password: open:s3same"),
+        ("ops:käse", "wrong password: käse"),
+        ("ops:open s3same", "wrong password: open%20s3same"),
+    ],
+)
+async def test_a_password_is_not_shown(nursery: trio.Nursery, credentials: str, said: str) -> None:
+    """Whoever checks a Basic authorization has its password in plain text, and may repeat that."""
+    server = await Server(answering(401, said.encode())).start(nursery)
+    packed = b64encode(credentials.encode()).decode()
+    for scheme in ("Basic", "basic"):
+        reply = await asked(server.url, key=Secret(f"{scheme} {packed}"))
+        assert reply.said == "its text repeats a secret and is not shown"
+    server.script = answering(401, b"who are you?")
+    for key in (f"Basic {packed}", "Basic it is no base64", "Basic"):
+        assert (await asked(server.url, key=Secret(key))).said == "who are you?"
 
 
 async def test_before_it_is_sent_nothing_has_happened(mock_clock: MockClock) -> None:

@@ -28,7 +28,7 @@ RANK: Mapping[str, int] = {"info": 0, "warning": 1, "critical": 2}
 _SEVERITIES: tuple[Severity, ...] = ("info", "warning", "critical")
 KEPT_ENDED = 64
 MOST_RINGING = 1000
-"""Signals of one incident; a state holds a megabyte at most. Beyond, the oldest is forgotten."""
+"""Signals of one incident, a kilobyte each at most; a state holds a megabyte. Beyond, the oldest is forgotten."""
 ROOM_SECONDS = 60.0
 """After which the desk is asked again whether it has room."""
 FULL_SECONDS = 600.0
@@ -101,13 +101,13 @@ class Incident(Struct):
         if known is not None and RANK[known.severity] > RANK[severity]:
             severity = known.severity
         self.ringing[signal.name] = Ringing(
-            signal.model_name,
+            cut(signal.model_name),
             severity,
             cut(signal.title),
             known.since if known else now,
             signal.at,
             now + settings.quiet_seconds if signal.fades else 0.0,
-            signal.kind,
+            cut(signal.kind),
         )
         if len(self.ringing) > MOST_RINGING:
             del self.ringing[next(iter(self.ringing))]

@@ -4,12 +4,17 @@
     window       (model, version, segment)   the open one: how full, which batches
     seen         (model, version, segment)   in shards: which batches have been counted
     track        (model, segment)            the episode, and the windows of the long span
-    book         (model)                     numbers of windows, which are closed, and how labels turned out
-    answers      (model, window)             what was answered, and which of it was judged by a label
+    ledger       (model, segment)            how its labels turned out
+    book         (model)                     the number of the next window, and whose labels may still come
+    answers      (model, window)             what was answered
+    closed       (model, window)             which window that was, and which answers were judged by a label
 
 Each lies under a key of its own and changes together with the acknowledgement, so that it does not matter which process
-does what. An episode belongs to the segment and not to the version: a new version takes over what is open, and resolves
-it when the data match a reference of its own.
+does what. A state holds a megabyte, and whoever changes it writes all of it: so nothing lies in the book that has the name
+of a segment, a version or a batch, of which a model may have any number, and of any length.
+
+An episode belongs to the segment and not to the version: a new version takes over what is open, and resolves it when the
+data match a reference of its own.
 """
 
 from collections.abc import Sequence
@@ -23,11 +28,11 @@ from canvasbus_workers.monitoring.quality import Quality
 from canvasbus_workers.naming import name_of
 
 KEPT_WINDOWS = 256
-"""Closed windows whose labels may still come; later labels are counted and dropped."""
+"""Closed windows of a model whose labels may still come; later labels are counted and dropped."""
 KEPT_REFERENCES = 8
 """Of one version: the first one and the newest."""
-KEPT_LINES = 64
-"""Versions and segments whose promises are remembered."""
+KEPT_TALLIES = 64
+"""Kinds of windows of one segment whose labels may wait until there are enough of them."""
 UNMATCHED = ""
 """In the place of a reference's id: no reference has this one."""
 
@@ -163,13 +168,6 @@ class Closed(Struct, array_like=True, frozen=True):
     """The one that it matches best; empty: there was none."""
     regime: str
     flagged: bool
-    answers: str
-    """Digest of its packed answers; empty: it has none."""
-
-    @property
-    def line(self) -> str:
-        """Version and segment."""
-        return name_of(self.version, self.segment)
 
     @property
     def kind(self) -> str:
@@ -177,46 +175,59 @@ class Closed(Struct, array_like=True, frozen=True):
         return UNMATCHED if self.flagged else self.reference_id
 
 
-class Tally(Struct):
-    """Labelled answers that wait until there are enough of them."""
+class Labelling(Struct):
+    """A closed window, for the labels of its answers."""
 
-    items: int = 0
-    wrong: list[bool] = field(default_factory=list)
+    window: Closed | None = None
+    """None: it is forgotten."""
+    judged: bytes = b""
+    """A bit for each answer: its label was counted."""
 
 
-class Book(Struct):
-    """What is known of one model."""
+class Ledger(Struct):
+    """How the labels of one segment turned out."""
 
-    numbers: int = 0
-    """Windows closed so far."""
-    windows: list[Closed] = field(default_factory=list)
-    """The last ones, newest last."""
-    quality: dict[str, Quality] = field(default_factory=dict)
-    """Segment → how its labels turned out."""
-    breaches: dict[str, Episode] = field(default_factory=dict)
-    """Segment → the episode of its accuracy."""
-    errors: dict[str, Episode] = field(default_factory=dict)
-    """Segment → the episode of its sequential detector."""
-    tallies: dict[str, Tally] = field(default_factory=dict)
-    """Kind of window → labels that are too few to be judged."""
-    early: list[str] = field(default_factory=list)
-    """Batches of labels that came before their answers."""
-    promised: dict[str, dict[str, float]] = field(default_factory=dict)
-    """`version/segment` → reference → the accuracy that it reached."""
-
-    def newest(self, segment: str) -> Closed | None:
-        """The last closed window of a segment."""
-        return next((window for window in reversed(self.windows) if window.segment == segment), None)
+    newest: Closed | None = None
+    """The last closed window."""
+    promised: dict[str, float] = field(default_factory=dict)
+    """Reference that this one was compared with → the accuracy that it reached."""
+    quality: Quality = field(default_factory=Quality)
+    breach: Episode = field(default_factory=Episode)
+    """Of its accuracy."""
+    errors: Episode = field(default_factory=Episode)
+    """Of its sequential detector."""
+    tallies: dict[str, list[bool]] = field(default_factory=dict)
+    """Kind of window → answers that were wrong or not, too few to be judged. What was added to last is last."""
 
     def closed(self, window: Closed, references: Sequence[Registered]) -> None:
         """Keep it, and what the references promised that it was compared with."""
-        self.numbers = window.number + 1
-        self.windows = [*self.windows, window][-KEPT_WINDOWS:]
-        told = {one.reference_id: one.accuracy for one in references if one.accuracy is not None}
-        self.promised.pop(window.line, None)
-        self.promised[window.line] = told
-        while len(self.promised) > KEPT_LINES:
-            self.promised.pop(next(iter(self.promised)))
+        self.newest = window
+        self.promised = {one.reference_id: one.accuracy for one in references if one.accuracy is not None}
+
+
+class Answered(Struct, array_like=True, frozen=True):
+    """A closed window whose labels may still come."""
+
+    number: int
+    digest: str
+    """Of its packed answers."""
+
+
+class Book(Struct):
+    """What is known of one model as a whole."""
+
+    numbers: int = 0
+    """Windows closed so far."""
+    answered: list[Answered] = field(default_factory=list)
+    """The last ones that have answers, newest last."""
+    early: list[str] = field(default_factory=list)
+    """Batches of labels that came before their answers."""
+
+    def closed(self, digest: str) -> None:
+        """The next window is closed. `digest`: of its packed answers; empty: it has none."""
+        if digest:
+            self.answered = [*self.answered, Answered(self.numbers, digest)][-KEPT_WINDOWS:]
+        self.numbers += 1
 
 
 def episode_id(model: str, segment: str, signal: str, number: int) -> str:

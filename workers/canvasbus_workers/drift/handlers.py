@@ -5,7 +5,7 @@ into the window's parts; the window itself, a few numbers, says which batches it
 it closes it, in the same step. Nothing is held in a process but caches: a worker that is killed costs nothing, and what
 is delivered again finds itself in the window already, or is counted into the one that it would have been in.
 
-Sequential detectors are advanced where labels are judged, under the book of the model: in one order, once.
+Sequential detectors are advanced where labels are judged, under the ledger of the segment: in one order, once.
 """
 
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
@@ -19,7 +19,7 @@ from canvasbus.events import LabelsRecorded, ObservationsRecorded, ReferenceRegi
 from canvasbus.worker import Cancel, Context, Later, Reject, RetryLater, Worker, section
 from canvasbus_workers.artifacts import ArtifactError
 from canvasbus_workers.drift import answers, labels, seen, states, telling
-from canvasbus_workers.drift.book import Closed, Registered, Scope, Window
+from canvasbus_workers.drift.book import Closed, Labelling, Registered, Scope, Window
 from canvasbus_workers.drift.edge import arrays_of
 from canvasbus_workers.drift.events import WindowDue
 from canvasbus_workers.drift.settings import Settings
@@ -184,12 +184,12 @@ async def _close(scope: Scope, window: Window, registered: Sequence[Registered],
     batch, partials = _together(await _gather(scope, window, ctx))
     whole = (await states.book(scope.model, ctx)).value
     track = (await states.track(scope.model, scope.segment, ctx)).value
+    ledger = (await states.ledger(scope.model, scope.segment, ctx)).value
     track.follow(scope.version)
     verdict, change = judge(whole.numbers, batch.items, references, partials, track.course, settings)
-    breach = whole.breaches.get(scope.segment)
     found: list[Event] = [telling.evaluated(scope, window, verdict, _confidence(verdict.short, partials))]
     found += telling.broken(scope, window, track, verdict.violations)
-    found += telling.drift_changed(scope, window, verdict, track, change, breach is not None and breach.is_open)
+    found += telling.drift_changed(scope, window, verdict, track, change, ledger.breach.is_open)
     match = verdict.match
     closed = Closed(
         number=verdict.number,
@@ -199,12 +199,12 @@ async def _close(scope: Scope, window: Window, registered: Sequence[Registered],
         reference_id=match.reference.reference_id if match else "",
         regime=match.reference.regime if match else "",
         flagged=verdict.flagged,
-        answers=blake2b(batch.answers, digest_size=8).hexdigest() if batch.answers else "",
     )
     if batch.answers:
-        kept = await states.packed_answers(scope.model, closed.number, ctx)
-        kept.value = batch.answers
-    whole.closed(closed, registered)
+        (await states.packed_answers(scope.model, closed.number, ctx)).value = batch.answers
+        (await states.closed(scope.model, closed.number, ctx)).value = Labelling(closed)
+    whole.closed(blake2b(batch.answers, digest_size=8).hexdigest() if batch.answers else "")
+    ledger.closed(closed, registered)
     window.begin()
     states.parts(scope, ctx).clear()
     if whole.early:

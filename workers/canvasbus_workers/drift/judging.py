@@ -8,9 +8,9 @@ from collections.abc import Iterable, Iterator
 
 from canvasbus import Event
 from canvasbus.events import DriftDetected, DriftResolved, MetricRecovered, MetricReported, MetricThresholdBreached
-from canvasbus_workers.drift.book import Book, Closed, Tally, episode_id
+from canvasbus_workers.drift.book import Closed, Ledger, episode_id
 from canvasbus_workers.monitoring import Episode, Policy
-from canvasbus_workers.monitoring.quality import Finding, Labelled, Quality, bar
+from canvasbus_workers.monitoring.quality import Finding, Labelled, bar
 from canvasbus_workers.naming import name_of
 
 METRIC = "accuracy"
@@ -18,7 +18,7 @@ METRIC = "accuracy"
 
 def labelled(
     model: str,
-    book: Book,
+    ledger: Ledger,
     window: Closed,
     wrong: Iterable[bool],
     policy: Policy,
@@ -26,13 +26,12 @@ def labelled(
 ) -> Iterator[Event]:
     """Labels have come for answers of a window. They are judged as soon as there are enough of its kind, by the window that
     the last of them belong to: metric.reported, and what follows from it."""
-    kind = name_of(window.segment, window.version, window.kind)
-    tally = book.tallies.setdefault(kind, Tally())
-    tally.wrong.extend(wrong)
-    if len(tally.wrong) < label_items:
+    kind = name_of(window.version, window.kind)
+    together = [*ledger.tallies.pop(kind, ()), *wrong]
+    if len(together) < label_items:
+        ledger.tallies[kind] = together
         return
-    del book.tallies[kind]
-    items, errors = len(tally.wrong), sum(tally.wrong)
+    items, errors = len(together), sum(together)
     yield MetricReported(
         model_name=model,
         metric=METRIC,
@@ -42,63 +41,60 @@ def labelled(
         window_id=window.window_id,
         labels={"regime": window.regime} | ({"segment": window.segment} if window.segment else {}),
     )
-    newest = book.newest(window.segment)
-    told = book.promised.get(window.line, {})
-    least = bar(told.get(window.kind), told.values())
+    newest = ledger.newest
+    least = bar(ledger.promised.get(window.kind), ledger.promised.values())
     if newest is None or least is None or window.version != newest.version or window.kind != newest.kind:
         return
-    judged = Labelled(window.number, window.window_id, window.version, window.kind, items, items - errors, least)
-    quality = book.quality.setdefault(window.segment, Quality())
-    finding = quality.judge(judged)
-    yield from _accuracy_changed(model, book, window.segment, judged, finding, policy)
-    changed = quality.advance(window.version, tally.wrong, policy)
-    yield from _errors_changed(model, book, window, judged, changed, finding.calm, policy)
+    version, regime = name_of(window.version), name_of(window.kind)  # 256 of each are kept
+    judged = Labelled(window.number, version, regime, items, items - errors, least)
+    finding = ledger.quality.judge(judged)
+    yield from _accuracy_changed(model, ledger.breach, window, judged, finding, policy)
+    changed = ledger.quality.advance(version, together, policy)
+    yield from _errors_changed(model, ledger.errors, window, judged, changed, finding.calm, policy)
 
 
 def _accuracy_changed(
-    model: str, book: Book, segment: str, window: Labelled, finding: Finding, policy: Policy
+    model: str, episode: Episode, window: Closed, judged: Labelled, finding: Finding, policy: Policy
 ) -> Iterator[Event]:
-    episode = book.breaches.setdefault(segment, Episode())
     was_open = episode.is_open
     change = episode.feed(
         window.number, flagged=finding.breached, calm=finding.calm, effect=0.0, policy=_at_once(policy)
     )
-    name = episode_id(model, segment, METRIC, episode.opened)
+    name = episode_id(model, window.segment, METRIC, episode.opened)
     if change == "resolved":
         yield MetricRecovered(
             model_name=model,
             metric=METRIC,
-            value=window.accuracy,
-            bound=window.bar,
+            value=judged.accuracy,
+            bound=judged.bar,
             model_version=window.version,
             window_id=window.window_id,
             window_number=window.number,
             episode_id=name,
-            segment=segment,
+            segment=window.segment,
         )
     if finding.breached:
         yield MetricThresholdBreached(
             model_name=model,
             metric=METRIC,
             value=finding.correct / finding.items,
-            bound=window.bar,
+            bound=judged.bar,
             p_value=finding.p_value,
             items=finding.items,
             model_version=window.version,
             window_id=window.window_id,
             window_number=window.number,
             first_window=finding.first,
-            reference_id=window.regime,
+            reference_id=window.kind,
             episode_id=name,
             reminder=was_open,
-            segment=segment,
+            segment=window.segment,
         )
 
 
 def _errors_changed(
-    model: str, book: Book, window: Closed, judged: Labelled, changed: bool, calm: bool, policy: Policy
+    model: str, episode: Episode, window: Closed, judged: Labelled, changed: bool, calm: bool, policy: Policy
 ) -> Iterator[Event]:
-    episode = book.errors.setdefault(window.segment, Episode())
     change = episode.feed(window.number, flagged=changed, calm=calm, effect=0.0, policy=_at_once(policy))
     name = episode_id(model, window.segment, "errors", episode.opened)
     if change == "opened":

@@ -18,7 +18,7 @@ from canvasbus import Event
 from canvasbus.events import LabelsRecorded
 from canvasbus.worker import Context, Reject
 from canvasbus_workers.drift import answers, judging, states, telling
-from canvasbus_workers.drift.book import Book, Closed
+from canvasbus_workers.drift.book import KEPT_TALLIES, Book, Closed
 from canvasbus_workers.drift.settings import Settings
 from canvasbus_workers.drift.states import Early
 
@@ -80,36 +80,40 @@ async def _join(model: str, whole: Book, items: Array, truth: Array, ctx: Contex
     is judged once, by the first label that comes: what was told of it is not taken back."""
     open_ = np.ones(len(items), bool)
     hits: list[tuple[Closed, list[bool]]] = []
-    for closed in reversed(whole.windows):
-        if not closed.answers:
-            continue
-        known = await states.answers(model, closed, ctx)
+    for one in reversed(whole.answered):
+        known = await states.answers(model, one, ctx)
         here, places = known.find(items[open_])
         if here.any():
+            labelling = await states.closed(model, one.number, ctx)
+            closed = labelling.value.window
+            if closed is None:  # its time is up; this process has its answers still
+                labelling.delete()
+                continue
             rows = np.flatnonzero(open_)[here]
             open_[rows] = False
-            judged = await states.judged(model, closed.number, ctx)
-            fresh, judged.value = known.not_yet(judged.value, places)
+            fresh, labelling.value.judged = known.not_yet(labelling.value.judged, places)
             if fresh.any():
                 hits.append((closed, (known.said(places[fresh]) != truth[rows[fresh]]).tolist()))
             if not open_.any():
                 break
     found: list[Event] = []
     for closed, wrong in reversed(hits):  # in the order of the windows
-        found += await _judge(model, whole, closed, wrong, ctx)
+        found += await _judge(model, closed, wrong, ctx)
     return found, open_
 
 
-async def _judge(model: str, whole: Book, closed: Closed, wrong: Sequence[bool], ctx: Context) -> list[Event]:
+async def _judge(model: str, closed: Closed, wrong: Sequence[bool], ctx: Context) -> list[Event]:
     settings: Settings = ctx.resources.settings
-    before = whole.breaches.get(closed.segment)
-    was_breached = before is not None and before.is_open
-    found = list(judging.labelled(model, whole, closed, wrong, settings, settings.label_items))
-    now = whole.breaches.get(closed.segment)
-    if now is None or not now.is_open or was_breached:
+    ledger = (await states.ledger(model, closed.segment, ctx)).value
+    was_breached = ledger.breach.is_open
+    found = list(judging.labelled(model, ledger, closed, wrong, settings, settings.label_items))
+    while len(ledger.tallies) > KEPT_TALLIES:
+        few = ledger.tallies.pop(next(iter(ledger.tallies)))
+        ctx.log.info("labels dropped: too few for a verdict", model_name=model, segment=closed.segment, items=len(few))
+    if not ledger.breach.is_open or was_breached:
         return found
     track = (await states.track(model, closed.segment, ctx)).value
-    newest = whole.newest(closed.segment)
+    newest = ledger.newest
     if track.course.episode.is_open and not track.critical and track.told is not None and newest is not None:
         track.critical = True
         found.append(telling.escalated(track.told, newest))

@@ -23,4 +23,4 @@ class Settings(Policy, frozen=True, kw_only=True, forbid_unknown_fields=True):
     label_seconds: Seconds = 7 * 86400.0
     """Seconds for which answers wait for their labels, and labels for their answers."""
     keep_seconds: Seconds = 30 * 86400.0
-    """Seconds after which what is known of a model that publishes nothing is forgotten."""
+    """Seconds after which what is known of a model, or of a segment, that publishes nothing is forgotten."""

@@ -9,7 +9,7 @@ from msgspec import Struct
 
 from canvasbus.worker import Context, Parts, State
 from canvasbus_workers.drift.answers import Answers
-from canvasbus_workers.drift.book import Book, Closed, References, Scope, Track, Window
+from canvasbus_workers.drift.book import Answered, Book, Labelling, Ledger, References, Scope, Track, Window
 from canvasbus_workers.drift.edge import Samples
 from canvasbus_workers.drift.settings import Settings
 
@@ -80,6 +80,11 @@ async def track(model: str, segment: str, ctx: Context) -> State[Track]:
     return await ctx.state(Scope(model, "", segment).key("track"), Track, ttl=_settings(ctx).keep_seconds)
 
 
+async def ledger(model: str, segment: str, ctx: Context) -> State[Ledger]:
+    """Of a segment, whatever version answers."""
+    return await ctx.state(Scope(model, "", segment).key("ledger"), Ledger, ttl=_settings(ctx).keep_seconds)
+
+
 async def book(model: str, ctx: Context) -> State[Book]:
     """Of a model."""
     return await ctx.state(Scope(model, "", "").key("book"), Book, ttl=_settings(ctx).keep_seconds)
@@ -91,21 +96,21 @@ async def packed_answers(model: str, number: int, ctx: Context) -> State[bytes]:
     return await ctx.state(key, bytes, ttl=_settings(ctx).label_seconds)
 
 
-async def answers(model: str, closed: Closed, ctx: Context) -> Answers:
+async def answers(model: str, one: Answered, ctx: Context) -> Answers:
     """Of a closed window, to be searched."""
     held: Resources = ctx.resources
-    key = f"{closed.number}/{closed.answers}/{model}"
+    key = f"{one.number}/{one.digest}/{model}"
     if key not in held.answers:
-        held.answers[key] = Answers((await packed_answers(model, closed.number, ctx)).value)
+        held.answers[key] = Answers((await packed_answers(model, one.number, ctx)).value)
         if len(held.answers) > KEPT_ANSWERS:
             held.answers.popitem(last=False)
     return held.answers[key]
 
 
-async def judged(model: str, number: int, ctx: Context) -> State[bytes]:
-    """A bit for each answer of a closed window: labels of it were counted."""
-    key = Scope(model, str(number), "").key("judged")
-    return await ctx.state(key, bytes, ttl=_settings(ctx).label_seconds)
+async def closed(model: str, number: int, ctx: Context) -> State[Labelling]:
+    """What labels of its answers have to know of it."""
+    key = Scope(model, str(number), "").key("closed")
+    return await ctx.state(key, Labelling, ttl=_settings(ctx).label_seconds)
 
 
 def early(model: str, ctx: Context) -> Parts[Early]:

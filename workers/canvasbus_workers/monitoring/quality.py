@@ -37,7 +37,6 @@ class Labelled(Struct, frozen=True, array_like=True):
     """How one window turned out."""
 
     number: int
-    window_id: str
     version: str
     regime: str
     """What the window matched; windows that match nothing share one regime."""
@@ -72,7 +71,7 @@ class Finding:
 
 
 class Quality(Struct):
-    """The labelled windows of one model."""
+    """The labelled windows of one segment."""
 
     version: str = ""
     windows: dict[str, list[Labelled]] = field(default_factory=dict)

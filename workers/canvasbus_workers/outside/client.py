@@ -29,7 +29,7 @@ from canvasbus.errors import ConfigError
 from canvasbus_workers.outside.answer import shown
 from canvasbus_workers.outside.dial import Blocked, Dial, Network, cause
 from canvasbus_workers.outside.guard import Allow
-from canvasbus_workers.outside.secret import Secret
+from canvasbus_workers.outside.secret import Secret, credentials
 
 # At DEBUG it logs the headers of answers, and with a redirect or an echo of the request the secret of the URL.
 logging.getLogger("httpcore2").setLevel(logging.INFO)
@@ -137,7 +137,7 @@ class Client:
         hidden: list[str] = []
         if authorization is not None:
             headers["Authorization"] = key = authorization.reveal()
-            hidden += [key, key.partition(" ")[2]]
+            hidden += [key, key.partition(" ")[2], *credentials(key)]
         if isinstance(url, Secret):
             hidden.append(parsed.raw_path.decode("ascii").removeprefix("/"))
         failed: type[NotSent | NoAnswer] = NotSent

@@ -5,7 +5,9 @@ URL, which need not be one, may also be given as KEY itself. There is one way at
 starts, and by the doctor.
 """
 
+import binascii
 import os
+from base64 import b64decode
 from pathlib import Path
 from typing import NoReturn
 from urllib.parse import unquote
@@ -61,6 +63,19 @@ def authorization(place: str, settings: object) -> Secret | None:
     if found is not None and not (found.reveal().isascii() and found.reveal().isprintable()):
         raise ConfigError(f"{place}: the authorization does not fit into a header: one line of ASCII is wanted")
     return found
+
+
+def credentials(authorization: str) -> tuple[str, ...]:
+    """What a header `Basic …` is made of, and whoever checks it may repeat in plain words: `name:password`, and the password.
+    Empty: it is of another scheme."""
+    scheme, _, packed = authorization.partition(" ")
+    if scheme.lower() != "basic":
+        return ()
+    try:
+        plain = b64decode(packed.strip()).decode(errors="replace")
+    except binascii.Error:
+        return ()
+    return plain, plain.partition(":")[2]
 
 
 def _names(key: str) -> tuple[str, str, str]:
