@@ -52,8 +52,33 @@ def load(path: Path) -> dict[str, Any] | None:
 
 
 def about(order: Order, policy: Policy) -> dict[str, Any]:
-    """What a run's record says for `prune`."""
-    return {"model_name": order.model_name, "ordered": order.ordered, "timeout": policy.timeout_seconds}
+    """What a run's record says for `sought` and `prune`."""
+    return {
+        "model_name": order.model_name,
+        "run_id": order.run_id,
+        "correlation_id": order.correlation_id,
+        "ordered": order.ordered,
+        "timeout": policy.timeout_seconds,
+    }
+
+
+def began(folder: Path) -> float | None:
+    """When the run of this folder was started here or sent elsewhere, seconds since 1970; None: it was not."""
+    if started := load(folder / "started.json"):
+        return float(started["at"])
+    sent = load(folder / "sent.json") or {}
+    return float(sent.get("at", sent["ordered"])) if sent.get("sent") or "external_id" in sent else None
+
+
+def sought(policy: Policy, run_id: str, correlation_id: str) -> float | None:
+    """As `began`, of a run whose order's key is not known."""
+    root = Path(policy.folder).absolute()
+    for folder in root.iterdir() if root.is_dir() else ():
+        with contextlib.suppress(OSError, msgspec.DecodeError, UnicodeDecodeError):  # of somebody else
+            record = load(folder / "order.json") or load(folder / "sent.json") or {}
+            if (record.get("run_id"), record.get("correlation_id")) == (run_id, correlation_id):
+                return began(folder)
+    return None
 
 
 def prune(order: Order, policy: Policy) -> int:
