@@ -469,9 +469,12 @@ async def test_old_runs_are_removed(launcher: Callable[..., Subprocess], tmp_pat
         await run(key, 2.0 + number)
     assert not (runs / "old").exists()
     records.claim(runs / "goes on" / "order.json", {"model_name": "m", "ordered": 1.0, "timeout": 600.0})
-    records.claim(runs / "sent" / "sent.json", {"model_name": "m", "ordered": 1.0, "timeout": 600.0})
+    sent = {"model_name": "m", "ordered": 1.0, "timeout": 600.0}
+    records.claim(runs / "refused" / "sent.json", sent | {"at": now})
+    records.claim(runs / "sent" / "sent.json", sent | {"sent": True, "at": now - 700.0})
+    records.claim(runs / "sent late" / "sent.json", sent | {"external_id": "r-1", "at": now - 500.0})
     await run("new", now)
-    kept = {"somebody's", "broken", "other", "young", "just ended", "goes on", "new"}
+    kept = {"somebody's", "broken", "other", "young", "just ended", "goes on", "sent late", "new"}
     assert {folder.name for folder in runs.iterdir()} == kept
     age(runs / "just ended")
     await run("newer", now + 1)

@@ -96,7 +96,7 @@ def prune(order: Order, policy: Policy) -> int:
             if record.get("model_name") == order.model_name:
                 runs.append((float(record["ordered"]), folder, float(record["timeout"])))
     for ordered, folder, timeout in sorted(runs)[: -policy.keep_runs]:
-        if now > ordered + timeout and _is_over(folder, now):
+        if now > ordered + timeout and _is_over(folder, timeout, now):
             gone = folder.with_name(f"{GONE}{folder.name}")
             with contextlib.suppress(OSError):  # another worker was faster
                 folder.rename(gone)
@@ -104,10 +104,11 @@ def prune(order: Order, policy: Policy) -> int:
     return count
 
 
-def _is_over(folder: Path, now: float) -> bool:
-    """It has ended, or runs elsewhere."""
+def _is_over(folder: Path, timeout: float, now: float) -> bool:
+    """It has ended; elsewhere its time is over, counted from when it was sent."""
     if not (folder / "order.json").exists():
-        return True
+        sent = began(folder)
+        return sent is None or now > sent + timeout + AFTERWARDS
     with contextlib.suppress(FileNotFoundError):
         return (folder / "ended.json").stat().st_mtime < now - AFTERWARDS
     return False
