@@ -1,7 +1,6 @@
 """Patterns of type names: drift.*, *.detected, *. Pure; whoever only asks which types are meant needs nothing else."""
 
 
-
 def glob_matches(pattern: str, text: str) -> bool:
     """True when `pattern`, in which * stands for any characters, matches the whole text. In one pass: a regular expression
     of thirty stars, which a stranger may have declared, would take years."""

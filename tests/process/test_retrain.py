@@ -132,6 +132,69 @@ async def test_a_worker_is_killed_in_each_phase(
     assert eyes.count("retrain.failed") == 0 and eyes.dead("retrain") == []
 
 
+LATE = """
+import msgspec
+from canvasbus_workers.retrain import handlers, worker
+
+real = handlers.order_of
+
+def order_of(*given):
+    order = real(*given)
+    return msgspec.structs.replace(order, ordered=order.ordered - 7 * 3600)
+
+handlers.order_of = order_of
+"""
+"""For this worker an order is seven hours older, an hour more than a run may take."""
+
+
+@pytest.mark.parametrize("case", ["it has ended", "it goes on", "it has not begun"])
+async def test_whoever_takes_over_comes_late(
+    server_url: str, namespace: str, eyes: Eyes, start: Callable[..., Any], tmp_path: Path, config: None, case: str
+) -> None:
+    """kill -9, and the next worker comes when the time in which the run could start is over: what has ended well meanwhile
+    is promoted, what goes on is waited for, and the next one begins after it. What has not begun does not begin any more."""
+    where = ("--url", server_url, "--namespace", namespace)
+
+    def ask() -> None:
+        with Producer(server_url, namespace=namespace) as bus:
+            bus.publish(RetrainRequested(model_name="m"))
+            assert bus.flush(10)
+
+    first = start(*where, unit=DYING + "dies_in(launching, 'launch')" if case == "it has not begun" else UNIT)
+    await until(lambda: first.said("worker joined"), 60)
+    ask()
+    if case == "it has not begun":
+        await until(lambda: first.process.poll() is not None, 60)
+    else:
+        await until(lambda: ran(tmp_path), 60)
+        os.kill(first.process.pid, 9)
+        first.process.wait()
+    if case == "it has ended":
+        (tmp_path / "go on v1").touch()
+        await until(lambda: list(tmp_path.glob("runs/*/ended.json")), 60)
+    second = start(*where, unit=LATE)
+    await until(lambda: second.said("worker joined"), 60)
+    if case == "it has not begun":
+        await until(lambda: eyes.count("retrain.failed"), 60)
+        (failed,) = eyes.events("retrain.failed")
+        assert failed.error == "it could not be started in time"
+        await quiet(eyes, "retrain", event_type="retrain.failed", timeout=60)
+        assert ran(tmp_path) == [] and eyes.count("retrain.succeeded") == 0
+        return
+    await until(lambda: eyes.pending("retrain", "retrain.started") or eyes.count("model.promoted"), 60)
+    ask()
+    await quiet(eyes, "retrain", event_type="retrain.requested", timeout=60)
+    if case == "it goes on":
+        assert [version for version, _, _ in ran(tmp_path)] == ["v1"]
+    (tmp_path / "go on v1").touch()
+    await until(lambda: eyes.count("model.promoted"), 60)
+    await until(lambda: eyes.count("retrain.failed"), 60)  # the second order is too old for this worker
+    (promoted,), (failed,) = eyes.events("model.promoted"), eyes.events("retrain.failed")
+    assert (promoted.run_id, failed.run_id) == ("m/v1", "m/v2")
+    assert [version for version, _, _ in ran(tmp_path)] == ["v1"]
+    assert eyes.dead("retrain") == []
+
+
 async def test_a_stale_run_of_a_killed_worker(
     server_url: str, namespace: str, eyes: Eyes, start: Callable[..., Any], tmp_path: Path, config: None
 ) -> None:

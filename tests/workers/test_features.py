@@ -212,6 +212,26 @@ async def test_one_bad_key_costs_its_row_only(write: Any, eyes: Eyes, namespace:
     assert None not in online.get("a", ["good", "better"])
 
 
+@pytest.mark.parametrize("key", ["history", "seen"])
+async def test_a_row_that_is_refused_is_not_stored(
+    write: Any, eyes: Eyes, namespace: str, online: FeatureReader, key: str
+) -> None:
+    """Somebody else's key in the place of the view's history, or of what is known of it: the row that ends in the dead
+    letters is neither read nor in the history, and the one that was there before stays."""
+    keys = OnlineKeys(namespace, "a")
+    await write(row("old", event_id=HEX[1] * 32))
+    before = online.get("a", ["old"])
+    eyes.call("DEL", getattr(keys, key))
+    eyes.call("SET", getattr(keys, key), "x")
+    with pytest.raises(RowsRefused) as caught:
+        await write(row("new", event_id=HEX[2] * 32), row("old", 5, event_id=HEX[3] * 32))
+    assert list(caught.value.refused) == [0, 1]
+    assert eyes.call("EXISTS", keys.row("new")) == 0 and online.get("a", ["old"]) == before
+    assert key == "history" or history_of(eyes, namespace, "a") == [HEX[1] * 32]
+    await write(row("new"), history=0)
+    assert online.get("a", ["new"]) != [None]
+
+
 async def test_a_server_that_has_forgotten_the_script_learns_it(write: Any, eyes: Eyes, online: FeatureReader) -> None:
     """SCRIPT FLUSH costs a second packet, no row."""
     await write(row("one"))

@@ -4,11 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 from studio import Eyes, quiet, running
 from trio.testing import MockClock
 from waiting import until
 
-from canvasbus import Event
+from canvasbus import Event, clock
 from canvasbus.errors import LifespanError
 from canvasbus.events import (
     DriftDetected,
@@ -26,6 +27,11 @@ from canvasbus.events import (
 )
 from canvasbus.testing import TestBus
 from canvasbus_workers import retrain
+from canvasbus_workers.retrain.launchers import folders, records
+from canvasbus_workers.retrain.launchers.prefect import Prefect
+from canvasbus_workers.retrain.launchers.protocol import Busy, Ended, Launched, Order, Running
+from canvasbus_workers.retrain.launchers.subprocess import Subprocess
+from canvasbus_workers.retrain.settings import Policy
 
 FREE = "[workers.retrain]\ndebounce_seconds = 0\ncooldown_seconds = 0\n"
 
@@ -245,6 +251,78 @@ async def test_a_stale_run_cannot_promote(autojump_clock: MockClock, bus: TestBu
         await told(bus, answer(old))
         await told(bus, answer(new, model_version="again"))
     assert [(event.run_id, event.fence) for event in events(bus, ModelPromoted)] == [("m/v2", 2)]
+
+
+@pytest.mark.parametrize("adopted", [True, False])
+async def test_a_run_that_began_late(
+    autojump_clock: MockClock, bus: TestBus, settings: Path, tmp_path: Path, monkeypatch: Any, adopted: bool
+) -> None:
+    """An order waits almost as long as it may, and then takes almost as long as a run may: nothing else begins meanwhile, and
+    what it has made is promoted. When nobody tells how it ended, it is overdue when its own time is over."""
+    settings.write_text(
+        f'{FREE}timeout_seconds = 100\nlauncher = "subprocess"\nfolder = "{tmp_path}"\nsubprocess = {{command = ["x"]}}\n'
+    )
+    running, most = set[str](), 0
+
+    async def launch(self: Subprocess, order: Order, *, late: bool = False) -> Ended:
+        nonlocal most
+        assert not late
+        folder = tmp_path / order.key
+        records.claim(folder / "order.json", folders.about(order, Policy(timeout_seconds=100)))
+        await trio.sleep(95)  # for one of the sixteen places
+        records.claim(folder / "started.json", {"at": clock.time()})
+        running.add(order.run_id)
+        most = max(most, len(running))
+        await trio.sleep(95)
+        running.remove(order.run_id)
+        if not adopted:
+            await trio.sleep_forever()
+        return Ended(duration=95)
+
+    monkeypatch.setattr(Subprocess, "launch", launch)
+    async with bus:
+        await bus.publish(breach())
+        await bus.advance(100)
+        await bus.publish(breach("e2"))
+        await bus.advance(85)
+        assert running == {"m/v1"} and len(events(bus, RetrainStarted)) == 1
+        assert events(bus, RetrainFailed) == []
+        await bus.advance(85)
+        assert [event.run_id for event in events(bus, ModelPromoted)] == ["m/v1"] * adopted
+        assert [event.run_id for event in events(bus, RetrainFailed)] == ["m/v1"] * (not adopted)
+        assert [event.run_id for event in events(bus, RetrainStarted)] == ["m/v1", "m/v2"]
+        await bus.advance(100)
+    assert most == 1
+
+
+async def test_an_order_that_was_taken_late_elsewhere(
+    autojump_clock: MockClock, bus: TestBus, settings: Path, monkeypatch: Any
+) -> None:
+    """The other side was busy for as long as it may: the run has its whole time from when it was taken, and then it is overdue."""
+    settings.write_text(
+        f'{FREE}timeout_seconds = 600\nlauncher = "prefect"\nanswer = "state"\nprefect = {{url = "http://h/", deployment = "a/b"}}\n'
+    )
+    begins = clock.time() + 530
+
+    async def launch(self: Prefect, order: Order, *, late: bool = False) -> Launched:
+        if clock.time() < begins:
+            raise Busy("h answered 503", 50.0)
+        return Launched(external_id=order.run_id)
+
+    async def status(self: Prefect, external_id: str) -> Running:
+        return Running()
+
+    monkeypatch.setattr(Prefect, "launch", launch)
+    monkeypatch.setattr(Prefect, "status", status)
+    async with bus:
+        await bus.publish(breach())
+        await bus.advance(580)
+        await bus.publish(breach("e2"))
+        await bus.advance(600)
+        assert events(bus, RetrainFailed) == [] and len(events(bus, RetrainStarted)) == 1
+        await bus.advance(90)
+        assert [event.run_id for event in events(bus, RetrainFailed)] == ["m/v1"]
+        assert len(events(bus, RetrainStarted)) == 2
 
 
 async def test_a_model_promoted_by_hand_stays(autojump_clock: MockClock, bus: TestBus) -> None:

@@ -16,6 +16,7 @@ from studio import Eyes, running
 from waiting import until
 from workers.orders import ORDER
 
+from canvasbus import clock
 from canvasbus.errors import ConfigError
 from canvasbus.events import RetrainRequested
 from canvasbus_workers import retrain
@@ -158,7 +159,8 @@ async def test_without_keys_it_is_sent_once(http: Callable[..., Http], trainer: 
         await http(keyed=False).launch(other)
     one = http(keyed=False, status_url=f"{trainer.base}/runs/{{id}}")
     assert await one.launch(other) == Launched(external_id="r-2")
-    assert await one.launch(other) == Launched(external_id="r-2", duplicate=True)
+    again = await one.launch(other)
+    assert isinstance(again, Launched) and (again.external_id, again.duplicate) == ("r-2", True)
     assert len(trainer.requests) == 3
 
 
@@ -167,7 +169,8 @@ async def test_without_keys_it_is_looked_up(http: Callable[..., Http], trainer: 
     options = {"lookup_url": f"{trainer.base}/by-key/{{key}}", "status_url": f"{trainer.base}/runs/{{id}}"}
     trainer.on("POST /runs", hang)
     trainer.on("GET /by-key/01a2%2Forder", replying(200, {"id": "r-1"}))
-    assert await http(keyed=False, **options).launch(ORDER) == Launched(external_id="r-1", duplicate=True)
+    found = await http(keyed=False, **options).launch(ORDER)
+    assert isinstance(found, Launched) and (found.external_id, found.duplicate) == ("r-1", True)
     other = msgspec.structs.replace(ORDER, key="other")
     trainer.on("POST /runs", DROP, replying(201, {"id": "r-2"}))
     for _ in range(2):
@@ -175,6 +178,33 @@ async def test_without_keys_it_is_looked_up(http: Callable[..., Http], trainer: 
             await http(keyed=False, **options).launch(other)
     assert await http(keyed=False, **options).launch(other) == Launched(external_id="r-2")
     assert len(trainer.seen("POST /runs")) == 3 and len(trainer.seen("GET /by-key/other")) == 2
+
+
+async def test_an_order_that_comes_late(http: Callable[..., Http], trainer: Server) -> None:
+    """When the time is over in which it could start, one that was sent is found, and its own time counts from then; one that
+    was not, or was refused, is sent no more. Where nothing is written down, whoever asked is told where to look."""
+    options = {"lookup_url": f"{trainer.base}/by-key/{{key}}", "status_url": f"{trainer.base}/runs/{{id}}"}
+    one = http(keyed=False, **options)
+    answered, lost, refused, new = (msgspec.structs.replace(ORDER, key=key) for key in ("a", "l", "r", "n"))
+    trainer.on("POST /runs", replying(201, {"id": "r-1"}), DROP, replying(503, {}))
+    trainer.on("GET /by-key/l", replying(404, {}), replying(200, {"id": "r-2"}))
+    begun = clock.time()
+    await one.launch(answered)
+    for order in (lost, refused):
+        with pytest.raises(Busy):
+            await one.launch(order)
+    for order, external_id in ((answered, "r-1"), (lost, "r-2"), (lost, "r-2")):
+        said = await one.launch(order, late=True)
+        assert isinstance(said, Launched) and (said.external_id, said.duplicate) == (external_id, True)
+        assert begun <= said.began <= clock.time()
+    for order in (refused, new):
+        with pytest.raises(Rejected, match=r"^it could not be started in time$"):
+            await one.launch(order, late=True)
+    with pytest.raises(
+        Rejected, match=r"before it was known to have begun; look at http.*/runs for the key 01a2/order"
+    ):
+        await http(**options).launch(ORDER, late=True)
+    assert len(trainer.seen("POST /runs")) == 3
 
 
 async def test_where_a_run_stands(http: Callable[..., Http], trainer: Server) -> None:

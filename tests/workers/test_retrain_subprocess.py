@@ -171,6 +171,29 @@ async def test_an_order_is_run_once(launcher: Callable[..., Subprocess], tmp_pat
     assert {(each.error, each.result.model_version) for each in said} == {("", "v7-big")}
 
 
+async def test_an_order_that_comes_late(launcher: Callable[..., Subprocess], tmp_path: Path) -> None:
+    """When the time is over in which it could start, a run that goes on or has ended is found as ever. One that has not
+    begun never begins, neither now nor by a worker that read the clock before."""
+    source = "import os, time\nopen('ran', 'a').write('x')\nwhile not os.path.exists('go on'): time.sleep(0.01)\n"
+    one, said = launcher(source + RESULT), []
+
+    async def ask(*, late: bool) -> None:
+        with trio.fail_after(60):
+            said.append(await one.launch(ORDER, late=late))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(lambda: ask(late=False))
+        await until(lambda: (tmp_path / "ran").exists(), 30)
+        nursery.start_soon(lambda: ask(late=True))
+        (tmp_path / "go on").touch()
+    await ask(late=True)
+    assert [(ended.error, ended.result.model_version) for ended in said] == [("", "v7-big")] * 3
+    other = msgspec.structs.replace(ORDER, key="other")
+    for late in (True, False):
+        assert (await one.launch(other, late=late)) == Ended(error="it could not be started in time")
+    assert (tmp_path / "ran").read_text() == "x"
+
+
 async def test_a_supervisor_that_is_killed(launcher: Callable[..., Subprocess], tmp_path: Path) -> None:
     """Takes its training along, and is a clear failure, now and when the order comes again: nothing starts anew."""
     source = "import os, time; open('ran', 'a').write(f'{os.getpid()} '); time.sleep(60)"
@@ -446,9 +469,12 @@ async def test_old_runs_are_removed(launcher: Callable[..., Subprocess], tmp_pat
         await run(key, 2.0 + number)
     assert not (runs / "old").exists()
     records.claim(runs / "goes on" / "order.json", {"model_name": "m", "ordered": 1.0, "timeout": 600.0})
-    records.claim(runs / "sent" / "sent.json", {"model_name": "m", "ordered": 1.0, "timeout": 600.0})
+    sent = {"model_name": "m", "ordered": 1.0, "timeout": 600.0}
+    records.claim(runs / "refused" / "sent.json", sent | {"at": now})
+    records.claim(runs / "sent" / "sent.json", sent | {"sent": True, "at": now - 700.0})
+    records.claim(runs / "sent late" / "sent.json", sent | {"external_id": "r-1", "at": now - 500.0})
     await run("new", now)
-    kept = {"somebody's", "broken", "other", "young", "just ended", "goes on", "new"}
+    kept = {"somebody's", "broken", "other", "young", "just ended", "goes on", "sent late", "new"}
     assert {folder.name for folder in runs.iterdir()} == kept
     age(runs / "just ended")
     await run("newer", now + 1)

@@ -45,8 +45,15 @@ WRITE = """
 -- Write one row. Whatever the order in which rows come, and however often, the same one remains.
 -- KEYS row, history, seen; ARGV event time (us), event id, entity, ttl (ms; 0: none), rows of history (0: none), fields
 -- Returns 1: it counts now, 0: a later one does, -1: its time was over before it came
--- Uses commands only that the ACL of a worker has anyway. The mark in `seen` comes last: Lua does not roll back.
+-- Uses commands only that the ACL of a worker has anyway. Lua does not roll back: what the keys hold is asked before
+-- anything is written (each of these fails on a key of another type), and the mark in `seen` comes last.
 local time, id, ttl, keep = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[4]), tonumber(ARGV[5])
+local old = redis.call('HMGET', KEYS[1], 'event_time', 'event_id')
+local new = false
+if keep > 0 then
+  redis.call('XLEN', KEYS[2])
+  new = not redis.call('ZSCORE', KEYS[3], id)
+end
 local left = 0
 if ttl > 0 then
   -- From the event time on: from now on, a late old row would be young again and take the place of an expired newer one.
@@ -54,7 +61,6 @@ if ttl > 0 then
   left = math.floor(time / 1000) + ttl - (tonumber(now[1]) * 1000 + math.floor(tonumber(now[2]) / 1000))
 end
 local result = 0
-local old = redis.call('HMGET', KEYS[1], 'event_time', 'event_id')
 if ttl > 0 and left <= 0 then
   result = -1
 elseif not old[1] or time > tonumber(old[1]) or (time == tonumber(old[1]) and id > old[2]) then
@@ -63,7 +69,7 @@ elseif not old[1] or time > tonumber(old[1]) or (time == tonumber(old[1]) and id
   if left > 0 then redis.call('PEXPIRE', KEYS[1], left) end
   result = 1
 end
-if keep > 0 and not redis.call('ZSCORE', KEYS[3], id) then
+if new then
   local entry = redis.call('XADD', KEYS[2], 'MAXLEN', '~', keep, '*',
     'entity', ARGV[3], 'event_time', ARGV[1], 'event_id', id, unpack(ARGV, 6))
   if string.sub(id, -1) == '0' then -- one in sixteen: XRANGE fetches the whole row for its id

@@ -20,6 +20,8 @@ class RunOverdue(Event):
     """The model."""
     run_id: str = ""
     """As in `retrain.started`."""
+    last: bool = False
+    """Whoever adopts the run has had time to say how it ended."""
 
 
 @event("retrain.check", key="model_name")

@@ -8,6 +8,8 @@ else about the model waiting.
 
 from collections.abc import AsyncIterator, Sequence
 
+import trio
+
 from canvasbus import Event, clock
 from canvasbus.events import (
     DriftDetected,
@@ -29,13 +31,12 @@ from canvasbus_workers.retrain import launching, telling
 from canvasbus_workers.retrain.book import UNNAMED, Model, Rest, Wait
 from canvasbus_workers.retrain.edge import Launchers
 from canvasbus_workers.retrain.events import RetrainDue, RunCheck, RunOverdue
+from canvasbus_workers.retrain.launchers import folders
 from canvasbus_workers.retrain.launchers.protocol import Busy, Launched, Rejected, Unreachable, order_of
 from canvasbus_workers.retrain.settings import Policy, Settings
 
 worker = Worker("retrain")
 
-OVERTIME = 60.0
-"""Seconds beyond its timeout in which whoever trains should have said that a run has failed."""
 AT_ONCE = 16
 """Launches in one process. A launch that lasts as long as its run is one run."""
 LONGEST = 31 * 86400.0
@@ -148,24 +149,24 @@ def _go_on(name: str, model: Model, ctx: Context) -> Sequence[Event | Later]:
     step = model.next(name, policy, now)
     if wish is not None and isinstance(step, Wait | Rest):
         ctx.log.info("no training yet" if isinstance(step, Wait) else "no training", model_name=name, why=step.why)
-    return telling.follows(name, step, wish, labels, policy.timeout_seconds + OVERTIME, now)
+    return telling.follows(name, step, wish, labels, policy.timeout_seconds + launching.OVERTIME, now)
 
 
 # --- what becomes of a run ---------------------------------------------------------------------------------------------
 
 
 @worker.on(RetrainStarted, timeout=LONGEST, concurrency=AT_ONCE)
-async def on_started(event: RetrainStarted, ctx: Context) -> Event | Later | None:
-    """Launch it; where that lasts as long as the run, say how it ended."""
+async def on_started(event: RetrainStarted, ctx: Context) -> Sequence[Event | Later]:
+    """Launch it, or adopt what is under way; where that lasts as long as the run, say how it ended."""
     policy = _policy(event.model_name, ctx)
-    order = order_of(event, ctx)
-    if clock.time() > order.ordered + policy.timeout_seconds:
-        return _told(launching.failed(event, "it could not be started in time"), ctx)
     launchers: Launchers = ctx.resources
-    said = await launching.launch(await launchers.launcher(event.model_name), order, policy)
+    said = await launching.launch(await launchers.launcher(event.model_name), order_of(event, ctx), policy)
     if isinstance(said, Launched):
         ctx.log.info("launched", run_id=event.run_id, external_id=said.external_id, duplicate=said.duplicate)
-    return _told(launching.answer(event, said, policy), ctx)
+    follows = launching.answer(event, said, policy)
+    for one in follows:
+        _told(one, ctx)
+    return follows
 
 
 @worker.on(RunCheck)
@@ -173,25 +174,31 @@ async def on_check(event: RunCheck, ctx: Context) -> Event | Later | None:
     """Ask where a run stands that is trained elsewhere, until it ends or its time is over."""
     launchers: Launchers = ctx.resources
     policy = _policy(event.model_name, ctx)
-    if clock.time() > event.launched + policy.timeout_seconds + OVERTIME:
-        return None
     try:
         launcher = await launchers.launcher(event.model_name)
         said = await launcher.status(event.external_id)
     except Rejected as error:
         return _told(launching.failed(event, f"{event.external_id}: {error}"), ctx)
     except (Busy, Unreachable) as error:
+        if launching.still(event.launched, policy, clock.time()) < 0:
+            return None  # it is overdue
         raise RetryLater(policy.poll_seconds, str(error)) from error
     return _told(launching.checked(event, said, policy, clock.time()), ctx)
 
 
 @worker.on(RunOverdue)
 async def on_overdue(event: RunOverdue, ctx: Context) -> Event | Later | None:
-    """A run has not ended in time."""
+    """A run has not ended in time. One that had to wait began late, and nothing else begins before its own time is over."""
     run = (await _model(event.model_name, ctx)).value.run
     if run is None or run.run_id != event.run_id:
         return None
-    return _told(telling.overdue(event.model_name, run, clock.time() - run.started), ctx)
+    policy, now = _policy(event.model_name, ctx), clock.time()
+    began = await trio.to_thread.run_sync(folders.sought, policy, run.run_id, str(event.correlation_id))
+    if began is not None:
+        seconds = launching.still(began, policy, now)
+        if seconds > 0 or not event.last:
+            return telling.patience(event.model_name, run.run_id, max(seconds, launching.OVERTIME), last=True)
+    return _told(telling.overdue(event.model_name, run, now - run.started), ctx)
 
 
 @worker.on(RetrainSucceeded)

@@ -26,8 +26,7 @@ def follows(
     """What follows from the next step of a model, which had this wish and so many new labels before it."""
     match step:
         case Run() as run:
-            overdue = RunOverdue(model_name=name, run_id=run.run_id)
-            return _started(name, run), Later(overdue, after=timeout, timer=name_of("overdue", run.run_id))
+            return _started(name, run), patience(name, run.run_id, timeout)
         case Propose(proposal_id=proposal_id):
             assert wish is not None, "what is proposed is wanted"
             return (_proposed(name, proposal_id, wish, labels),)
@@ -80,6 +79,12 @@ def withdrawn(event: MetricRecovered | DriftResolved, proposal_id: str, by: str)
         rejected_by=by,
         reason="what it was for is over",
     )
+
+
+def patience(name: str, run_id: str, seconds: float, *, last: bool = False) -> Later:
+    """So long a run may take from now on."""
+    overdue = RunOverdue(model_name=name, run_id=run_id, last=last)
+    return Later(overdue, after=seconds, timer=name_of("overdue", run_id))
 
 
 def overdue(name: str, run: Run, seconds: float) -> RetrainFailed:

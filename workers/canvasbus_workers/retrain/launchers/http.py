@@ -6,14 +6,17 @@ asked for the order (`lookup_url`); where that is not possible the run fails, an
 """
 
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import trio
 
+from canvasbus import clock
 from canvasbus_workers.outside.client import Client
 from canvasbus_workers.outside.secret import Secret
 from canvasbus_workers.retrain.launchers import folders, records
 from canvasbus_workers.retrain.launchers.protocol import (
+    LATE,
     Ambiguous,
     Busy,
     Ended,
@@ -23,7 +26,7 @@ from canvasbus_workers.retrain.launchers.protocol import (
     Running,
     Unreachable,
 )
-from canvasbus_workers.retrain.launchers.remote import Api, field, order_as_json
+from canvasbus_workers.retrain.launchers.remote import Api, field, order_as_json, unknown
 from canvasbus_workers.retrain.settings import Policy
 
 LOOK_AGAIN = 5.0
@@ -40,25 +43,29 @@ class Http:
         self._settings = policy.http
         self._api = Api(client, policy.http, authorization)
 
-    async def launch(self, order: Order) -> Launched | Ended:
+    async def launch(self, order: Order, *, late: bool = False) -> Launched | Ended:
         """Send it."""
         if self._settings.keyed:
+            if late:
+                raise unknown(order, self._settings.url)
             return await self._send(order)
         record = Path(self._policy.folder).absolute() / order.key / "sent.json"
-        about = folders.about(order, self._policy)
-        if records.claim(record, about | {"sent": True}):
+        about = folders.about(order, self._policy) | {"at": clock.time()}
+        if not late and records.claim(record, about | {"sent": True}):
             await trio.to_thread.run_sync(folders.prune, order, self._policy)
         else:
-            known = records.load(record) or {}
+            known = {"at": order.ordered} | (records.load(record) or {})
             if "external_id" in known:
-                return Launched(external_id=known["external_id"], duplicate=True)
+                return Launched(external_id=known["external_id"], duplicate=True, began=known["at"])
             if known.get("sent"):
-                return await self._look_up(order, record, "an earlier worker has sent it", known.get("looks", 0))
+                return await self._look_up(order, record, known, "an earlier worker has sent it")
+            if late:
+                raise Rejected(LATE)
             records.store(record, about | {"sent": True})
         try:
             said = await self._send(order)
         except Ambiguous as error:
-            return await self._look_up(order, record, str(error), 0)
+            return await self._look_up(order, record, about, str(error))
         except (Busy, Unreachable, Rejected):
             records.store(record, about)  # nothing has begun
             raise
@@ -71,21 +78,21 @@ class Http:
         _, said = await self._api.ask("POST", url, body=body, key=order.key, traceparent=order.traceparent)
         return Launched(external_id=field(said, self._settings.id_field) if self._settings.status_url else "")
 
-    async def _look_up(self, order: Order, record: Path, why: str, looks: int) -> Launched:
-        """What became of an order that was sent."""
+    async def _look_up(self, order: Order, record: Path, known: dict[str, Any], why: str) -> Launched:
+        """What became of an order that was sent, of which this is known."""
         if not self._settings.lookup_url:
             raise Rejected(
                 f"unknown outcome: {why}; look at {self._settings.url} for the key {order.key} before you ask again"
             )
-        about = folders.about(order, self._policy)
         url = self._settings.lookup_url.replace("{key}", quote(order.key, safe=""))
         status, said = await self._api.ask("GET", url, missing=True)
         if status != 404:
             external_id = field(said, self._settings.id_field)
-            records.store(record, about | {"external_id": external_id})
-            return Launched(external_id=external_id if self._settings.status_url else "", duplicate=True)
-        looks += 1
-        records.store(record, about | {"sent": looks < LOOKS, "looks": looks})
+            external_id = external_id if self._settings.status_url else ""
+            records.store(record, known | {"external_id": external_id})
+            return Launched(external_id=external_id, duplicate=True, began=known["at"])
+        looks = known.get("looks", 0) + 1
+        records.store(record, known | {"sent": looks < LOOKS, "looks": looks})
         raise Busy(f"{why}; the other side does not know it", LOOK_AGAIN)
 
     async def status(self, external_id: str) -> Running | Ended:

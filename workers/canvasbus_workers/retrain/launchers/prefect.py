@@ -10,7 +10,7 @@ from urllib.parse import quote
 from canvasbus_workers.outside.client import Client
 from canvasbus_workers.outside.secret import Secret
 from canvasbus_workers.retrain.launchers.protocol import Ended, Launched, Order, Rejected, Running
-from canvasbus_workers.retrain.launchers.remote import Api, field, order_as_json
+from canvasbus_workers.retrain.launchers.remote import Api, field, order_as_json, unknown
 from canvasbus_workers.retrain.settings import Policy
 
 FAILED = frozenset({"FAILED", "CRASHED", "CANCELLED"})
@@ -24,8 +24,10 @@ class Prefect:
         self._api = Api(client, policy.prefect, authorization)
         self._base = policy.prefect.url.rstrip("/")
 
-    async def launch(self, order: Order) -> Launched | Ended:
+    async def launch(self, order: Order, *, late: bool = False) -> Launched | Ended:
         """Create a flow run, or find the one that there is."""
+        if late:
+            raise unknown(order, self._base)
         flow, _, name = self._settings.deployment.partition("/")
         where = f"{self._base}/deployments/name/{quote(flow, safe='')}/{quote(name, safe='')}"
         status, deployment = await self._api.ask("GET", where, missing=True)

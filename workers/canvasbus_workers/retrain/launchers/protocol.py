@@ -9,6 +9,8 @@ from msgspec import Meta, Struct
 from canvasbus.events import ArtifactRef, RetrainStarted
 from canvasbus.worker import Context
 
+LATE = "it could not be started in time"
+
 
 class Order(Struct, frozen=True, kw_only=True):
     """One run, as whoever trains gets it."""
@@ -48,6 +50,8 @@ class Launched(Struct, frozen=True, kw_only=True):
     """What the other side calls it; empty: it cannot be asked about."""
     duplicate: bool = False
     """It was under way already."""
+    began: float = 0.0
+    """When it was sent, seconds since 1970; 0: now."""
 
 
 class Running(Struct, frozen=True):
@@ -67,8 +71,9 @@ class Ended(Struct, frozen=True, kw_only=True):
 class Launcher(Protocol):
     """Starts runs somewhere."""
 
-    async def launch(self, order: Order) -> Launched | Ended:
-        """Start the run, or find it started. Given again, the same order starts nothing again.
+    async def launch(self, order: Order, *, late: bool = False) -> Launched | Ended:
+        """Start the run, or find it started. Given again, the same order starts nothing again. `late`: the time in which it
+        may be started is over, so it is found or has failed.
 
         Raises Rejected, Busy, Unreachable, and Ambiguous where giving the order again is no harm.
         """
@@ -104,8 +109,8 @@ class Ambiguous(LaunchError):
 class OnTheBus:
     """Whoever reads retrain.started trains, and answers with retrain.succeeded or retrain.failed."""
 
-    async def launch(self, order: Order) -> Launched | Ended:
-        """The order has been published already."""
+    async def launch(self, order: Order, *, late: bool = False) -> Launched | Ended:
+        """The order has been published already, and may be under way."""
         return Launched()
 
     async def status(self, external_id: str) -> Running | Ended:

@@ -67,6 +67,11 @@ class Api:
         raise Rejected(f"{host} answered {reply.status}: {reply.said}")
 
 
+def unknown(order: Order, url: str) -> Rejected:
+    """Its time is over, and nobody here has written down whether it was sent."""
+    return Rejected(f"its time was over before it was known to have begun; look at {url} for the key {order.key}")
+
+
 def order_as_json(order: Order) -> dict[str, Any]:
     """An order for whoever reads JSON."""
     return {

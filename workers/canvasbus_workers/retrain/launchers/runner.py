@@ -1,4 +1,5 @@
-"""The supervisor of one run: started by the retrain worker as `python -I -S runner.py FOLDER`, and living on without it.
+"""The supervisor of one run: started by the retrain worker as `python -I -S runner.py FOLDER [late]`, and living
+on without it.
 
 Why a process between the worker and the training. A worker that is killed cannot reap its child, enforce its timeout or
 learn its exit code, and the one that takes over cannot either: it is no parent. This one can, so adopting a run is
@@ -13,6 +14,9 @@ waiting for its `ended.json`.
 A disk may be full by the time a training ends, often of what it has made itself. So the room for `ended.json` is taken
 before the training starts, as blanks in `.ended.json`; where that is not enough (a file system that copies on write, a
 quota, an I/O error) the runner tries until it can write, and tells the worker that waits, by a line on its standard output.
+
+With `late` a runner begins nothing: the time in which the training could start is over. It holds the lock as it says so, so
+that no other one begins it meanwhile.
 
 A runner that finds `started.json` and no `ended.json` took over from one that died: the outcome is "interrupted". The
 training dies with its runner (PR_SET_PDEATHSIG, where there is Linux). It knows nothing but the standard library, and has no secrets but
@@ -47,7 +51,7 @@ ROUNDS = 100
 """Of ending what a training has left behind: each may have started something more."""
 
 
-def main(folder: str) -> int:
+def main(folder: str, late: str = "") -> int:
     """Run what FOLDER orders, once."""
     os.chdir(folder)
     lock = os.open("lock", os.O_CREAT | os.O_RDWR, 0o600)
@@ -62,6 +66,9 @@ def main(folder: str) -> int:
     with open("order.json", encoding="utf-8") as file:  # noqa: PTH123
         order = json.load(file)
     try:
+        if late:
+            write("ended.json", {"why": "late"})
+            return 0
         put(".ended.json", {})
         write("started.json", {"pid": os.getpid(), "at": time.time()})
     except OSError as error:
@@ -272,4 +279,4 @@ class Log:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    sys.exit(main(*sys.argv[1:]))

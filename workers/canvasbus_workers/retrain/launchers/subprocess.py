@@ -2,7 +2,8 @@
 
 Launching is the same as following: a supervisor is started, and either it runs the order, or it finds that another one
 does or has done. So an order that is delivered again, to this worker or to another one that sees the folder, never
-starts a second training, and the worker that takes over waits for the end of what the dead one began.
+starts a second training, and the worker that takes over waits for the end of what the dead one began, however late it comes: only
+the supervisor, under its lock, can tell a run that began from one that did not.
 """
 
 import fcntl
@@ -21,7 +22,7 @@ import trio
 
 from canvasbus_workers.patterns import fits
 from canvasbus_workers.retrain.launchers import folders, records, runner
-from canvasbus_workers.retrain.launchers.protocol import Ended, Launched, Order, Rejected, Result, Running
+from canvasbus_workers.retrain.launchers.protocol import LATE, Ended, Launched, Order, Rejected, Result, Running
 from canvasbus_workers.retrain.settings import Policy
 
 ALWAYS = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR")
@@ -46,7 +47,7 @@ class Subprocess:
         self._settings = policy.subprocess
         self._environ = environ
 
-    async def launch(self, order: Order) -> Launched | Ended:
+    async def launch(self, order: Order, *, late: bool = False) -> Launched | Ended:
         """Run it, or follow the run that there is, to its end."""
         folder = Path(self._policy.folder).absolute() / order.key
         job = folders.about(order, self._policy) | {
@@ -61,19 +62,19 @@ class Subprocess:
             raise Rejected(f"folder {folder.parent}: {error.strerror}") from None
         if new:
             await trio.to_thread.run_sync(folders.prune, order, self._policy)
-        await self._follow(folder, order)
+        await self._follow(folder, order, late)
         return outcome(folder, self._policy)
 
     async def status(self, external_id: str) -> Running | Ended:
         """Never asked: `launch` returns when it has ended."""
         return Running()
 
-    async def _follow(self, folder: Path, order: Order) -> None:
+    async def _follow(self, folder: Path, order: Order, late: bool) -> None:
         process = None
         _kept[:] = [one for one in _kept if one.poll() is None]
         try:
             while not (folder / "ended.json").exists():
-                process = await self._supervise(folder, order)
+                process = await self._supervise(folder, order, late)
                 said = await _listen(process, order.run_id, folder)
                 code = await process.wait()
                 if code == runner.LOCKED:
@@ -91,9 +92,9 @@ class Subprocess:
                     await _end(folder, process)
             raise
 
-    async def _supervise(self, folder: Path, order: Order) -> trio.Process:
+    async def _supervise(self, folder: Path, order: Order, late: bool) -> trio.Process:
         return await trio.lowlevel.open_process(
-            [sys.executable, "-I", "-S", runner.__file__, str(folder)],
+            [sys.executable, "-I", "-S", runner.__file__, str(folder), *(["late"] if late else [])],
             stdin=DEVNULL,
             stdout=PIPE,
             stderr=DEVNULL,
@@ -169,6 +170,8 @@ def outcome(folder: Path, policy: Policy) -> Ended:
     ended = records.load(folder / "ended.json") or {}
     seconds = float(ended.get("seconds", 0.0))
     error, log = _failure(ended, policy), folder / "log"
+    if ended.get("why") == "late":
+        return Ended(error=LATE)
     if error:
         return Ended(error=f"{error}; see {log}", duration=seconds)
     if policy.says == "bus":
