@@ -166,6 +166,7 @@ class EventBus:
                         self._shared,
                         Keys(self._namespace, partition),
                         announce=self._announce,
+                        source=self._codec.source,
                         partitions=self._partitions,
                     ).run
                 )

@@ -10,7 +10,7 @@ from canvasbus.cli.context import Context
 from canvasbus.cli.output import Cell, Column, size
 from canvasbus.cli.times import UNITS, seconds_of
 from canvasbus.consume.retention import Trimmer, check_policies, declare, policy_for, read_policies
-from canvasbus.errors import CanvasbusError, ConfigError
+from canvasbus.errors import CanvasbusError, ConfigError, TransportError
 from canvasbus.operate import words
 from canvasbus.operate.topics import topic_keys
 from canvasbus.transport.resp import check, command
@@ -100,15 +100,19 @@ def run_clear(context: Context, args: argparse.Namespace) -> int:
 def run_trim(context: Context, _: argparse.Namespace) -> int:
     """Once, as a bus of the namespace does all the time: for namespaces in which nothing but Producers run."""
     out, total = context.out, 0
+    problems: list[TransportError] = []
     for keys in context.partitions:
-        trimmer = Trimmer(keys)
-        losses = context.link.run(trimmer.look(0.0))[1]
+        trimmer = Trimmer(keys, source="canvasbus retention trim")
+        looked = context.link.run(trimmer.look(0.0))
         total += trimmer.trimmed
-        for loss in losses:
+        problems += looked.problems
+        for loss in looked.losses:
             out.note(f"canvasbus: {loss.topic}: {loss.detail}")
+        for problem in looked.problems:
+            out.note(f"canvasbus: {problem}")
     streams = context.link.run(topic_keys(context.partitions, foreign=False))
     out.note(f"{words.count(total, 'entry')} removed from {words.count(len(streams), 'stream')}")
-    return 0
+    return 1 if problems else 0
 
 
 def _age_of(text: str) -> float:

@@ -5,7 +5,8 @@ Every bus offers itself; the one that holds the lease of a partition does it. Th
 what is done is done by scripts that may run twice, anywhere, at any time.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import trio
 
@@ -15,7 +16,7 @@ from canvasbus.consume.lease import hold_lease
 from canvasbus.consume.retention import Trimmer
 from canvasbus.contract.bus_events import BusLoss
 from canvasbus.contract.event import Event
-from canvasbus.errors import ConfigError, TransportError, Unavailable
+from canvasbus.errors import CanvasbusError, ConfigError, TransportError, Unavailable
 from canvasbus.log import get_logger
 from canvasbus.transport.link import SharedLink
 from canvasbus.transport.resp import check
@@ -31,6 +32,9 @@ IDLE_SECONDS = 1.0
 RENEW_SECONDS = 1.0
 """Between two words of whoever holds the lease, or would like to (how long it lasts: `lease`)."""
 
+TELL_SECONDS = 60.0
+"""Between two words in the log about the same failure."""
+
 AT_ONCE = 500
 INBOX_MS = 3_600_000
 """How long publishers find in the inbox what they are unsure of."""
@@ -42,53 +46,72 @@ class Maintainer:
     """Maintains one partition, while it holds the lease."""
 
     def __init__(
-        self, shared: SharedLink, keys: Keys, *, announce: Callable[[Event], None], partitions: int = 0
+        self,
+        shared: SharedLink,
+        keys: Keys,
+        *,
+        announce: Callable[[Event], None],
+        source: str = "",
+        partitions: int = 0,
     ) -> None:
-        """`partitions`: their number, kept on record even when somebody flushes the server; 0: it is not."""
+        """`source`: of the bus.loss of retention. `partitions`: their number, kept on record even when somebody flushes
+        the server; 0: it is not."""
         self.fired = 0
         """Timers published by this one."""
-        self.trimmer = Trimmer(keys)
+        self.trimmer = Trimmer(keys, source=source)
         self._announce = announce
         self._shared = shared
         self._keys = keys
         self._partitions = partitions if keys.partition == 0 else 0
         self._name = ids.uuid7().hex
-        self._told: set[str] = set()
+        self._tell_again: dict[str, float] = {}
         self._instances = instances.Instances(shared, keys)
 
     async def run(self) -> None:
-        """Maintain until cancelled."""
+        """Maintain until cancelled. What one part of the work meets with ends none of the others."""
         leased = looked = trim_at = 0.0
         while True:
-            wait = RENEW_SECONDS
-            try:
-                now = trio.current_time()
-                if now >= leased:
+            wait, now = RENEW_SECONDS, trio.current_time()
+            if now >= leased:
+                with self._told("hold the lease of the maintainer"):
+                    leased = 0.0
                     leased = now + RENEW_SECONDS if await self._hold_lease() else 0.0
-                if leased:
+            if leased:
+                with self._told("fire timers"):
                     wait = await self._fire()
-                    if now >= looked:
-                        looked = now + instances.LOOK_SECONDS
+                if now >= looked:
+                    looked = now + instances.LOOK_SECONDS
+                    with self._told("look for processes that are gone"):
                         await self._instances.look()
-                    if now >= trim_at:
+                if now >= trim_at:
+                    trim_at = now + RENEW_SECONDS
+                    with self._told("trim"):
                         trim_at = now + await self._trim(now)
-            except (TransportError, ConfigError) as error:
-                if not isinstance(error, Unavailable):
-                    self._tell(str(error))
             await trio.sleep(wait)
 
-    def _tell(self, problem: str) -> None:
-        if problem not in self._told:
-            self._told.add(problem)
-            log.error("maintaining the namespace fails", error=problem)
+    @contextmanager
+    def _told(self, part: str) -> Iterator[None]:
+        """Tells what a part of the work fails of, each thing once a minute; a server that is away is told by others."""
+        try:
+            yield
+        except (TransportError, ConfigError) as error:
+            self._tell(part, error)
+
+    def _tell(self, part: str, problem: CanvasbusError) -> None:
+        now, text = trio.current_time(), str(problem)
+        if not isinstance(problem, Unavailable) and now >= self._tell_again.get(text, 0.0):
+            self._tell_again = {known: due for known, due in self._tell_again.items() if due > now}
+            self._tell_again[text] = now + TELL_SECONDS
+            log.error("maintaining the namespace fails", part=part, error=text, do="see what `canvasbus doctor` says")
 
     async def _trim(self, now: float) -> float:
         """Remove what retention lets go; returns after how many seconds to look again."""
-        wait, losses = await self._shared.run(self.trimmer.look(now))
-        for loss in losses:
+        looked = await self._shared.run(self.trimmer.look(now))
+        for loss in looked.losses:
             log.warning("entries are not kept any more", topic=loss.topic, group=loss.group, why=loss.detail)
-            self._announce(loss)
-        return wait
+        for problem in looked.problems:
+            self._tell("trim", problem)
+        return looked.wait
 
     async def _hold_lease(self) -> bool:
         keys = self._keys

@@ -11,6 +11,14 @@ somebody has not handled them, which is told as `bus.loss` (drop_with_loss_event
 to their batch before, so the cap is soft by a second and a batch. What handlers return and what timers bring passes:
 held up, it would hold up those who could work the stream off.
 
+No loss is silent: the script that removes what somebody has not handled adds `bus.loss` to its stream in the same step,
+and removes nothing when it cannot. So neither a lost reply, nor a maintainer that is killed, nor an error at another type
+comes between. How many are lost is known in the script only: it gets the event encoded but for its number and the end of
+its detail, which costs 2 µs a group, and only of types at their cap. A stream far above its cap goes in steps, each of
+which tells. A group's lease is told first and noted then, under one event id: twice at worst, and as the same event.
+
+One type's error, or one group's, ends nothing but its own turn: the others are trimmed, and the look returns it.
+
 Policies lie on the server, by type or glob, so that all processes have the same: an exact type, else the longest glob.
 """
 
@@ -19,13 +27,15 @@ from collections.abc import Iterable, Mapping, Sequence
 import msgspec
 from msgspec import Struct
 
+from canvasbus import ids
 from canvasbus.consume import instances
 from canvasbus.consume.liveness import count_in
 from canvasbus.contract.bus_events import OWN_TYPES, BusLoss
 from canvasbus.contract.globs import glob_matches
-from canvasbus.errors import ConfigError
-from canvasbus.transport.resp import Operation, ReplyError, check, chunks, command, commands, pairs
+from canvasbus.errors import ConfigError, TransportError
+from canvasbus.transport.resp import Operation, ReplyError, check, chunks, command, commands, pairs, translate
 from canvasbus.transport.trim_script import TRIM
+from canvasbus.wire.codec import Codec
 from canvasbus.wire.keys import Keys
 from canvasbus.wire.retention import Full, Retention, read_policy
 
@@ -110,12 +120,25 @@ class Group(Struct, frozen=True):
         )
 
 
+class Looked(Struct):
+    """What became of one look."""
+
+    wait: float = LOOK_SECONDS
+    """Seconds until the next."""
+    losses: list[BusLoss] = []
+    """What was told, by type and group; on the server it is already."""
+    problems: list[TransportError] = []
+    """What could not be done."""
+
+
 class Trimmer:
     """Trims one partition, look by look. Holds what it saw, so that an idle namespace costs little."""
 
-    def __init__(self, keys: Keys, *, group_lease: float = GROUP_LEASE_SECONDS) -> None:
+    def __init__(self, keys: Keys, *, source: str = "", group_lease: float = GROUP_LEASE_SECONDS) -> None:
+        """`source`: of the bus.loss that it publishes."""
         self.trimmed = 0
         """Entries removed."""
+        self._codec = Codec(source, limit=1 << 62)
         self._keys = keys
         self._lease = group_lease
         self._lengths: dict[str, int] = {}
@@ -126,17 +149,18 @@ class Trimmer:
         self._declared_at = float("-inf")
         """When there were any."""
 
-    def look(self, now: float) -> Operation[tuple[float, list[BusLoss]]]:
-        """Trim what has grown. Returns seconds until the next look, and what must be told."""
+    def look(self, now: float) -> Operation[Looked]:
+        """Trim what has grown."""
         keys = self._keys
         policies = yield from read_policies(keys)
-        losses: list[BusLoss] = []
+        looked = Looked(CAPPED_LOOK_SECONDS if any(policy.cap for policy in policies.values()) else LOOK_SECONDS)
         whole = now - self._looked_at_all >= WHOLE_LOOK_SECONDS
-        groups = yield from self._groups(losses)
+        groups = yield from self._groups(looked)
         if self._declared:
             self._declared_at = now
         elif now - self._declared_at < REDECLARED_SECONDS:
-            return CAPPED_LOOK_SECONDS, losses
+            looked.wait = CAPPED_LOOK_SECONDS
+            return looked
         (names,) = yield command("SMEMBERS", keys.topics)
         types = sorted(name.decode("utf-8", "replace") for name in check(names, "look for topics"))
         full: dict[str, Full] = {}
@@ -147,15 +171,19 @@ class Trimmer:
                     continue  # no stream; whoever publishes there is told
                 policy = policy_for(event_type, policies)
                 if whole or policy.cap or self._lengths.get(event_type) != length:
-                    yield from self._trim(event_type, policy, groups, full, losses)
+                    try:
+                        yield from self._trim(event_type, length, policy, groups, full, looked.losses)
+                    except TransportError as error:
+                        looked.problems.append(error)
         if whole:
             self._looked_at_all = now
         yield from self._tell_publishers(full)
-        return CAPPED_LOOK_SECONDS if any(policy.cap for policy in policies.values()) else LOOK_SECONDS, losses
+        return looked
 
     def _trim(
         self,
         event_type: str,
+        length: int,
         policy: Retention,
         groups: Sequence[Group],
         full: dict[str, Full],
@@ -167,32 +195,48 @@ class Trimmer:
         there = set() if isinstance(rows, ReplyError) else {pairs(row)[b"name"] for row in rows}
         counting = [g.name for g in groups if g.listens_to(event_type) or g.name.encode() in there]
         drops = policy.when_full == "drop_with_loss_event"
+        over = drops and length >= (policy.cap or 0) > 0  # what comes to its cap meanwhile waits for the next look
         args: list[bytes | str | int] = [
             round((policy.max_age or 0) * 1000),
             policy.max_length or 0,
             policy.max_bytes or 0,
             policy.cap or 0,
-            1 if drops else 0,
+            1 if over else 0,
             len(self._declared),
+            len(counting),
             *self._declared,
+            *counting,
         ]
+        names = [stream, keys.marks(event_type), keys.groups, keys.stream("bus.loss"), keys.topics]
         lost: dict[bytes, tuple[int, bytes]] = {}
         first = b""
-        for _ in range(DROPS):
-            reply = yield from TRIM.call([stream, keys.marks(event_type), keys.groups], [*args, *counting])
-            left, removed, holder, is_full, more, first, *told = check(reply, f"trim {event_type}")
-            if removed < 0:
-                break  # other groups are declared by now: at the next look
-            self.trimmed += removed
-            self._lengths[event_type] = left
-            for name, count, begun in chunks(told, 3):
-                before, since = lost.get(name, (0, begun))
-                lost[name] = before + count, since
-            if not more:
-                if is_full:
-                    full[event_type] = Full(policy.when_full, holder.decode("utf-8", "replace"), left)
-                break
-        losses += [_dropped(event_type, policy, name, *about, first) for name, about in lost.items()]
+        try:
+            for _ in range(DROPS):
+                pieces = (
+                    [piece for name in counting for piece in self._pieces(event_type, policy, name)] if over else []
+                )
+                reply = yield from TRIM.call(names, [*args, *pieces])
+                left, removed, holder, is_full, more, first, *told = check(reply, f"trim {event_type}")
+                if removed < 0:
+                    break  # other groups are declared by now: at the next look
+                self.trimmed += removed
+                self._lengths[event_type] = left
+                for name, count, begun in chunks(told, 3):
+                    before, since = lost.get(name, (0, begun))
+                    lost[name] = before + count, since
+                if not more:
+                    if is_full and not drops:
+                        full[event_type] = Full(policy.when_full, holder.decode("utf-8", "replace"), left)
+                    break
+        finally:
+            losses += [_dropped(event_type, policy, name, *about, first) for name, about in lost.items()]
+
+    def _pieces(self, event_type: str, policy: Retention, group: str) -> Sequence[bytes | str]:
+        """The bus.loss of a group that loses entries at the cap, but for what the script alone knows (see TRIM)."""
+        loss = BusLoss(topic=event_type, group=group, reason="stream_full", detail=_UNKNOWN, lost=_UNCOUNTED)
+        rest, _, after = self._codec.encode(loss).data.rpartition(msgspec.msgpack.encode(_UNCOUNTED))
+        before, _, between = rest.rpartition(msgspec.msgpack.encode(_UNKNOWN))
+        return before, _drop_detail(policy, group), between, after
 
     def _tell_publishers(self, full: dict[str, Full]) -> Operation[None]:
         if full:
@@ -205,20 +249,27 @@ class Trimmer:
         check(reply, "tell publishers what is full")
         self._was_full = bool(full)
 
-    def _groups(self, losses: list[BusLoss]) -> Operation[list[Group]]:
-        """The groups that count now."""
+    def _groups(self, looked: Looked) -> Operation[list[Group]]:
+        """The groups that count now. One of which that cannot be found out counts."""
         keys = self._keys
         flat, seen, now = yield commands(("HGETALL", keys.groups), ("HGETALL", keys.group_seen), ("TIME",))
         declared = [read_group(name, about) for name, about in _pairs(check(flat, "look at the groups"))]
         self._declared = flat[::2]
-        known = dict(_pairs(check(seen, "look at the groups")))
         seconds = int(check(now, "look at the clock")[0])
+        if isinstance(seen, ReplyError):
+            looked.problems.append(translate(seen, f"look at {keys.group_seen.decode()}, which groups live"))
+            return declared
+        known = dict(_pairs(seen))
         counting: list[Group] = []
         news: list[bytes | str | int] = []
         for asked in chunks(declared):
             replies = yield commands(*(("HGETALL", keys.beats(group.name)) for group in asked))
             for group, beats in zip(asked, replies, strict=True):
-                total = sum(count_in(count) or 0 for _, count in _pairs(check(beats, "look at heartbeats")))
+                if isinstance(beats, ReplyError):
+                    looked.problems.append(translate(beats, f"look at the heartbeats of group {group.name}"))
+                    counting.append(group)
+                    continue
+                total = sum(count_in(count) or 0 for _, count in _pairs(beats))
                 last_total, last_seconds, told = _seen(known.get(group.name))
                 lease = instances.LEASE_SECONDS if group.instance else self._lease
                 if total != last_total:
@@ -226,10 +277,17 @@ class Trimmer:
                     if seconds - last_seconds >= min(lease / 4, 3600.0) or told:
                         news += (group.name, f"{total} {seconds} 0")
                 elif seconds - last_seconds > lease:
+                    if not told and not group.instance:
+                        loss = _expired(group.name, seconds - last_seconds)
+                        try:
+                            yield from self._tell_expired(loss, f"{total} {last_seconds}")
+                        except TransportError as error:
+                            looked.problems.append(error)
+                            counting.append(group)
+                            continue
+                        looked.losses.append(loss)
                     if not told:
                         news += (group.name, f"{total} {last_seconds} 1")
-                        if not group.instance:
-                            losses.append(_expired(group.name, seconds - last_seconds))
                     continue
                 counting.append(group)
         if news:
@@ -240,21 +298,37 @@ class Trimmer:
             yield command("HDEL", keys.group_seen, *gone)
         return counting
 
+    def _tell_expired(self, loss: BusLoss, since: str) -> Operation[None]:
+        """Under the same event id whenever it is told of this silence of this group."""
+        keys, group = self._keys, loss.group or ""
+        event_id = ids.derived(ids.foreign("group_expired", since), group, "bus.loss", keys.partition)
+        data = self._codec.encode(loss, event_id=event_id).data
+        listed, added = yield commands(
+            ("SADD", keys.topics, "bus.loss"), ("XADD", keys.stream("bus.loss"), "*", "e", data)
+        )
+        check(listed, "list bus.loss")
+        check(added, f"tell that group {group} has no worker any more")
+
     def __repr__(self) -> str:
         return f"<Trimmer of {self._keys!r}, {self.trimmed} entries removed>"
+
+
+_UNKNOWN = "what the script says"
+_UNCOUNTED = 0xFFFF_FFFF
+
+
+def _drop_detail(policy: Retention, group: str) -> str:
+    return (
+        f"the stream had reached its cap of {policy.cap or 0:,} entries; its oldest were removed although group {group} "
+        "had not handled"
+    )
 
 
 def _dropped(event_type: str, policy: Retention, name: bytes, lost: int, since: bytes, first: bytes) -> BusLoss:
     group = name.decode("utf-8", "replace")
     left = f"the stream begins with {first.decode()} now" if first else "nothing is left"
-    return BusLoss(
-        topic=event_type,
-        group=group,
-        reason="stream_full",
-        detail=f"the stream had reached its cap of {policy.cap or 0:,} entries; its oldest were removed although group "
-        f"{group} had not handled {lost:,} of them, from {since.decode()} on; {left}",
-        lost=lost,
-    )
+    detail = f"{_drop_detail(policy, group)} {lost} of them, from {since.decode()} on; {left}"
+    return BusLoss(topic=event_type, group=group, reason="stream_full", detail=detail, lost=lost)
 
 
 def _expired(group: str, seconds: float) -> BusLoss:

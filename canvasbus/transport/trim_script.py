@@ -9,11 +9,12 @@ TRIM: Final = Script(
     """
 -- Remove the oldest entries of a stream as far as its targets ask for it and no group that counts still needs them.
 -- KEYS[1] the stream; KEYS[2] marks: now and then an entry id, by how many entries had been added when it was the last;
--- KEYS[3] hash of declarations
+-- KEYS[3] hash of declarations; KEYS[4] stream of bus.loss; KEYS[5] topics
 -- ARGV[1] age in ms (0: any); [2] entries to keep at most (0: any); [3] bytes to keep at most (0: any); [4] cap: how many
--- there may be, handled or not (0: any); [5] 1: above the cap remove what is not handled too; [6] how many groups were
--- declared when it was found out which count: one that came since might have to read what would go; [7..] their names;
--- behind them those that count
+-- there may be, handled or not (0: any); [5] 1: above the cap remove what is not handled too, and tell; [6] how many
+-- groups were declared when it was found out which count: one that came since might have to read what would go; [7] how
+-- many count; [8..] the names of those; then of these; then, if [5], for each of these its bus.loss in four pieces: what
+-- comes before its detail, how the detail begins, what lies between it and how many are lost, and the rest
 -- Returns entries left, entries removed, the group that keeps older entries than the targets ask for ("": none does), 1
 -- when the cap is reached, 1 when there is more to remove at once, the first entry left; then for each group that had not
 -- handled all that was removed: its name, how many of these, the first of them. Entries removed is -1, and nothing was
@@ -22,9 +23,10 @@ local info = redis.pcall('XINFO', 'STREAM', KEYS[1])
 if info.err then return {0, 0, '', 0, 0, ''} end
 local facts = {}
 for i = 1, #info, 2 do facts[info[i]] = info[i + 1] end
-local counting = 7 + tonumber(ARGV[6])
-if redis.call('HLEN', KEYS[3]) ~= counting - 7 then return {0, -1, '', 0, 0, ''} end
-for i = 7, counting - 1 do
+local counting = 8 + tonumber(ARGV[6])
+local last_counting = counting + tonumber(ARGV[7]) - 1
+if redis.call('HLEN', KEYS[3]) ~= counting - 8 then return {0, -1, '', 0, 0, ''} end
+for i = 8, counting - 1 do
   if redis.call('HEXISTS', KEYS[3], ARGV[i]) == 0 then return {0, -1, '', 0, 0, ''} end
 end
 local time = redis.call('TIME')
@@ -54,8 +56,19 @@ if bytes > 0 and length > 0 then
     if keep == 0 or fit < keep then keep = fit end
   end
 end
+local function other_than(key, want)  -- what lies there instead, as an error
+  local kind = redis.call('TYPE', key)
+  kind = kind.ok or kind
+  if kind ~= want and kind ~= 'none' then
+    local word = want == 'stream' and 'WRONGTYPE ' or 'OVERWRITTEN '
+    return redis.error_reply(word .. key .. ' holds a ' .. kind .. ', not a ' .. want)
+  end
+end
 local cut = ''
 if keep > 0 then
+  local wrong = other_than(KEYS[2], 'zset')
+  if wrong then return wrong end
+  redis.call('ZREMRANGEBYSCORE', KEYS[2], 1, 0)  -- nothing; at maxmemory a server refuses a first write, and this one never
   local newest = redis.call('ZREVRANGE', KEYS[2], 0, 0, 'WITHSCORES')
   if not newest[2] or tonumber(newest[2]) > added then
     redis.call('DEL', KEYS[2])
@@ -89,7 +102,7 @@ for _, row in ipairs(groups.err and {} or groups) do
   read[one['name']] = one
 end
 local floor, holder = '', ''
-for i = counting, #ARGV do
+for i = counting, last_counting do
   local one, id = read[ARGV[i]], '0-0'
   if one then
     id = after(one['last-delivered-id'])
@@ -101,18 +114,43 @@ local function trim(id)
   if length > 5000 then return redis.call('XTRIM', KEYS[1], 'MINID', '~', id, 'LIMIT', 20000) end
   return redis.call('XTRIM', KEYS[1], 'MINID', id)
 end
+local function cannot_tell()  -- found afterwards, what was lost would be lost untold
+  if redis.acl_check_cmd and not redis.acl_check_cmd('XADD', KEYS[4], '*', 'e', '') then
+    return redis.error_reply("NOPERM the user may not run 'xadd'")
+  end
+  local wrong = other_than(KEYS[4], 'stream')
+  if wrong then return wrong end
+  local about = redis.pcall('XINFO', 'STREAM', KEYS[4])
+  for i = 1, #about, 2 do
+    if about[i] == 'last-generated-id' and string.find(about[i + 1], '^18446744073709551615') then
+      return redis.error_reply('ERR ' .. KEYS[4] .. ' has used up its ids')
+    end
+  end
+end
+local function four(n)  -- a number in four bytes, as in msgpack
+  return string.char(math.floor(n / 16777216) % 256, math.floor(n / 65536) % 256, math.floor(n / 256) % 256, n % 256)
+end
+local function tell(group, since, first)
+  local at = last_counting + 1 + 4 * group.place
+  local left = first and 'the stream begins with ' .. first .. ' now' or 'nothing is left'
+  local detail = string.format('%s %d of them, from %s on; %s', ARGV[at + 1], group.lost, since, left)
+  local event = ARGV[at] .. '\\219' .. four(#detail) .. detail .. ARGV[at + 2] .. '\\206' .. four(group.lost) .. ARGV[at + 3]
+  redis.call('XADD', KEYS[4], '*', 'e', event)
+end
 local function drop(most)
   -- Remove what is not handled, and count for each group. The server counts as it removes: whole nodes, up to where each
   -- group has read in turn, so that only what shares a node with such a place is looked at here; then what the group had
   -- in its hands, which is no more than was removed.
   local head, stops, count = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)[1][1], {}, 0
   local lagging = {}
-  for i = counting, #ARGV do
+  for i = counting, last_counting do
     local one = read[ARGV[i]]
     local upto = one and one['last-delivered-id'] or '0-0'
     local unread = redis.call('XRANGE', KEYS[1], '(' .. upto, '+', 'COUNT', 1)[1]
     stops[#stops + 1] = after(upto)
-    lagging[#lagging + 1] = {name = ARGV[i], lost = 0, first = unread and unread[1], there = one, from = stops[#stops]}
+    lagging[#lagging + 1] = {
+      name = ARGV[i], place = i - counting, lost = 0, first = unread and unread[1], there = one, from = stops[#stops]
+    }
   end
   table.sort(stops, before)
   stops[#stops + 1] = '18446744073709551615-18446744073709551615'
@@ -133,9 +171,11 @@ local function drop(most)
   local begins, told = next and next[1] or stops[#stops], {}
   for _, group in ipairs(lagging) do
     local rows = group.there and redis.call('XPENDING', KEYS[1], group.name, head, '(' .. begins, most) or {}
-    local lost = group.lost + #rows
-    if lost > 0 then
-      for _, word in ipairs({group.name, lost, rows[1] and rows[1][1] or group.first}) do told[#told + 1] = word end
+    group.lost = group.lost + #rows
+    if group.lost > 0 then
+      local since = rows[1] and rows[1][1] or group.first or head
+      for _, word in ipairs({group.name, group.lost, since}) do told[#told + 1] = word end
+      tell(group, since, next and next[1])
     end
   end
   return count, told
@@ -149,6 +189,9 @@ if cap > 0 and length - removed >= cap then  -- exactly what is handled, then wh
   else
     removed = removed + redis.call('XTRIM', KEYS[1], 'MINID', floor)
     if ARGV[5] == '1' and length - removed >= cap then
+      local wrong = cannot_tell()
+      if wrong then return wrong end
+      redis.call('SADD', KEYS[5], 'bus.loss')
       local over, gone = length - removed - (cap - 1), nil
       gone, told = drop(math.min(over, 5000))
       removed, more = removed + gone, over > gone and 1 or 0

@@ -6,6 +6,7 @@ from random import Random
 from typing import Any
 
 import pytest
+import structlog
 import trio
 from seeds import seeds
 from studio import Eyes, PaintingFramed, PaintingMade, SculptureMade, quiet, running
@@ -28,7 +29,7 @@ class House:
         self.trimmer = Trimmer(eyes.keys, **options)
         self.stream = eyes.stream()
         self.clock = 0.0
-        eyes._link.run(declare([eyes.keys], {"*": policy}))
+        eyes._link.run(declare([eyes.keys], {"painting.*": policy}))
         eyes.call("SADD", eyes.keys.topics, "painting.made")
 
     def add(self, *ids: str) -> None:
@@ -52,8 +53,13 @@ class House:
 
     def look(self) -> list[Any]:
         self.clock += 100.0
-        _, losses = self.eyes._link.run(self.trimmer.look(self.clock))
-        return losses
+        looked = self.eyes._link.run(self.trimmer.look(self.clock))
+        self.problems = [str(problem) for problem in looked.problems]
+        return looked.losses
+
+    def told(self) -> list[Any]:
+        """Every bus.loss on the server."""
+        return self.eyes.events("bus.loss")
 
     def left(self) -> list[str]:
         return [row[0].decode() for row in self.eyes.call("XRANGE", self.stream, "-", "+")]
@@ -172,6 +178,16 @@ def test_at_the_cap_the_oldest_go_and_are_told(any_url: str, namespace: str, eye
     assert (loss.reason, loss.topic, loss.group, loss.lost) == ("stream_full", "painting.made", "slow", 8)
     assert house.left() == [f"{n}-1" for n in range(12, 21)]
     assert eyes.call("GET", eyes.keys.full) is None
+    (told,) = house.told()
+    assert (told.reason, told.topic, told.group, told.lost) == ("stream_full", "painting.made", "slow", 8)
+    assert (
+        told.detail
+        == loss.detail
+        == (
+            "the stream had reached its cap of 10 entries; its oldest were removed although group slow had not handled 8 of "
+            "them, from 4-1 on; the stream begins with 12-1 now"
+        )
+    )
 
 
 def test_each_group_is_told_what_it_loses_at_the_cap(any_url: str, namespace: str, eyes: Eyes) -> None:
@@ -193,7 +209,7 @@ def test_each_group_is_told_what_it_loses_at_the_cap(any_url: str, namespace: st
 
 
 def test_a_stream_far_over_its_cap_is_brought_down_in_one_look(any_url: str, namespace: str, eyes: Eyes) -> None:
-    """In several steps, so that the server does others' work in between; a group is told once, of all of them."""
+    """In several steps, so that the server does others' work in between; each tells what it took."""
     house = House(eyes, Retention(max_age=None, max_length=None, cap=1000, when_full="drop_with_loss_event"))
     house.group("slow")
     for begin in range(1, 50_001, 10_000):
@@ -201,6 +217,7 @@ def test_a_stream_far_over_its_cap_is_brought_down_in_one_look(any_url: str, nam
         assert not [reply for reply in eyes._link.run(sending(forms)) if isinstance(reply, ReplyError)]
     house.ack("slow", *house.read("slow", 10_000)[:9_990])
     (loss,) = house.look()
+    assert sum(told.lost for told in house.told()) == 39_011
     assert loss.lost == 39_011 and "from 9991-1 on; the stream begins with 49002-1 now" in loss.detail
     assert len(house.left()) == 999
 
@@ -237,7 +254,9 @@ def test_what_is_told_is_what_is_lost(any_url: str, namespace: str, eyes: Eyes, 
                 held[name] = [i for i in held[name] if i not in done]
                 waiting[name] = [i for i in waiting[name] if i not in done]
             case _:
-                for loss in house.look():
+                house.look()
+                told = dict.fromkeys(names, 0)
+                for loss in house.told():
                     assert loss.group is not None and loss.reason == "stream_full"
                     told[loss.group] += loss.lost or 0
                 left = set(house.left())
@@ -245,6 +264,110 @@ def test_what_is_told_is_what_is_lost(any_url: str, namespace: str, eyes: Eyes, 
                     lost[group] += sum(i not in left for i in unhandled)
                     waiting[group] = [i for i in unhandled if i in left]
                 assert told == lost and len(left) < max(cap, 1)
+
+
+DROPS = Retention(max_age=None, max_length=None, cap=10, when_full="drop_with_loss_event")
+
+
+def test_a_key_written_over_ends_no_other_type(any_url: str, namespace: str, eyes: Eyes) -> None:
+    """What lies at the marks of one type is told with what to do; the types before and after it in the alphabet keep to
+    their cap, and what they lose is told."""
+    house = House(eyes, DROPS)
+    types = ("painting.framed", "painting.made", "painting.sold")
+    eyes.call("HSET", eyes.keys.groups, "slow", json.dumps({"types": types, "globs": []}))
+    for event_type in types:
+        eyes.call("SADD", eyes.keys.topics, event_type)
+        for n in range(1, 21):
+            eyes.call("XADD", eyes.keys.stream(event_type), f"{n}-1", "e", "x")
+    eyes.call("SET", eyes.keys.marks("painting.made"), "somebody else's")
+    house.look()
+    (problem,) = house.problems
+    assert "trim painting.made" in problem and "RENAME it" in problem
+    assert [eyes.count(event_type) for event_type in types] == [9, 20, 9]
+    assert {loss.topic: loss.lost for loss in house.told()} == {"painting.framed": 11, "painting.sold": 11}
+    eyes.call("DEL", eyes.keys.marks("painting.made"))
+    house.look()
+    assert house.problems == [] and sum(loss.lost for loss in house.told()) == 33
+
+
+def test_a_loss_is_told_although_the_reply_of_the_trim_is_lost(any_url: str, namespace: str, eyes: Eyes) -> None:
+    """And although whoever trimmed is killed behind it: what is gone is told by then, once."""
+    house = House(eyes, DROPS)
+    house.group("slow")
+    house.add(*[f"{n}-1" for n in range(1, 21)])
+    for trimmer in (house.trimmer, Trimmer(eyes.keys)):
+        look, replies = trimmer.look(100.0), None
+        while len(house.left()) == 20:
+            packet = look.send(replies)
+            assert isinstance(packet, Packet)
+            replies = eyes._link.request(packet)
+        look.close()
+        assert [loss.lost for loss in house.told()] == [11] and len(house.left()) == 9
+    house.add("21-1")
+    house.look()
+    assert [loss.lost for loss in house.told()] == [11, 1]
+
+
+def test_what_cannot_be_told_does_not_go(any_url: str, namespace: str, eyes: Eyes) -> None:
+    """Something else lies at the stream of bus.loss, or it has used up its ids: what is handled goes, the rest stays
+    until it can be told."""
+    house = House(eyes, DROPS)
+    house.group("slow")
+    house.add(*[f"{n}-1" for n in range(1, 31)])
+    house.ack("slow", *house.read("slow", 5))
+    place = eyes.stream("bus.loss")
+    for spoil in (("SET", place, "x"), ("XADD", place, f"{2**64 - 1}-{2**64 - 1}", "e", "x")):
+        eyes.call(*spoil)
+        assert house.look() == [] and house.left() == [f"{n}-1" for n in range(6, 31)]
+        (problem,) = house.problems
+        assert "trim painting.made" in problem and place.decode() in problem
+        eyes.call("DEL", place)
+    house.look()
+    assert house.problems == [] and [loss.lost for loss in house.told()] == [16]
+
+
+@pytest.mark.parametrize("spoilt", ["beats", "group_seen"])
+def test_a_group_of_which_nobody_knows_whether_it_lives_counts(
+    any_url: str, namespace: str, eyes: Eyes, spoilt: str
+) -> None:
+    """Something else lies where its life is noted: told, nothing unread goes, and what all have handled does."""
+    house = House(eyes, Retention(max_age=None, max_length=1), group_lease=1000)
+    house.group("gone")
+    house.add(*[f"{n}-1" for n in range(1, 11)])
+    eyes.call("HSET", eyes.keys.group_seen, "gone", f"0 {int(eyes.call('TIME')[0]) - 1100} 0")
+    place = eyes.keys.beats("gone") if spoilt == "beats" else eyes.keys.group_seen
+    eyes.call("DEL", place)
+    eyes.call("SET", place, "x")
+    house.ack("gone", *house.read("gone", 4))
+    assert house.look() == [] and house.left() == [f"{n}-1" for n in range(5, 11)]
+    (problem,) = house.problems
+    assert "another type of value" in problem and ("group gone" in problem or place.decode() in problem)
+
+
+def test_a_lease_that_ends_is_told_before_it_is_noted(any_url: str, namespace: str, eyes: Eyes) -> None:
+    """Whoever is killed in between leaves it to the next, who tells it as the same event; where it cannot be told, the
+    group counts on."""
+    house = House(eyes, Retention(max_age=None, max_length=1), group_lease=1000)
+    house.group("gone")
+    house.add("1-1", "2-1", "3-1")
+    eyes.call("HSET", eyes.keys.group_seen, "gone", f"0 {int(eyes.call('TIME')[0]) - 1100} 0")
+    place = eyes.stream("bus.loss")
+    eyes.call("SET", place, "x")
+    assert house.look() == [] and len(house.left()) == 3
+    assert "tell that group gone has no worker any more" in house.problems[0]
+    eyes.call("DEL", place)
+    look, replies = house.trimmer.look(200.0), None
+    while not eyes.call("EXISTS", place):
+        packet = look.send(replies)
+        assert isinstance(packet, Packet)
+        replies = eyes._link.request(packet)
+    look.close()
+    (loss,) = house.look()
+    assert loss.group == "gone" and house.left() == ["3-1"]
+    ids = {envelope.id for envelope, _ in eyes.entries("bus.loss")}
+    assert len(house.told()) == 2 and len(ids) == 1
+    house.look()
+    assert len(house.told()) == 2
 
 
 def test_policies_by_type_and_glob(namespace: str) -> None:
@@ -406,6 +529,22 @@ async def test_a_bus_keeps_what_it_was_told(any_url: str, namespace: str, eyes: 
         await until(lambda: eyes.count("painting.made") <= 51)
     assert sorted(seen) == list(range(1000))
     assert json.loads(eyes.call("HGET", eyes.keys.retention, "painting.*"))["max_length"] == 50
+
+
+@pytest.mark.parametrize("spoilt", ["timers", "group_seen"])
+async def test_a_key_written_over_stops_no_other_work(any_url: str, namespace: str, eyes: Eyes, spoilt: str) -> None:
+    """Something else lies at the timers, or where it is noted who lives: it is told with what to do, and streams are kept
+    at their cap, what goes being told."""
+    eyes.call("SET", getattr(eyes.keys, spoilt), "x")
+    eyes.call("HSET", eyes.keys.groups, "slow", json.dumps({"types": ["painting.made"], "globs": []}))
+    with structlog.testing.capture_logs() as logs:
+        async with running(any_url, namespace=namespace, retention={"painting.*": DROPS}) as bus:
+            await bus.publish_many([PaintingMade(number=n) for n in range(20)])
+            await until(lambda: eyes.count("painting.made") == 9)
+            await until(lambda: any("maintaining the namespace fails" in log["event"] for log in logs))
+    assert [loss.lost for loss in eyes.events("bus.loss")] == [11]
+    (log,) = [log for log in logs if "maintaining the namespace fails" in log["event"]]
+    assert getattr(eyes.keys, spoilt).decode() in log["error"] or "look at the timers" in log["error"]
 
 
 def test_an_undeclared_group_holds_up_nobody_at_a_cap(any_url: str, namespace: str, eyes: Eyes) -> None:
