@@ -112,7 +112,7 @@ async def test_order_and_repetition_change_nothing(
     sent = [*made, *random.choices(made, k=60)]
     random.shuffle(sent)
     path = tmp_path / "features.db"
-    with OfflineLog(path) as log:
+    with OfflineLog(path, create=True) as log:
         async with TrioStore(any_url) as store:
             sink = RedisSink("online", RedisSettings(), store, namespace)
             while sent:
@@ -315,6 +315,18 @@ async def test_events_become_rows_in_every_sink(
     assert drift is not None and drift.values == {"ks:x": 0.25}
     (letter,) = eyes.dead("features")
     assert "it has no entity" in letter.error
+
+
+def test_a_slip_in_the_path_of_a_log_is_no_empty_log(tmp_path: Path) -> None:
+    """Who reads a log that is not there is told so, and no file is left behind; who wants a new one says so."""
+    path = tmp_path / "nope.db"
+    with pytest.raises(FileNotFoundError, match=r"no offline log .*nope\.db: mend the path"):
+        OfflineLog(path)
+    assert not path.exists()
+    with OfflineLog(path, create=True) as log:
+        log.add([row(values={"n": 1.0})])
+    with OfflineLog(path) as log:
+        assert len(log) == 1
 
 
 async def test_a_store_that_is_away_costs_no_row_and_no_attempt(configure: Any, virtual: MockClock) -> None:
