@@ -9,6 +9,7 @@ import pytest
 from cli.commands import Run
 from studio import running
 
+from canvasbus.cli import worker
 from canvasbus.config import load
 from canvasbus.errors import ConfigError
 from canvasbus.worker import section
@@ -63,7 +64,8 @@ def test_a_wrong_section_names_file_and_key(written, line: str, said: str) -> No
         ("[workers.drift]\nwindow_items = 500\n", "ok", "1 settings in"),
         ("[workers.drift]\nwindow_itms = 500\n", "error", "did you mean window_items?"),
         ("[workers.drift]\nlevel = 3.0\n", "error", "level: expected float <= 0.2"),
-        ("[workers.drfit]\n", "error", "no worker 'drfit' is installed here"),
+        ("[workers.drfit]\n", "error", "no worker 'drfit' is installed here; did you mean drift?"),
+        ("[workers.mine]\n", "error", "no worker 'mine' is installed here; there are: alerts, drift"),
         ('[workers.retrain]\nlauncher = "http"\n', "error", "http.url: say where to send orders"),
         (
             "[workers.retrain.models.m]\ndaily = 3\n",
@@ -80,6 +82,23 @@ def test_the_doctor_looks_at_sections(run_bare: Run, written, text: str, level: 
     (finding,) = [record for record in ran.records if record["check"].startswith("workers.")]
     assert finding["level"] == level and said in finding["found"]
     assert ran.code == (0 if level == "ok" else 1)
+
+
+def test_a_worker_names_the_table_that_may_be_meant_for_it(
+    written: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As it starts, one warning: nobody would miss settings that are ignored. Tables of others are their own affair."""
+
+    async def nothing(*_: object) -> None: ...
+
+    monkeypatch.setattr(worker, "_serve", nothing)
+    for table, said in (("alert", True), ("alerts", False), ("mine", False), ("drift", False)):
+        path = written(f"[workers.{table}]\n")
+        assert worker.main(["alerts", "--url", "redis://127.0.0.1:1", "--log-format", "json"]) == 0
+        lines = [msgspec.json.decode(line) for line in capsys.readouterr().err.splitlines()]
+        assert [(one["level"], one["event"], one["file"]) for one in lines] == (
+            [("warning", "nobody reads [workers.alert]: did you mean alerts?", str(path))] if said else []
+        )
 
 
 SLACK = '[workers.alerts.destinations.chat]\nkind = "slack"\n'

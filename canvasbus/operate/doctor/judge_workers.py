@@ -26,11 +26,13 @@ def judge_workers(loaded: Loaded) -> Iterator[Finding]:
     for name in loaded.workers:
         check = f"workers.{name}"
         if name not in targets:
+            near = plugins.misspelt([name], targets)
             known = ", ".join(sorted(targets)) or "none"
             yield Finding(
                 "error",
                 check,
-                f"no worker {name!r} is installed here; there are: {known}",
+                f"no worker {name!r} is installed here; "
+                + (f"did you mean {near[0][1]}?" if near else f"there are: {known}"),
                 "mend the name, or remove the table",
             )
             continue
