@@ -72,6 +72,11 @@ def test_a_wrong_section_names_file_and_key(written, line: str, said: str) -> No
             "error",
             "[workers.retrain.models.\"m\"]: unknown key 'daily'; did you mean daily_runs?",
         ),
+        (
+            '[workers.retrain]\nurl = "http://t/"\n',
+            "error",
+            "unknown key 'url'; it belongs into [workers.retrain.http] or [workers.retrain.prefect]",
+        ),
         ("[workers.tagger]\n", "error", "has no settings of its own"),
     ],
 )

@@ -374,8 +374,25 @@ async def test_a_row_that_a_sink_fails_over_ends_in_the_dead_letters(
     ("text", "why"),
     [
         ("ahead_secnds = 3", "unknown key 'ahead_secnds'; did you mean ahead_seconds"),
-        ('sinks.x = {kind = "redsi"}', "redsi"),
-        ('sinks.x = {kind = "redis", tll = 3}', "tll"),
+        (
+            'sinks.x = {kind = "redsi"}',
+            r"\]: sinks.x.kind: invalid value 'redsi'; use redis, sqlite, feast; did you mean redis\?",
+        ),
+        ('sinks.x = {path = "x.db"}', r"\]: sinks.x: object missing required field kind; use redis, sqlite, feast"),
+        (
+            'sinks.a = {kind = "redis"}\nsinks.x = {kind = "redis", tll_seconds = 3}',
+            r"\]: sinks.x: object contains unknown field tll_seconds; did you mean ttl_seconds\?",
+        ),
+        (
+            'sinks.a = {kind = "redis"}\nsinks.log = {kind = "sqlite", path = 3}',
+            r"\]: sinks.log.path: expected str, got int",
+        ),
+        ('sinks.x = {kind = "sqlite"}', r"\]: sinks.x: object missing required field path"),
+        (
+            'sinks.f = {kind = "feast", url = "http://f", views.a = {push_source = "a"}, views.b = {pushsource = "b"}}',
+            r"sinks.f.views.b: object contains unknown field pushsource; did you mean push_source\?",
+        ),
+        ("ttl_seconds = 3", r"unknown key 'ttl_seconds'; it belongs into \[workers.features.sinks.NAME\]"),
         ('sinks.x = {kind = "redis", url = "http://x"}', r"\[workers.features.sinks.x\]: .*http"),
         ('sinks.x = {kind = "redis", url = "redis://:secret@x"}', "password in it: give it by url_file or url_env"),
         ('sinks.x = {kind = "redis", url_file = "/nowhere"}', "url_file names /nowhere, which cannot be read"),
