@@ -25,7 +25,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 from msgspec import Meta, Struct
 
-from canvasbus.choices import with_choices
+from canvasbus.choices import deeper, with_choices, with_keys
 from canvasbus.errors import ConfigError
 
 FILE = "canvasbus.toml"
@@ -160,19 +160,27 @@ def table(place: str, given: Any, type: type[T], *, dec_hook: Callable[[Any, Any
     known = (*((tag,) if tag else ()), *(field.encode_name for field in msgspec.structs.fields(type)))
     for key in given:
         if key not in known:
-            raise ConfigError(f"{place}: unknown key {key!r}{_near(key, known)}")
+            inner = [f"{place.removesuffix(']')}.{one}]" for one in deeper(key, type)]
+            hint = f"; it belongs into {' or '.join(inner)}" if inner else _near(key, known)
+            raise ConfigError(f"{place}: unknown key {key!r}{hint}")
+
+    def convert(table: Any) -> T:
+        return msgspec.convert(table, type, dec_hook=dec_hook)
+
     try:
-        return msgspec.convert(given, type, dec_hook=dec_hook)
+        return convert(given)
     except msgspec.ValidationError as error:
-        raise ConfigError(f"{place}: {_plainer(with_choices(error, type))}") from None
+        said = with_keys(with_choices(error, type), given, convert)
+        raise ConfigError(f"{place}: {_plainer(said)}") from None
 
 
 def _plainer(error: str) -> str:
     """msgspec's `Expected `int` >= 1 - at `$.window_items`` with the key first."""
     said, _, path = error.partition(" - at ")
-    path, _, choices = path.partition(": use ")
-    key = path.strip("`").removeprefix("$.")
-    return f"{key}: {said[:1].lower() + said[1:]}{choices and f'; use {choices}'}".replace("`", "") if key else said
+    path, _, more = path.removeprefix("`").partition("`")
+    key = path.removeprefix("$").removeprefix(".")
+    more = more.replace(": use ", "; use ", 1)
+    return f"{key}: {said[:1].lower() + said[1:]}{more}".replace("`", "") if key else said
 
 
 def default_source() -> str:

@@ -34,6 +34,7 @@ class Picture(msgspec.Struct, rename="camel"):
         ({"spots": {"a": [{}, {"tone": "x"}]}}, "Invalid enum value 'x' - at `$.spots[...][1].tone`: use warm, cold"),
         ({"spots": {"a": [{"size": 3}]}}, "Invalid enum value 3 - at `$.spots[...][0].size`: use 1, 2"),
         ({"framed": "maybe"}, "Invalid enum value 'maybe' - at `$.framed`: use no, yes"),
+        ({"framed": "yess"}, "Invalid enum value 'yess' - at `$.framed`: use no, yes; did you mean yes?"),
         ({"count": "x"}, "Expected `int`, got `str` - at `$.count`"),
     ],
 )

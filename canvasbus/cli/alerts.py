@@ -6,8 +6,9 @@ from typing import Any
 from canvasbus import clock
 from canvasbus.cli.context import Context
 from canvasbus.cli.output import NOTHING, Cell, Column, Output, ago, safe
+from canvasbus.config import FILE
 from canvasbus.operate.alerts import GROUP, desk
-from canvasbus.operate.plugins import beside
+from canvasbus.operate.plugins import beside, misspelt
 from canvasbus.operate.steering import is_idle
 
 DESTINATIONS = (
@@ -47,8 +48,15 @@ def run_status(context: Context, _: argparse.Namespace) -> int:
 
 def run_test(context: Context, _: argparse.Namespace) -> int:
     """1 when one failed."""
-    failed = False
-    for name, error in beside("alerts", "sampling").send_samples(context.loaded):
+    failed, loaded = False, context.loaded
+    sent = beside("alerts", "sampling").send_samples(loaded)
+    if not loaded.workers.get(GROUP, {}).get("destinations"):
+        context.out.note(
+            f"no [workers.alerts.destinations.NAME] in {loaded.file or FILE}: the log is the only destination"
+        )
+        for table, meant in misspelt(loaded.workers, [GROUP]):
+            context.out.note(f"nobody reads [workers.{table}]: did you mean {meant}?")
+    for name, error in sent:
         failed = failed or error is not None
         if context.out.json:
             context.out.record({"destination": name, "ok": error is None, "error": error})

@@ -36,13 +36,14 @@ def run(context: Context, args: argparse.Namespace) -> int:
 
 def _findings(context: Context) -> Iterator[Finding]:
     from canvasbus.operate.doctor.examine import examine, without_server
-    from canvasbus.operate.doctor.judge_workers import judge_workers
+    from canvasbus.operate.doctor.judge_workers import judge_modules, judge_workers
 
     url = context.loaded.require_url(context.command)
     try:
         address = addresses.parse(url)
     except ConfigError as error:
         raise context.loaded.blame("url", error) from None
+    yield from judge_modules(context.loaded)
     yield from judge_workers(context.loaded)
     alone = without_server(address)
     if alone is not None:

@@ -108,7 +108,10 @@ def parser() -> Parser:
         ("purge", "redrive:run_purge", "Remove dead letters for good."),
     ):
         sub = add(dlq, name, run, text, typed)
-        sub.add_argument("--id", metavar="ID", help="one letter: its id in `dlq list`, or the id of the event")
+        sub.add_argument(
+            "bare", nargs="?", metavar="ID", help="one letter: its id in `dlq list`, or the id of the event"
+        )
+        sub.add_argument("--id", metavar="ID", help="the same")
         sub.add_argument("--group", metavar="GROUP", help="only this group's")
         sub.add_argument("--type", metavar="GLOB", help="only events of these types")
         sub.add_argument("--reason", metavar="WORD", help="only these: exhausted, rejected, undecodable, …")
@@ -377,6 +380,8 @@ def _run(argv: list[str] | None) -> int:
     args, rest = parser().parse_known_args(_with_verb(sys.argv[1:] if argv is None else argv))
     if getattr(args, "data", "") is None and len(rest) == 1 and (rest[0] == "-" or rest[0][0] != "-"):
         args.data = rest.pop()  # argparse gives up on `TYPE --json JSON`, where an option parts two optional arguments
+    if getattr(args, "bare", "") is None and len(rest) == 1 and rest[0][0] != "-":
+        args.bare = rest.pop()  # and on `dlq redrive --group GROUP ID`
     if rest:
         args.parser.refuse_unknown(rest)
     module, _, function = args.run.partition(":")

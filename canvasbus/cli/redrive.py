@@ -48,13 +48,16 @@ def _chosen(context: Context, args: argparse.Namespace) -> list[DeadLetter]:
     """The letters that match, the oldest first."""
     if args.count is not None and args.count < 1:
         raise ConfigError(f"-n {args.count}: at least 1")
+    if args.id and args.bare:
+        raise ConfigError(f"{args.bare} and --id {args.id}: name one letter, or choose several by the other options")
+    one = args.id or args.bare
     since = start_of(args.since, "--since") if args.since else None
     until = start_of(args.until, "--until") if args.until else None
-    wanted = Filter(group=args.group, event_type=args.type, reason=args.reason, id=args.id)
+    wanted = Filter(group=args.group, event_type=args.type, reason=args.reason, id=one)
     found = context.link.run(dead_letters(context.partitions, wanted, limit=10**9)).letters
-    if args.id and not args.group and len({letter.group for letter in found}) > 1:
+    if one and not args.group and len({letter.group for letter in found}) > 1:
         groups = ", ".join(sorted({letter.group for letter in found}))
-        raise ConfigError(f"{args.id} was given up by {groups}: name one with --group")
+        raise ConfigError(f"{one} was given up by {groups}: name one with --group")
     inside = [
         letter
         for letter in found

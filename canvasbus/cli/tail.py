@@ -72,13 +72,12 @@ def run(context: Context, args: argparse.Namespace) -> int:
         out.flush()
         if last:
             left = None
-    if not tail.topics and not args.types and not follows:
-        out.note(f"no topics in {context.where}")
-    if not tail.topics and args.types and not tail.problems:  # what cannot be read has been told
-        known = link.run(_names(context))
-        near = difflib.get_close_matches(args.types[0], known, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        out.note(f"canvasbus: no topic matches {' or '.join(args.types)}{' yet' if follows else ''}{hint}")
+    if not tail.topics and not args.types:
+        out.note(f"no topics in {context.where}{' yet: waiting for the first' if follows else ''}")
+    there = [*tail.topics, *tail.problems]  # of what cannot be read that has been told
+    for glob in args.types:
+        if not any(glob_matches(glob, topic) for topic in there):
+            out.note(_missing(glob, link.run(_names(context)), follows))
     if follows and left != 0:
         _follow(context, tail, seen, left)
     return 0
@@ -108,6 +107,16 @@ def _follow(context: Context, tail: Tail, seen: Callable[[Entry], View | None], 
                     return
         if entries:
             out.flush()
+
+
+def _missing(glob: str, topics: list[str], follows: bool) -> str:
+    """What is said of a topic that is not there, and at once: a slip would wait for ever without a word."""
+    declared = {one.name for one in registry}
+    near = [] if glob in declared else difflib.get_close_matches(glob, sorted({*topics, *declared}), n=1, cutoff=0.75)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    return (
+        f"canvasbus: no topic matches {glob}{' yet' if follows else ''}{hint}{' (waiting for it)' if follows else ''}"
+    )
 
 
 def _pause() -> Operation[None]:

@@ -110,6 +110,10 @@ def _work(options: argparse.Namespace) -> int:
     import trio
 
     _configure_log(settings)
+    for table, meant in plugins.misspelt(loaded.workers, names):
+        get_logger("canvasbus.worker").warning(
+            f"nobody reads [workers.{table}]: did you mean {meant}?", file=str(loaded.file)
+        )
     try:
         trio.run(_serve, tuple(workers), url, settings, options.health_host, options.health_port)
     except (BaseExceptionGroup, CanvasbusError, KeyboardInterrupt) as error:

@@ -75,6 +75,14 @@ def load(target: str) -> "Worker":
         raise
 
 
+def misspelt(tables: Iterable[str], names: Iterable[str]) -> list[tuple[str, str]]:
+    """Of the tables [workers.X] those that nobody here reads, and which of the workers `names` each of them may mean."""
+    names = list(names)
+    known = {*names, *_registered()}
+    pairs = ((table, difflib.get_close_matches(table, names, n=1)) for table in tables if table not in known)
+    return [(table, near[0]) for table, near in pairs if near]
+
+
 def beside(name: str, part: str) -> ModuleType:
     """The module `part` of an installed worker, for the commands that are about it. Raises ConfigError."""
     point = _registered().get(name)

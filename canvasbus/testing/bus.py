@@ -9,6 +9,7 @@ handler run is written into.
 themselves: a crashed one says nothing.
 """
 
+import difflib
 import itertools
 import math
 from collections import Counter
@@ -174,7 +175,17 @@ class TestBus:
         for process in self._everybody:
             if process.worker is not None and process.name == name:
                 return process
-        raise ContractError(f"no worker {name!r} on {self!r}")
+        raise self._unknown(name)
+
+    def _unknown(self, name: str, others: Iterable[str] = ()) -> ContractError:
+        known = sorted({*self._names, *others})
+        there = f"there are {', '.join(known)}" if known else "there is none"
+        near = difflib.get_close_matches(name, known, n=1)
+        return ContractError(f"no worker {name!r} on {self.url}; {f'did you mean {near[0]}? ' if near else ''}{there}")
+
+    @property
+    def _names(self) -> list[str]:
+        return [process.name for process in self._everybody if process.name is not None]
 
     # --- publishing ----------------------------------------------------------------------------------------------
 
@@ -299,8 +310,11 @@ class TestBus:
         once the death has been noticed. What a handler did to the outside, it does twice: it should be idempotent,
         with `ctx.envelope.id` as its key. Lost requests and replies are the bus's business; handlers do not see them.
         """
-        if what not in get_args(What) or how not in get_args(How) or times < 1:
-            raise ContractError(f"fail_next({what!r}, {how!r}, times={times}): see its docstring for what there is")
+        for given, name, words in ((what, "what", get_args(What)), (how, "how", get_args(How))):
+            if given not in words:
+                raise ContractError(f"fail_next: {name} is one of {', '.join(map(repr, words))}, not {given!r}")
+        if times < 1:
+            raise ContractError(f"fail_next: times={times}: at least 1")
         if what == "publish" and (how == "crash" or group is not None):
             raise ContractError("publishing is the test's own: only its requests and replies can be lost")
         if group is not None:
@@ -346,14 +360,19 @@ class TestBus:
         return [one for one in self._eyes.published() if name in (None, one.envelope.type)]
 
     def dead_letters(self, group: str | None = None) -> list[DeadLetter]:
-        """What a worker (None: any) gave up, oldest first."""
-        return self._eyes.dead_letters(group)
+        """What a worker (None: any) gave up, oldest first. Raises ContractError for a name that nobody has."""
+        found = self._eyes.dead_letters(group)
+        if group is not None and not found and group not in self._names:
+            raise self._unknown(group, (letter.group.partition("@")[0] for letter in self._eyes.dead_letters(None)))
+        return found
 
     def attempts(
         self, event: Event | Published[Any] | UUID | None = None, *, group: str | None = None
     ) -> list[Attempt]:
         """The runs of handlers that have ended, in the order in which they did. `event`: only its runs; an Event means
-        all that are equal to it."""
+        all that are equal to it. Raises ContractError for a group that is no worker here."""
+        if group is not None and group.partition("@")[0] not in self._names:
+            raise self._unknown(group)
         if isinstance(event, Published):
             event = event.id
         return [
@@ -373,7 +392,7 @@ class TestBus:
         return {s.group.partition("@")[0]: s for s in self._statistics()}
 
     def __repr__(self) -> str:
-        return f"<TestBus {self.url} {[process.name for process in self._everybody[1:]]}>"
+        return f"<TestBus {self.url} {self._names}>"
 
 
 def _name(worker: Worker | str) -> str:

@@ -215,6 +215,19 @@ def test_samples_are_sent(run_bare: Run) -> None:
     assert (ran.code, ran.records) == (0, [{"destination": "log", "ok": True, "error": None}])
 
 
+def test_a_sample_that_reaches_the_log_alone_says_so(run_bare: Run, empty_folder: Path) -> None:
+    """`log: ok` would look like a Slack that works: which file has no destinations, and which table may have been meant."""
+    says = "no [workers.alerts.destinations.NAME] in canvasbus.toml: the log is the only destination\n"
+    assert run_bare("alerts", "test").err == says
+    path = empty_folder / "canvasbus.toml"
+    path.write_text('[workers.alert.destinations.page]\nkind = "log"\n')
+    assert run_bare("alerts", "test").err == (
+        says.replace("canvasbus.toml", str(path)) + "nobody reads [workers.alert]: did you mean alerts?\n"
+    )
+    path.write_text('[workers.alerts.destinations.page]\nkind = "log"\n')
+    assert run_bare("alerts", "test").err == ""
+
+
 def test_a_destination_that_fails_says_whose_move_is_next(run_bare: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """1 when one failed; the others are tried all the same; nothing of a traceback."""
     from canvasbus.worker import Reject, RetryLater
@@ -243,6 +256,7 @@ def test_a_destination_that_fails_says_whose_move_is_next(run_bare: Run, monkeyp
         yield {name: Phone(name) for name in errors}
 
     monkeypatch.setattr(edge, "opened", opened)
+    Path("canvasbus.toml").write_text('[workers.alerts.destinations.fine]\nkind = "log"\n')
     ran = run_bare("alerts", "test")
     assert ran.code == 1 and ran.err == ""
     fine, refused, gone, busy, away = ran.lines

@@ -163,6 +163,17 @@ def test_an_event_that_two_gave_up_needs_a_group(run: Run, event_id: str, eyes: 
     assert eyes.call("XLEN", eyes.keys.dead("archive")) == 0 and eyes.call("XLEN", eyes.keys.dead("framer")) == 2
 
 
+def test_one_letter_is_named_as_show_names_it(run: Run, event_id: str, eyes: Eyes) -> None:
+    """The bare id, before the options or after them, or --id; two names at a time are refused."""
+    run("dlq", "redrive", event_id, "--yes").failed(2, f"{event_id} was given up by archive, framer", "--group")
+    run("dlq", "purge", "10-0", "--id", "12-0", "--yes").failed(2, "10-0 and --id 12-0: name one letter")
+    for argv in (("10-0", "--group", "framer"), ("--group", "framer", "10-0"), ("--id", "10-0")):
+        ran = run("dlq", "redrive", *argv, "--dry-run")
+        assert ran.code == 0 and "1 dead letter would go back to work" in ran.err and "10-0" in ran.out, argv
+    assert run("dlq", "redrive", "10-0", "--yes", "--json").records == [{"redriven": 1, "gone": 0, "foreign": 0}]
+    assert run("dlq", "purge", "12-0", "--yes", "--json").records == [{"purged": 1, "gone": 0, "foreign": 0}]
+
+
 def test_purging_by_hand(run: Run, event_id: str, eyes: Eyes) -> None:
     """By age and number; foreign entries too."""
     eyes.call("XADD", eyes.keys.dead("framer"), "*", "hello", "there")

@@ -16,6 +16,7 @@ from seeds import seeds
 from servers import ServerProcess
 from studio import Eyes, PaintingMade, SculptureMade
 
+from canvasbus.cli import tail
 from canvasbus.cli.output import Output
 from canvasbus.cli.tail import condition, show
 from canvasbus.cli.times import start_of
@@ -234,6 +235,25 @@ def test_nothing_there_is_said(run: Run, filled: Eyes, namespace: str) -> None:
     filled.call("DEL", filled.stream(), filled.stream("sculpture.made"))
     ran = run("tail", "--from", "0")
     assert (ran.code, ran.out) == (0, "") and f"no topics in namespace '{namespace}'" in ran.err
+
+
+def test_a_topic_that_is_not_there_yet_is_told_before_it_is_waited_for(
+    run: Run, filled: Eyes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A slip in a name says at once what it may have meant, by the topics and by the declared types; a type that is
+    declared and was never published is waited for without a guess."""
+    monkeypatch.setattr(tail, "_follow", lambda *_: None)
+    for name, says in (
+        ("paintng.made", "no topic matches paintng.made yet; did you mean painting.made? (waiting for it)"),
+        ("drift.detectd", "no topic matches drift.detectd yet; did you mean drift.detected? (waiting for it)"),
+        ("drift.detected", "no topic matches drift.detected yet (waiting for it)"),
+    ):
+        for more in ((), ("--type", "sculpture.made")):
+            ran = run("tail", "--type", name, *more)
+            assert (ran.code, ran.out, ran.err) == (0, "", f"canvasbus: {says}\n")
+    assert run("tail", "--type", "sculpture.*").err == ""
+    filled.call("DEL", filled.stream(), filled.stream("sculpture.made"))
+    assert "yet: waiting for the first" in run("tail").err
 
 
 def test_a_misspelt_field_is_hinted_at(run: Run, filled: Eyes) -> None:

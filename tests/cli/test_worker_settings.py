@@ -9,10 +9,15 @@ import pytest
 from cli.commands import Run
 from studio import running
 
+from canvasbus.cli import worker
 from canvasbus.config import load
 from canvasbus.errors import ConfigError
 from canvasbus.worker import section
 from canvasbus_workers import metrics
+from canvasbus_workers.features.edge import opened
+from canvasbus_workers.features.settings import Settings as FeaturesSettings
+from canvasbus_workers.retrain.edge import Launchers
+from canvasbus_workers.retrain.settings import Settings as RetrainSettings
 
 
 class Settings(msgspec.Struct, frozen=True):
@@ -63,12 +68,18 @@ def test_a_wrong_section_names_file_and_key(written, line: str, said: str) -> No
         ("[workers.drift]\nwindow_items = 500\n", "ok", "1 settings in"),
         ("[workers.drift]\nwindow_itms = 500\n", "error", "did you mean window_items?"),
         ("[workers.drift]\nlevel = 3.0\n", "error", "level: expected float <= 0.2"),
-        ("[workers.drfit]\n", "error", "no worker 'drfit' is installed here"),
+        ("[workers.drfit]\n", "error", "no worker 'drfit' is installed here; did you mean drift?"),
+        ("[workers.mine]\n", "error", "no worker 'mine' is installed here; there are: alerts, drift"),
         ('[workers.retrain]\nlauncher = "http"\n', "error", "http.url: say where to send orders"),
         (
             "[workers.retrain.models.m]\ndaily = 3\n",
             "error",
             "[workers.retrain.models.\"m\"]: unknown key 'daily'; did you mean daily_runs?",
+        ),
+        (
+            '[workers.retrain]\nurl = "http://t/"\n',
+            "error",
+            "unknown key 'url'; it belongs into [workers.retrain.http] or [workers.retrain.prefect]",
         ),
         ("[workers.tagger]\n", "error", "has no settings of its own"),
     ],
@@ -80,6 +91,39 @@ def test_the_doctor_looks_at_sections(run_bare: Run, written, text: str, level: 
     (finding,) = [record for record in ran.records if record["check"].startswith("workers.")]
     assert finding["level"] == level and said in finding["found"]
     assert ran.code == (0 if level == "ok" else 1)
+
+
+def test_the_doctor_imports_the_modules(
+    run_bare: Run, written: Callable[[str], Path], empty_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`modules` that are not there are an error with what may have been meant; those that are there are ok."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (empty_folder / "cli_my_events.py").touch()
+    path = written('modules = ["cli_my_evnts", "cli_my_events"]\n')
+    ran = run_bare("doctor", "--url", "memory://", "--json")
+    wrong, right = [one for one in ran.records if one["check"] == "modules"]
+    assert (ran.code, wrong["level"], right["level"]) == (1, "error", "ok")
+    assert f"there is no module cli_my_evnts; did you mean cli_my_events? (from {path}" in wrong["found"]
+    assert right["found"] == f"cli_my_events from {path}"
+    written("")
+    assert not [one for one in run_bare("doctor", "--url", "memory://", "--json").records if one["check"] == "modules"]
+
+
+def test_a_worker_names_the_table_that_may_be_meant_for_it(
+    written: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As it starts, one warning: nobody would miss settings that are ignored. Tables of others are their own affair."""
+
+    async def nothing(*_: object) -> None: ...
+
+    monkeypatch.setattr(worker, "_serve", nothing)
+    for table, said in (("alert", True), ("alerts", False), ("mine", False), ("drift", False)):
+        path = written(f"[workers.{table}]\n")
+        assert worker.main(["alerts", "--url", "redis://127.0.0.1:1", "--log-format", "json"]) == 0
+        lines = [msgspec.json.decode(line) for line in capsys.readouterr().err.splitlines()]
+        assert [(one["level"], one["event"], one["file"]) for one in lines] == (
+            [("warning", "nobody reads [workers.alert]: did you mean alerts?", str(path))] if said else []
+        )
 
 
 SLACK = '[workers.alerts.destinations.chat]\nkind = "slack"\n'
@@ -120,6 +164,70 @@ def test_the_doctor_finds_a_secret_that_is_missing(run_bare: Run, written, text:
     (finding,) = [record for record in ran.records if record["check"].startswith("workers.")]
     assert finding["level"] == "error" and said in finding["found"]
     assert ran.code == 1
+
+
+SQLITE = '[workers.features.sinks.log]\nkind = "sqlite"\npath = "{here}/{path}"\n'
+RUNS = '[workers.retrain]\nlauncher = "subprocess"\nfolder = "{here}/{folder}"\n[workers.retrain.subprocess]\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (SQLITE.replace("{path}", "gone/x.db"), "gone/x.db cannot be "),
+        (SQLITE.replace("{path}", "text"), "text cannot be opened: file is not a database"),
+        (SQLITE.replace("{path}", "folder"), "folder cannot be opened: it is a folder"),
+        (SQLITE.replace("{path}", "new.db"), None),
+        (RUNS.replace("{folder}", "text") + 'command = ["sh"]\n', "[workers.retrain]: folder {here}/text: File exists"),
+        (RUNS.replace("{folder}", "text/a/b") + 'command = ["sh"]\n', "folder {here}/text/a/b: Not a directory"),
+        (
+            RUNS.replace("{folder}", "new") + 'command = ["no-such"]\n',
+            "subprocess.command: there is no program 'no-such' on",
+        ),
+        (
+            RUNS.replace("{folder}", "new") + 'command = ["./text"]\ncwd = "{here}"\n',
+            "{here}/text is no program that can be started here",
+        ),
+        (
+            RUNS.replace("{folder}", "new") + 'command = ["sh"]\ncwd = "{here}/gone"\n',
+            "there is no folder {here}/gone here",
+        ),
+        (RUNS.replace("{folder}", "new") + 'command = ["./job"]\ncwd = "{here}"\n', None),
+    ],
+)
+async def test_the_doctor_finds_what_the_worker_refuses_on_this_machine(
+    run_bare: Run, written: Callable[[str], Path], tmp_path: Path, text: str, said: str | None
+) -> None:
+    """Files, folders and programs that settings name: an error of the doctor's, who makes none of them, and of the worker as
+    it starts."""
+    (tmp_path / "text").write_text("no database, no program, no folder " * 100)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "job").write_text("#!/bin/sh\n")
+    (tmp_path / "job").chmod(0o700)
+    written(text.replace("{here}", str(tmp_path)))
+    (finding,) = [
+        record
+        for record in run_bare("doctor", "--url", "memory://", "--json").records
+        if record["check"].startswith("workers.")
+    ]
+    assert not (tmp_path / "new").exists() and not (tmp_path / "new.db").exists()
+
+    async def start() -> None:
+        if finding["check"] == "workers.retrain":
+            async with Launchers(section("retrain", RetrainSettings)):
+                pass
+        else:
+            async with opened(section("features", FeaturesSettings).sinks):
+                pass
+
+    if said is None:
+        assert finding["level"] == "ok"
+        await start()
+    else:
+        said = said.replace("{here}", str(tmp_path))
+        assert finding["level"] == "error" and said in finding["found"]
+        with pytest.raises(ConfigError) as caught:
+            await start()
+        assert said in str(caught.value) or finding["check"] == "workers.features"
 
 
 @pytest.mark.parametrize(

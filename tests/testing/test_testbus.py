@@ -96,6 +96,23 @@ async def test_backoffs_pass_in_virtual_time(any_clock: Clock) -> None:
     assert len(bus.published(SketchInked)) == 1
 
 
+async def test_looking_at_a_worker_that_is_not_there_is_refused(any_clock: Clock) -> None:
+    """A misspelt name would let `dead_letters(...) == []` pass for ever: it is told, with the names that there are."""
+    strict, lucky = Worker("strict"), Worker("lucky")
+    for worker in (strict, lucky):
+
+        @worker.on(SketchDrawn)
+        async def look(event: SketchDrawn) -> None: ...
+
+    async with TestBus(strict, lucky) as bus:
+        for ask in (bus.dead_letters, lambda group: bus.attempts(group=group)):
+            with pytest.raises(
+                ContractError, match=r"no worker 'strct' on .*did you mean strict. there are lucky, strict"
+            ):
+                ask("strct")
+            assert ask("strict") == []
+
+
 async def test_dead_letters_bring_the_event_and_the_reason(any_clock: Clock) -> None:
     """exhausted and rejected, with the original event, by group or all; handler.failed is among the published."""
     strict = Worker("strict")

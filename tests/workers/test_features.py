@@ -112,7 +112,7 @@ async def test_order_and_repetition_change_nothing(
     sent = [*made, *random.choices(made, k=60)]
     random.shuffle(sent)
     path = tmp_path / "features.db"
-    with OfflineLog(path) as log:
+    with OfflineLog(path, create=True) as log:
         async with TrioStore(any_url) as store:
             sink = RedisSink("online", RedisSettings(), store, namespace)
             while sent:
@@ -337,6 +337,18 @@ async def test_events_become_rows_in_every_sink(
     assert "it has no entity" in letter.error
 
 
+def test_a_slip_in_the_path_of_a_log_is_no_empty_log(tmp_path: Path) -> None:
+    """Who reads a log that is not there is told so, and no file is left behind; who wants a new one says so."""
+    path = tmp_path / "nope.db"
+    with pytest.raises(FileNotFoundError, match=r"no offline log .*nope\.db: mend the path"):
+        OfflineLog(path)
+    assert not path.exists()
+    with OfflineLog(path, create=True) as log:
+        log.add([row(values={"n": 1.0})])
+    with OfflineLog(path) as log:
+        assert len(log) == 1
+
+
 async def test_a_store_that_is_away_costs_no_row_and_no_attempt(configure: Any, virtual: MockClock) -> None:
     """Rows that a sink cannot take come again until it does; the others have theirs meanwhile."""
     configure(
@@ -382,8 +394,25 @@ async def test_a_row_that_a_sink_fails_over_ends_in_the_dead_letters(
     ("text", "why"),
     [
         ("ahead_secnds = 3", "unknown key 'ahead_secnds'; did you mean ahead_seconds"),
-        ('sinks.x = {kind = "redsi"}', "redsi"),
-        ('sinks.x = {kind = "redis", tll = 3}', "tll"),
+        (
+            'sinks.x = {kind = "redsi"}',
+            r"\]: sinks.x.kind: invalid value 'redsi'; use redis, sqlite, feast; did you mean redis\?",
+        ),
+        ('sinks.x = {path = "x.db"}', r"\]: sinks.x: object missing required field kind; use redis, sqlite, feast"),
+        (
+            'sinks.a = {kind = "redis"}\nsinks.x = {kind = "redis", tll_seconds = 3}',
+            r"\]: sinks.x: object contains unknown field tll_seconds; did you mean ttl_seconds\?",
+        ),
+        (
+            'sinks.a = {kind = "redis"}\nsinks.log = {kind = "sqlite", path = 3}',
+            r"\]: sinks.log.path: expected str, got int",
+        ),
+        ('sinks.x = {kind = "sqlite"}', r"\]: sinks.x: object missing required field path"),
+        (
+            'sinks.f = {kind = "feast", url = "http://f", views.a = {push_source = "a"}, views.b = {pushsource = "b"}}',
+            r"sinks.f.views.b: object contains unknown field pushsource; did you mean push_source\?",
+        ),
+        ("ttl_seconds = 3", r"unknown key 'ttl_seconds'; it belongs into \[workers.features.sinks.NAME\]"),
         ('sinks.x = {kind = "redis", url = "http://x"}', r"\[workers.features.sinks.x\]: .*http"),
         ('sinks.x = {kind = "redis", url = "redis://:secret@x"}', "password in it: give it by url_file or url_env"),
         ('sinks.x = {kind = "redis", url_file = "/nowhere"}', "url_file names /nowhere, which cannot be read"),

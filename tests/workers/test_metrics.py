@@ -203,6 +203,23 @@ async def test_rules_change_while_it_runs(autojump_clock: MockClock, config: Pat
     assert (type(new), new.rule, new.severity) == (MetricThresholdBreached, "high", "info")
 
 
+async def test_no_rules_at_all_are_told_at_the_start(autojump_clock: MockClock, config: Path) -> None:
+    """One warning that says where they would stand; with a rule none."""
+    rules = config.parent / "rules.toml"
+    rules.write_text("")
+    for text, places in (
+        (RULES, None),
+        ("", "[workers.metrics.rules.NAME]"),
+        (f'[workers.metrics]\nrules_file = "{rules}"\n', f"[workers.metrics.rules.NAME] and {rules}"),
+    ):
+        config.write_text(text)
+        with structlog.testing.capture_logs() as logs:
+            async with TestBus(metrics.worker):
+                pass
+        said = [one["event"] for one in logs if one["log_level"] == "warning"]
+        assert said == ([] if places is None else [f"no rules in {places}: nothing is judged"])
+
+
 async def test_wrong_rules_stop_it_from_starting(autojump_clock: MockClock, config: Path) -> None:
     """In canvasbus.toml or in the file that it names."""
     config.write_text('[workers.metrics.rules.r]\nmetric = "m"\n')

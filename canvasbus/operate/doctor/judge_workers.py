@@ -1,5 +1,5 @@
-"""The tables [workers.NAME] of canvasbus.toml: does a worker of that name exist, does it understand them, and
-has anybody started it?
+"""What canvasbus.toml names of Python: `modules`, and the tables [workers.NAME]: does a worker of that name exist, does it
+understand them, and has anybody started it?
 
 A worker that has settings declares them in a module `settings` beside its own, as a msgspec Struct named `Settings`:
 `canvasbus_workers.drift.settings:Settings`. The worker itself is not imported for this. Where settings name something
@@ -20,17 +20,38 @@ from canvasbus.operate.doctor.finding import Finding
 from canvasbus.operate.doctor.namespace import NamespaceFacts
 
 
+def judge_modules(loaded: Loaded) -> Iterator[Finding]:
+    """A finding for each of `modules` that cannot be imported, and one for those that can."""
+    found, origin = [], loaded.origins["modules"]
+    for name in loaded.settings.modules:
+        try:
+            plugins.import_module(name, "modules")
+        except ConfigError as error:
+            yield Finding(
+                "error",
+                "modules",
+                f"{error} (from {origin}, looked for in the working directory, too)",
+                "mend the name, or install it: no worker starts like this, and its event types are strangers",
+            )
+        else:
+            found.append(name)
+    if found:
+        yield Finding("ok", "modules", f"{', '.join(found)} from {origin}")
+
+
 def judge_workers(loaded: Loaded) -> Iterator[Finding]:
     """A finding for each table."""
     targets = {plugin.name: plugin.target.partition(":")[0] for plugin in plugins.installed()}
     for name in loaded.workers:
         check = f"workers.{name}"
         if name not in targets:
+            near = plugins.misspelt([name], targets)
             known = ", ".join(sorted(targets)) or "none"
             yield Finding(
                 "error",
                 check,
-                f"no worker {name!r} is installed here; there are: {known}",
+                f"no worker {name!r} is installed here; "
+                + (f"did you mean {near[0][1]}?" if near else f"there are: {known}"),
                 "mend the name, or remove the table",
             )
             continue

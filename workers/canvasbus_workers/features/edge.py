@@ -35,7 +35,7 @@ def _open(name: str, one: Sink) -> FeatureSink:
         return RedisSink(name, one, store, one.namespace or place().namespace)
     if isinstance(one, SqliteSettings):
         try:
-            return SqliteSink(name, OfflineLog(one.path))
+            return SqliteSink(name, OfflineLog(one.path, create=True))
         except sqlite3.Error as error:
             raise ConfigError(f"{where}: {one.path} cannot be opened: {error}") from None
     assert isinstance(one, FeastSettings)

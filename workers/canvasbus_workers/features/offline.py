@@ -43,11 +43,20 @@ _decode = msgspec.msgpack.Decoder(dict[str, FloatArray]).decode
 
 
 class OfflineLog:
-    """The log in the file `path`, made if there is none. One thread at a time may use it, from any thread; any number of
-    processes may have it open. Raises sqlite3.Error when the file cannot be used."""
+    """The log in the file `path`. One thread at a time may use it, from any thread; any number of processes may have it open.
 
-    def __init__(self, path: str | Path) -> None:
+    `create`: make the file if there is none, as the worker does; else FileNotFoundError: a log that is only read and is not
+    there is a slip in its path, and an empty one would have no row for anybody. Raises sqlite3.Error when the file cannot be
+    used.
+    """
+
+    def __init__(self, path: str | Path, *, create: bool = False) -> None:
         self._path = Path(path)
+        if not create and not self._path.is_file():
+            raise FileNotFoundError(
+                f"there is no offline log {self._path.absolute()}: mend the path, or wait until the features worker has "
+                "made it (create=True makes an empty one)"
+            )
         self._db = sqlite3.connect(self._path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
         try:
             self._db.execute("PRAGMA journal_mode = WAL")

@@ -1,13 +1,18 @@
 """What the features worker can be told: the table [workers.features] of canvasbus.toml, with a table for each sink."""
 
+import errno
+import os
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Meta, Struct
 
+from canvasbus.errors import ConfigError
 from canvasbus_workers.outside import secret
 from canvasbus_workers.outside.guard import flaw
 from canvasbus_workers.outside.library import need_http
@@ -122,8 +127,28 @@ def place_of(name: str) -> str:
     return f"[workers.features.sinks.{name}]"
 
 
+def _check_file(place: str, path: Path) -> None:
+    import sqlite3
+
+    if path.is_dir():
+        raise ConfigError(f"{place}: {path} cannot be opened: it is a folder")
+    if path.exists():
+        try:
+            with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as db:
+                db.execute("SELECT count(*) FROM sqlite_master")
+        except sqlite3.Error as error:
+            raise ConfigError(f"{place}: {path} cannot be opened: {error}") from None
+    elif not path.parent.is_dir():
+        raise ConfigError(f"{place}: {path} cannot be made: there is no folder {path.parent}")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise ConfigError(f"{place}: {path} cannot be written: {os.strerror(errno.EACCES)}")
+
+
 def check(settings: Settings) -> str:
-    """What the doctor says about them. Raises ConfigError for a secret or a library that is missing."""
+    """What the doctor says about them. Raises ConfigError for a secret or a library that is missing, and for a file that
+    cannot be opened; it makes none."""
     for name, sink in settings.sinks.items():
         secrets(name, sink)
+        if isinstance(sink, SqliteSettings):
+            _check_file(place_of(name), Path(sink.path).absolute())
     return f"{len(settings.sinks)} sink{'' if len(settings.sinks) == 1 else 's'}"

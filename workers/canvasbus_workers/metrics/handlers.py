@@ -7,6 +7,8 @@ Silence is noticed by a durable timer for each rule that asks for it, which ever
 
 from collections.abc import AsyncIterator, Sequence
 
+import structlog
+
 from canvasbus import Event, clock
 from canvasbus.events import MetricReported
 from canvasbus.worker import Context, Later, State, Worker, section
@@ -22,8 +24,12 @@ worker = Worker("metrics")
 
 @worker.lifespan
 async def open_rules() -> AsyncIterator[Rules]:
-    """Rules that make no sense end it before it has begun."""
-    yield Rules(lambda: section("metrics", Settings))
+    """Rules that make no sense end it before it has begun; none at all are told: they may come while it runs."""
+    rules = Rules(lambda: section("metrics", Settings))
+    if not rules.rules:
+        places = f"[workers.metrics.rules.NAME]{f' and {file}' if (file := rules.settings.rules_file) else ''}"
+        structlog.get_logger("canvasbus.metrics").warning(f"no rules in {places}: nothing is judged")
+    yield rules
 
 
 @worker.on(MetricReported)

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Self
 from canvasbus.errors import ConfigError
 from canvasbus_workers.outside.secret import Secret
 from canvasbus_workers.retrain.launchers.protocol import Launcher, OnTheBus
-from canvasbus_workers.retrain.settings import Policy, Settings, authorization
+from canvasbus_workers.retrain.settings import Policy, Settings, Subprocess, authorization
 
 if TYPE_CHECKING:
     from canvasbus_workers.outside.client import Client
@@ -28,11 +29,9 @@ class Launchers:
         self._client: Client | None = None
 
     async def __aenter__(self) -> Self:
-        policies = self._policies.values()
-        for folder in {policy.folder for policy in policies if policy.launcher in ("subprocess", "http")}:
-            _check_folder(Path(folder))
+        check_machine(self._policies, make=True)
         self._authorizations = {place: authorization(place, policy) for place, policy in self._policies.items()}
-        if any(policy.remote for policy in policies):
+        if any(policy.remote for policy in self._policies.values()):
             _parse_urls(self._policies)
         return self
 
@@ -50,9 +49,9 @@ class Launchers:
         policy, key = self.policy(model), self._authorizations[self._settings.place(model)]
         match policy.launcher:
             case "subprocess":
-                from canvasbus_workers.retrain.launchers.subprocess import Subprocess
+                from canvasbus_workers.retrain.launchers import subprocess
 
-                return Subprocess(policy)
+                return subprocess.Subprocess(policy)
             case "http":
                 from canvasbus_workers.retrain.launchers.http import Http
 
@@ -82,11 +81,39 @@ def _parse_urls(policies: Mapping[str, Policy]) -> None:
                 parse(f"{place}: {name}", url)
 
 
-def _check_folder(folder: Path) -> None:
-    """Raises ConfigError where nothing can be written: told at the start, not with the first order."""
+def check_machine(policies: Mapping[str, Policy], *, make: bool = False) -> None:
+    """Look at what the policies name on this machine: told at the start, and by the doctor, not with the first order.
+    `make`: the folders that are not there. Raises ConfigError, which names the table and the key."""
+    for place, policy in policies.items():
+        if policy.launcher in ("subprocess", "http"):
+            _check_folder(place, Path(policy.folder).absolute(), make)
+        if policy.launcher == "subprocess":
+            _check_program(place, policy.subprocess)
+
+
+def _check_folder(place: str, folder: Path, make: bool) -> None:
     try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if not os.access(folder, os.W_OK | os.X_OK):
+        if make:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        there = next(path for path in (folder, *folder.parents) if path.exists())
+        if not there.is_dir():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST if there == folder else errno.ENOTDIR))
+        if not os.access(there, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
-        raise ConfigError(f"[workers.retrain]: folder {folder.absolute()}: {error.strerror}") from None
+        raise ConfigError(f"{place}: folder {folder}: {error.strerror}") from None
+
+
+def _check_program(place: str, settings: Subprocess) -> None:
+    cwd = Path(settings.cwd or ".").absolute()
+    if not cwd.is_dir():
+        raise ConfigError(f"{place}: subprocess.cwd: there is no folder {cwd} here: mend the path, or make it")
+    program = settings.command[0]
+    if os.sep in program:
+        if shutil.which(cwd / program) is None:  # as the child looks for it: from its own folder
+            raise ConfigError(f"{place}: subprocess.command: {cwd / program} is no program that can be started here")
+    elif shutil.which(program) is None:
+        raise ConfigError(
+            f"{place}: subprocess.command: there is no program {program!r} on the PATH here: install it, or write its whole "
+            "path"
+        )

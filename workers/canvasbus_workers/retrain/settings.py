@@ -212,7 +212,10 @@ def authorization(place: str, policy: Policy) -> Secret | None:
 
 
 def check(settings: Settings) -> str:
-    """What the doctor says about them. Raises ConfigError for a secret or a library that is missing."""
+    """What the doctor says about them. Raises ConfigError for a secret, a library, a program or a folder that is missing."""
+    from canvasbus_workers.retrain.edge import check_machine
+
+    check_machine(settings.policies)
     for place, policy in settings.policies.items():
         authorization(place, policy)
     return f"launcher {settings.launcher}"
