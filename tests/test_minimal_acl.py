@@ -17,6 +17,7 @@ from studio import Eyes, PaintingFramed, PaintingMade, SculptureMade, quiet, run
 from waiting import until
 
 from canvasbus import Producer
+from canvasbus.bus import Retention
 from canvasbus.cli.main import main
 from canvasbus.transport import connect
 from canvasbus.transport.connect import open_server
@@ -190,6 +191,16 @@ async def test_a_worker_that_leaves_hands_back(users: Users) -> None:
     async with running(users.url("worker"), second, namespace=users.namespace):
         await until(lambda: len(done) == 5)
         await quiet(eyes)
+
+
+async def test_a_stream_at_its_cap(users: Users) -> None:
+    """What somebody has not handled goes, and is told in the same step."""
+    eyes, policy = users.eyes, Retention(cap=10, when_full="drop_with_loss_event")
+    eyes.call("HSET", eyes.keys.groups, "slow", '{"types": ["painting.made"], "globs": []}')
+    async with running(users.url("worker"), namespace=users.namespace, retention={"painting.made": policy}) as bus:
+        await bus.publish_many([PaintingMade() for _ in range(20)])
+        await until(lambda: eyes.count("painting.made") == 9)
+    assert [loss.lost for loss in eyes.events("bus.loss")] == [11]
 
 
 async def test_an_operator_looks_and_publishes(

@@ -292,7 +292,8 @@ class Trimmer:
                 counting.append(group)
         if news:
             (reply,) = yield command("HSET", keys.group_seen, *news)
-            check(reply, "note which groups live")
+            if isinstance(reply, ReplyError):  # at maxmemory; trimming makes room
+                looked.problems.append(translate(reply, "note which groups live"))
         gone = known.keys() - {group.name for group in declared}
         if gone:
             yield command("HDEL", keys.group_seen, *gone)

@@ -370,6 +370,28 @@ def test_a_lease_that_ends_is_told_before_it_is_noted(any_url: str, namespace: s
     assert len(house.told()) == 2
 
 
+@pytest.mark.parametrize("kind", ["redis", "valkey"])
+def test_a_server_without_memory_is_trimmed(make_server: Any, kind: str, namespace: str) -> None:
+    """At maxmemory, where it is needed most: by length and at the cap, and what is lost is told."""
+    eyes = Eyes(make_server(kind).url, namespace)
+    house = House(eyes, DROPS)
+    house.group("slow")
+    eyes._link.run(declare([eyes.keys], {"sculpture.made": Retention(max_age=None, max_length=3)}))
+    eyes.call("SADD", eyes.keys.topics, "sculpture.made")
+    for some in (range(1, 6), range(6, 21)):
+        house.add(*[f"{n}-1" for n in some])
+        for n in some:
+            eyes.call("XADD", eyes.stream("sculpture.made"), f"{n}-1", "e", "x")
+        if some.start == 1:  # the marks of both are there now
+            house.look()
+    eyes.call("DEL", eyes.keys.group_seen)
+    eyes.call("CONFIG", "SET", "maxmemory", "1")
+    house.look()
+    assert len(house.left()) == 9 and eyes.count("sculpture.made") == 3
+    assert [loss.lost for loss in house.told()] == [11]
+    eyes.close()
+
+
 def test_policies_by_type_and_glob(namespace: str) -> None:
     """An exact type, else the longest glob, else the defaults."""
     a, b, c = (Retention(max_length=n) for n in (1, 2, 3))
