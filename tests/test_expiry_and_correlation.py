@@ -12,7 +12,7 @@ from studio import Eyes, PaintingFramed, PaintingMade, quiet, running
 
 from canvasbus import Producer, clock
 from canvasbus.bus import EventBus
-from canvasbus.errors import EncodeError
+from canvasbus.errors import ConfigError, EncodeError
 from canvasbus.worker import Worker
 
 Publish = Callable[..., Awaitable[None]]
@@ -122,6 +122,15 @@ async def test_batches_have_no_stale_events(any_url: str, namespace: str, eyes: 
 async def test_events_belong_together(any_url: str, namespace: str, eyes: Eyes, name: str) -> None:
     """What is made inside of `correlation` carries its id; what is made outside has one of its own."""
     await check_correlation(door(name, any_url, namespace), eyes)
+
+
+def test_a_bus_with_options_of_the_wrong_type_is_not_made() -> None:
+    """Whose move it is: ConfigError at the bus, TypeError at the call of correlation."""
+    for options in ({"partitions": "4"}, {"buffer_bytes": "64MiB"}, {"max_event_bytes": "1"}):
+        with pytest.raises(ConfigError, match="number is wanted, not a str"):
+            EventBus("memory://", **options)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"a uuid\.UUID is wanted"):
+        EventBus("memory://").correlation("x")  # type: ignore[arg-type]
 
 
 async def test_an_event_that_says_otherwise_keeps_its_correlation(any_url: str, namespace: str, eyes: Eyes) -> None:

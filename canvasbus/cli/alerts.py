@@ -5,7 +5,7 @@ from typing import Any
 
 from canvasbus import clock
 from canvasbus.cli.context import Context
-from canvasbus.cli.output import NOTHING, Cell, Column, Output, ago, safe
+from canvasbus.cli.output import NOTHING, Cell, Column, Output, ago, between_words, safe
 from canvasbus.config import FILE
 from canvasbus.operate.alerts import GROUP, desk
 from canvasbus.operate.plugins import beside, misspelt
@@ -69,17 +69,31 @@ def run_test(context: Context, _: argparse.Namespace) -> int:
 def _show(out: Output, incident_id: str, case: Any, now: float) -> None:
     """One incident: how grave, since when, who knows; then a line for each of its signals, the newest first."""
     severity = out.paint(f"{case.severity:<8}", _STYLES.get(case.severity, ""))
-    out.line(f"{severity}  {out.paint(safe(incident_id), 'bold')}  for {ago(now - case.since.timestamp())}")
+    out.line(f"{severity}  {out.paint(safe(_name(incident_id)), 'bold')}  for {ago(now - case.since.timestamp())}")
     told = f"told: {', '.join(case.told) or 'nobody'}"
     held = ", ".join(f"{name or 'nobody'} ({words.rpartition(' ')[2]})" for name, words in sorted(case.muted.items()))
     out.wrapped(f"{told}; not told: {held}" if held else told, indent=4)
     if case.title not in case.summary:  # of what has become quiet, or of one that is older than all that are named
-        out.wrapped(f"- {case.title}", indent=4)
+        out.wrapped(f"- {_marked(case.title)}", indent=4)
     for name, line in zip(case.signals, case.summary, strict=False):
-        out.wrapped(f"- {line} ({name})", indent=4)
+        out.wrapped(f"- {_marked(line)} ({name})", indent=4)
     if case.ringing > len(case.signals):
         out.line(f"    - and {_count(case.ringing - len(case.signals), 'older signal')}")
     out.line()
+
+
+def _name(incident_id: str) -> str:
+    """Without a model it is the bus's own: handlers that give up, losses."""
+    bare = incident_id.removeprefix("model_name=/")
+    return incident_id if bare == incident_id else f"the bus/{bare}"
+
+
+def _marked(line: str) -> str:
+    """A line that the worker has cut to fit ends between two words, and says so."""
+    longest = beside(GROUP, "incidents").LINE - (
+        0 if line.isascii() else 3
+    )  # bytes: a character may have been cut in two
+    return f"{between_words(line)}…" if len(line.encode()) >= longest else line
 
 
 def _destination(name: str, found: Any, now: float) -> tuple[Cell | str, ...]:

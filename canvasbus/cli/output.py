@@ -114,7 +114,7 @@ class Output:
         for row in (titles, *cells):
             self.line(self._row(columns[:-1], widths[:-1], row[:-1]))
             if row is not titles and row[-1].text not in ("", NOTHING):
-                text = short(f"{columns[-1].title.lower()}: {row[-1].text}", self._width() - 4)
+                text = short(f"{columns[-1].title.lower()}: {row[-1].text}", self._width() - 4, words=True)
                 self.line("    " + self.paint(text, row[-1].style))
 
     def _width(self) -> int:
@@ -123,7 +123,7 @@ class Output:
     def _row(self, columns: Sequence[Column], widths: Sequence[int], row: Sequence[Cell]) -> str:
         parts = []
         for cell, width, column in zip(row, widths, columns, strict=True):
-            text = short(cell.text, width)
+            text = short(cell.text, width, words=column.flexible)
             blank = " " * (width - cell_width(text))
             painted = self.paint(text, cell.style) if text else ""
             parts.append(blank + painted if column.right else painted + blank)
@@ -153,13 +153,19 @@ def safe_block(text: str) -> str:
     return "\n".join(safe(line) for line in text.splitlines())
 
 
-def short(text: str, width: int) -> str:
-    """`text`, cut to `width` columns of a terminal."""
+def short(text: str, width: int, *, words: bool = False) -> str:
+    """`text`, cut to `width` columns of a terminal; with `words` between two of them, where the last one is not a third of it."""
     if cell_width(text) <= width:
         return text
     while text and cell_width(text) > width - 1:
         text = text[: min(len(text) - 1, width - 1)]
-    return text + "…"
+    return (between_words(text) if words else text) + "…"
+
+
+def between_words(text: str) -> str:
+    """What was cut somewhere, without the piece of a word at its end, unless that is more than a third."""
+    whole = text.rpartition(" ")[0].rstrip(" ,;:")
+    return whole if len(whole) >= len(text) * 2 // 3 else text
 
 
 def moment(when: datetime | None) -> str:

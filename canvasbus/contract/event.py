@@ -10,7 +10,7 @@ Envelope around it, so that routing and dead letters never have to read the payl
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from datetime import datetime
 from typing import Annotated, Any, dataclass_transform
@@ -30,9 +30,16 @@ set_correlation = _correlation.set
 """Set the correlation id of the events made from here on in this context (used per delivery; see `correlation`)."""
 
 
+def correlation(correlation_id: UUID) -> AbstractContextManager[UUID]:
+    """Events made inside the block carry `correlation_id` unless they say otherwise. Raises TypeError, here and not where an
+    event is published, for what is no UUID."""
+    if not isinstance(correlation_id, UUID):
+        raise TypeError(f"correlation({correlation_id!r}): a uuid.UUID is wanted; UUID(text) makes one of its text")
+    return _correlated(correlation_id)
+
+
 @contextmanager
-def correlation(correlation_id: UUID) -> Iterator[UUID]:
-    """Events made inside the block carry `correlation_id` unless they say otherwise."""
+def _correlated(correlation_id: UUID) -> Iterator[UUID]:
     token = _correlation.set(correlation_id)
     try:
         yield correlation_id

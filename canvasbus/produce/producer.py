@@ -31,7 +31,7 @@ from canvasbus.errors import ConfigError
 from canvasbus.produce.buffer import BUFFER_BYTES, SPOOL_BYTES, Buffer, OnDelivery, WhenFull
 from canvasbus.transport import address
 from canvasbus.wire.codec import MAX_EVENT_BYTES, Codec
-from canvasbus.wire.keys import check_name, partition_of
+from canvasbus.wire.keys import check_name, check_number, partition_of
 from canvasbus.wire.marks import WINDOW_SECONDS, window_ms
 from canvasbus.wire.outgoing import Outgoing
 from canvasbus.wire.traceparent import current as current_trace
@@ -159,6 +159,12 @@ class Producer:
             url = _url()
         where = address.parse(url)
         check_name("namespace", namespace)
+        check_number("partitions", partitions, whole=True)
+        bounds = {"buffer_bytes": buffer_bytes, "max_event_bytes": max_event_bytes, "spool_bytes": spool_bytes}
+        for name, value in {**bounds, "max_block": max_block, "flush_timeout": flush_timeout}.items():
+            check_number(name, value)
+        if spool is not None and not isinstance(spool, str | PathLike):
+            raise ConfigError(f"spool={spool!r}: the path of a folder is wanted, not a {type(spool).__name__}")
         if partitions < 1:
             raise ConfigError(f"partitions={partitions}: a namespace has at least one")
         without_waiting: WhenFull = "drop_oldest" if spool is None else "spool"
@@ -328,6 +334,8 @@ class Producer:
         unknown, or is still waiting; `statistics()` says which. While the server is away a flush makes the sender try
         at once.
         """
+        if timeout is not None:
+            check_number("timeout", timeout, error=TypeError)
         sender = self._sender
         if sender is None:
             return True
@@ -342,6 +350,8 @@ class Producer:
         With a spool they stay there for the next Producer. Returns what `flush` would. Publishing afterwards raises
         BufferFull; closing again returns the same.
         """
+        if timeout is not None:
+            check_number("timeout", timeout, error=TypeError)
         sender = self._sender
         if sender is None:
             return True

@@ -87,6 +87,10 @@ class TestBus:
     ) -> None:
         from canvasbus.transport import memory  # fakeredis is an extra, and the servers in `server` do not need it
 
+        for worker in workers:
+            if not isinstance(worker, Worker):
+                shown = worker.__name__ if isinstance(worker, type) else repr(worker)
+                raise ContractError(f"TestBus runs workers, not {shown}: TestBus(worker); events go to bus.publish")
         names = Counter(worker.name for worker in workers)
         if names and max(names.values()) > 1:
             raise ContractError(f"several workers are named {names.most_common(1)[0][0]!r}: each is a group of its own")

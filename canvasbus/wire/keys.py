@@ -6,6 +6,7 @@ server and in a Redis Cluster alike.
 
 import re
 from binascii import crc32
+from numbers import Integral, Real
 
 from canvasbus.errors import ConfigError
 
@@ -52,6 +53,13 @@ def check_name(kind: str, name: str) -> str:
     if not _NAME.fullmatch(name):
         raise ConfigError(f"{kind} {name!r}: use 1 to 100 letters, digits, dots, dashes and underscores")
     return name
+
+
+def check_number(name: str, value: object, *, whole: bool = False, error: type[Exception] = ConfigError) -> None:
+    """Raise `error` for what is no number: "4" and "64MiB" would fail somewhere inside, with words about Python."""
+    if isinstance(value, bool) or not isinstance(value, Integral if whole else Real):
+        what = "a whole number" if whole else "a number"
+        raise error(f"{name}={value!r}: {what} is wanted, not a {type(value).__name__}")
 
 
 def is_label(name: object) -> bool:

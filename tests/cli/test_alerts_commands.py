@@ -18,7 +18,7 @@ from waiting import until
 from canvasbus.bus import EventBus
 from canvasbus.cli import silence
 from canvasbus.cli.output import Output
-from canvasbus.events import DriftDetected, MetricThresholdBreached
+from canvasbus.events import DriftDetected, HandlerFailed, MetricThresholdBreached
 from canvasbus_workers import alerts
 
 
@@ -146,6 +146,24 @@ async def test_status_shows_all_that_rings_and_how_each_destination_stands(
     assert re.search(r"^old-hook +gone \(410\), left alone for 23h 59m ", status.out, re.MULTILINE)
     assert re.search(r"^pager +no token for 1h \d+m, 1 wait +2 +1", status.out, re.MULTILINE)
     assert max(map(len, status.out.splitlines())) <= 80
+
+
+async def test_an_incident_of_the_bus_says_so_and_long_lines_end_between_words(
+    server_url: str, namespace: str, run: Run
+) -> None:
+    """It has no model; what the worker has cut ends with an ellipsis after a whole word."""
+    error = " ".join(["ValueError: no palette"] + ["is like another"] * 30)
+    failed = {"handler": "paint", "entry_id": "1-0", "reason": "exhausted", "error": error, "attempts": 3}
+    async with shop(server_url, namespace, run) as here:
+        await here.bus.publish(HandlerFailed(group="painter", event_type="painting.made", **failed))  # type: ignore[arg-type]
+        found = await here.incidents(1)
+        status = await here.run("alerts", "status")
+    assert found[""]["incident_id"].startswith("model_name=/")
+    head, _, line = status.out.splitlines()[:3]
+    assert re.match(r"warning   the bus/\w+  for ", head)
+    assert re.fullmatch(
+        r"    - painter gave up on painting\.made: .* (is|like|another)… \(handler:painter/painting\.made\)", line
+    )
 
 
 async def test_silences_outlive_workers_and_reach_every_partition(

@@ -79,6 +79,14 @@ def test_cutting_counts_columns_of_the_terminal() -> None:
     assert cell_width("e\u0301") == 1
 
 
+def test_text_is_cut_between_words() -> None:
+    """The last column of a table, where a word that is not too long can be left out whole."""
+    assert short("rate 3, silenced 12", 17, words=True) == "rate 3, silenced…"
+    assert short("rate 3, silenced 12", 12, words=True) == "rate 3, sil…"
+    assert short("rate limited, silenced", 19, words=True) == "rate limited…"
+    assert short("fits here", 9, words=True) == "fits here"
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [

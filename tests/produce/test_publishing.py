@@ -220,6 +220,11 @@ def test_without_a_url(value: str | None, monkeypatch: pytest.MonkeyPatch) -> No
         ("memory://", {}, "private"),
         ("memory://x", {"namespace": "a{b}"}, "namespace"),
         ("memory://x", {"partitions": 0}, "partitions=0"),
+        ("memory://x", {"partitions": "4"}, "partitions='4': a whole number is wanted, not a str"),
+        ("memory://x", {"partitions": 2.5}, "partitions=2.5: a whole number is wanted, not a float"),
+        ("memory://x", {"buffer_bytes": "64MiB"}, "buffer_bytes='64MiB': a number is wanted, not a str"),
+        ("memory://x", {"flush_timeout": None}, "flush_timeout=None: a number is wanted"),
+        ("memory://x", {"spool": 3}, "spool=3: the path of a folder is wanted, not a int"),
         ("memory://x", {"when_full": "drop"}, "'drop_oldest', 'block' or 'raise'"),
         ("memory://x", {"buffer_bytes": 0}, "buffer_bytes=0"),
         ("memory://x", {"max_event_bytes": 0}, "max_event_bytes=0"),
@@ -232,6 +237,19 @@ def test_what_cannot_work_is_a_config_error(url: str, options: dict[str, Any], s
     with pytest.raises(ConfigError) as caught:
         Producer(url, **options)
     assert says in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["memory://calls", "off://"])
+def test_calls_with_the_wrong_type_say_what_is_wanted(url: str) -> None:
+    """At the call, also while the bus is switched off; the Producer goes on afterwards."""
+    bus = Producer(url)
+    for call in (bus.flush, bus.close):
+        with pytest.raises(TypeError, match="timeout='5': a number is wanted, not a str"):
+            call("5")  # type: ignore[operator]
+    with pytest.raises(TypeError, match=r"correlation\('not-a-uuid'\): a uuid\.UUID is wanted"):
+        bus.correlation("not-a-uuid")  # type: ignore[arg-type]
+    bus.publish(PaintingMade())
+    assert bus.close() is True
 
 
 def test_the_password_is_nowhere(soon: Callable[..., Any]) -> None:

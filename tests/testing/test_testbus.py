@@ -96,6 +96,13 @@ async def test_backoffs_pass_in_virtual_time(any_clock: Clock) -> None:
     assert len(bus.published(SketchInked)) == 1
 
 
+def test_an_event_type_is_no_worker() -> None:
+    """The first thing that a newcomer hands over is told with what is wanted."""
+    for wrong, shown in ((SketchDrawn, "SketchDrawn"), ("seller", "'seller'")):
+        with pytest.raises(ContractError, match=f"TestBus runs workers, not {shown}: "):
+            TestBus(wrong)  # type: ignore[arg-type]
+
+
 async def test_looking_at_a_worker_that_is_not_there_is_refused(any_clock: Clock) -> None:
     """A misspelt name would let `dead_letters(...) == []` pass for ever: it is told, with the names that there are."""
     strict, lucky = Worker("strict"), Worker("lucky")

@@ -813,6 +813,12 @@ def test_the_helper_makes_events_of_arrays(model: str) -> None:
         record.reference(model, categorical=["sharpness", "typo"], sharpness=[1, 2], pose=[[1, 2], [3, 4]])
     with pytest.raises(ValueError, match=r"names of 1 columns of pose, which has the shape \(2, 2\)"):
         record.reference(model, columns={"pose": ["x"]}, pose=[[1, 2], [3, 4]])
+    for wrong, says in (
+        ({"categorical": "pose"}, "categorical: a list"),
+        ({"columns": {"pose": "xy"}}, "columns.*: a list"),
+    ):
+        with pytest.raises(TypeError, match=says):
+            record.reference(model, pose=[[1, 2], [3, 4]], **wrong)  # type: ignore[arg-type]
     named = record.reference(model, columns={"pose": ["x", "y"]}, categorical=["y"], pose=[[1, 2], [3, 4]])
     assert (named.columns, named.categorical) == ({"pose": ("x", "y")}, ("y",))
     with pytest.raises(ValueError, match="truth"):

@@ -349,6 +349,27 @@ def test_a_slip_in_the_path_of_a_log_is_no_empty_log(tmp_path: Path) -> None:
         assert len(log) == 1
 
 
+def test_readers_say_what_is_wanted(tmp_path: Path) -> None:
+    """Lists of names, and times with their zone: told at the call, before anything is asked."""
+    naive = datetime(2026, 1, 1)
+    reader = FeatureReader("redis://127.0.0.1:1")
+    for entities, fields, says in (
+        ("e", None, "entities: a list of names is wanted, not 'e'"),
+        ([7], None, r"entities: a list of names is wanted, not \[7\]"),
+        (["e"], "clip", "fields: a list of names is wanted, not 'clip'"),
+        (["e"], [b"clip"], "fields: a list of names is wanted"),
+    ):
+        with pytest.raises(TypeError, match=says):
+            reader.get("v", entities, fields)  # type: ignore[arg-type]
+    with OfflineLog(tmp_path / "x.db", create=True) as log:
+        with pytest.raises(TypeError, match="entities: a list of names is wanted, not 'e'"):
+            log.as_of("v", "e", NOW)
+        with pytest.raises(ValueError, match=r"2026-01-01T00:00:00 has no zone: use datetime\.now"):
+            log.as_of("v", ["e", "f"], [NOW, naive])
+        with pytest.raises(ValueError, match="1 times for 2 entities"):
+            log.as_of("v", ["e", "f"], [NOW])
+
+
 async def test_a_store_that_is_away_costs_no_row_and_no_attempt(configure: Any, virtual: MockClock) -> None:
     """Rows that a sink cannot take come again until it does; the others have theirs meanwhile."""
     configure(

@@ -52,6 +52,7 @@ def test_its_code_runs_and_its_keys_are_there(tmp_path: Path, make_server: Any, 
     async def main() -> None:
         async with EventBus(server.url) as bus:
             bus.add(features.worker)
+            await bus.wait_ready()  # and has made its log
             await bus.publish(window)
             reader = FeatureReader(server.url)
             with OfflineLog(path) as log:

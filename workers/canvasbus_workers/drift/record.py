@@ -81,7 +81,13 @@ def reference(
     """What the version says on data that is known to be good. The rows are written into the artifact store (default: the
     folder of ARTIFACT_ROOT), which the drift workers must be able to read. `correct` (n,): which rows it answered
     rightly. `columns`: array → names of its columns; `categorical`: names of columns that hold codes. Raises ValueError
-    when lengths differ, and for names of what is not there."""
+    when lengths differ, and for names of what is not there; TypeError for a text where a list of names is wanted."""
+    for what, names in (
+        ("categorical", categorical),
+        *((f"columns[{name!r}]", of) for name, of in (columns or {}).items()),
+    ):
+        if isinstance(names, str):
+            raise TypeError(f"{what}: a list of names is wanted, like [{names!r}], not {names!r}")
     lengths = {len(np.asarray(array)) for array in arrays.values()}
     if len(lengths) != 1 or 0 in lengths:
         raise ValueError(f"a reference needs arrays with a row for each item, these have {sorted(lengths)} rows")

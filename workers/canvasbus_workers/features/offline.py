@@ -101,9 +101,17 @@ class OfflineLog:
 
         A row counts from its event time on, that moment included: a training set that joins its labels at the moment of
         each prediction sees no later feature. `max_age`: seconds; rows that were older then count as none.
+        Raises ValueError for a time without its zone, and when there are not as many times as entities.
         """
+        if isinstance(entities, str):
+            raise TypeError(f"entities: a list of names is wanted, not {entities!r}")
         times = [time] * len(entities) if isinstance(time, datetime) else list(time)
-        if isinstance(entities, str) or len(times) != len(entities):
+        for moment in times:
+            if moment.tzinfo is None:
+                raise ValueError(
+                    f"time: {moment.isoformat()} has no zone: use datetime.now(UTC), or replace(tzinfo=UTC)"
+                )
+        if len(times) != len(entities):
             raise ValueError(f"{len(times)} times for {len(entities)} entities: one for all, or one for each")
         found: list[FeatureRow | None] = []
         for entity, moment in zip(entities, times, strict=True):

@@ -58,8 +58,9 @@ class FeatureReader:
 
         Raises Unavailable when the server does not answer, Refused when it does not let us.
         """
-        if isinstance(entities, str):
-            raise TypeError(f"entities: a list of names is wanted, not {entities!r}")
+        for name, given in (("entities", entities), ("fields", () if fields is None else fields)):
+            if isinstance(given, str) or not all(isinstance(one, str) for one in given):
+                raise TypeError(f"{name}: a list of names is wanted, not {given!r}")
         if not entities:
             return []
         keys = OnlineKeys(self._namespace, view)
