@@ -69,7 +69,7 @@ def load(target: str) -> "Worker":
             and target in _extras(point)
         ):
             raise ConfigError(
-                f"worker {target!r} needs {missing.name}, which is not installed: "
+                f"worker {target!r} needs {(missing.name or '').partition('.')[0]}, which is not installed: "
                 f"pip install '{_package(point)}[{target}]'"
             ) from missing
         raise

@@ -260,7 +260,7 @@ async def test_a_run_that_began_late(
     """An order waits almost as long as it may, and then takes almost as long as a run may: nothing else begins meanwhile, and
     what it has made is promoted. When nobody tells how it ended, it is overdue when its own time is over."""
     settings.write_text(
-        f'{FREE}timeout_seconds = 100\nlauncher = "subprocess"\nfolder = "{tmp_path}"\nsubprocess = {{command = ["x"]}}\n'
+        f'{FREE}timeout_seconds = 100\nlauncher = "subprocess"\nfolder = "{tmp_path}"\nsubprocess = {{command = ["true"]}}\n'
     )
     running, most = set[str](), 0
 

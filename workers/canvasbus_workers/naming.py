@@ -22,7 +22,7 @@ def name_of(*parts: str, by: str = "/", longest: int = LONGEST) -> str:
     if len(plain) <= longest and plain.isprintable() and not any(by in part or MARK in part for part in parts):
         return plain
     digest = blake2b(repr(parts).encode(), digest_size=_DIGEST).hexdigest()
-    shown = by.join("".join(_shown(one, by) for one in part) for part in parts)
+    shown = by.join("".join(_shown(one, by) for one in part[:longest]) for part in parts)
     return f"{shown[: longest - 1 - len(digest)]}{MARK}{digest}"
 
 
