@@ -67,6 +67,7 @@ _PRODUCER = (
     Right("XADD stream * e value", "publish"),
     Right("XADD inbox * e value", "publish with a delay"),
     Right("EXEC", "publish"),
+    Right("DISCARD", "publish many, where something comes between two batches"),
     Right("WAIT 1 0", "publish with durability='replicated'", optional=True),
     Right("GET full", "see which streams are full"),
     Right("XREVRANGE stream + -", "publish"),

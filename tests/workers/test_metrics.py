@@ -352,7 +352,7 @@ async def test_ten_thousand_models(
         assert len(rules._at_rest) == KEPT_AT_REST
         await bus.publish_many([report("fid", 40.0, model=f"ruled{number}") for number in range(0, 11_000, 1100)])
         await quiet(eyes, "metrics", event_type="metric.reported", timeout=60)
-    states = [key for key in eyes.call("KEYS", f"*{namespace}*state*") if b"series:" in key]
+    states = [key for key in eyes.call("KEYS", f"*{namespace}*state*") if b"series/" in key]
     assert len(states) == 11_000
     assert max(eyes.call("STRLEN", key) for key in states[::40]) < 400
     assert min(eyes.call("PTTL", key) for key in states[::40]) > 0
