@@ -82,6 +82,8 @@ class Membership:
         self._settler = settler
         self._codec = codec
         self._reported: dict[bytes, bytes] = {}
+        self._held_from: dict[bytes, bytes] = {}
+        """By stream: from where and when its group was made anew, when what we hold was last let be pending in it."""
         self._made: int | None = None
         self._gone: dict[bytes, float] = {}
         self._complaints = Complaints(group)
@@ -280,6 +282,10 @@ class Membership:
             await self._shared.call("HMGET", keys, *(b"~from:" + t.stream for t in held)), "look at the group"
         )
         for topic, start in zip(held, starts, strict=True):
+            known, self._held_from[topic.stream] = self._held_from.get(topic.stream), start
+            if start == known:  # held already: what is pending no more by now was committed, and must stay so
+                continue
+            start = (start or b"").partition(b" ")[0]
             if start and start != b"0-0":
                 if any(id_order(entry_id) > id_order(start) for entry_id in topic.held):
                     topic.doubt_held()

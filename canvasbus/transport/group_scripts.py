@@ -74,7 +74,8 @@ if start == '0-0' then
 else
   redis.call('XGROUP', 'CREATE', stream, group, start)
 end
-redis.call('HSET', cursors, stream, start, '~from:' .. stream, start)
+local now = redis.call('TIME')
+redis.call('HSET', cursors, stream, start, '~from:' .. stream, start .. ' ' .. now[1] .. '.' .. now[2])
 redis.call('HDEL', cursors, '~gone:' .. stream)
 local made = redis.pcall('HINCRBY', cursors, '~made', 1)
 if type(made) == 'table' and made.err then redis.call('HSET', cursors, '~made', 1) end  -- it was no number

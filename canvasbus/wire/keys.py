@@ -114,7 +114,7 @@ class Keys:
 
     def cursors(self, group: str) -> bytes:
         """Hash of what must outlive the loss of a group: stream → the last entry given to the group, `~made` → how often
-        it was made anew, `~from:` and a stream → after which entry, `~gone:` and a stream → entries that had gone
+        it was made anew, `~from:` and a stream → after which entry and when, `~gone:` and a stream → entries that had gone
         unread by the server's count."""
         return self._key("cursors", group)
 

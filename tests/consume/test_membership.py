@@ -85,6 +85,24 @@ async def test_what_is_held_when_the_group_goes_is_not_forgotten(any_url: str, n
     assert sorted(e.number for e in eyes.events("painting.framed")) == list(range(20))
 
 
+async def test_what_is_held_is_pending_again_once(any_url: str, namespace: str, eyes: Eyes) -> None:
+    """A worker makes the group anew, and hears of it a second time when it next reports. What was committed in between, and
+    only the answer was lost, must not be pending again: its commit is tried again, and would have its effect twice."""
+    gate = Gate()
+    async with running(any_url, gate.worker, namespace=namespace, grace=0.01) as bus:
+        await bus.publish_many([PaintingMade(number=n) for n in range(3)])
+        await until(lambda: len(gate.seen) == 3)
+        before = eyes.pending("framers")
+        members = subscription_of(bus).membership
+        eyes.call("XGROUP", "DESTROY", eyes.stream(), "framers")
+        await until(lambda: eyes.pending("framers") == before)
+        eyes.call("XACK", eyes.stream(), "framers", before[0][0])
+        members._made = -1  # as if it had not been heard of yet
+        await members.report()
+        await until(lambda: not subscription_of(bus).settler._holds)
+        assert eyes.pending("framers") == before[1:]
+
+
 async def test_a_group_goes_on_where_the_furthest_of_its_workers_was(any_url: str, namespace: str, eyes: Eyes) -> None:
     """The one that makes it anew has read nothing lately; the other has read all, and is still busy with it. (Alive are
     both: the one that notices first must not begin where only it was.)"""

@@ -167,9 +167,7 @@ def _handled(plan: Plan, history: History, eyes: Eyes, group: str) -> Iterator[s
     )
     bounds: dict[int | str, list[int]] = defaultdict(lambda: [0, 0, 0])
     for entry_id, n in entries.items():  # a topic may have an event twice when the group before it was lost
-        # Three: what is held is pending anew in the group that was made anew, also when its commit was executed before and
-        # only the answer was lost (seed 989).
-        least, most = (0, 3) if entry_id in loose[0] else (1, 3) if entry_id in loose[1] else (1, 1)
+        least, most = (0, 2) if entry_id in loose[0] else (1, 2) if entry_id in loose[1] else (1, 1)
         bound = bounds[entry_id if n is None else n]
         bound[0] += 0 if n in history.stale else least
         bound[1] += most
