@@ -134,6 +134,7 @@ MUTANTS = (
         "claimed by age",
         "3",
         (words(sweep.Sweep, "_sweep", "    dead = self._watcher.judge(now, beats, owners)\n", BY_AGE),),
+        frozenset({"pause"}),
         classic=True,
     ),
     Mutant(
