@@ -11,21 +11,12 @@ import pytest
 from servers import Watched, python_path
 from studio import Eyes
 
-UNIT = """
+UNIT = (
+    Path(__file__).with_name("asked.py").read_text()
+    + """
 import os
 import trio
-from canvasbus import Event, event
 from canvasbus.worker import Backoff, Worker
-
-@event("crash.asked")
-class Asked(Event):
-    number: int
-    deadly: bool = False
-
-@event("crash.answered")
-class Answered(Event):
-    number: int
-    pid: int
 
 worker = Worker("unit")
 
@@ -36,6 +27,7 @@ async def on_asked(event: Asked) -> Answered:
         os._exit(1)
     return Answered(number=event.number, pid=os.getpid())
 """
+)
 
 
 class Program:
@@ -75,6 +67,18 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Program]]:
         if program.process.poll() is None:
             program.process.terminate()  # a supervisor takes its processes along
             program.process.wait(20)
+
+
+@pytest.fixture
+def configure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Give the programs that are started from now on this canvasbus.toml."""
+    file = tmp_path / "canvasbus.toml"
+    monkeypatch.setenv("CANVASBUS_CONFIG", str(file))
+
+    def write(text: str) -> None:
+        file.write_text(text)
+
+    return write
 
 
 @pytest.fixture

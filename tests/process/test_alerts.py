@@ -3,10 +3,8 @@
 import os
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import pytest
 from studio import Eyes, quiet
 from waiting import until
 
@@ -23,14 +21,11 @@ async def test_three_workers_share_a_storm_and_two_are_killed(
     namespace: str,
     eyes: Eyes,
     start: Callable[..., Any],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    configure: Callable[[str], None],
 ) -> None:
     """Forty models with five episodes each, the debounce of each a timer, and two workers killed in the midst of it: one
     incident a model, opened once and resolved once, and one notification for each of these, in every incident in order."""
-    settings = tmp_path / "canvasbus.toml"
-    settings.write_text("[workers.alerts]\nfor_seconds = 0.5\nburst = 1000\nrate_per_minute = 6000\n")
-    monkeypatch.setenv("CANVASBUS_CONFIG", str(settings))
+    configure("[workers.alerts]\nfor_seconds = 0.5\nburst = 1000\nrate_per_minute = 6000\n")
     where = ("--url", server_url, "--namespace", namespace)
     programs = [start(*where, unit=UNIT) for _ in range(3)]
     await until(lambda: all(program.said("worker joined") for program in programs), 60)

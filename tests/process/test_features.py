@@ -41,13 +41,13 @@ async def test_two_of_three_workers_are_killed(
     start: Callable[..., Any],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    configure: Callable[[str], None],
 ) -> None:
     """One dies when it has written a batch to the first of its stores, one when it has written to both and acknowledged
     nothing: the log has every row, the history has each once, and online is each entity's latest."""
-    config, path = tmp_path / "canvasbus.toml", tmp_path / "features.db"
+    path = tmp_path / "features.db"
     sinks = '[workers.features.sinks.online]\nkind = "redis"\n[workers.features.sinks.log]\nkind = "sqlite"\n'
-    config.write_text(f"{sinks}path = {json.dumps(str(path))}\n")
-    monkeypatch.setenv("CANVASBUS_CONFIG", str(config))
+    configure(f"{sinks}path = {json.dumps(str(path))}\n")
     monkeypatch.setenv("CANVASBUS_URL", server_url)
     where = ("--url", server_url, "--namespace", namespace)
     doomed = [

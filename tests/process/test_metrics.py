@@ -3,10 +3,8 @@
 import os
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import pytest
 from studio import Eyes, quiet
 from waiting import until
 
@@ -44,15 +42,12 @@ async def test_three_workers_share_the_reports_and_two_are_killed(
     namespace: str,
     eyes: Eyes,
     start: Callable[..., Any],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    configure: Callable[[str], None],
 ) -> None:
     """Forty models, each with five reports that break a rule, five that end it, and one that is the last of its metric.
     One worker is killed with breaches that it has found and not told, one while recoveries are told: each breach, each
     recovery and each silence is told once."""
-    config = tmp_path / "canvasbus.toml"
-    config.write_text(RULES)
-    monkeypatch.setenv("CANVASBUS_CONFIG", str(config))
+    configure(RULES)
     where = ("--url", server_url, "--namespace", namespace)
     doomed, *others = [start(*where, unit=UNIT + more) for more in (DYING, "", "")]
     await until(lambda: all(program.said("worker joined") for program in (doomed, *others)), 60)

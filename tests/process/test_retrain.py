@@ -61,15 +61,13 @@ pytestmark = pytest.mark.long
 
 
 @pytest.fixture
-def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def config(tmp_path: Path, configure: Callable[[str], None]) -> None:
     """canvasbus.toml for workers that train with JOB."""
     (tmp_path / "train.py").write_text(JOB)
-    config = tmp_path / "canvasbus.toml"
-    config.write_text(
+    configure(
         f'[workers.retrain]\nlauncher = "subprocess"\nfolder = "{tmp_path}/runs"\ncooldown_seconds = 0\n'
         f'[workers.retrain.subprocess]\ncommand = {json.dumps([sys.executable, "train.py"])}\ncwd = "{tmp_path}"\n'
     )
-    monkeypatch.setenv("CANVASBUS_CONFIG", str(config))
 
 
 def ran(folder: Path) -> list[list[str]]:
