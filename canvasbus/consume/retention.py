@@ -14,7 +14,7 @@ held up, it would hold up those who could work the stream off.
 No loss is silent: the script that removes what somebody has not handled adds `bus.loss` to its stream in the same step,
 and removes nothing when it cannot. So neither a lost reply, nor a maintainer that is killed, nor an error at another type
 comes between. How many are lost is known in the script only: it gets the event encoded but for its number and the end of
-its detail, which costs 2 µs a group, and only of types at their cap. A stream far above its cap goes in steps, each of
+its detail, which costs some microseconds a group, and only of types at their cap. A stream far above its cap goes in steps, each of
 which tells. A group's lease is told first and noted then, under one event id: twice at worst, and as the same event.
 
 One type's error, or one group's, ends nothing but its own turn: the others are trimmed, and the look returns it.

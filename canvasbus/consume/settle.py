@@ -385,11 +385,11 @@ class Settler:
 
     async def _hold_again(self) -> None:
         while self._holds:
-            topic, start = self._holds[-1]
+            topic, start = self._holds[0]
             for some in chunks([i for i in topic.held if id_order(i) <= id_order(start)]):
                 keys = [self.fence.key, topic.stream]
                 await self._link.run(HOLD.call(keys, [self.fence.number, self._group, self.consumer, *some]))
-            self._holds.pop()
+            del self._holds[0]  # others may have come behind it meanwhile
 
     async def _send(self, chunk: list[Commit], look: bool) -> Reply:
         look = await self._doubts(chunk) or look

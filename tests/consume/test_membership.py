@@ -6,12 +6,15 @@ from typing import Any
 
 import pytest
 import trio
+from faulty import FaultyServer
 from servers import ServerProcess, binaries
 from studio import Eyes, PaintingFramed, PaintingMade, SculptureMade, quiet, running, subscription_of
 from waiting import until
 
 from canvasbus.consume import membership
 from canvasbus.consume.membership import gone_unread
+from canvasbus.transport.connect import open_server
+from canvasbus.transport.group_scripts import HOLD
 from canvasbus.worker import Worker
 
 
@@ -101,6 +104,28 @@ async def test_what_is_held_is_pending_again_once(any_url: str, namespace: str, 
         await members.report()
         await until(lambda: not subscription_of(bus).settler._holds)
         assert eyes.pending("framers") == before[1:]
+
+
+async def test_two_groups_that_are_made_anew_at_once(any_url: str, namespace: str, eyes: Eyes) -> None:
+    """While what is held of one is let be pending again, another follows: it has its turn."""
+    server, gate = FaultyServer(open_server(any_url)), Gate()
+    async with running(server, gate.worker, namespace=namespace, grace=0.01) as bus:
+        await bus.publish_many([PaintingMade(number=n) for n in range(3)])
+        await until(lambda: len(gate.seen) == 3)
+        before = eyes.pending("framers")
+        first, _, last = (entry_id.encode() for entry_id, _, _ in before)
+        eyes.call("XACK", eyes.stream(), "framers", *(entry_id for entry_id, _, _ in before))
+        settler, topic = subscription_of(bus).settler, subscription_of(bus).topics[eyes.stream()]
+        later = [last]
+
+        def meet(data: bytes) -> None:
+            if HOLD.sha.encode() in data and later:
+                settler.hold_again(topic, later.pop())
+
+        server.on_packet = meet
+        settler.hold_again(topic, first)
+        await until(lambda: not settler._holds)
+        assert eyes.pending("framers") == before
 
 
 async def test_a_group_goes_on_where_the_furthest_of_its_workers_was(any_url: str, namespace: str, eyes: Eyes) -> None:
