@@ -169,7 +169,10 @@ class Recovery:
             self.lost(topic, entry_id)
             return
         delivery: Delivery = deliver(self._codec, topic, entry_id, fields)
-        delivery.failures = max(0, deliveries - 1)
+        # Of a suspect the run is counted before it begins. A server that has lost the outcome of its last one gives it back to
+        # us, who live: that run has not failed.
+        most = deliveries - 1 if suspect else min(deliveries - 1, topic.lane.handler.retry.attempts - 1)
+        delivery.failures = max(0, most)
         delivery.suspect = suspect
         delivery.alone = deliveries == 0
         delivery.overdue = overdue

@@ -18,7 +18,7 @@ from canvasbus.transport.connect import open_server
 from canvasbus.transport.memory import MemoryServer
 from canvasbus.transport.settle_script import SETTLE
 from canvasbus.wire.keys import FREE_POOL, Keys
-from canvasbus.worker import Reject, Worker
+from canvasbus.worker import Backoff, Context, Reject, Worker
 
 
 @event("mural.made", key="wall")
@@ -232,6 +232,28 @@ async def test_a_fence_that_it_raised_itself_is_nobody_elses(any_url: str, names
         assert await subscription.recovery.take(FREE_POOL, 10)
         eyes.call("INCR", eyes.keys.fence(settler.consumer))
         assert not await subscription.recovery.take(FREE_POOL, 10)
+
+
+async def test_an_outcome_that_the_server_has_lost_is_no_failure(any_url: str, namespace: str, eyes: Eyes) -> None:
+    """The last attempt of what was with a dead worker is counted before it begins. A server that forgets how it ended gives
+    the event back to who has run it: as the same attempt, not as one too many."""
+    worker, attempts = Worker("framers"), []
+
+    @worker.on(PaintingMade, retry=Backoff(attempts=2))
+    async def frame(event: PaintingMade, ctx: Context) -> PaintingFramed:
+        attempts.append(ctx.attempt)
+        return PaintingFramed(number=event.number)
+
+    async with running(any_url, worker, namespace=namespace) as bus:
+        await bus.publish(PaintingMade(number=1))
+        await quiet(eyes, "framers")
+        ((entry_id, _),) = eyes.call("XRANGE", eyes.stream(), "-", "+")
+        name = subscription_of(bus).consumer
+        eyes.call("XCLAIM", eyes.stream(), "framers", name, 0, entry_id, "RETRYCOUNT", 3, "FORCE")
+        subscription_of(bus).recovery.audit_soon()
+        await until(lambda: len(attempts) == 2)
+        await quiet(eyes, "framers")
+    assert attempts == [1, 2] and eyes.dead("framers") == []
 
 
 async def test_an_acknowledgement_that_is_refused_does_not_count(any_url: str, namespace: str, eyes: Eyes) -> None:

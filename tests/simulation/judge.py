@@ -317,7 +317,7 @@ def _attempted(plan: Plan, history: History) -> Iterator[str]:
     ran: dict[tuple[str, int, str], list[Run]] = defaultdict(list)
     for run in history.runs:
         ran[run.group, run.partition, run.entry_id].append(run)
-        if run.attempt > plan.attempts + bool(history.cut):  # a suspect's is written before it begins: its end was lost
+        if run.attempt > plan.attempts:
             yield f"{run.group}: attempt {run.attempt} of {plan.attempts} at {run.n}"
     for (group, _, entry_id), runs in ran.items():
         if (

@@ -35,7 +35,7 @@ from canvasbus.wire.keys import LATER_INBOX
 from canvasbus.worker import Context, Worker
 
 HEAL_SECONDS = 40.0
-"""In which something must be done once the faults are over: the heartbeat limit, a lease, suspects one by one."""
+"""In which everything must be done once the faults are over: the heartbeat limit, a lease, suspects one by one."""
 
 IDLE_SECONDS = 3.0
 IDLE_COMMANDS = 25.0
@@ -221,22 +221,20 @@ class World:
 
     async def _be_done(self) -> None:
         """Wait until everything that was published is done."""
-        kills = "kills" in self.plan.behaviours.values()  # for each group that costs some workers, one after the other
-        seconds = HEAL_SECONDS * (len(self.plan.groups) if kills else 1)
-        last = trio.current_time() + 4 * seconds
-        runs, until = -1, 0.0
-        while self._publishing or not self._all_sent() or not all(map(self._done, self.partitions)):
-            now = trio.current_time()
-            if len(self.history.runs) > runs:  # a single worker may have much to do: what counts is that it goes on
-                runs, until = len(self.history.runs), min(now + seconds, last)
-            if now >= until:
-                break
-            await trio.sleep(0.5)
-        else:
+        plan = self.plan
+        behaviours = Counter(plan.behaviours.values())
+        kills = "kills" in behaviours  # for each group that costs some workers, one after the other
+        seconds = HEAL_SECONDS * (len(plan.groups) if kills else 1)
+        # What takes long does so in each group, and where there is one slot everything waits for it.
+        long = plan.timeout * (behaviours["hangs"] + behaviours["slow"]) * len(plan.groups)
+        seconds += long / (plan.processes * plan.concurrency)
+        with trio.move_on_after(seconds):
+            while self._publishing or not self._all_sent() or not all(map(self._done, self.partitions)):
+                await trio.sleep(0.5)
             self.note("world", "everything is done")
             return
         self.wrong(
-            f"nothing done for {seconds:.0f} s after the last fault: {self._publishing} publishes, "
+            f"not done {seconds:.0f} s after the last fault: {self._publishing} publishes, "
             f"programs {'done' if self._all_sent() else 'not done'}, "
             + "; ".join(f"{g} {eyes.pending(g, input_of(g))[:5]}" for g in self.plan.groups for eyes in self.partitions)
         )
