@@ -104,19 +104,22 @@ async def serve(workers: tuple[Worker, ...], url: str, options: dict[str, Any]) 
 
 
 @asynccontextmanager
-async def until_signal() -> AsyncIterator[None]:
-    """Run the block until SIGTERM or SIGINT. A second signal while the program drains ends the process at once."""
+async def until_signal() -> AsyncIterator[trio.Event]:
+    """Run the block until SIGTERM or SIGINT, which sets the event that it is given: the block may have come to its own
+    end in the same moment. A second signal while the program drains ends the process at once."""
+    told = trio.Event()
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with trio.open_nursery() as nursery:
 
             async def watch() -> None:
                 async for number in signals:
                     log.info("signal received; draining", signal=signal.Signals(number).name)
+                    told.set()
                     nursery.cancel_scope.cancel()
                     return
 
             nursery.start_soon(watch)
-            yield
+            yield told
             nursery.cancel_scope.cancel()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _end_now)

@@ -178,11 +178,9 @@ async def _serve(workers: tuple[Any, ...], url: str, settings: Any, host: str, p
         if port is not None:
             await probes.start(serve_health, bus, host, port)
         # Entering the bus waits for the server, too, but neither signals nor this program's log would be served there.
-        reached = False
-        async with until_signal():
+        async with until_signal() as told:
             await _reach(url)
-            reached = True
-        if reached:
+        if not told.is_set():
             async with bus, until_signal():
                 await bus.wait_ready()
                 tune_collector()

@@ -123,3 +123,26 @@ def test_a_port_that_does_not_exist_is_bad_usage(
     said = capsys.readouterr().err
     assert says in said
     assert said.count("\n") == 1
+
+
+TOLD_AS_IT_REACHES_THE_SERVER = """
+import os, signal, sys
+import trio, trio.testing
+from canvasbus.cli import worker
+
+async def reach(url: str) -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+    with trio.CancelScope(shield=True):
+        await trio.testing.wait_all_tasks_blocked(0.01)
+
+worker._reach = reach
+sys.exit(worker.main(sys.argv[1:]))
+"""
+
+
+def test_a_signal_in_the_moment_in_which_the_server_is_reached_is_heard(tmp_path: Path) -> None:
+    """The program leaves; the signal was taken for nobody's once, and it ran on until it was killed."""
+    (tmp_path / "early_workers.py").write_text(MODULE)
+    arguments = ["early_workers:worker", "--url", f"redis://127.0.0.1:{free_port()}"]
+    ended = subprocess.run([sys.executable, "-c", TOLD_AS_IT_REACHES_THE_SERVER, *arguments], cwd=tmp_path, timeout=20)
+    assert ended.returncode == 0

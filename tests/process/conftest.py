@@ -66,7 +66,12 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Program]]:
     for program in started:
         if program.process.poll() is None:
             program.process.terminate()  # a supervisor takes its processes along
-            program.process.wait(20)
+            try:
+                program.process.wait(20)
+            except subprocess.TimeoutExpired:
+                program.process.kill()  # and its processes drain when it is gone
+                program.process.wait()
+                raise AssertionError(f"a program did not end when it was told to:\n{program.log.read_text()}") from None
 
 
 @pytest.fixture
