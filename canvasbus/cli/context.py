@@ -39,6 +39,11 @@ class Context:
         except ConfigError as error:
             raise self.loaded.blame("url", error) from None
 
+    def close(self) -> None:
+        """End the connection, if there is one."""
+        if "link" in self.__dict__:
+            self.link.close()
+
     @property
     def where(self) -> str:
         """The namespace and the server, for people."""

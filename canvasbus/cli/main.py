@@ -12,6 +12,7 @@ import importlib
 import os
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from typing import Any
 
 from canvasbus import __version__
@@ -396,7 +397,8 @@ def _run(argv: list[str] | None) -> int:
 
     loaded = config.load({name: getattr(args, name) for name in _SETTINGS})
     command = args.parser.prog.removeprefix("canvasbus ")
-    return run(Context(command, loaded, Output(json=args.json), getattr(args, "module", ())), args)
+    with closing(Context(command, loaded, Output(json=args.json), getattr(args, "module", ()))) as context:
+        return run(context, args)
 
 
 def run_demo(context: Any, args: argparse.Namespace) -> int:

@@ -45,8 +45,13 @@ async def _open(address: Address, name: str) -> trio.abc.Stream:
             stream.setsockopt(socket.SOL_SOCKET, option, _SOCKET_BUFFER)
         if not address.tls:
             return stream
-        secured = trio.SSLStream(stream, tls_context(address), server_hostname=address.host, https_compatible=True)
-        await secured.do_handshake()
+        try:
+            secured = trio.SSLStream(stream, tls_context(address), server_hostname=address.host, https_compatible=True)
+            await secured.do_handshake()
+        except BaseException:
+            with trio.CancelScope(shield=True):
+                await trio.aclose_forcefully(stream)
+            raise
         return secured
     except (OSError, trio.BrokenResourceError) as error:
         raise connect_failure(name, address, error, broken=isinstance(error, trio.BrokenResourceError)) from error

@@ -23,6 +23,7 @@ from uuid import UUID
 import numpy as np
 import pytest
 from cli.commands import Run
+from once import once
 from rich.cells import cell_len
 from servers import binaries, python_path
 
@@ -38,8 +39,7 @@ from canvasbus.operate.given import from_json
 from canvasbus.transport.blocking import BlockingLink
 from canvasbus.transport.connect import open_server
 
-# One group: its playings are made once for each process that runs some of it (`--dist loadgroup`).
-pytestmark = [pytest.mark.long, pytest.mark.timeout(600), pytest.mark.xdist_group("demo")]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
 
 SEED = 0
 WORKERS = {"drift", "alerts", "retrain", "trainer", "tagger"}
@@ -125,6 +125,10 @@ def redis_url(_servers: Callable[[str], str]) -> str:
 @pytest.fixture(scope="module")
 def playings(tmp_path_factory: pytest.TempPathFactory, redis_url: str) -> dict[str, Told]:
     """The story, three times."""
+    return once(tmp_path_factory, "demo", lambda: play_thrice(tmp_path_factory, redis_url))
+
+
+def play_thrice(tmp_path_factory: pytest.TempPathFactory, redis_url: str) -> dict[str, Told]:
     folders = {name: tmp_path_factory.mktemp(name) for name in ("memory", "again", "processes")}
     (folders["processes"] / "sitecustomize.py").write_text(BLOCKER)
     told: dict[str, Told] = {}

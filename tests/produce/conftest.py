@@ -2,11 +2,13 @@
 
 import logging
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
+from produce.driver import Driver
 from produce.programs import Program
 from studio import Eyes
 from waiting import until
@@ -51,6 +53,19 @@ def warnings(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
         ]
 
     return warnings
+
+
+@pytest.fixture
+def drivers() -> Iterator[Callable[[str, str], Driver]]:
+    """drivers(url, namespace): one more Driver."""
+    with ExitStack() as stack:
+
+        def make(url: str, namespace: str) -> Driver:
+            driver = Driver(url, namespace)
+            stack.callback(driver.close)
+            return driver
+
+        yield make
 
 
 @pytest.fixture

@@ -91,6 +91,12 @@ class Driver:
             link.request(packet)
         self._held.clear()
 
+    def close(self) -> None:
+        """End all of its connections."""
+        for link in (self._link, *[link for link, _ in self._held]):
+            link.close()
+        self.eyes.close()
+
     def numbers(self) -> list[int]:
         return [made.number for made in self.eyes.events("painting.made")]
 

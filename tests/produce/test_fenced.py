@@ -5,7 +5,7 @@ executed and whether its replies come back.
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -24,8 +24,8 @@ from canvasbus.wire.outgoing import Outgoing
 
 
 @pytest.fixture
-def driver(any_url: str, namespace: str) -> Driver:
-    return Driver(any_url, namespace)
+def driver(drivers: Callable[[str, str], Driver], any_url: str, namespace: str) -> Driver:
+    return drivers(any_url, namespace)
 
 
 # --- the normal path --------------------------------------------------------------------------------------------------
@@ -160,10 +160,12 @@ def test_a_stream_whose_end_was_lost(driver: Driver, fault: Fault) -> None:
     assert driver.numbers() == [0, 2, 3] and (now.unknown, now.resent) == (0, 1)
 
 
-def test_a_batch_that_no_replica_confirms(server_url: str, namespace: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_that_no_replica_confirms(
+    drivers: Callable[[str, str], Driver], server_url: str, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It is on the server once, is asked for again and again over new connections, and is unknown in the end."""
     monkeypatch.setattr(fenced, "WAIT_MS", 10)
-    driver = Driver(server_url, namespace)
+    driver = drivers(server_url, namespace)
     driver.sender = FencedSender(driver.keys, replicated=True)
     (result,) = driver.send(*made(1), patience=0.3)
     assert isinstance(result, Unavailable) and result.ambiguous and "no replica within 0.01 s" in str(result)
@@ -347,12 +349,12 @@ def test_multi_is_forbidden() -> None:
 
 
 @pytest.mark.parametrize("seed", seeds(4, "fenced"))
-def test_at_random(namespace: str, seed: int) -> None:
+def test_at_random(drivers: Callable[[str, str], Driver], namespace: str, seed: int) -> None:
     """Batches of two types under random faults, several in a row, with held packets arriving at any time: everything is
     stored exactly once, in order, and the results are the true entry ids."""
     print(f"seed {seed}")
     rng = random.Random(seed)
-    driver = Driver(f"memory://{namespace}", namespace)
+    driver = drivers(f"memory://{namespace}", namespace)
     expected: list[int] = []
     results: dict[str, list[Any]] = {"painting.made": [], "sculpture.made": []}
     request = driver._request

@@ -45,6 +45,7 @@ class Row:
 
     async def __aexit__(self, *_: object) -> None:
         await self.link.aclose()
+        self.eyes.close()
 
     def numbers(self) -> list[int]:
         return [made.number for made in self.eyes.events("painting.made")]

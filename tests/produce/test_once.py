@@ -27,15 +27,25 @@ SCRIPT = b"EVAL"
 DAY_MS = 24 * 3600 * 1000
 
 
+Marking = Callable[..., Driver]
+"""marking(url, namespace, options of PartitionSender)"""
+
+
 @pytest.fixture
-def driver(any_url: str, namespace: str) -> Driver:
+def marking(drivers: Callable[[str, str], Driver]) -> Marking:
+    """One more Driver, whose sender leaves marks."""
+
+    def make(url: str, namespace: str, **options: Any) -> Driver:
+        driver = drivers(url, namespace)
+        driver.sender = PartitionSender(driver.keys, **options)
+        return driver
+
+    return make
+
+
+@pytest.fixture
+def driver(marking: Marking, any_url: str, namespace: str) -> Driver:
     return marking(any_url, namespace)
-
-
-def marking(url: str, namespace: str, **options: Any) -> Driver:
-    driver = Driver(url, namespace)
-    driver.sender = PartitionSender(driver.keys, **options)
-    return driver
 
 
 def keyed(driver: Driver, *numbers: int, delay: float | None = None) -> list[Outgoing]:
@@ -54,7 +64,7 @@ def mark(driver: Driver, item: Outgoing) -> Any:
 # --- what it does -----------------------------------------------------------------------------------------------------
 
 
-def test_what_a_dead_process_stored_is_not_refused(any_url: str, namespace: str) -> None:
+def test_what_a_dead_process_stored_is_not_refused(marking: Marking, any_url: str, namespace: str) -> None:
     """It was killed before it heard that its run is stored, and by now the stream takes no more: whoever adopts the run
     asks for its marks, and tells that it is there."""
     options: dict[str, Any] = {"dedupe": Dedupe(always=True)}
@@ -147,7 +157,7 @@ def test_for_later(driver: Driver) -> None:
 
 
 @pytest.mark.parametrize("window", [1.0, 24 * 3600.0])
-def test_the_window_ends(namespace: str, window: float) -> None:
+def test_the_window_ends(marking: Marking, namespace: str, window: float) -> None:
     """A moment before its end a key is known, and being published again lengthens nothing; after it the event is stored
     anew, and known again."""
     with clock.using(TurnedClock()) as time:
@@ -240,7 +250,9 @@ def test_patience(driver: Driver) -> None:
     assert rows(driver) == [result] and driver.sender.statistics.given_up == 2
 
 
-def test_a_batch_that_no_replica_confirms(server_url: str, namespace: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_that_no_replica_confirms(
+    marking: Marking, server_url: str, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It is on the server once, is asked for again over new connections, and is unknown in the end."""
     monkeypatch.setattr(fenced, "WAIT_MS", 10)
     driver = marking(server_url, namespace, replicated=True)
@@ -313,7 +325,7 @@ def test_keys_of_another_type(driver: Driver) -> None:
 @pytest.mark.parametrize("kind", ["redis", "valkey"])
 @pytest.mark.parametrize("delay", [None, 60.0])
 def test_a_server_without_memory(
-    make_server: Callable[..., ServerProcess], kind: str, namespace: str, delay: float | None
+    marking: Marking, make_server: Callable[..., ServerProcess], kind: str, namespace: str, delay: float | None
 ) -> None:
     """All or nothing: no event and no mark while it has none, each once when it has. What is there already is answered."""
     driver = marking(make_server(kind).url, namespace)
@@ -334,7 +346,7 @@ def test_a_server_without_memory(
 
 @pytest.mark.parametrize("kind", ["redis", "valkey"])
 def test_a_stream_that_has_used_up_its_ids(
-    make_server: Callable[..., ServerProcess], kind: str, namespace: str
+    marking: Marking, make_server: Callable[..., ServerProcess], kind: str, namespace: str
 ) -> None:
     """Its events are refused one by one and leave no mark; the others are stored."""
     driver = marking(make_server(kind).url, namespace)
@@ -348,11 +360,11 @@ def test_a_stream_that_has_used_up_its_ids(
 @pytest.mark.parametrize("kind", list(binaries()))
 @pytest.mark.parametrize("denied", ["set", "sadd", "xadd", "get", "type", "evalsha"])
 def test_a_right_that_is_missing(
-    make_server: Callable[..., ServerProcess], kind: str, namespace: str, denied: str
+    marking: Marking, make_server: Callable[..., ServerProcess], kind: str, namespace: str, denied: str
 ) -> None:
     """Nothing is stored half: no event without its mark, no mark without its event."""
     server = make_server(kind)
-    eyes = Driver(server.url, namespace).eyes
+    eyes = marking(server.url, namespace).eyes
     eyes.call("ACL", "SETUSER", "u", "on", ">p", "~*", "+@all", f"-{denied}")
     driver = marking(server.url.replace("redis://", "redis://u:p@"), namespace)
     with pytest.raises(Refused, match=denied):
@@ -422,7 +434,7 @@ def test_told_to_go_away(word: str) -> None:
 # --- several publishers -----------------------------------------------------------------------------------------------
 
 
-def test_a_publisher_that_starts_again(any_url: str, namespace: str) -> None:
+def test_a_publisher_that_starts_again(marking: Marking, any_url: str, namespace: str) -> None:
     """Another process, another incarnation, the same key: nothing is stored, and the answer is the same."""
     first, second = marking(any_url, namespace), marking(any_url, namespace)
     stored = first.drive(keyed(first, 1, 2))
@@ -449,7 +461,7 @@ class Naive:
 
 
 @pytest.mark.parametrize("seed", seeds(6, "once"))
-def test_at_random(namespace: str, seed: int) -> None:
+def test_at_random(marking: Marking, namespace: str, seed: int) -> None:
     """Three publishers with few keys, batches of both kinds, faults, flushed scripts and time that passes, against a
     naive model: what lies on the stream is what the model has, and every result is the entry that it names."""
     print(f"seed {seed}")

@@ -349,6 +349,29 @@ async def test_tls_for_a_server_without_it(ask: Ask, server_url: str, monkeypatc
     gc.collect()
 
 
+async def test_a_handshake_that_fails_leaves_no_connection(
+    nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server without TLS sees the end of the connection at once, not when the collector comes."""
+    monkeypatch.setattr(remote, "CONNECT_TIMEOUT", 0.1)
+    ended = trio.Event()
+
+    async def silent(stream: trio.SocketStream) -> None:
+        async for _ in stream:
+            pass
+        ended.set()
+
+    listeners = await nursery.start(
+        lambda task_status: trio.serve_tcp(silent, 0, host="127.0.0.1", task_status=task_status)
+    )
+    link = Link(open_server(f"rediss://127.0.0.1:{listeners[0].socket.getsockname()[1]}"))
+    with pytest.raises(Unavailable):
+        await link.connect()
+    with trio.fail_after(10):
+        await ended.wait()
+    nursery.cancel_scope.cancel()
+
+
 @redis_py_leaves_its_socket
 async def test_no_tls_for_a_server_with_it(ask: Ask, tls_server: ServerProcess) -> None:
     """redis:// to a TLS port: an error that names the URL, and no hanging."""

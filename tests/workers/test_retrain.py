@@ -300,13 +300,13 @@ async def test_an_order_that_was_taken_late_elsewhere(
 ) -> None:
     """The other side was busy for as long as it may: the run has its whole time from when it was taken, and then it is overdue."""
     settings.write_text(
-        f'{FREE}timeout_seconds = 600\nlauncher = "prefect"\nanswer = "state"\nprefect = {{url = "http://h/", deployment = "a/b"}}\n'
+        f'{FREE}timeout_seconds = 120\nlauncher = "prefect"\nanswer = "state"\nprefect = {{url = "http://h/", deployment = "a/b"}}\n'
     )
-    begins = clock.time() + 530
+    begins = clock.time() + 106
 
     async def launch(self: Prefect, order: Order, *, late: bool = False) -> Launched:
         if clock.time() < begins:
-            raise Busy("h answered 503", 50.0)
+            raise Busy("h answered 503", 10.0)
         return Launched(external_id=order.run_id)
 
     async def status(self: Prefect, external_id: str) -> Running:
@@ -316,9 +316,9 @@ async def test_an_order_that_was_taken_late_elsewhere(
     monkeypatch.setattr(Prefect, "status", status)
     async with bus:
         await bus.publish(breach())
-        await bus.advance(580)
+        await bus.advance(116)
         await bus.publish(breach("e2"))
-        await bus.advance(600)
+        await bus.advance(120)
         assert events(bus, RetrainFailed) == [] and len(events(bus, RetrainStarted)) == 1
         await bus.advance(90)
         assert [event.run_id for event in events(bus, RetrainFailed)] == ["m/v1"]

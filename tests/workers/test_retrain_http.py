@@ -53,7 +53,7 @@ def http(trainer: Server, client: Client, tmp_path: Path) -> Callable[..., Http]
     """http(settings of [workers.retrain.http])"""
 
     def make(**options: Any) -> Http:
-        table = {"url": f"{trainer.base}/runs", "timeout_seconds": 0.5, **options}
+        table = {"url": f"{trainer.base}/runs", "timeout_seconds": 20, **options}
         policy = msgspec.convert({"launcher": "http", "folder": str(tmp_path), "http": table}, Policy)
         return Http(policy, client, authorization(PLACE, policy))
 
@@ -115,7 +115,8 @@ async def test_how_it_fails(
     (tmp_path / "token").write_text("Bearer s3cret\n")
     trainer.on("POST /runs", answer)
     with pytest.raises(error) as caught:
-        await http(authorization_file=str(tmp_path / "token")).launch(ORDER)
+        patience = 0.5 if answer is hang else 20
+        await http(authorization_file=str(tmp_path / "token"), timeout_seconds=patience).launch(ORDER)
     assert str(caught.value).startswith(said) and "s3cret" not in str(caught.value)
     assert len(trainer.requests) == 1
     if isinstance(caught.value, Busy):
@@ -169,7 +170,7 @@ async def test_without_keys_it_is_looked_up(http: Callable[..., Http], trainer: 
     options = {"lookup_url": f"{trainer.base}/by-key/{{key}}", "status_url": f"{trainer.base}/runs/{{id}}"}
     trainer.on("POST /runs", hang)
     trainer.on("GET /by-key/01a2%2Forder", replying(200, {"id": "r-1"}))
-    found = await http(keyed=False, **options).launch(ORDER)
+    found = await http(keyed=False, timeout_seconds=2, **options).launch(ORDER)
     assert isinstance(found, Launched) and (found.external_id, found.duplicate) == ("r-1", True)
     other = msgspec.structs.replace(ORDER, key="other")
     trainer.on("POST /runs", DROP, replying(201, {"id": "r-2"}))
