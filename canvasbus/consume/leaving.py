@@ -103,7 +103,7 @@ class Leaving:
         with trio.move_on_at(deadline) as scope:
             for lane in self._lanes:
                 await lane.wait_quiet()
-        if scope.cancelled_caught:
+        if scope.cancelled_caught and any(lane.held for lane in self._lanes):
             log.warning(
                 "the grace time is over; what still runs is cancelled and handed back",
                 group=self._group,

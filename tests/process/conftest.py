@@ -67,7 +67,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Program]]:
         if program.process.poll() is None:
             program.process.terminate()  # a supervisor takes its processes along
             try:
-                program.process.wait(20)
+                program.process.wait(60)  # its handlers have 25 s
             except subprocess.TimeoutExpired:
                 program.process.kill()  # and its processes drain when it is gone
                 program.process.wait()
