@@ -13,9 +13,9 @@ from uuid import uuid5
 from zlib import crc32
 
 import msgspec
+from simulation.history import History, Run
 from simulation.network import CALM
 from simulation.plan import GROUPS, Plan, timer_of
-from simulation.world import History, Run
 from studio import Eyes
 
 from canvasbus.consume.state import TOKEN
@@ -199,7 +199,7 @@ def _derived(plan: Plan, history: History, eyes: Eyes, group: str) -> Iterator[s
     """What follows from an event has an id that follows from the event's (DESIGN 4: uuid5 of parent, group, handler and
     index), so that whoever runs it again gives it the same."""
     takes, gives = (registry.of(cls).name for cls in GROUPS[group])
-    handler = f"World._worker.<locals>.{'handle_batch' if plan.batch else 'handle'}"
+    handler = f"Handlers.worker.<locals>.{'handle_batch' if plan.batch else 'handle'}"
     parents = defaultdict(set)
     for envelope, n in _decoded(eyes, history, takes):
         parents[n].add(envelope.id)

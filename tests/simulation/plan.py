@@ -12,6 +12,7 @@ from random import Random
 from simulation.network import CALM, MOODS, Weather
 
 from canvasbus import Event, event
+from canvasbus.contract.registry import registry
 from canvasbus.produce.buffer import BUFFER_BYTES, SPOOL_BYTES, WhenFull
 
 
@@ -65,6 +66,11 @@ BEHAVIOURS = {
 }
 """What handlers do with an event, and how often that is so. Besides, in some runs: "slow" works for longer than the
 heartbeat limit, "hangs" does so until its timeout, once, and "kills" ends its worker, whichever that is."""
+
+
+def input_of(group: str) -> str:
+    """The type that a group of the plan reads."""
+    return registry.of(GROUPS[group][0]).name
 
 
 PRODUCERS = 0.25

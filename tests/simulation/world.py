@@ -6,33 +6,26 @@ did, what was published and what was done to the server is written down for the 
 
 from __future__ import annotations
 
-import math
-from collections import Counter, defaultdict
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections import Counter
 from random import Random
-from typing import Any
 
 import msgspec
 import trio
+from simulation.faults import Faults, groups_of
+from simulation.handlers import Handlers
+from simulation.history import History, Instance
 from simulation.network import CALM, CALM_SECONDS, HotLoop, Killed, Network, SimServer, Site
-from simulation.plan import GROUPS, STALE_SECONDS, Happening, Placed, Plan, Publish, Rung, Seen, timer_of
-from simulation.producers import Attempt, Programs
+from simulation.plan import STALE_SECONDS, Placed, Plan, Publish, input_of
+from simulation.producers import Programs
 from studio import Eyes, replace_server
-from waiting import TrioClock
 
-from canvasbus import EncodeError, Event, Unavailable, clock
+from canvasbus import EncodeError, Unavailable, clock
 from canvasbus.bus import PER_INSTANCE, EventBus, Retention
-from canvasbus.consume.breaker import Breaker
-from canvasbus.consume.policy import Backoff, Reject, RetryLater
-from canvasbus.consume.timers import Cancel, Later
-from canvasbus.contract.registry import registry
 from canvasbus.errors import StreamFull
 from canvasbus.operate.timers import sorted_until
 from canvasbus.produce.publisher import Publisher
 from canvasbus.transport.resp import pairs
 from canvasbus.wire.keys import LATER_INBOX
-from canvasbus.worker import Context, Worker
 
 HEAL_SECONDS = 40.0
 """In which everything must be done once the faults are over: the heartbeat limit, a lease, suspects one by one."""
@@ -40,86 +33,6 @@ HEAL_SECONDS = 40.0
 IDLE_SECONDS = 3.0
 IDLE_COMMANDS = 25.0
 """Packets a second that an idle worker may send, for each of its groups."""
-
-OUTAGE_COMMANDS = 40.0
-"""Attempts a second of a process whose server is away, for each of its groups."""
-
-
-class Boom(Exception):
-    """What a handler raises that fails."""
-
-
-@dataclass
-class Run:
-    """One run of a handler."""
-
-    group: str
-    n: int
-    partition: int
-    entry_id: str
-    site: Site
-    consumer: str
-    attempt: int
-    suspect: bool
-    """Its worker before had died: in quarantine an attempt is counted before it begins."""
-    began: float
-    ended: float = math.inf
-    end: str = "runs"
-    """returned, raised, down, later, rejected, cancelled, killed"""
-
-
-@dataclass
-class Instance:
-    """A process with a group of its own."""
-
-    group: str
-    since: int
-    """From which ms of the server's clock on it reads."""
-    stayed: bool = True
-    """It was there to the end."""
-
-
-@dataclass(frozen=True)
-class Cut:
-    """A restart of the server after which it knows nothing of what happened between two moments."""
-
-    since: float
-    milliseconds: range
-
-
-@dataclass
-class History:
-    """What the judge needs to know."""
-
-    fate: dict[int, str] = field(default_factory=dict)
-    """Of each event: accepted, refused or unknown."""
-    entry: dict[int, str] = field(default_factory=dict)
-    """The entry ids of what was accepted."""
-    foreign: set[str] = field(default_factory=set)
-    """Entry ids of what strangers wrote."""
-    trimmed: dict[bytes, list[tuple[str, list[bytes]]]] = field(default_factory=lambda: defaultdict(list))
-    """By stream: entries that were trimmed by hand."""
-    retained: dict[bytes, list[tuple[str, list[bytes]]]] = field(default_factory=lambda: defaultdict(list))
-    """The same: by retention."""
-    lost_pending: dict[str, set[str]] = field(default_factory=dict)
-    """By group that was destroyed: the entry ids that were pending then."""
-    lost_done: dict[str, set[str]] = field(default_factory=dict)
-    """The same: those that were acknowledged."""
-    runs: list[Run] = field(default_factory=list)
-    deaths: Counter[str] = field(default_factory=Counter)
-    """Kills, pauses and cut networks: each may cost what ran an attempt. Stops do not."""
-    stale: dict[int, float] = field(default_factory=dict)
-    """Events that expire soon, and when: handled before that or skipped."""
-    due: dict[int, float] = field(default_factory=dict)
-    """Events published with a delay: before which ms they must not come."""
-    instances: dict[str, Instance] = field(default_factory=dict)
-    cut: Cut | None = None
-    attempts: list[Attempt] = field(default_factory=list)
-    """What programs with a Producer published, in this order."""
-    ended_well: set[str] = field(default_factory=set)
-    """Their lives that ended of themselves, with nothing left to do."""
-    wrong: list[str] = field(default_factory=list)
-    """What was seen to be wrong on the way."""
 
 
 class World:
@@ -137,8 +50,7 @@ class World:
         self.over = False
         self.healed = False
         """Faults that were still waiting for their moment do not happen any more."""
-        self.failed: dict[tuple[str, int, str], int] = defaultdict(int)
-        self._active: dict[tuple[str, int, str], Run] = {}
+        self.handlers = Handlers(self)
         self._publishing = len(plan.publishes)
         self._publisher: Publisher | None = None
         self._still_up: set[str] = set()
@@ -174,7 +86,8 @@ class World:
             self.network = Network(Random(f"{self.plan.seed} network"), nursery, self.note)
             self.partitions = [Eyes(self.network.memory, "sim", number) for number in range(self.plan.partitions)]
             self.eyes = self.partitions[0]
-            self.network.before_trim, self.network.on_reap = self._before_trim, self._check_dead
+            self.faults = Faults(self)
+            self.network.before_trim, self.network.on_reap = self.faults.before_trim, self._check_dead
             self.network.weather = self.plan.weather
             for eyes in self.partitions:  # a cap that is never reached, so that maintainers look once a second
                 eyes.call("HSET", eyes.keys.retention, "sim.tagged", msgspec.json.encode(Retention(cap=1_000_000)))
@@ -187,9 +100,9 @@ class World:
                 self._still_up.add("producer 0")
                 nursery.start_soon(self._keep_alive, "producer", 0)
             for happening in self.plan.happenings:
-                nursery.start_soon(self._happen, happening, nursery)
+                nursery.start_soon(self.faults.happen, happening, nursery)
             if "retention" in self.plan.parts:
-                nursery.start_soon(self._retain)
+                nursery.start_soon(self.faults.retain)
             await trio.sleep(self.plan.seconds)
             self._heal()
             await self._be_done()
@@ -211,7 +124,7 @@ class World:
             self.programs.heal()
         if network.mood or network.away:
             network.mood = network.away = ""
-            self._recover()
+            self.faults.recover()
         for site in self.sites.values():
             if site.unreachable or not site.awake.is_set():
                 site.calm_from = trio.current_time() + CALM_SECONDS
@@ -261,7 +174,7 @@ class World:
         stream = eyes.stream(event_type)
         if not eyes.call("EXISTS", stream):
             return False
-        info = next((row for row in _groups(eyes, stream) if row[b"name"] == group.encode()), None)
+        info = next((row for row in groups_of(eyes, stream) if row[b"name"] == group.encode()), None)
         last = pairs(eyes.call("XINFO", "STREAM", stream))[b"last-generated-id"]
         return info is not None and info[b"pending"] == 0 and info[b"last-delivered-id"] == last
 
@@ -271,14 +184,14 @@ class World:
         for _ in range(20):
             before, runs = Counter(self.network.commands), len(self.history.runs)
             await trio.sleep(IDLE_SECONDS)
-            if len(self.history.runs) == runs and not any(run.end == "runs" for run in self._active.values()):
+            if len(self.history.runs) == runs and not any(run.end == "runs" for run in self.handlers.active.values()):
                 break
         for site in self.sites.values():
             rate = (self.network.commands[site.name] - before[site.name]) / IDLE_SECONDS
-            if rate > IDLE_COMMANDS * self._shares(site):
+            if rate > IDLE_COMMANDS * self.shares(site):
                 self.wrong(f"{site.name} sends {rate:.1f} packets a second with nothing to do")
 
-    def _shares(self, site: Site) -> int:
+    def shares(self, site: Site) -> int:
         """How many groups in how many partitions a process works for; a publisher counts as one, retention too."""
         groups = len(self.plan.groups) + ("instances" in self.plan.parts) if site.kind == "worker" else 1
         return (groups + ("retention" in self.plan.parts)) * self.plan.partitions
@@ -339,7 +252,7 @@ class World:
                 import traceback
 
                 self.wrong(f"{site.name} crashed by itself: {''.join(traceback.format_exception(group)[-30:])}")
-            for run in self._active.values():
+            for run in self.handlers.active.values():
                 if run.site is site and run.end == "runs":
                     run.end = "killed"
             if site.name in self.history.instances:
@@ -355,9 +268,9 @@ class World:
         bus = EventBus("memory://", namespace="sim", grace=self.plan.grace, partitions=self.plan.partitions)
         replace_server(bus, SimServer(self.network, site))
         for group in self.plan.groups:
-            bus.add(self._worker(site, group))
+            bus.add(self.handlers.worker(site, group))
         if "instances" in self.plan.parts:
-            bus.add(self._watcher(site))
+            bus.add(self.handlers.watcher(site))
         async with bus:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._look, site, bus)
@@ -393,85 +306,6 @@ class World:
                     word = f"{site.name} {asked}.{number}".encode()
                     nursery.start_soon(ask, word, self.dice.choice([0.0, 0.001, 0.1, 5.0]))
 
-    # --- handlers ------------------------------------------------------------------------------------------------
-
-    def _worker(self, site: Site, group: str) -> Worker:
-        plan, worker = self.plan, Worker(group)
-        takes, gives = GROUPS[group]
-        retry = Backoff(plan.attempts, base=0.2, cap=1.0)
-        breaker = Breaker(3, 10.0, 0.5, 2.0, (ConnectionError,)) if "breaker" in plan.parts else None
-        if plan.batch:
-
-            @worker.on_batch(takes, max_size=plan.concurrency, max_wait=0.05, timeout=plan.timeout, retry=retry)
-            async def handle_batch(events: list[Any], ctxs: list[Context]) -> list[tuple[int, Event]]:
-                for event, ctx in zip(events, ctxs, strict=True):
-                    await self._handle(site, group, event.n, ctx)
-                return [(i, gives(n=event.n)) for i, event in enumerate(events)]
-
-        else:
-
-            @worker.on(takes, concurrency=plan.concurrency, timeout=plan.timeout, retry=retry, breaker=breaker)
-            async def handle(event: Any, ctx: Context) -> list[Event | Later | Cancel]:
-                await self._handle(site, group, event.n, ctx)
-                timer = timer_of(event.n) if "timers" in plan.parts and group == "framers" else None
-                if timer is None:
-                    return [gives(n=event.n)]
-                if timer.after is None:
-                    return [gives(n=event.n), Cancel(timer.name)]
-                return [gives(n=event.n), Later(Rung(n=event.n), after=timer.after, timer=timer.name or None)]
-
-        return worker
-
-    def _watcher(self, site: Site) -> Worker:
-        worker = Worker("watchers", group=PER_INSTANCE)
-
-        @worker.on(Placed)
-        async def see(event: Placed) -> Seen:
-            await trio.sleep(event.n % 3 / 10)
-            return Seen(n=event.n, who=site.name)
-
-        return worker
-
-    async def _handle(self, site: Site, group: str, n: int, ctx: Context) -> None:
-        settler = ctx._delivery.topic.settler
-        partition = settler.keys.partition
-        suspect = ctx._delivery.suspect
-        run = Run(group, n, partition, ctx.entry_id, site, settler.consumer, ctx.attempt, suspect, trio.current_time())
-        self._check_alone(run)
-        expired = input_of(group) == "sim.placed" and clock.time() > self.history.stale.get(n, math.inf) + 0.001
-        if expired and not self.plan.batch:  # there one waits for the others
-            self.wrong(f"{group} {n} began after it had expired")
-        self._active[group, partition, run.entry_id] = run
-        self.history.runs.append(run)
-        try:
-            late = self.plan.behaviours[n] in ("slow", "hangs", "kills")  # others would wait for what it holds
-            if not late:
-                await self._count(run, ctx)
-            await self._behave(run)
-            if late:
-                await self._count(run, ctx)
-            run.end = "returned"
-        except trio.Cancelled:
-            run.end = "killed" if site.dead else "cancelled"
-            raise
-        except BaseException as error:
-            ends: dict[type, str] = {RetryLater: "later", Reject: "rejected", ConnectionError: "down"}
-            run.end = ends.get(type(error), "raised")
-            if isinstance(error, Unavailable):
-                self.wrong(f"{group} {n} has failed because the server was away: {error}")
-            raise
-        finally:
-            run.ended = trio.current_time()
-            self.note(site.name, f"{group} {n} attempt {run.attempt} {run.end}")
-
-    async def _count(self, run: Run, ctx: Context) -> None:
-        """One more in a state, and a part of its own."""
-        if "state" in self.plan.parts:
-            ctx.parts("all", int).put(str(run.n), run.n)
-            state = await ctx.state(f"count {run.n % 5}", int)
-            await trio.sleep(run.n % 4 / 40)
-            state.value += 1
-
     def _check_dead(self, beats: bytes, name: bytes) -> None:
         """Nobody is taken for dead who is well."""
         now, network = trio.current_time(), self.network
@@ -495,53 +329,6 @@ class World:
                 left = [i for i, owner, _ in eyes.pending(group, input_of(group)) if owner in names and i in there]
                 if left:
                     self.wrong(f"{site.name} has left, and {group} {left} are pending in its name")
-
-    def _check_alone(self, run: Run) -> None:
-        """Nobody else runs it, but for those whom others may take for dead."""
-        other, history = self._active.get((run.group, run.partition, run.entry_id)), self.history
-        if other is None or other.end != "runs":
-            return
-        if history.cut and other.began >= history.cut.since:  # the server has forgotten whom it gave it to
-            return
-        if run.entry_id in history.lost_pending.get(run.group, ()) or run.entry_id in history.lost_done.get(
-            run.group, ()
-        ):
-            return
-        keys = self.partitions[run.partition].keys
-        if all(self.eyes.call("GET", keys.fence(one.consumer)) != b"dead" for one in (run, other)):
-            self.wrong(f"{run.group} {run.n} runs in {other.site.name}, and {run.site.name} begins it too")
-
-    async def _behave(self, run: Run) -> None:
-        behaviour = self.plan.behaviours[run.n]
-        if self.plan.away[0] <= trio.current_time() < self.plan.away[1] and behaviour != "kills":
-            raise ConnectionError("what is outside is away")
-        times = self.failed
-        key = run.group, run.n, behaviour
-
-        def first(count: int) -> bool:
-            times[key] += 1
-            return times[key] <= count
-
-        if behaviour == "brief":
-            await trio.sleep(run.n % 10 / (50 if "state" in self.plan.parts else 10))
-        elif behaviour == "slow":
-            await trio.sleep(5.5 + run.n % 2)
-        elif behaviour == "hangs" and first(1):
-            await trio.sleep_forever()
-        elif behaviour == "later" and first(2):
-            raise RetryLater(0.5)
-        elif behaviour == "rejected":
-            raise Reject("no")
-        elif behaviour == "poison" or behaviour.startswith("fails"):
-            await trio.sleep(run.n % 3 / 10)
-            if first({"fails once": 1, "fails twice": 2}.get(behaviour, 1 << 30)):
-                raise Boom(run.n)
-        elif behaviour == "kills":
-            self.note(run.site.name, f"killed by its handler of {run.n}")
-            self.history.deaths["killed by an event"] += 1
-            run.end = "kills"
-            run.site.kill()
-            await trio.sleep_forever()
 
     # --- publishing ----------------------------------------------------------------------------------------------
 
@@ -594,228 +381,3 @@ class World:
         finally:
             self._publishing -= 1
             self.note("publisher", f"{publish.how} {numbers[0]}-{numbers[-1]}: {fate[n]}")
-
-    # --- faults --------------------------------------------------------------------------------------------------
-
-    async def _happen(self, what: Happening, nursery: trio.Nursery) -> None:
-        await trio.sleep(what.at)
-        network, site = self.network, self.sites[f"worker {what.who % self.plan.processes}"]
-        self.note("world", f"{what.kind} {what.who} {what.seconds:.2f} {what.how}")
-        network.seen[f"fault: {what.kind}"] += 1
-        if what.kind == "kill":
-            self.history.deaths["killed"] += 1
-            if what.how == "now":
-                await self._be_busy(site)
-                site.kill()
-            else:
-                site.falls_at = int(what.seconds), what.how
-        elif what.kind in ("late", "lose"):
-            site.next_fate = what.kind
-        elif what.kind in ("publish late", "publish lost"):
-            self.sites["publisher 0"].next_fate = "late" if what.kind == "publish late" else "lose"
-        elif what.kind == "kill publisher":
-            self.sites["publisher 0"].kill()
-        elif "producer" in what.kind:
-            assert self.programs is not None
-            await self.programs.happen(what)
-        elif what.kind == "stop":
-            await self._be_busy(site, many=2)
-            if what.how:  # it goes while what it has said last is on its way, or has missed what it was told last
-                site.next_fate = what.how
-                with trio.move_on_after(1.0):
-                    while site.next_fate:
-                        await trio.sleep(0.01)
-                await trio.sleep(0.6 if what.how == "mute" else 0.0)
-            if not site.leave.is_set():
-                site.leave.set()
-                site.leaving_since = trio.current_time()
-        elif what.kind == "pause":
-            self.history.deaths["paused"] += 1
-            site.awake = trio.Event()
-            await trio.sleep(what.seconds)
-            site.awake.set()
-            site.calm_from = trio.current_time() + CALM_SECONDS
-        elif what.kind == "cut off":
-            self.history.deaths["cut off"] += 1
-            site.unreachable = what.how
-            self._break([site], what.how)
-            await trio.sleep(what.seconds)
-            site.unreachable = ""
-            site.calm_from = trio.current_time() + CALM_SECONDS
-        elif what.kind == "outage":
-            await self._be_away(what)
-        elif what.kind == "mood":
-            network.mood = what.how
-            await trio.sleep(what.seconds)
-            network.mood = ""
-            self._recover()
-        elif what.kind == "restart":
-            await self._restart(what)
-        elif what.kind == "clock":
-            wall = clock.current()
-            assert isinstance(wall, TrioClock)
-            wall.jump(what.seconds)
-        elif what.kind == "scripts flushed":
-            self.eyes.call("SCRIPT", "FLUSH")
-        elif what.kind == "trim":
-            self._trim()
-        elif what.kind == "group lost":
-            await self._be_busy(many=2)
-            if not self.healed:
-                self._destroy(self.plan.groups[what.who % len(self.plan.groups)])
-
-    async def _be_busy(
-        self, site: Site | None = None, since: float = 0.0, many: int = 1, patience: float = 2.0
-    ) -> None:
-        """Wait until a process (None: any) has something in its hands that began after a moment, for a while."""
-        deadline = trio.current_time() + patience
-        while trio.current_time() < deadline:
-            busy = [run for run in self._active.values() if site in (None, run.site) and run.end == "runs"]
-            if sum(run.began >= since for run in busy) >= many:
-                return
-            await trio.sleep(0.01)
-
-    async def _be_away(self, what: Happening) -> None:
-        network = self.network
-        await self._be_busy()
-        if self.healed:
-            return
-        network.away = what.how
-        self._break(list(self.sites.values()), what.how)
-        await trio.sleep(1.0 if what.seconds > 2 else 0.0)  # the first attempts come fast
-        before = Counter(network.commands)
-        seconds = what.seconds - 1
-        await trio.sleep(max(seconds, 0.5))
-        for site in self.sites.values():
-            rate = (network.commands[site.name] - before[site.name]) / max(seconds, 1.0)
-            if network.away and seconds > 1 and rate > OUTAGE_COMMANDS * self._shares(site):
-                self.wrong(f"{site.name} tries {rate:.1f} times a second while the server is away")
-        network.away = ""
-        self._recover()
-
-    def _recover(self) -> None:
-        """All have been in trouble, and are no longer."""
-        self.network.calm_from = trio.current_time() + CALM_SECONDS
-
-    async def _restart(self, what: Happening) -> None:
-        """The server ends, and comes back with what it had some time before that. "commit late": what each worker commits
-        next is late, before it ends and after it has come back."""
-        data, since, from_ms = self.network.copy(), trio.current_time(), clock.time_ns() // 1_000_000
-        gone = [
-            {stream: [*rows] for stream, rows in of.items()} for of in (self.history.trimmed, self.history.retained)
-        ]
-        late = what.how == "commit late"
-        if late:
-            self._commit_late()
-        await trio.sleep(what.seconds)
-        await self._be_busy(since=since, patience=5.0)
-        if self.healed:
-            return
-        self.network.away = "refuse" if late else what.how
-        self._break(list(self.sites.values()), "refuse")
-        self.network.restart(data)
-        if late:
-            self._commit_late()
-        for of, before in zip((self.history.trimmed, self.history.retained), gone, strict=True):
-            of.clear()  # what was trimmed since is there again, or never was
-            of.update(before)
-        self.history.cut = Cut(since, range(from_ms, clock.time_ns() // 1_000_000 + 1))
-        await trio.sleep(what.seconds / 4)
-        self.network.away = ""
-        self._recover()
-
-    def _commit_late(self) -> None:
-        for site in self.sites.values():
-            if site.kind == "worker":
-                site.next_fate = "commit late"
-
-    async def _retain(self) -> None:
-        """Set the targets as soon as every group is declared: a group that is not keeps nothing."""
-        keep = Retention(max_age=None, max_length=self.plan.keep, cap=self.plan.cap, when_full="reject")
-        policy = msgspec.json.encode(keep)
-        for eyes in self.partitions:
-            while not {*self.plan.groups} <= {name.decode() for name in eyes.call("HKEYS", eyes.keys.groups)}:
-                await trio.sleep(0.1)
-            eyes.call("HSET", eyes.keys.retention, "sim.placed", policy)
-            if "hangers" in self.plan.groups:
-                eyes.call("HSET", eyes.keys.retention, "sim.framed", policy)
-
-    def _before_trim(self, stream: bytes) -> Callable[[list[list[Any]]], None]:
-        """Remember what the declared groups have handled, to see that nothing else goes. What the groups of single processes
-        have not read counts from when these have joined to their end; a minute after that it counts no more."""
-        eyes = next(eyes for eyes in self.partitions if stream.startswith(eyes.keys.topics.removesuffix(b"topics")))
-        here = {site.name for site in self.sites.values() if not site.dead}
-        living = {one.group.encode() for who, one in self.history.instances.items() if who in here}
-        declared = {name for name in eyes.call("HKEYS", eyes.keys.groups) if b"@" not in name or name in living}
-        event_type = stream.rpartition(b":")[2].decode()
-        read = {}
-        for row in _groups(eyes, stream):
-            name = row[b"name"].decode()
-            if row[b"name"] in declared:
-                pending = {entry_id.encode() for entry_id, _, _ in eyes.pending(name, event_type)}
-                read[name] = _order(row[b"last-delivered-id"]), pending
-
-        def told(gone: list[list[Any]]) -> None:
-            self.note("world", f"{event_type}: retention removed {len(gone)} up to {gone[-1][0].decode()}")
-            self.history.retained[stream] += [(row[0].decode(), row[1]) for row in gone]
-            for name, (cursor, pending) in read.items():
-                early = [row[0].decode() for row in gone if row[0] in pending or _order(row[0]) > cursor]
-                if early:
-                    self.wrong(f"retention removed {early} of {event_type}, which {name} has not handled")
-
-        return told
-
-    def _break(self, sites: list[Site], how: str) -> None:
-        if how == "refuse":
-            for site in sites:
-                for connection in list(site.connections):
-                    connection.break_off("reset")
-
-    def _trim(self) -> None:
-        """Trim what every group has read, handled or not."""
-        event_type = "sim.placed"
-        for eyes in self.partitions:
-            stream = eyes.stream(event_type)
-            if not eyes.call("EXISTS", stream):
-                continue
-            cursors = [_order(row[b"last-delivered-id"]) for row in _groups(eyes, stream)]
-            if len(cursors) < sum(input_of(group) == event_type for group in self.plan.groups):
-                continue
-            rows = [row for row in eyes.call("XRANGE", stream, "-", "+") if _order(row[0]) <= min(cursors)]
-            rows = rows[: self.dice.randrange(len(rows) + 1)]
-            if rows:
-                self.history.trimmed[stream] += [(row[0].decode(), row[1]) for row in rows]
-                milliseconds, sequence = _order(rows[-1][0])
-                eyes.call("XTRIM", stream, "MINID", f"{milliseconds}-{sequence + 1}")
-                self.note("world", f"trimmed {len(rows)} entries")
-
-    def _destroy(self, group: str) -> None:
-        stream = self.eyes.stream(input_of(group))
-        if group in self.history.lost_pending or not self.eyes.call("EXISTS", stream):
-            return
-        infos = _groups(self.eyes, stream)
-        cursor = next((_order(info[b"last-delivered-id"]) for info in infos if info[b"name"] == group.encode()), None)
-        if cursor is None:
-            return
-        pending = {entry_id for entry_id, _, _ in self.eyes.pending(group, input_of(group))}
-        there = self.eyes.call("XRANGE", stream, "-", "+")
-        read = {row[0].decode() for row in there if _order(row[0]) <= cursor}
-        history = self.history
-        read |= {entry_id for entry_id, _ in [*history.trimmed[stream], *history.retained[stream]]}
-        self.history.lost_pending[group] = pending
-        self.history.lost_done[group] = read - pending
-        self.eyes.call("XGROUP", "DESTROY", stream, group)
-
-
-def input_of(group: str) -> str:
-    """The type that a group of the plan reads."""
-    return registry.of(GROUPS[group][0]).name
-
-
-def _groups(eyes: Eyes, stream: bytes) -> list[dict[bytes, Any]]:
-    return [pairs(row) for row in eyes.call("XINFO", "GROUPS", stream)] if eyes.call("EXISTS", stream) else []
-
-
-def _order(entry_id: bytes) -> tuple[int, int]:
-    milliseconds, _, sequence = entry_id.partition(b"-")
-    return int(milliseconds), int(sequence)

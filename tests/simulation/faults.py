@@ -1,0 +1,257 @@
+"""What happens to the processes and to the server of a simulated run, and what is undone by it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import trio
+from simulation.history import Cut
+from simulation.network import CALM_SECONDS, Site
+from simulation.plan import Happening, input_of
+from studio import Eyes
+from waiting import TrioClock
+
+from canvasbus import clock
+from canvasbus.bus import Retention
+from canvasbus.transport.resp import pairs
+
+if TYPE_CHECKING:
+    from simulation.world import World
+
+OUTAGE_COMMANDS = 40.0
+"""Attempts a second of a process whose server is away, for each of its groups."""
+
+
+class Faults:
+    """Those of one run."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._plan = world.plan
+        self._network = world.network
+
+    async def happen(self, what: Happening, nursery: trio.Nursery) -> None:
+        await trio.sleep(what.at)
+        network, site = self._network, self._world.sites[f"worker {what.who % self._plan.processes}"]
+        self._world.note("world", f"{what.kind} {what.who} {what.seconds:.2f} {what.how}")
+        network.seen[f"fault: {what.kind}"] += 1
+        if what.kind == "kill":
+            self._world.history.deaths["killed"] += 1
+            if what.how == "now":
+                await self._be_busy(site)
+                site.kill()
+            else:
+                site.falls_at = int(what.seconds), what.how
+        elif what.kind in ("late", "lose"):
+            site.next_fate = what.kind
+        elif what.kind in ("publish late", "publish lost"):
+            self._world.sites["publisher 0"].next_fate = "late" if what.kind == "publish late" else "lose"
+        elif what.kind == "kill publisher":
+            self._world.sites["publisher 0"].kill()
+        elif "producer" in what.kind:
+            assert self._world.programs is not None
+            await self._world.programs.happen(what)
+        elif what.kind == "stop":
+            await self._be_busy(site, many=2)
+            if what.how:  # it goes while what it has said last is on its way, or has missed what it was told last
+                site.next_fate = what.how
+                with trio.move_on_after(1.0):
+                    while site.next_fate:
+                        await trio.sleep(0.01)
+                await trio.sleep(0.6 if what.how == "mute" else 0.0)
+            if not site.leave.is_set():
+                site.leave.set()
+                site.leaving_since = trio.current_time()
+        elif what.kind == "pause":
+            self._world.history.deaths["paused"] += 1
+            site.awake = trio.Event()
+            await trio.sleep(what.seconds)
+            site.awake.set()
+            site.calm_from = trio.current_time() + CALM_SECONDS
+        elif what.kind == "cut off":
+            self._world.history.deaths["cut off"] += 1
+            site.unreachable = what.how
+            self._break([site], what.how)
+            await trio.sleep(what.seconds)
+            site.unreachable = ""
+            site.calm_from = trio.current_time() + CALM_SECONDS
+        elif what.kind == "outage":
+            await self._be_away(what)
+        elif what.kind == "mood":
+            network.mood = what.how
+            await trio.sleep(what.seconds)
+            network.mood = ""
+            self.recover()
+        elif what.kind == "restart":
+            await self._restart(what)
+        elif what.kind == "clock":
+            wall = clock.current()
+            assert isinstance(wall, TrioClock)
+            wall.jump(what.seconds)
+        elif what.kind == "scripts flushed":
+            self._world.eyes.call("SCRIPT", "FLUSH")
+        elif what.kind == "trim":
+            self._trim()
+        elif what.kind == "group lost":
+            await self._be_busy(many=2)
+            if not self._world.healed:
+                self._destroy(self._plan.groups[what.who % len(self._plan.groups)])
+
+    async def _be_busy(
+        self, site: Site | None = None, since: float = 0.0, many: int = 1, patience: float = 2.0
+    ) -> None:
+        """Wait until a process (None: any) has something in its hands that began after a moment, for a while."""
+        deadline = trio.current_time() + patience
+        while trio.current_time() < deadline:
+            busy = [
+                run for run in self._world.handlers.active.values() if site in (None, run.site) and run.end == "runs"
+            ]
+            if sum(run.began >= since for run in busy) >= many:
+                return
+            await trio.sleep(0.01)
+
+    async def _be_away(self, what: Happening) -> None:
+        network = self._network
+        await self._be_busy()
+        if self._world.healed:
+            return
+        network.away = what.how
+        self._break(list(self._world.sites.values()), what.how)
+        await trio.sleep(1.0 if what.seconds > 2 else 0.0)  # the first attempts come fast
+        before = Counter(network.commands)
+        seconds = what.seconds - 1
+        await trio.sleep(max(seconds, 0.5))
+        for site in self._world.sites.values():
+            rate = (network.commands[site.name] - before[site.name]) / max(seconds, 1.0)
+            if network.away and seconds > 1 and rate > OUTAGE_COMMANDS * self._world.shares(site):
+                self._world.wrong(f"{site.name} tries {rate:.1f} times a second while the server is away")
+        network.away = ""
+        self.recover()
+
+    def recover(self) -> None:
+        """All have been in trouble, and are no longer."""
+        self._network.calm_from = trio.current_time() + CALM_SECONDS
+
+    async def _restart(self, what: Happening) -> None:
+        """The server ends, and comes back with what it had some time before that. "commit late": what each worker commits
+        next is late, before it ends and after it has come back."""
+        data, since, from_ms = self._network.copy(), trio.current_time(), clock.time_ns() // 1_000_000
+        gone = [
+            {stream: [*rows] for stream, rows in of.items()}
+            for of in (self._world.history.trimmed, self._world.history.retained)
+        ]
+        late = what.how == "commit late"
+        if late:
+            self._commit_late()
+        await trio.sleep(what.seconds)
+        await self._be_busy(since=since, patience=5.0)
+        if self._world.healed:
+            return
+        self._network.away = "refuse" if late else what.how
+        self._break(list(self._world.sites.values()), "refuse")
+        self._network.restart(data)
+        if late:
+            self._commit_late()
+        for of, before in zip((self._world.history.trimmed, self._world.history.retained), gone, strict=True):
+            of.clear()  # what was trimmed since is there again, or never was
+            of.update(before)
+        self._world.history.cut = Cut(since, range(from_ms, clock.time_ns() // 1_000_000 + 1))
+        await trio.sleep(what.seconds / 4)
+        self._network.away = ""
+        self.recover()
+
+    def _commit_late(self) -> None:
+        for site in self._world.sites.values():
+            if site.kind == "worker":
+                site.next_fate = "commit late"
+
+    async def retain(self) -> None:
+        """Set the targets as soon as every group is declared: a group that is not keeps nothing."""
+        keep = Retention(max_age=None, max_length=self._plan.keep, cap=self._plan.cap, when_full="reject")
+        policy = msgspec.json.encode(keep)
+        for eyes in self._world.partitions:
+            while not {*self._plan.groups} <= {name.decode() for name in eyes.call("HKEYS", eyes.keys.groups)}:
+                await trio.sleep(0.1)
+            eyes.call("HSET", eyes.keys.retention, "sim.placed", policy)
+            if "hangers" in self._plan.groups:
+                eyes.call("HSET", eyes.keys.retention, "sim.framed", policy)
+
+    def before_trim(self, stream: bytes) -> Callable[[list[list[Any]]], None]:
+        """Remember what the declared groups have handled, to see that nothing else goes. What the groups of single processes
+        have not read counts from when these have joined to their end; a minute after that it counts no more."""
+        eyes = next(
+            eyes for eyes in self._world.partitions if stream.startswith(eyes.keys.topics.removesuffix(b"topics"))
+        )
+        here = {site.name for site in self._world.sites.values() if not site.dead}
+        living = {one.group.encode() for who, one in self._world.history.instances.items() if who in here}
+        declared = {name for name in eyes.call("HKEYS", eyes.keys.groups) if b"@" not in name or name in living}
+        event_type = stream.rpartition(b":")[2].decode()
+        read = {}
+        for row in groups_of(eyes, stream):
+            name = row[b"name"].decode()
+            if row[b"name"] in declared:
+                pending = {entry_id.encode() for entry_id, _, _ in eyes.pending(name, event_type)}
+                read[name] = _order(row[b"last-delivered-id"]), pending
+
+        def told(gone: list[list[Any]]) -> None:
+            self._world.note("world", f"{event_type}: retention removed {len(gone)} up to {gone[-1][0].decode()}")
+            self._world.history.retained[stream] += [(row[0].decode(), row[1]) for row in gone]
+            for name, (cursor, pending) in read.items():
+                early = [row[0].decode() for row in gone if row[0] in pending or _order(row[0]) > cursor]
+                if early:
+                    self._world.wrong(f"retention removed {early} of {event_type}, which {name} has not handled")
+
+        return told
+
+    def _break(self, sites: list[Site], how: str) -> None:
+        if how == "refuse":
+            for site in sites:
+                for connection in list(site.connections):
+                    connection.break_off("reset")
+
+    def _trim(self) -> None:
+        """Trim what every group has read, handled or not."""
+        event_type = "sim.placed"
+        for eyes in self._world.partitions:
+            stream = eyes.stream(event_type)
+            if not eyes.call("EXISTS", stream):
+                continue
+            cursors = [_order(row[b"last-delivered-id"]) for row in groups_of(eyes, stream)]
+            if len(cursors) < sum(input_of(group) == event_type for group in self._plan.groups):
+                continue
+            rows = [row for row in eyes.call("XRANGE", stream, "-", "+") if _order(row[0]) <= min(cursors)]
+            rows = rows[: self._world.dice.randrange(len(rows) + 1)]
+            if rows:
+                self._world.history.trimmed[stream] += [(row[0].decode(), row[1]) for row in rows]
+                milliseconds, sequence = _order(rows[-1][0])
+                eyes.call("XTRIM", stream, "MINID", f"{milliseconds}-{sequence + 1}")
+                self._world.note("world", f"trimmed {len(rows)} entries")
+
+    def _destroy(self, group: str) -> None:
+        stream = self._world.eyes.stream(input_of(group))
+        if group in self._world.history.lost_pending or not self._world.eyes.call("EXISTS", stream):
+            return
+        infos = groups_of(self._world.eyes, stream)
+        cursor = next((_order(info[b"last-delivered-id"]) for info in infos if info[b"name"] == group.encode()), None)
+        if cursor is None:
+            return
+        pending = {entry_id for entry_id, _, _ in self._world.eyes.pending(group, input_of(group))}
+        there = self._world.eyes.call("XRANGE", stream, "-", "+")
+        read = {row[0].decode() for row in there if _order(row[0]) <= cursor}
+        history = self._world.history
+        read |= {entry_id for entry_id, _ in [*history.trimmed[stream], *history.retained[stream]]}
+        self._world.history.lost_pending[group] = pending
+        self._world.history.lost_done[group] = read - pending
+        self._world.eyes.call("XGROUP", "DESTROY", stream, group)
+
+
+def groups_of(eyes: Eyes, stream: bytes) -> list[dict[bytes, Any]]:
+    return [pairs(row) for row in eyes.call("XINFO", "GROUPS", stream)] if eyes.call("EXISTS", stream) else []
+
+
+def _order(entry_id: bytes) -> tuple[int, int]:
+    milliseconds, _, sequence = entry_id.partition(b"-")
+    return int(milliseconds), int(sequence)
