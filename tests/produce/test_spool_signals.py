@@ -1,0 +1,144 @@
+"""A buffer with a spool that is interrupted, or published into, in the midst of its own work."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from produce.spooling import die, drained, item, spooled
+from studio import Eyes, PaintingMade
+
+from canvasbus import BufferFull, Producer
+from canvasbus.produce import spoolfile
+from canvasbus.produce.spool import Ledger
+
+
+def test_publishing_from_inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal handler that publishes while its own thread is writing: its event comes after, and both are on disk."""
+    b, outer, inner, last = spooled(tmp_path), item(), item(), item()
+    real = spoolfile._raw_write
+
+    def interrupted(fd: int, data: bytes, size: int) -> int:
+        monkeypatch.setattr(spoolfile, "_raw_write", real)
+        b.add(inner, 0)
+        return real(fd, data, size)
+
+    monkeypatch.setattr(spoolfile, "_raw_write", interrupted)
+    b.add(outer, 0)
+    b.add(last, 0)
+    die(b)
+    assert drained(spooled(tmp_path)) == [outer, inner, last]
+
+
+def test_publishing_from_inside_after_the_end(any_url: str, namespace: str, tmp_path: Path) -> None:
+    """A signal handler that publishes while its own thread is in a Producer that is closed hears so at once; when the
+    program ends its event is counted as dropped. It was given an id before, and dropped later."""
+    bus = Producer(any_url, namespace=namespace, spool=tmp_path)
+    assert bus.close() is True
+    with bus._buffer.lock, pytest.raises(BufferFull, match="is closed"):
+        bus.publish(PaintingMade())
+    assert bus.statistics().published == 0
+    b = spooled(tmp_path)
+    b.close("muted")
+    with b.lock:
+        b.add(item(), 0)
+    assert b.dropped == 1 and b.take() is None
+
+
+def test_ctrl_c_in_the_middle_of_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """KeyboardInterrupt before or after the record is written: the event is there once or not at all, its neighbours
+    are, and nobody waits for it for ever; the numbers are true, and nothing stays on disk."""
+    for when in ("before", "after"):
+        root = tmp_path / when
+        b, items = spooled(root), [item() for _ in range(3)]
+        b.add(items[0], 0)
+        real = spoolfile._raw_write
+
+        def interrupted(fd: int, data: bytes, size: int, when: str = when, real: Any = real) -> int:
+            if when == "after":
+                real(fd, data, size)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(spoolfile, "_raw_write", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            b.add(items[1], 0)
+        monkeypatch.setattr(spoolfile, "_raw_write", real)
+        b.add(items[2], 0)
+        expected = [items[0], *items[1:2] * (when == "after"), items[2]]
+        assert drained(b) == expected
+        assert b.waiting == 0 and b.wait_settled(0) and b.published == len(expected)
+        assert b.spool_statistics()["spool_events"] == 0
+        b.leave()
+        assert list(root.iterdir()) == []
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_ctrl_c_while_another_event_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str) -> None:
+    """What a signal handler had published waits for the lock, and KeyboardInterrupt comes while the next publish writes
+    it down: it is accepted, and there once."""
+    b, first, inner = spooled(tmp_path), item(), item()
+    b.add(first, 0)
+    with b.lock:
+        b.add(inner, 0)
+    real = spoolfile._raw_write
+
+    def interrupted(fd: int, data: bytes, size: int) -> int:
+        if when == "after":
+            real(fd, data, size)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(spoolfile, "_raw_write", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        b.add(item(), 0)
+    monkeypatch.setattr(spoolfile, "_raw_write", real)
+    assert drained(b) == [first, inner] and b.wait_settled(0)
+
+
+@pytest.mark.parametrize("spool", [True, False], ids=["spool", "memory"])
+def test_ctrl_c_at_the_end_of_publish(any_url: str, namespace: str, tmp_path: Path, spool: bool) -> None:
+    """KeyboardInterrupt after the event is accepted, before the sender is roused, and nothing is published any more: a
+    flush sends it."""
+    with Producer(any_url, namespace=namespace, spool=tmp_path if spool else None) as bus:
+        rouse = bus._buffer._rouse
+
+        def interrupted() -> bool:
+            bus._buffer._rouse = rouse
+            raise KeyboardInterrupt
+
+        bus._buffer._rouse = interrupted
+        with pytest.raises(KeyboardInterrupt):
+            bus.publish(PaintingMade(number=1))
+        assert bus.flush(10) is True and bus.statistics().stored == 1
+    assert [made.number for made in Eyes(any_url, namespace).events("painting.made")] == [1]
+
+
+@pytest.mark.parametrize("begun", [True, False], ids=["next segment", "first segment"])
+@pytest.mark.parametrize("step", ["header", "written", "before", "after"])
+def test_ctrl_c_while_a_segment_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, begun: bool) -> None:
+    """KeyboardInterrupt at any step of beginning a file, in a notebook that goes on: the event that was being published
+    is not there, those before and after it are, also for the next process, and publishing goes on as if nothing had
+    been."""
+    b, items = spooled(tmp_path, spool_bytes=40_000), [item(1000) for _ in range(9)]
+    if begun:  # the segment is full
+        for each in items[:5]:
+            b.add(each, 0)
+    owner, name = (Ledger, "began") if step in ("before", "after") else (spoolfile, "_raw_write")
+    real: Any = getattr(owner, name)
+
+    def interrupted(*args: Any) -> None:
+        if step in ("written", "after"):
+            real(*args)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(owner, name, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        b.add(items[5], 0)
+    monkeypatch.setattr(owner, name, real)
+    for each in items[6:]:
+        b.add(each, 0)
+    expected = items[: 5 * begun] + items[6:]
+    die(b)
+    again = spooled(tmp_path)
+    assert drained(again) == expected
+    assert again.quarantined == 0
+    again.leave()
+    assert list(tmp_path.iterdir()) == []
