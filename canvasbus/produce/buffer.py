@@ -218,8 +218,9 @@ class Buffer:
         drops = self._drops
         return [drops.popleft() for _ in range(len(drops))]
 
-    def leave(self) -> None:
-        """Nothing is taken any more."""
+    def leave(self) -> tuple[list[bytes], list[bytes]]:
+        """Nothing is taken any more. Returns the ids of events that are lost by that, and of those that may be stored."""
+        return [], []
 
     # --- watchers ------------------------------------------------------------------------------------------------
 

@@ -371,13 +371,16 @@ class Sender:
 
     def _abandon(self, in_hand: tuple[int, list[Outgoing]] | None) -> None:
         """Closed with events left: count and tell them, unless they are kept."""
-        if self.buffer.keeps:
-            self._tell_drops()
-            self.callbacks.clear()
-            self.buffer.leave()
-            return
         error = Unavailable(f"the Producer was closed before the server had the event{self._because()}")
         maybe = Unavailable(f"{error}; it may be there all the same", ambiguous=True)
+        if self.buffer.keeps:
+            self._tell_drops()
+            for raw_ids, why in zip(self.buffer.leave(), (error, maybe), strict=True):
+                for raw_id in raw_ids:
+                    self._tell(raw_id, why)
+            self._tell_drops()  # of a handler that published while we were about to leave
+            self.callbacks.clear()
+            return
         while in_hand is not None or (in_hand := self.buffer.take()) is not None:
             lane, items = in_hand
             for run in self._lane(lane).sender.runs(items):

@@ -471,10 +471,14 @@ class SpooledBuffer(Buffer):
         if folder not in self._folders.values():
             folder.remove()
 
-    def leave(self) -> None:
+    def leave(self) -> tuple[list[bytes], list[bytes]]:
+        lost: list[bytes] = []
+        unknown: list[Outgoing] = []
         with self.lock:
             self._put_late()
             self.dropped += len(self._unlogged)
+            for lane, cache in enumerate(self._cache):
+                lost += [item.raw_id for number, item in cache if (lane, number) in self._unlogged]
             for lane, _ in self._unlogged:
                 self._unsent[lane] -= 1
                 self._settled[lane] += 1
@@ -482,8 +486,8 @@ class SpooledBuffer(Buffer):
             hand = self._hand
             if self._in_hand[hand.lane]:  # what is not on disk may be on the server, and nobody will ever look
                 rest = zip(hand.items[hand.settled :], hand.numbers[hand.settled :], strict=True)
-                lost = [item for item, number in rest if number in hand.unlogged]
-                super().settle(hand.lane, lost, unknown=len(lost))
+                unknown = [item for item, number in rest if number in hand.unlogged]
+                super().settle(hand.lane, unknown, unknown=len(unknown))
             for log in self._all_logs():
                 log.close()
             if self._own is not None:
@@ -502,6 +506,7 @@ class SpooledBuffer(Buffer):
                 self.bytes = 0
                 self._forget()
                 self._looked = False
+        return lost, [item.raw_id for item in unknown]
 
     # --- watchers ------------------------------------------------------------------------------------------------
 

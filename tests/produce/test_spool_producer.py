@@ -6,12 +6,13 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 from produce.spooling import die, drained, item, spooled
 from studio import Eyes, PaintingMade, SculptureMade
 
-from canvasbus import BufferFull, ConfigError, Producer
+from canvasbus import BufferFull, ConfigError, Producer, Unavailable
 from canvasbus.produce import spoolfile, spoolfolder
 from canvasbus.transport.memory import MemoryServer
 
@@ -66,6 +67,30 @@ def test_what_is_left_at_close_is_sent_by_the_next(away: MemoryServer, namespace
         now = bus.statistics()
         assert (now.published, now.recovered, now.stored) == (1, 10, 11) and "10 recovered" in repr(bus)
     assert numbers(namespace) == list(range(11)) and list(tmp_path.iterdir()) == []
+
+
+def test_what_no_disk_has_is_told_at_close(
+    away: MemoryServer, namespace: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of events that could not be written down, and did not reach the server, on_delivery hears at close that they are lost;
+    of those on disk it hears from the next Producer."""
+    told: dict[UUID, Any] = {}
+    bus = Producer(away.name, namespace=namespace, spool=tmp_path, on_delivery=told.__setitem__)
+    on_disk = bus.publish(PaintingMade(number=0))
+
+    def broken(fd: int, data: bytes, size: int) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(spoolfile, "_raw_write", broken)
+    lost = [bus.publish(PaintingMade(number=1)), *bus.publish_many([PaintingMade(number=2), PaintingMade(number=3)])]
+    monkeypatch.undo()
+    assert bus.close(timeout=0.05) is False
+    assert {event_id: type(error) for event_id, error in told.items()} == dict.fromkeys(lost, Unavailable)
+    assert bus.statistics().dropped + bus.statistics().unknown == 3
+    away.set_connected(True)
+    with Producer(away.name, namespace=namespace, spool=tmp_path, on_delivery=told.__setitem__) as bus:
+        assert bus.flush(timeout=10) is True
+    assert numbers(namespace) == [0] and told[on_disk] is None
 
 
 def test_types_partitions_and_delays_survive(away: MemoryServer, namespace: str, tmp_path: Path) -> None:

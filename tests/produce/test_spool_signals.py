@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 from produce.spooling import die, drained, item, spooled
@@ -10,6 +11,8 @@ from studio import Eyes, PaintingMade
 from canvasbus import BufferFull, Producer
 from canvasbus.produce import spoolfile
 from canvasbus.produce.spool import Ledger
+from canvasbus.produce.spoolfile import Log
+from canvasbus.transport.memory import MemoryServer
 
 
 def test_publishing_from_inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -42,6 +45,30 @@ def test_publishing_from_inside_after_the_end(any_url: str, namespace: str, tmp_
     with b.lock:
         b.add(item(), 0)
     assert b.dropped == 1 and b.take() is None
+
+
+def test_publishing_from_inside_while_it_leaves(
+    memory: MemoryServer, namespace: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A signal handler that publishes while the program ends, as the spool's files are closed: it was given an id, and
+    on_delivery is told that the event was dropped."""
+    memory.set_connected(False)
+    told: dict[UUID, Any] = {}
+    bus = Producer(memory.name, namespace=namespace, spool=tmp_path, on_delivery=told.__setitem__)
+    on_disk = bus.publish(PaintingMade())
+    inside: list[UUID | None] = []
+    close = Log.close
+
+    def interrupted(log: Log) -> None:
+        inside.append(bus.publish(PaintingMade()))
+        close(log)
+
+    monkeypatch.setattr(Log, "close", interrupted)
+    sender = bus._sender
+    assert sender is not None and sender._thread is not None
+    sender.at_exit(0.0)
+    sender._thread.join(10)
+    assert [type(told.get(event_id)) for event_id in inside] == [BufferFull] and on_disk not in told
 
 
 def test_ctrl_c_in_the_middle_of_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
