@@ -287,6 +287,7 @@ class Programs:
     def _flush(self, life: Life, producer: Producer) -> None:
         mine = [one for one in self.attempts if one.returned and (one.kept or one.life == life.site.name)]
         since, self._since = self.attempts[self._since :], len(self.attempts)
+        since = [one for one in since if one.returned]  # on_delivery may be about to publish
         began, patience = clock.monotonic(), self.dice.choice([0.0, 0.05, 1.0, 5.0])
         done = producer.flush(patience)
         before, self._flushed = self._flushed, clock.time_ns() // 1_000_000
@@ -302,7 +303,7 @@ class Programs:
         for one in since if self.how.threads == 1 else ():
             if one.told and one.told[-1].at <= before:  # by a callback during the flush before, which has told
                 continue
-            if one.life == life.site.name and one.returned and one.fate != "accepted" and one.how != "keyed":
+            if one.life == life.site.name and one.fate != "accepted" and one.how != "keyed":
                 self._wrong(life, f"a flush is True, and {one.n} is {one.fate}")
 
     # --- what it is told -----------------------------------------------------------------------------------------
