@@ -22,7 +22,6 @@ from canvasbus.consume.state import TOKEN
 from canvasbus.contract.registry import registry
 from canvasbus.errors import CanvasbusError
 from canvasbus.ids import id_order
-from canvasbus.produce.buffer import BUFFER_BYTES, SPOOL_BYTES
 from canvasbus.wire.codec import Codec
 from canvasbus.wire.envelope import Envelope
 
@@ -101,7 +100,6 @@ def _told(plan: Plan, history: History) -> Iterator[str]:
     how = plan.producing
     tries = Counter(attempt.n for attempt in history.attempts)
     gaps = history.cut or any([*history.trimmed.values(), *history.retained.values()])
-    drops = how.buffer_bytes < BUFFER_BYTES or how.spool_bytes < SPOOL_BYTES
     for attempt in history.attempts:
         what = f"the Producer of {attempt.life} published {attempt.n} ({attempt.how})"
         lasts = attempt.kept or attempt.life in history.ended_well
@@ -110,11 +108,11 @@ def _told(plan: Plan, history: History) -> Iterator[str]:
         for told in attempt.told:
             if told.fate == "unknown" and not (gaps or told.leaving):
                 yield f"{what} and told in {told.life} that it cannot know: {told.why}"
-            if told.fate == "refused" and not (told.leaving or drops or plan.capped):
+            if told.fate == "refused" and not (told.leaving or how.drops or plan.capped):
                 yield f"{what} and told in {told.life} that it is not there: {told.why}"
         if attempt.returned and tries[attempt.n] == 1 and {*attempt.own} - {told.fate for told in attempt.told}:
             yield f"{what} and told its own callback {attempt.own}, the other {attempt.told}"
-        full = attempt.raised == "BufferFull" and (drops or attempt.leaving)
+        full = attempt.raised == "BufferFull" and (how.drops or attempt.leaving)
         if attempt.raised and not full and (attempt.how, attempt.raised) != ("bad", "EncodeError"):
             yield f"{what}, which raised {attempt.raised}"
 

@@ -152,6 +152,11 @@ class Producing:
     ctrl_c: float = 0.0
     """How often publish is interrupted by Ctrl-C while it writes into the spool."""
 
+    @property
+    def drops(self) -> bool:
+        """There may be no room for an event."""
+        return self.buffer_bytes < BUFFER_BYTES or self.spool_bytes < SPOOL_BYTES
+
 
 @dataclass
 class Plan:
