@@ -211,3 +211,26 @@ async def test_what_is_taken_while_the_rest_is_handed_back_is_handed_back_too(
         await until(lambda: [owner for _, owner, _ in eyes.pending("framers")] == ["~free"])
         assert lane_of(bus).held == 0
     assert runs == []
+
+
+async def test_what_is_handed_back_is_taken_while_the_last_that_was_taken_still_runs(
+    virtual: Clock, memory: MemoryServer, namespace: str
+) -> None:
+    """A rolling restart: what the second worker hands back waits for no handler of what the first one did, as long as
+    there is room."""
+    worker, running_now, eyes = Worker("framers"), list[int](), Eyes(memory, namespace)
+
+    @worker.on(PaintingMade)
+    async def look(event: PaintingMade) -> None:
+        running_now.append(event.number)
+        await trio.sleep_forever()
+
+    async with running(memory, worker, namespace=namespace):
+        pass
+    async with running(memory, namespace=namespace) as bus:
+        await bus.publish_many([PaintingMade(number=n) for n in range(3)])
+    eyes.call("XREADGROUP", "GROUP", "framers", "~out of the way", "STREAMS", eyes.stream(), ">")
+    async with running(memory, worker, namespace=namespace, grace=0.0):
+        for number, (entry_id, _, _) in enumerate(eyes.pending("framers")):
+            eyes.call("XCLAIM", eyes.stream(), "framers", "~free", 0, entry_id, "JUSTID")
+            await until(lambda number=number: running_now == list(range(number + 1)), 5)
