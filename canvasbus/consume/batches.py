@@ -48,6 +48,10 @@ class BatchLane(Lane):
                         if self._stopping:
                             break
                         await self._lot.park()
+            if self._stopping:  # what was gathered has not begun
+                for delivery in batch:
+                    self._put_down(delivery)
+                continue
             if self.inbox is not None:
                 batch = await self._sifted(self.inbox, batch)
             if batch:
@@ -70,7 +74,7 @@ class BatchLane(Lane):
             return
         log.info("a batch failed; its events run one by one", group=self.group, handler=self.handler.name)
         for delivery in batch:
-            if self.blocked:
+            if self.blocked or self._stopping:
                 self._set_aside(delivery, tried=False)
             else:
                 await self._run_alone(delivery)

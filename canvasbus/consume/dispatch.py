@@ -157,6 +157,9 @@ class Lane:
 
     def feed(self, deliveries: list[Delivery]) -> None:
         """Take deliveries, suspects to the quarantine."""
+        if self._stopping:  # taken or audited while the others were handed back
+            self._hand_back(deliveries)
+            return
         self.held += len(deliveries)
         for delivery in deliveries:
             if delivery.suspect and delivery.error is None:
@@ -172,7 +175,7 @@ class Lane:
 
     def feed_fresh(self, deliveries: list[Delivery]) -> None:
         """Take deliveries that were just read and never failed."""
-        if self.blocked:
+        if self.blocked or self._stopping:
             self.feed(deliveries)
             return
         self.held += len(deliveries)
@@ -326,6 +329,10 @@ class Lane:
 
     def _start_suspects(self, deliveries: list[Delivery]) -> None:
         """Run suspects side by side, in the slots."""
+        if self._stopping:  # since their attempts were sent
+            for delivery in deliveries:
+                self._put_down(delivery)
+            return
         for delivery in deliveries:
             if self.blocked:  # since a moment ago
                 self.quarantine.ended(delivery)
@@ -341,6 +348,9 @@ class Lane:
             self._outcomes.bury(delivery, "lost_workers", RuntimeError("every worker that ran this event died"))
             return
         await delivery.topic.settler.write_attempt(delivery, delivery.failures + 1).wait()
+        if self._stopping:  # since that was sent; handing back takes it back
+            self._put_down(delivery)
+            return
         await self._run_alone(delivery)
 
     async def _run_alone(self, delivery: Delivery) -> None:
@@ -407,11 +417,19 @@ class Lane:
     # --- while the circuit is open -------------------------------------------------------------------------------
 
     def _set_aside(self, delivery: Delivery, *, tried: bool = True) -> None:
-        assert self.breaking is not None
-        if delivery.suspect:
+        if self._stopping:  # nobody would take it up again, and the worker would wait for it
+            self._put_down(delivery)
+        elif delivery.suspect:
             self.quarantine.add(delivery)
         else:
+            assert self.breaking is not None
             self.breaking.keep(delivery, tried=tried)
+
+    def _put_down(self, delivery: Delivery) -> None:
+        """Hand it back: the worker leaves, and the run has not begun."""
+        self.held -= 1
+        self._hand_back([delivery])
+        self._check_quiet()
 
     def _halt(self) -> list[Delivery]:
         """Leave in the queue what no handler sees anyway."""

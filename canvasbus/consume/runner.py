@@ -144,9 +144,9 @@ class Runner:
         self.state = "left"
 
     async def _live(self, resources: Any) -> None:
-        self.state = "joining"
         try:
             while True:
+                self.state = "joining"
                 incarnation = self._current = _Incarnation(self, resources)
                 if not await incarnation.run():
                     break

@@ -51,10 +51,12 @@ class Taking:
                 except TransportError as error:
                     self._complaints.tell("taking what was handed back fails", error)
                 took += subscription.recovery.statistics.taken - before
-            if took:
-                await self._again.wait()
+            pause = SWEEP_SECONDS * self._random.uniform(0.75, 1.25)
+            if took:  # there may be more, once there is room; and others hand back while what was taken still runs
+                with trio.move_on_after(pause):
+                    await self._again.wait()
             else:
-                await trio.sleep(SWEEP_SECONDS * self._random.uniform(0.75, 1.25))
+                await trio.sleep(pause)
 
     async def _take(self, subscription: Subscription) -> None:
         free = min(TAKE_AT_ONCE, sum(max(0, lane.free) for lane in self._lanes))

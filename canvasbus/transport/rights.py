@@ -170,6 +170,7 @@ _OPERATOR = (
     Right("TIME", "tell ages"),
     Right("TYPE dead", "redrive dead letters"),
     Right("XADD retry * e value", "redrive dead letters"),
+    Right("XGROUP CREATE retry group 0", "count what was redriven while no worker runs", optional=True),
     Right("XDEL dead 0-0", "redrive or purge dead letters"),
     Right("GET paused", "look at groups"),
     Right("PTTL paused", "look at groups"),

@@ -134,12 +134,14 @@ REDRIVE: Final = Script(
 -- KEYS[1] the dead letters; KEYS[2] set of the types that have retry streams; KEYS[3..] retry streams
 -- ARGV[1] group; then for each letter: its id, index of its stream in KEYS, type, how many words follow, fields and values
 -- Returns how many were moved; the others had gone
+local fresh = {}
 for i = 3, #KEYS do
   local kind = redis.call('TYPE', KEYS[i])
   kind = kind.ok or kind
   if kind ~= 'stream' and kind ~= 'none' then
     return redis.error_reply('WRONGTYPE ' .. KEYS[i] .. ' holds a ' .. kind .. ', not a stream')
   end
+  fresh[KEYS[i]] = kind == 'none'
 end
 local moved, at = 0, 2
 while at <= #ARGV do
@@ -148,6 +150,11 @@ while at <= #ARGV do
     local call = {'XADD', stream, '*'}
     for i = 1, words do call[#call + 1] = ARGV[at + 3 + i] end
     redis.call('SADD', KEYS[2], kind)  -- first: refused afterwards, it would leave the letter where nobody looks
+    if fresh[stream] then
+      -- With its group, so that it counts as lag while no worker runs. pcall: workers make it, too.
+      redis.pcall('XGROUP', 'CREATE', stream, ARGV[1], '0', 'MKSTREAM', 'ENTRIESREAD', '0')
+      fresh[stream] = false
+    end
     redis.call(unpack(call))
     redis.call('XDEL', KEYS[1], id)
     moved = moved + 1

@@ -1,15 +1,25 @@
 """A worker that leaves while the network is in trouble leaves nothing that others have to wait for, and nothing of it
 comes later."""
 
+import pytest
 import trio
-from faulty import FaultyServer, commands_in
-from studio import Eyes, PaintingMade, framing, running
+from faulty import Fault, FaultyServer, commands_in
+from studio import Eyes, PaintingMade, framing, runner_of, running, subscription_of
+from trio.abc import Clock
 from waiting import until
 
+from canvasbus.bus import EventBus
+from canvasbus.consume.dispatch import Lane
 from canvasbus.errors import Unavailable
 from canvasbus.transport.connect import open_server
+from canvasbus.transport.memory import MemoryServer
+from canvasbus.transport.owner_scripts import TAKE
 from canvasbus.transport.settle_script import SETTLE
-from canvasbus.worker import Worker
+from canvasbus.worker import Backoff, Breaker, Worker
+
+
+def lane_of(bus: EventBus) -> Lane:
+    return next(iter(subscription_of(bus).topics.values())).lane
 
 
 class Trouble:
@@ -41,12 +51,12 @@ async def test_a_commit_that_comes_late_changes_nothing(any_url: str, namespace:
         trouble.start(sha, b"INCR")
         await bus.publish(PaintingMade(number=1))
         await until(lambda: bool(trouble.kept))
-        trouble.end()
+        trouble.start(sha)  # all else comes through; a commit that was tried again would be none that is late
         await bus.aclose()
     assert eyes.count("painting.framed") == 0
     async with running(any_url, framing(), namespace=namespace):
         await until(lambda: eyes.count("painting.framed") > 0)
-    late = next(packet for packet in trouble.kept if sha in packet)
+    late = [packet for packet in trouble.kept if sha in packet][-1]
     connection = eyes.server.connect_blocking()
     connection.request(late, 1, 1.0)
     connection.close()
@@ -88,3 +98,139 @@ async def test_what_is_done_is_not_done_again(any_url: str, namespace: str, eyes
         trouble.end()
         await bus.aclose()
     assert eyes.pending("framers") == [] and eyes.consumers("framers") == set()
+
+
+async def test_a_batch_that_is_being_gathered_is_handed_back(any_url: str, namespace: str, eyes: Eyes) -> None:
+    """Nothing of it has begun: whoever leaves does not begin it."""
+    worker, runs = Worker("framers"), list[int]()
+
+    @worker.on_batch(PaintingMade, max_size=10, max_wait=60)
+    async def look(events: list[PaintingMade]) -> None:
+        runs.append(len(events))
+
+    async with running(any_url, worker, namespace=namespace) as bus:
+        await bus.publish_many([PaintingMade(number=n) for n in range(3)])
+        await until(lambda: bus.statistics()[0].held == 3)
+        await bus.aclose()
+    assert runs == []
+    assert [(owner, count) for _, owner, count in eyes.pending("framers")] == [("~free", 1)] * 3
+
+
+@pytest.mark.parametrize("breaker", [None, Breaker(failures=1, pause=600, cap=600)])
+async def test_a_batch_that_fails_while_its_worker_leaves_begins_nothing_more(
+    virtual: Clock, memory: MemoryServer, namespace: str, breaker: Breaker | None
+) -> None:
+    """Its events would be tried one by one, or wait for the end of an outage: others do that, and at once."""
+    worker, runs = Worker("framers"), list[int]()
+
+    @worker.on_batch(PaintingMade, max_size=8, retry=Backoff(attempts=9, base=600, cap=600), breaker=breaker)
+    async def look(events: list[PaintingMade]) -> None:
+        runs.append(len(events))
+        await trio.sleep(2)
+        raise ConnectionRefusedError
+
+    async with running(memory, worker, namespace=namespace) as bus:
+        await bus.publish_many([PaintingMade(number=n) for n in range(8)])
+        await until(lambda: bus.statistics()[0].running)
+        began = trio.current_time()
+        await bus.aclose()
+    assert trio.current_time() - began < 3 and runs == [8]
+    assert {(owner, count) for _, owner, count in Eyes(memory, namespace).pending("framers")} == {("~free", 1)}
+
+
+@pytest.mark.parametrize("deaths", [1, 2])
+async def test_a_suspect_whose_attempt_is_being_written_is_handed_back(
+    virtual: Clock, memory: MemoryServer, namespace: str, deaths: int
+) -> None:
+    """Told to leave between the word that it begins and its beginning, a worker takes the word back. After one death it
+    would run among others, after two alone."""
+    runs, eyes = list[int](), Eyes(memory, namespace)
+    worker = Worker("framers")
+
+    @worker.on(PaintingMade)
+    async def look(event: PaintingMade) -> None:
+        runs.append(event.number)
+        await trio.sleep(20)
+
+    async def die(task_status: trio.TaskStatus[None]) -> None:
+        server = FaultyServer(memory)
+        async with running(server, worker, namespace=namespace) as bus:
+            if not runs:
+                await bus.publish(PaintingMade(number=1))
+            await until(lambda: bus.statistics()[0].running, 20)
+            server.cut()
+            task_status.started()
+            await trio.sleep_forever()
+
+    for _ in range(deaths):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(die)
+            nursery.cancel_scope.cancel()
+    before = {count for _, _, count in eyes.pending("framers")}
+    server = FaultyServer(memory)
+    async with running(server, worker, namespace=namespace) as bus:
+
+        def leave(data: bytes) -> None:
+            if SETTLE.sha.encode() in data and b"\r\ntry\r\n" in data:
+                server.on_packet = None
+                server.faults.append(Fault("lose_reply", b"try"))
+                runner_of(bus).stop()
+
+        server.on_packet = leave
+        await until(lambda: runner_of(bus).state == "left", 15)
+    assert len(runs) == deaths
+    assert {(owner, count) for _, owner, count in eyes.pending("framers")} == {("~suspect", next(iter(before)))}
+
+
+async def test_what_is_taken_while_the_rest_is_handed_back_is_handed_back_too(
+    virtual: Clock, memory: MemoryServer, namespace: str
+) -> None:
+    """It was on its way out of a pool when the worker was told to leave."""
+    worker, runs, eyes = Worker("framers"), list[int](), Eyes(memory, namespace)
+
+    @worker.on(PaintingMade)
+    async def look(event: PaintingMade) -> None:
+        runs.append(event.number)
+        await trio.sleep(20)
+
+    async with running(memory, worker, namespace=namespace):
+        pass
+    async with running(memory, namespace=namespace) as bus:
+        await bus.publish(PaintingMade(number=1))
+    eyes.call("XREADGROUP", "GROUP", "framers", "~free", "STREAMS", eyes.stream(), ">")
+    server = FaultyServer(memory)
+    async with running(server, worker, namespace=namespace) as bus:
+
+        def stop(data: bytes) -> None:
+            if TAKE.sha.encode() in data:
+                server.on_packet = None
+                lane_of(bus).stop()
+
+        server.on_packet = stop
+        await until(lambda: server.on_packet is None)
+        await until(lambda: [owner for _, owner, _ in eyes.pending("framers")] == ["~free"])
+        assert lane_of(bus).held == 0
+    assert runs == []
+
+
+async def test_what_is_handed_back_is_taken_while_the_last_that_was_taken_still_runs(
+    virtual: Clock, memory: MemoryServer, namespace: str
+) -> None:
+    """A rolling restart: what the second worker hands back waits for no handler of what the first one did, as long as
+    there is room."""
+    worker, running_now, eyes = Worker("framers"), list[int](), Eyes(memory, namespace)
+
+    @worker.on(PaintingMade)
+    async def look(event: PaintingMade) -> None:
+        running_now.append(event.number)
+        await trio.sleep_forever()
+
+    async with running(memory, worker, namespace=namespace):
+        pass
+    async with running(memory, namespace=namespace) as bus:
+        await bus.publish_many([PaintingMade(number=n) for n in range(3)])
+    eyes.call("XREADGROUP", "GROUP", "framers", "~out of the way", "STREAMS", eyes.stream(), ">")
+    async with running(memory, worker, namespace=namespace, grace=0.0):
+        for number, (entry_id, _, _) in enumerate(eyes.pending("framers")):
+            eyes.call("XCLAIM", eyes.stream(), "framers", "~free", 0, entry_id, "JUSTID")
+            await until(lambda number=number: running_now == list(range(number + 1)), 5)

@@ -10,11 +10,13 @@ import structlog.testing
 import trio
 import trio.testing
 from faulty import Fault, FaultyServer
-from studio import PaintingMade, running
+from studio import Eyes, PaintingMade, framing, running
+from trio.abc import Clock
 from waiting import TurnedClock, until
 
 from canvasbus import clock
 from canvasbus.bus import EventBus
+from canvasbus.cli.health import _answer
 from canvasbus.consume import liveness
 from canvasbus.consume.liveness import Heart, Progress, Watcher
 from canvasbus.transport.blocking import BlockingLink
@@ -345,3 +347,18 @@ async def test_a_heart_beats_in_every_partition(partitions: int) -> None:
     await until(lambda: all(beats_of(server, k) >= 2 for k in keys))
     heart.stop()
     heart.join(5)
+
+
+async def test_a_worker_that_joins_again_is_not_ready(virtual: Clock, memory: MemoryServer, namespace: str) -> None:
+    """Others took it for dead, and the server does not let it back in: it handles nothing, and /readyz says so."""
+    server, eyes = FaultyServer(memory), Eyes(memory, namespace)
+    async with running(server, framing(), namespace=namespace) as bus:
+        first = bus.statistics()[0].consumer
+        server.faults.append(Fault("answer", b"MKSTREAM", "NOPERM this user has no permissions", times=100))
+        eyes.call("SET", eyes.keys.fence(first), "dead")
+        await until(lambda: bus.statistics()[0].consumer != first)
+        answer = await _answer(bus, b"GET /readyz HTTP/1.1")
+        assert answer.startswith(b"HTTP/1.1 503 ") and b"worker framers is joining" in answer
+        server.faults.clear()
+        await until(lambda: bus.statistics()[0].state == "running")
+        assert (await _answer(bus, b"GET /readyz HTTP/1.1")).startswith(b"HTTP/1.1 200 ")

@@ -87,7 +87,11 @@ async def test_a_group_that_nobody_runs_finds_them_later(any_url: str, namespace
         await bus.publish_many([PaintingMade(number=n) for n in range(3)])
         await until(lambda: len(eyes.dead("framers")) == 3)
     assert redrive_all(eyes) == 3
-    framers.mended = True
+    (group,) = eyes._link.run(groups([eyes.keys]))
+    assert {topic.topic: topic.lag.value for topic in group.topics} == {
+        "painting.made": 0,
+        "painting.made (redriven)": 3,
+    }
     again = Framers()
     again.mended = True
     async with running(any_url, again.worker, namespace=namespace):
