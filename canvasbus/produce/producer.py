@@ -332,7 +332,8 @@ class Producer:
 
         True: everything published since the last flush is on the server. False: something was dropped, refused, is
         unknown, or is still waiting; `statistics()` says which. While the server is away a flush makes the sender try
-        at once.
+        at once. With a spool, a signal handler that has interrupted a publish of its own thread is told False at once,
+        since nothing can be waited for before that goes on; so is one that closes.
         """
         if timeout is not None:
             check_number("timeout", timeout, error=TypeError)
