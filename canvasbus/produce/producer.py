@@ -165,6 +165,8 @@ class Producer:
             check_number(name, value)
         if spool is not None and not isinstance(spool, str | PathLike):
             raise ConfigError(f"spool={spool!r}: the path of a folder is wanted, not a {type(spool).__name__}")
+        if spool == "":  # of a variable that is not set; it would be the working directory
+            raise ConfigError("spool='': the path of a folder is wanted; None: no spool")
         if partitions < 1:
             raise ConfigError(f"partitions={partitions}: a namespace has at least one")
         without_waiting: WhenFull = "drop_oldest" if spool is None else "spool"

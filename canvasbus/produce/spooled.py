@@ -526,7 +526,7 @@ class SpooledBuffer(Buffer):
         with self.lock:
             if self._asleep and not self._looked:  # the sender's thread ended by a fault
                 self._asleep = not self._rouse()
-            if not self._changed.wait_for(lambda: self._looked, timeout):
+            if not self._wait_for(lambda: self._looked, timeout):
                 return False
             if self._late:
                 self._put_late()

@@ -188,6 +188,8 @@ def is_usable(root: Path) -> str | None:
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
         return "is no folder"
+    except ValueError:  # a NUL in it
+        return "is no path"
     except (PermissionError, FileNotFoundError) as error:
         return f"cannot be made ({error.strerror})"
     except OSError as error:

@@ -222,6 +222,8 @@ def test_a_full_spool_is_told_once_a_minute(
         ({"spool": "folder", "spool_bytes": 0}, "positive"),
         ({"spool": "file"}, "is no folder"),
         ({"spool": "file/below"}, "is no folder"),
+        ({"spool": "a\0b"}, "is no path"),
+        ({"spool": ""}, "the path of a folder is wanted"),
     ],
 )
 def test_options_that_cannot_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: Any, part: str) -> None:
