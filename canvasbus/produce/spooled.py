@@ -305,6 +305,8 @@ class SpooledBuffer(Buffer):
                 until = cache[0][0] if cache else self._next[lane]
                 log = self._logs.get(lane)
                 if start == until:
+                    if log is not None:
+                        log.ledger.events -= self._unsent[lane]
                     self._write_off(lane, self._unsent[lane])
                     return []
             items, numbers = self._read(log, start, until) if log else ([], [])
