@@ -8,7 +8,7 @@ import argparse
 import contextlib
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
@@ -72,13 +72,24 @@ def run(context: Context, args: argparse.Namespace) -> int:
     )
     with correlation(belongs_to) if belongs_to else contextlib.nullcontext():
         if args.source_file is None:
-            text = sys.stdin.buffer.read() if data == "-" else data.encode(errors="surrogateescape")
+            text = _stdin().read() if data == "-" else data.encode(errors="surrogateescape")
             publishing.one(text, type_name)
         else:
             with _opened(args.source_file) as (file, total), _progress(context, total) as advance:
                 publishing.many(file, type_name, advance)
     publishing.finish()
     return 1 if publishing.failed else 0
+
+
+def _lines(numbers: Iterable[int]) -> str:
+    """lines 1-4, 7"""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and runs[-1][-1] == number - 1:
+            runs[-1][1:] = [number]
+        else:
+            runs.append([number])
+    return "lines " + ", ".join("-".join(map(str, run)) for run in runs)
 
 
 def _uuid(text: str) -> UUID:
@@ -210,19 +221,25 @@ class _Publishing:
                 if isinstance(result, bytes):
                     self._done(item, result.decode())
                 elif isinstance(result, Unavailable):
-                    raise self._gone(item, len(batch), result)
+                    raise self._gone(item, batch, items, result)
                 else:
                     self._failed(item.line, result)
 
-    def _gone(self, first: _Item, count: int, error: Unavailable) -> CanvasbusError:
-        """The server left in the middle: say how far we came."""
+    def _gone(self, first: _Item, batch: list[_Item], items: list[_Item], error: Unavailable) -> CanvasbusError:
+        """The server left in the middle: say how far we came. With partitions that is no one line of the file."""
         if not first.line:
             return error
-        fate = (
-            f"whether the {count:,} from line {first.line} on are cannot be known, later ones were not sent"
-            if error.ambiguous
-            else f"nothing from line {first.line} on is"
-        )
+        if len(self._senders) > 1:
+            tried = partition_of(first.event.key, len(self._senders))
+            later = [item for item in items if partition_of(item.event.key, len(self._senders)) > tried]
+            unsent = sorted(item.line for item in (later if error.ambiguous else later + batch))
+            parts = [f"whether {_lines(item.line for item in batch)} are cannot be known"] if error.ambiguous else []
+            parts += [f"{_lines(unsent)} are not"] if unsent else []
+            fate = f"{', '.join(parts)}, nothing behind line {items[-1].line} is"
+        elif error.ambiguous:
+            fate = f"whether the {len(batch):,} from line {first.line} on are cannot be known, later ones were not sent"
+        else:
+            fate = f"nothing from line {first.line} on is"
         return Unavailable(f"{error}; {self._stored:,} events are stored, {fate}")
 
     def _done(self, item: _Item, entry_id: str | None) -> None:
@@ -242,11 +259,17 @@ class _Publishing:
             self._out.record({"line": line, "error": text})
 
 
+def _stdin() -> BinaryIO:
+    if sys.stdin is None:
+        raise ConfigError("publish: - reads stdin, which is closed")
+    return sys.stdin.buffer
+
+
 @contextlib.contextmanager
 def _opened(name: str) -> Iterator[tuple[BinaryIO, int | None]]:
     """The file and its size; None: it has none."""
     if name == "-":
-        yield sys.stdin.buffer, None
+        yield _stdin(), None
         return
     with contextlib.ExitStack() as stack:
         try:

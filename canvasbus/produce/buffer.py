@@ -32,6 +32,8 @@ BUFFER_BYTES: Final = 64 * 1024 * 1024
 """Encoded bytes that may wait for the server, by default."""
 SPOOL_BYTES: Final = 1024 * 1024 * 1024
 """Bytes of events that may wait on disk, by default, where there is a spool."""
+FOREVER: Final = 1e9
+"""Seconds that whoever says math.inf waits: no lock takes that, or much more than this."""
 BATCH_EVENTS: Final = 500
 BATCH_BYTES: Final = 1024 * 1024
 
@@ -146,7 +148,7 @@ class Buffer:
             raise BufferFull(f"{self._full()}: publish less, drop it, or use when_full='block'")
         if threading.get_ident() == self.consumer:
             raise BufferFull(f"{self._full()}, and on_delivery cannot wait for room: the sender would wait for itself")
-        if not self._changed.wait_for(lambda: self.closed or self._fits(size), self.max_block):
+        if not self._wait_for(lambda: bool(self.closed) or self._fits(size), self.max_block):
             raise BufferFull(f"{self._full()}, and no room came within max_block={self.max_block:g} s")
         return self._fits(size) or self._make_room(item, size, lane)
 
@@ -234,9 +236,12 @@ class Buffer:
                 settled + in_hand + self._queued(lane)
                 for lane, settled, in_hand in zip(self._lanes, self._settled, self._in_hand, strict=True)
             ]
-            done = self._changed.wait_for(lambda: all(map(ge, self._settled, targets)), timeout)
+            done = self._wait_for(lambda: all(map(ge, self._settled, targets)), timeout)
             self._marked = failed = self.failed
             return done and failed == marked
+
+    def _wait_for(self, done: Callable[[], bool], timeout: float) -> bool:
+        return self._changed.wait_for(done, min(timeout, FOREVER))
 
     def spool_statistics(self) -> dict[str, int]:
         """The part of ProducerStatistics that a spool adds."""

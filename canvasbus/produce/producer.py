@@ -165,6 +165,8 @@ class Producer:
             check_number(name, value)
         if spool is not None and not isinstance(spool, str | PathLike):
             raise ConfigError(f"spool={spool!r}: the path of a folder is wanted, not a {type(spool).__name__}")
+        if spool == "":  # of a variable that is not set; it would be the working directory
+            raise ConfigError("spool='': the path of a folder is wanted; None: no spool")
         if partitions < 1:
             raise ConfigError(f"partitions={partitions}: a namespace has at least one")
         without_waiting: WhenFull = "drop_oldest" if spool is None else "spool"
@@ -332,7 +334,8 @@ class Producer:
 
         True: everything published since the last flush is on the server. False: something was dropped, refused, is
         unknown, or is still waiting; `statistics()` says which. While the server is away a flush makes the sender try
-        at once.
+        at once. With a spool, a signal handler that has interrupted a publish of its own thread is told False at once,
+        since nothing can be waited for before that goes on; so is one that closes.
         """
         if timeout is not None:
             check_number("timeout", timeout, error=TypeError)

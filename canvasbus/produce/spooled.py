@@ -195,6 +195,7 @@ class SpooledBuffer(Buffer):
         while self._late:
             item, lane = self._late.popleft()
             unsent = self._unsent[lane]
+            self._room = self.spool_bytes  # also when closed since: it was accepted before
             try:
                 self._put(item, encode_event(item), lane)
             except BufferFull:  # whoever published it has been told that it is accepted
@@ -203,6 +204,8 @@ class SpooledBuffer(Buffer):
                 if self._unsent[lane] == unsent:
                     self._late.appendleft((item, lane))
                 raise
+            finally:
+                self._room = -1 if self.closed else self.spool_bytes
 
     def _write(self, lane: int, payloads: "list[bytes] | tuple[bytes]") -> bool:
         """Write events down under the next numbers. False: that is not possible now, and nothing is changed."""
@@ -302,6 +305,8 @@ class SpooledBuffer(Buffer):
                 until = cache[0][0] if cache else self._next[lane]
                 log = self._logs.get(lane)
                 if start == until:
+                    if log is not None:
+                        log.ledger.events -= self._unsent[lane]
                     self._write_off(lane, self._unsent[lane])
                     return []
             items, numbers = self._read(log, start, until) if log else ([], [])
@@ -506,6 +511,7 @@ class SpooledBuffer(Buffer):
                 self.bytes = 0
                 self._forget()
                 self._looked = False
+                self._asleep = True
         return lost, [item.raw_id for item in unknown]
 
     # --- watchers ------------------------------------------------------------------------------------------------
@@ -514,9 +520,15 @@ class SpooledBuffer(Buffer):
         return self._unsent[lane]
 
     def wait_settled(self, timeout: float) -> bool:
+        # What a signal handler has interrupted is in the midst of a step, and goes on only after the handler: to wait here
+        # would give the lock away, and the sender would take the event that is being written for one that is lost.
+        if self.lock._is_owned():  # type: ignore[attr-defined]
+            return False
         started = clock.monotonic()
         with self.lock:
-            if not self._changed.wait_for(lambda: self._looked, timeout):
+            if self._asleep and not self._looked:  # the sender's thread ended by a fault
+                self._asleep = not self._rouse()
+            if not self._wait_for(lambda: self._looked, timeout):
                 return False
             if self._late:
                 self._put_late()

@@ -98,6 +98,7 @@ class Log:
             self._begin(first)
         segment = self.ledger.segments[-1]
         before, segment.last = segment.last, last  # not after it is there: it keeps the segment from being deleted
+        self.ledger.next = last + 1  # a number that is missing does no harm
         try:
             _write(self._fd, data)
         except BaseException:

@@ -64,7 +64,8 @@ def create(root: Path) -> Folder:
 
 
 def claim(path: Path) -> Folder | None:
-    """The folder of a dead process, locked; None: its process lives, or it is gone."""
+    """The folder of a dead process, locked; None: its process lives, or it is gone. Raises OSError, also where the lock alone
+    is gone: nobody knows then whether its process lives."""
     try:
         return Folder(path, _locked(path, 0))
     except BlockingIOError:
@@ -73,7 +74,9 @@ def claim(path: Path) -> Folder | None:
         try:
             path.rmdir()  # killed between two steps of `create`
         except OSError:
-            pass
+            if not (path / "lock").exists() and any(path.glob("*.log")):  # in this order: a lock is made before a log
+                why = "its file `lock` is gone; when its process is dead, make an empty one there"
+                raise OSError(errno.ENOENT, why, str(path)) from None
         return None
 
 
@@ -188,6 +191,8 @@ def is_usable(root: Path) -> str | None:
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
         return "is no folder"
+    except ValueError:  # a NUL in it
+        return "is no path"
     except (PermissionError, FileNotFoundError) as error:
         return f"cannot be made ({error.strerror})"
     except OSError as error:

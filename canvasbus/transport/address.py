@@ -90,6 +90,8 @@ def place(host: str, port: int) -> str:
 
 def parse(url: str) -> Address:
     """Read a URL. Raises ConfigError, which never repeats a password."""
+    if not isinstance(url, str):
+        raise ConfigError(f"the bus URL must be a text, not a {type(url).__name__}")
     scheme, separator, _ = url.partition("://")
     if not separator or scheme not in SCHEMES:
         near = difflib.get_close_matches(scheme, SCHEMES, n=1)
@@ -113,10 +115,26 @@ def parse(url: str) -> Address:
     if scheme == "unix":
         if not parts.path.strip("/"):
             raise ConfigError("the bus URL unix:// names no socket: write unix:///path/to/redis.sock")
-        return Address(scheme, path=unquote(parts.path), **common)
-    return Address(
-        scheme, host=parts.hostname or "localhost", port=6379 if port is None else port, **common, **_tls(options)
-    )
+        path = unquote(parts.path)
+        if "\0" in path:
+            raise ConfigError("the bus URL (unix://…) cannot be read: no path has a NUL in it")
+        return Address(scheme, path=path, **common)
+    host = parts.hostname or "localhost"
+    if not _may_be_looked_up(host):
+        raise ConfigError(
+            f"the bus URL ({scheme}://…) names no host: between two dots of a name are 1 to 63 characters; is a part of it "
+            "missing?"
+        )
+    return Address(scheme, host=host, port=6379 if port is None else port, **common, **_tls(options))
+
+
+def _may_be_looked_up(host: str) -> bool:
+    """Whether the system takes this name at all: what it does not take raises UnicodeError whenever one connects."""
+    try:
+        host.encode("idna")
+    except UnicodeError:
+        return False
+    return True
 
 
 def _split(url: str, scheme: str) -> SplitResult:
@@ -158,7 +176,7 @@ def _host_and_port(text: str, scheme: str) -> tuple[str, int]:
         host, port = one.hostname, one.port
     except ValueError:
         host, port = None, None
-    if not host or one.path:
+    if not host or one.path or not _may_be_looked_up(host):
         raise ConfigError(
             f"the bus URL ({scheme}://…) has a sentinel whose address cannot be read: write HOST or HOST:PORT, with "
             "commas between several"

@@ -29,7 +29,7 @@ from canvasbus.contract.event import Event
 from canvasbus.contract.finite import non_finite_path
 from canvasbus.contract.raw import JsonDecoder
 from canvasbus.contract.registry import EventType, Registry, registry
-from canvasbus.errors import ContractError, DecodeError, EncodeError
+from canvasbus.errors import ConfigError, ContractError, DecodeError, EncodeError
 from canvasbus.wire import later
 from canvasbus.wire.cloudevents import BAD_BYTES, MOVED_BYTES, open_json, said
 from canvasbus.wire.envelope import Envelope
@@ -92,6 +92,8 @@ class Codec:
     __slots__ = ("_plans", "limit", "registry", "source")
 
     def __init__(self, source: str = "", *, limit: int = MAX_EVENT_BYTES, registry: Registry = registry) -> None:
+        if not isinstance(source, str):  # it would be stored, and nobody could read it
+            raise ConfigError(f"source={source!r}: a text is wanted, which says who publishes")
         self.source = source
         self.limit = limit
         self.registry = registry

@@ -50,16 +50,18 @@ def version_in(pool: str) -> int | None:
 
 def check_name(kind: str, name: str) -> str:
     """Return `name`, or raise ConfigError: braces would move keys to another slot, blanks and globs break patterns."""
-    if not _NAME.fullmatch(name):
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise ConfigError(f"{kind} {name!r}: use 1 to 100 letters, digits, dots, dashes and underscores")
     return name
 
 
 def check_number(name: str, value: object, *, whole: bool = False, error: type[Exception] = ConfigError) -> None:
     """Raise `error` for what is no number: "4" and "64MiB" would fail somewhere inside, with words about Python."""
+    what = "a whole number" if whole else "a number"
     if isinstance(value, bool) or not isinstance(value, Integral if whole else Real):
-        what = "a whole number" if whole else "a number"
         raise error(f"{name}={value!r}: {what} is wanted, not a {type(value).__name__}")
+    if value != value:
+        raise error(f"{name}={value!r}: {what} is wanted")
 
 
 def is_label(name: object) -> bool:

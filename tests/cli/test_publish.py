@@ -2,9 +2,10 @@
 
 import base64
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 from zlib import crc32
 
@@ -16,8 +17,13 @@ from studio import Eyes
 
 from canvasbus.cli.publish import BATCH_EVENTS
 from canvasbus.config import default_source
+from canvasbus.errors import Unavailable
 from canvasbus.events import DriftDetected
-from canvasbus.wire.keys import Keys
+from canvasbus.produce.fenced import Result
+from canvasbus.produce.once import PartitionSender
+from canvasbus.transport.resp import Operation
+from canvasbus.wire.keys import Keys, partition_of
+from canvasbus.wire.outgoing import Outgoing
 
 DATA = '{"model_name": "gan", "drift_score": 0.4, "drift_type": "psi"}'
 IDENT = "01a208bd-551c-77ec-ac2c-a3770ee88add"
@@ -274,6 +280,44 @@ def test_partitions_that_share_a_connection_are_fenced(
         wanted.count(keys[1]),
     ]
     eyes.close()
+
+
+@pytest.mark.parametrize(
+    ("ambiguous", "away", "says"),
+    [
+        (False, 0, "0 events are stored, lines 1-3, 5-6 are not, nothing behind line 6 is"),
+        (False, 1, "2 events are stored, lines 2-3, 6 are not, nothing behind line 6 is"),
+        (
+            True,
+            0,
+            "0 events are stored, whether lines 1, 5 are cannot be known, lines 2-3, 6 are not, nothing behind line 6 is",
+        ),
+        (True, 1, "2 events are stored, whether lines 2-3, 6 are cannot be known, nothing behind line 6 is"),
+    ],
+)
+def test_a_server_that_leaves_between_two_partitions(
+    run: Run, eyes: Eyes, namespace: str, monkeypatch: pytest.MonkeyPatch, ambiguous: bool, away: int, says: str
+) -> None:
+    """The message names the lines that are to be published again: with partitions they lie between those that are stored."""
+    send = PartitionSender.send
+
+    def leaves(sender: PartitionSender, batch: Sequence[Outgoing], **more: Any) -> Operation[list[Result]]:
+        if partition_of(batch[0].key, 2) != away:
+            return (yield from send(sender, batch, **more))
+        return [Unavailable("gone", ambiguous=ambiguous)] * len(batch)
+
+    monkeypatch.setattr(PartitionSender, "send", leaves)
+    lines = [row("even"), row("odd"), row("odd"), "", row("even"), row("odd")]
+    ran = run("publish", "--partitions", "2", "--from", "-", stdin="\n".join(lines).encode())
+    ran.failed(1, f"gone; {says}")
+    assert eyes.call("XLEN", Keys(namespace, 0).stream("drift.detected")) == 2 * away
+
+
+@pytest.mark.parametrize("given", [("--from", "-"), ("drift.detected", "-")])
+def test_a_stdin_that_is_closed(run: Run, monkeypatch: pytest.MonkeyPatch, given: tuple[str, ...]) -> None:
+    """As `<&-` leaves it."""
+    monkeypatch.setattr("sys.stdin", None)
+    run("publish", *given).failed(2, "reads stdin, which is closed")
 
 
 # --- dedupe -----------------------------------------------------------------------------------------------------------

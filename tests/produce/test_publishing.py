@@ -1,5 +1,6 @@
 """What `publish` gives back, what it refuses, and what then lies on the server."""
 
+import math
 import os
 import random
 import threading
@@ -230,9 +231,14 @@ def test_without_a_url(value: str | None, monkeypatch: pytest.MonkeyPatch) -> No
         ("memory://x", {"max_event_bytes": 0}, "max_event_bytes=0"),
         ("memory://x", {"max_block": -1}, "max_block=-1"),
         ("memory://x", {"flush_timeout": -1}, "flush_timeout=-1"),
+        ("memory://x", {"flush_timeout": math.nan}, "flush_timeout=nan: a number is wanted"),
+        ("memory://x", {"source": None}, "source=None: a text is wanted"),
+        ("memory://x", {"namespace": 5}, "namespace 5"),
+        (5, {}, "the bus URL must be a text, not a int"),
+        ("redis://redis..svc", {}, "names no host"),
     ],
 )
-def test_what_cannot_work_is_a_config_error(url: str, options: dict[str, Any], says: str) -> None:
+def test_what_cannot_work_is_a_config_error(url: Any, options: dict[str, Any], says: str) -> None:
     """A URL or an option that cannot work raises ConfigError where the Producer is made, and says what is wrong."""
     with pytest.raises(ConfigError) as caught:
         Producer(url, **options)
@@ -250,6 +256,25 @@ def test_calls_with_the_wrong_type_say_what_is_wanted(url: str) -> None:
         bus.correlation("not-a-uuid")  # type: ignore[arg-type]
     bus.publish(PaintingMade())
     assert bus.close() is True
+
+
+@pytest.mark.parametrize("spool", [True, False], ids=["spool", "memory"])
+def test_whoever_waits_for_ever(memory: MemoryServer, namespace: str, tmp_path: Path, spool: bool) -> None:
+    """math.inf is a time for flush, close and the end of the program, and for a full buffer."""
+    options: dict[str, Any] = {"spool": tmp_path, "spool_bytes": 3000} if spool else {"buffer_bytes": 1000}
+    options |= {"flush_timeout": math.inf, "when_full": "block", "max_block": math.inf}
+    memory.set_connected(False)
+    with Producer(memory.name, namespace=namespace, **options) as bus:
+        back = threading.Timer(0.1, memory.set_connected, [True])
+        back.start()
+        for number in range(100):
+            bus.publish(PaintingMade(number=number))
+        assert bus.flush(math.inf) is True
+        memory.set_connected(False)
+        back = threading.Timer(0.1, memory.set_connected, [True])
+        bus.publish(PaintingMade())
+        back.start()
+    assert bus.statistics().stored == 101
 
 
 def test_the_password_is_nowhere(soon: Callable[..., Any]) -> None:

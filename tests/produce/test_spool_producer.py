@@ -222,6 +222,8 @@ def test_a_full_spool_is_told_once_a_minute(
         ({"spool": "folder", "spool_bytes": 0}, "positive"),
         ({"spool": "file"}, "is no folder"),
         ({"spool": "file/below"}, "is no folder"),
+        ({"spool": "a\0b"}, "is no path"),
+        ({"spool": ""}, "the path of a folder is wanted"),
     ],
 )
 def test_options_that_cannot_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: Any, part: str) -> None:
@@ -254,3 +256,27 @@ def test_no_secret_is_written(tmp_path: Path) -> None:
     files = [path for path in (tmp_path / "spool").rglob("*") if path.is_file()]
     assert files and not any(b"s3cret" in path.read_bytes() for path in files)
     assert {path.stat().st_mode & 0o077 for path in (tmp_path / "spool", *(tmp_path / "spool").rglob("*"))} == {0}
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("publishes", [True, False])
+def test_a_thread_that_ends_by_a_fault_is_replaced(
+    any_url: str, namespace: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, publishes: bool
+) -> None:
+    """A fault of ours with a batch in hand: the next publish, or the next flush, starts a thread that goes on from disk."""
+    with Producer(any_url, namespace=namespace, spool=tmp_path) as bus:
+        assert bus._sender is not None
+
+        def fault(*_: object, **__: object) -> None:
+            monkeypatch.undo()
+            raise ValueError("a fault")
+
+        monkeypatch.setattr(bus._buffer, "settle", fault)
+        bus.publish(PaintingMade(number=0))
+        assert bus._sender._thread is not None
+        bus._sender._thread.join(10)
+        if publishes:
+            bus.publish(PaintingMade(number=1))
+        assert bus.flush(10) is True
+        assert bus.statistics().stored == bus.statistics().published == 1 + publishes
+    assert Eyes(any_url, namespace).count("painting.made") == 1 + publishes

@@ -1,5 +1,6 @@
 """A buffer with a spool that is interrupted, or published into, in the midst of its own work."""
 
+import threading
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -169,3 +170,82 @@ def test_ctrl_c_while_a_segment_begins(tmp_path: Path, monkeypatch: pytest.Monke
     assert again.quarantined == 0
     again.leave()
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("end", ["flush", "close"])
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_flushing_from_inside(
+    any_url: str, namespace: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str, end: str
+) -> None:
+    """A signal handler publishes and flushes, or closes, while its own thread is writing: it is told at once that not all
+    is there. Each event is stored once and in order, by this Producer or the next, and the numbers are true."""
+    bus = Producer(any_url, namespace=namespace, spool=tmp_path)
+    bus.publish(PaintingMade(number=0))
+    assert bus.flush(10) is True
+    real, main, said = spoolfile._raw_write, threading.get_ident(), []
+
+    def interrupted(fd: int, data: bytes, size: int) -> int:
+        if threading.get_ident() != main or said:
+            return real(fd, data, size)
+        said.append(True)
+        written = real(fd, data, size) if when == "after" else None
+        bus.publish(PaintingMade(number=2))
+        said.append(bus.flush(10) if end == "flush" else bus.close(10))
+        return real(fd, data, size) if written is None else written
+
+    monkeypatch.setattr(spoolfile, "_raw_write", interrupted)
+    bus.publish(PaintingMade(number=1))
+    assert said == [True, False]
+    if end == "flush":
+        assert bus.flush(10) is True
+        now = bus.statistics()
+        assert (now.published, now.stored, now.dropped, now.waiting_events, now.spool_events) == (3, 3, 0, 0, 0)
+        assert bus.close() is True
+    else:
+        sender = bus._sender
+        assert sender is not None and sender._thread is not None
+        sender._thread.join(10)
+        assert bus.statistics().dropped == 0
+        with Producer(any_url, namespace=namespace, spool=tmp_path) as after:
+            assert after.flush(10) is True
+    assert [made.number for made in Eyes(any_url, namespace).events("painting.made")] == [0, 1, 2]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_closed_before_what_came_from_inside_is_written(tmp_path: Path) -> None:
+    """What a signal handler had published is accepted: the Producer is closed next, and it is written down all the same."""
+    b, inner = spooled(tmp_path), item()
+    with b.lock:
+        b.add(inner, 0)
+    b.close("closed")
+    assert drained(b) == [inner] and b.dropped == 0
+    with pytest.raises(BufferFull, match="is closed"):
+        b.add(item(), 0)
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_ctrl_c_as_a_segment_begins_and_a_note_comes_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed: bool
+) -> None:
+    """KeyboardInterrupt as a segment begins, and the next that is written is a note of the sender: what lies on disk alone,
+    in the segment before, is found."""
+    b, items = spooled(tmp_path, limit=3000, spool_bytes=40_000), [item(1000) for _ in range(9)]
+    for each in items[:5]:
+        b.add(each, 0)
+
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Ledger, "began", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            b.add(items[5], 0)
+    batch = b.take()
+    assert batch is not None
+    b.settle(*batch, stored=len(batch[1]))
+    for each in items[6:]:
+        b.add(each, 0)
+    if killed:
+        die(b)
+        b = spooled(tmp_path)
+    assert batch[1] + drained(b) == items[:5] + items[6:] and b.dropped == 0

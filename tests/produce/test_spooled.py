@@ -383,6 +383,23 @@ def test_files_that_somebody_deletes(tmp_path: Path) -> None:
         path.unlink()
     got = drained(b)
     assert got == items[: len(got)] and len(got) + b.dropped == 60 and b.waiting == 0 and b.quarantined > 0
+    assert b.spool_statistics()["spool_events"] == 0
+
+
+def test_a_lock_that_somebody_deletes(tmp_path: Path) -> None:
+    """Nobody knows whether the process lives: what is there stays, and that is told, until somebody says so."""
+    b, left = spooled(tmp_path), item()
+    b.add(left, 0)
+    die(b)
+    (folder,) = tmp_path.iterdir()
+    (folder / "lock").unlink()
+    b, told = spooled(tmp_path), []
+    b._lament = told.append
+    assert drained(b) == [] and b.spool_errors == 1 and "its file `lock` is gone" in told[-1]
+    b.leave()
+    (folder / "lock").touch()
+    b = spooled(tmp_path)
+    assert drained(b) == [left] and b.spool_errors == 0
 
 
 def test_a_damaged_spool_is_taken_as_far_as_it_goes(tmp_path: Path) -> None:
