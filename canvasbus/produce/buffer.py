@@ -198,6 +198,10 @@ class Buffer:
                 return lane, items
             return None
 
+    def nobody_takes(self) -> None:
+        """Who took has ended, and is not coming back: the next `add` rouses another. Called with the lock held."""
+        self._asleep = True
+
     def settle(
         self, lane: int, items: Sequence[Outgoing], *, stored: int = 0, refused: int = 0, unknown: int = 0
     ) -> None:

@@ -229,6 +229,10 @@ class Sender:
         finally:
             self._abandon(in_hand)
             self._disconnect()
+            if not self._stopping:  # by a fault: whoever publishes or flushes next starts another thread
+                with buffer.lock:  # until here this one was alive, and was roused in vain
+                    self._thread = None
+                    buffer.nobody_takes()
 
     def _disconnect(self) -> None:
         lanes, self._lanes = self._lanes, []

@@ -511,7 +511,6 @@ class SpooledBuffer(Buffer):
                 self.bytes = 0
                 self._forget()
                 self._looked = False
-                self._asleep = True
         return lost, [item.raw_id for item in unknown]
 
     # --- watchers ------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import time
 import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -369,3 +370,40 @@ def test_making_a_producer_loads_what_sending_needs(server_url: str, namespace: 
         "assert set(sys.modules) == before, set(sys.modules) - before"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("publishes", ["while it ends", "afterwards", "no more"])
+@pytest.mark.parametrize("spool", [True, False], ids=["spool", "memory"])
+def test_a_thread_that_ends_by_a_fault_is_replaced(
+    any_url: str, namespace: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, publishes: str, spool: bool
+) -> None:
+    """A fault with a batch in hand (a log handler that raises, say): the next publish, or the next flush, starts a thread
+    that goes on, from disk where there is a spool. Without one, what was in hand is counted as dropped."""
+    with Producer(any_url, namespace=namespace, spool=tmp_path if spool else None) as bus:
+        sender, more = bus._sender, publishes != "no more"
+        assert sender is not None
+        disconnect = sender._disconnect
+
+        def fault(*_: object, **__: object) -> None:
+            monkeypatch.undo()
+            monkeypatch.setattr(sender, "_disconnect", ending)
+            raise ValueError("a fault")
+
+        def ending() -> None:
+            monkeypatch.undo()
+            disconnect()
+            if publishes == "while it ends":
+                bus.publish(PaintingMade(number=1))
+
+        monkeypatch.setattr(bus._buffer, "settle", fault)
+        bus.publish(PaintingMade(number=0))
+        thread = sender._thread
+        if thread is not None:
+            thread.join(10)
+        if publishes == "afterwards":
+            bus.publish(PaintingMade(number=1))
+        assert bus.flush(10) is spool
+        now = bus.statistics()
+        assert (now.published, now.stored, now.dropped) == (1 + more, spool + more, not spool)
+    assert sorted(made.number for made in Eyes(any_url, namespace).events("painting.made")) == [0, 1][: 1 + more]

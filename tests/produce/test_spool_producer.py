@@ -256,27 +256,3 @@ def test_no_secret_is_written(tmp_path: Path) -> None:
     files = [path for path in (tmp_path / "spool").rglob("*") if path.is_file()]
     assert files and not any(b"s3cret" in path.read_bytes() for path in files)
     assert {path.stat().st_mode & 0o077 for path in (tmp_path / "spool", *(tmp_path / "spool").rglob("*"))} == {0}
-
-
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-@pytest.mark.parametrize("publishes", [True, False])
-def test_a_thread_that_ends_by_a_fault_is_replaced(
-    any_url: str, namespace: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, publishes: bool
-) -> None:
-    """A fault of ours with a batch in hand: the next publish, or the next flush, starts a thread that goes on from disk."""
-    with Producer(any_url, namespace=namespace, spool=tmp_path) as bus:
-        assert bus._sender is not None
-
-        def fault(*_: object, **__: object) -> None:
-            monkeypatch.undo()
-            raise ValueError("a fault")
-
-        monkeypatch.setattr(bus._buffer, "settle", fault)
-        bus.publish(PaintingMade(number=0))
-        assert bus._sender._thread is not None
-        bus._sender._thread.join(10)
-        if publishes:
-            bus.publish(PaintingMade(number=1))
-        assert bus.flush(10) is True
-        assert bus.statistics().stored == bus.statistics().published == 1 + publishes
-    assert Eyes(any_url, namespace).count("painting.made") == 1 + publishes
