@@ -229,8 +229,10 @@ class Sender:
         finally:
             self._abandon(in_hand)
             self._disconnect()
-            if not self._stopping:  # by a fault: whoever publishes or flushes next starts another thread
-                with buffer.lock:  # until here this one was alive, and was roused in vain
+            if not (self._stopping or self._leaving):
+                # By a fault: whoever publishes or flushes next starts another thread. Until here this one was alive, and was
+                # roused in vain.
+                with buffer.lock:
                     self._thread = None
                     buffer.nobody_takes()
 
