@@ -278,7 +278,7 @@ MUTANTS = (
     Mutant(
         "idle workers never stop looking into the pools",
         "8",
-        (words(taking.Taking, "run", "trio.sleep(SWEEP_SECONDS", "trio.sleep(0.02"),),
+        (words(taking.Taking, "run", "pause = SWEEP_SECONDS", "pause = 0.02"),),
         frozenset({"calm"}),
         patient=True,
     ),
