@@ -28,21 +28,28 @@ def binaries() -> dict[str, str]:
     return found
 
 
+DOWN_AFTER_MS = 500
+
+
 class SentinelProcess(ServerProcess):
     """A sentinel that watches over one master."""
 
-    def __init__(self, binary: str, name: str, master_port: int, config: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        binary: str,
+        name: str,
+        master_port: int,
+        config: tuple[str, ...] = (),
+        down_after_ms: int = DOWN_AFTER_MS,
+    ) -> None:
         super().__init__(binary)
         path = Path(self.folder) / "sentinel.conf"
         path.write_text(
             f"sentinel monitor {name} 127.0.0.1 {master_port} 2\n"
-            f"sentinel down-after-milliseconds {name} {DOWN_AFTER_MS}\n"
+            f"sentinel down-after-milliseconds {name} {down_after_ms}\n"
             f"sentinel failover-timeout {name} 3000\n" + "".join(f"{line}\n" for line in config)
         )
         self._arguments = (str(path), "--sentinel", *self._where())
-
-
-DOWN_AFTER_MS = 500
 
 
 class Watched:
@@ -50,13 +57,15 @@ class Watched:
 
     name = "studio"
 
-    def __init__(self, kind: str, config: tuple[str, ...] = ()) -> None:
+    def __init__(self, kind: str, config: tuple[str, ...] = (), down_after_ms: int = DOWN_AFTER_MS) -> None:
         binary = binaries()[kind]
         fast = ("--repl-diskless-sync-delay", "0", "--repl-ping-replica-period", "1", *config)
         self.master = ServerProcess(binary, config=fast)
         follow = ("--replicaof", f"127.0.0.1 {self.master.port}", *fast)
         self.replica = ServerProcess(binary, config=follow)
-        self.sentinels = [SentinelProcess(binary, self.name, self.master.port) for _ in range(3)]
+        self.sentinels = [
+            SentinelProcess(binary, self.name, self.master.port, down_after_ms=down_after_ms) for _ in range(3)
+        ]
 
     @property
     def url(self) -> str:

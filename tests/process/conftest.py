@@ -96,8 +96,8 @@ def eyes(server_url: str, namespace: str) -> Iterator[Eyes]:
 
 @pytest.fixture
 def watched() -> Iterator[Watched]:
-    """A master and a replica under three sentinels."""
-    found = Watched("redis")
+    """A master and a replica under three sentinels, who do not take a busy machine for a dead master."""
+    found = Watched("redis", down_after_ms=4000)
     try:
         yield found.start()
     finally:
