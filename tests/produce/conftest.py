@@ -41,6 +41,13 @@ def memory(namespace: str) -> MemoryServer:
 
 
 @pytest.fixture
+def away(memory: MemoryServer) -> MemoryServer:
+    """A memory server that is switched off."""
+    memory.set_connected(False)
+    return memory
+
+
+@pytest.fixture
 def warnings(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
     """What the producer's logger has said so far, from warnings upwards."""
     caplog.set_level(logging.INFO, "canvasbus.producer")

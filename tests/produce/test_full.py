@@ -6,23 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from studio import Eyes, PaintingMade
+from studio import PaintingMade, numbers
 
 from canvasbus import BufferFull, EncodeError, Producer
 from canvasbus.transport.memory import MemoryServer
 
 Soon = Callable[..., Any]
-
-
-@pytest.fixture
-def away(memory: MemoryServer) -> MemoryServer:
-    """A memory server that is switched off."""
-    memory.set_connected(False)
-    return memory
-
-
-def numbers(namespace: str) -> list[int]:
-    return [made.number for made in Eyes(f"memory://{namespace}", namespace).events("painting.made")]
 
 
 def in_hand(bus: Producer) -> int:

@@ -10,24 +10,13 @@ from uuid import UUID
 
 import pytest
 from produce.spooling import die, drained, item, spooled
-from studio import Eyes, PaintingMade, SculptureMade
+from studio import Eyes, PaintingMade, SculptureMade, numbers
 
 from canvasbus import BufferFull, ConfigError, Producer, Unavailable
 from canvasbus.produce import spoolfile, spoolfolder
 from canvasbus.transport.memory import MemoryServer
 
 Soon = Callable[..., Any]
-
-
-@pytest.fixture
-def away(memory: MemoryServer) -> MemoryServer:
-    """A memory server that is switched off."""
-    memory.set_connected(False)
-    return memory
-
-
-def numbers(namespace: str) -> list[int]:
-    return [made.number for made in Eyes(f"memory://{namespace}", namespace).events("painting.made")]
 
 
 def test_an_outage_longer_than_memory(away: MemoryServer, namespace: str, tmp_path: Path) -> None:

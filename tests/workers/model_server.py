@@ -5,9 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from canvasbus import Event
 from canvasbus.events import LabelsRecorded, ObservationsRecorded, ReferenceRegistered
-from canvasbus.testing import TestBus
 from canvasbus_workers.drift import record
 
 
@@ -49,14 +47,3 @@ class Studio:
         names = list(ids or batch.item_ids)
         truth = [1 if at < right else 0 for at in range(len(names))]
         return record.labels(self.model, ids=names, truth=truth, batch_id=f"labels of {batch.batch_id}")
-
-
-def events(bus: TestBus, what: type[Event]) -> list[Any]:
-    return [one.event for one in bus.published(what)]
-
-
-async def told(bus: TestBus, *given: Event) -> None:
-    """Publish one after another, each handled to its end."""
-    for event in given:
-        await bus.publish(event)
-        await bus.settle(horizon=0)

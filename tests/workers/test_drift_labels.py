@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 from trio.testing import MockClock
-from workers.model_server import Studio, events, told
+from workers.model_server import Studio
+from workers.telling import events, told
 
 from canvasbus.events import (
     DriftDetected,

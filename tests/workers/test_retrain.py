@@ -8,8 +8,9 @@ import trio
 from studio import Eyes, quiet, running
 from trio.testing import MockClock
 from waiting import until
+from workers.telling import events, told
 
-from canvasbus import Event, clock
+from canvasbus import clock
 from canvasbus.errors import LifespanError
 from canvasbus.events import (
     DriftDetected,
@@ -48,17 +49,6 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def bus() -> TestBus:
     return TestBus(retrain.worker)
-
-
-def events(bus: TestBus, what: type[Event]) -> list[Any]:
-    return [one.event for one in bus.published(what)]
-
-
-async def told(bus: TestBus, *given: Event) -> None:
-    """Publish one after another, each handled to its end."""
-    for event in given:
-        await bus.publish(event)
-        await bus.settle(horizon=0)
 
 
 def breach(episode: str = "e1", **fields: Any) -> MetricThresholdBreached:

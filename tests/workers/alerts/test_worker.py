@@ -12,6 +12,7 @@ import pytest
 from studio import Eyes, quiet, running
 from trio.testing import MockClock
 from waiting import until
+from workers.telling import events, told
 
 from canvasbus import Event, clock
 from canvasbus.events import (
@@ -95,17 +96,6 @@ def configure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Configure:
         monkeypatch.setenv("CANVASBUS_CONFIG", str(path))
 
     return write
-
-
-def events(bus: TestBus, what: type[Event]) -> list[Any]:
-    return [one.event for one in bus.published(what)]
-
-
-async def told(bus: TestBus, *given: Event) -> None:
-    """Publish one after another, each handled to its end."""
-    for event in given:
-        await bus.publish(event)
-        await bus.settle(horizon=0)
 
 
 def drift(model: str, episode: str = "e1", severity: Any = "warning", **fields: Any) -> DriftDetected:
