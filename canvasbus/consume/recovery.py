@@ -138,6 +138,9 @@ class Recovery:
         except (Unavailable, trio.Cancelled) as error:
             if not isinstance(error, Unavailable) or error.ambiguous:  # they may be ours: nobody else would run them
                 self._suspects |= pool == SUSPECT_POOL
+                if isinstance(error, Unavailable):  # what came late would find nobody who looks for it
+                    await self._settler.make_sure()
+                    self._suspects |= pool == SUSPECT_POOL
                 self.audit_soon()
             raise
         if isinstance(reply, ReplyError):

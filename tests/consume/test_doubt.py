@@ -11,9 +11,10 @@ from waiting import until
 from canvasbus.consume.delivery import NO_DOUBT
 from canvasbus.errors import Unavailable
 from canvasbus.transport.connect import open_server
-from canvasbus.transport.owner_scripts import RELEASE
+from canvasbus.transport.owner_scripts import RELEASE, TAKE
 from canvasbus.transport.settle_script import SETTLE
-from canvasbus.worker import Worker
+from canvasbus.wire.keys import FREE_POOL, SUSPECT_POOL
+from canvasbus.worker import Context, Worker
 
 EVENTS = 20
 
@@ -214,3 +215,47 @@ async def test_a_hand_back_that_comes_late(faulty: FaultyServer, namespace: str,
         gate.opened.set()
         await quiet(eyes, "framers")
     assert eyes.count("painting.framed") == 2 and gate.runs == Counter({1: 1, 2: 1})
+
+
+ADD_TO_POOL = """
+local fields = redis.call('XRANGE', KEYS[1], '-', '+')[1][2]
+redis.call('XADD', KEYS[1], '*', unpack(fields))
+return #redis.call('XREADGROUP', 'GROUP', ARGV[1], ARGV[2], 'STREAMS', KEYS[1], '>')[1][2]
+"""
+
+
+@pytest.mark.parametrize("pool", [FREE_POOL, SUSPECT_POOL])
+async def test_a_take_that_comes_late(faulty: FaultyServer, namespace: str, eyes: Eyes, pool: str) -> None:
+    """What a worker asked a pool for, in vain as it seemed, does not become its own later, when it looks for it no more: it
+    would lie there for half a minute, and what killed another worker would run as if nothing was known of it."""
+    kept: list[bytes] = []
+    runs: list[tuple[int, bool]] = []
+    worker = Worker("framers")
+
+    @worker.on(PaintingMade)
+    async def frame(event: PaintingMade, ctx: Context) -> None:
+        runs.append((event.number, ctx._delivery.suspect))
+
+    def meet(data: bytes) -> None:
+        if TAKE.sha.encode() not in data or pool.encode() not in data:
+            return
+        if not kept:
+            kept.append(data)
+            raise Unavailable("the request is late", ambiguous=True)
+        if len(kept) == 1:
+            kept.append(data)
+            connection = eyes.server.connect_blocking()
+            connection.request(kept[0], len(commands_in(kept[0])), 1.0)
+            connection.close()
+
+    async with running(faulty, worker, namespace=namespace) as bus:
+        await bus.publish(PaintingMade(number=1))
+        await until(lambda: runs == [(1, False)])
+        await quiet(eyes, "framers")
+        stream = eyes.stream()
+        faulty.on_packet = meet
+        assert eyes.call("EVAL", ADD_TO_POOL, 1, stream, "framers", pool) == 1
+        await until(lambda: len(runs) == 2)
+        await quiet(eyes, "framers")
+        assert subscription_of(bus).recovery.statistics.audited == 0
+    assert runs[1] == (1, pool == SUSPECT_POOL)

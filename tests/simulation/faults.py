@@ -47,6 +47,8 @@ class Faults:
                 site.falls_at = int(what.seconds), what.how
         elif what.kind in ("late", "lose"):
             site.next_fate = what.kind
+        elif what.kind == "take late":
+            self._fate_of_workers(what.kind)
         elif what.kind in ("publish late", "publish lost"):
             self._world.sites["publisher 0"].next_fate = "late" if what.kind == "publish late" else "lose"
         elif what.kind == "kill publisher":
@@ -145,7 +147,7 @@ class Faults:
         ]
         late = what.how == "commit late"
         if late:
-            self._commit_late()
+            self._fate_of_workers(what.how)
         await trio.sleep(what.seconds)
         await self._be_busy(since=since, patience=5.0)
         if self._world.healed:
@@ -154,7 +156,7 @@ class Faults:
         self._break(list(self._world.sites.values()), "refuse")
         self._network.restart(data)
         if late:
-            self._commit_late()
+            self._fate_of_workers(what.how)
         for of, before in zip((self._world.history.trimmed, self._world.history.retained), gone, strict=True):
             of.clear()  # what was trimmed since is there again, or never was
             of.update(before)
@@ -163,10 +165,10 @@ class Faults:
         self._network.away = ""
         self.recover()
 
-    def _commit_late(self) -> None:
+    def _fate_of_workers(self, fate: str) -> None:
         for site in self._world.sites.values():
             if site.kind == "worker":
-                site.next_fate = "commit late"
+                site.next_fate = fate
 
     async def retain(self) -> None:
         """Set the targets as soon as every group is declared: a group that is not keeps nothing."""

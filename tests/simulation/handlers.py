@@ -93,7 +93,8 @@ class Handlers:
                 await self._count(run, ctx)
             run.end = "returned"
         except trio.Cancelled:
-            run.end = "killed" if site.dead else "cancelled"
+            if run.end == "runs":
+                run.end = "killed" if site.dead else "cancelled"
             raise
         except BaseException as error:
             ends: dict[type, str] = {RetryLater: "later", Reject: "rejected", ConnectionError: "down"}

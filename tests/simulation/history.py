@@ -26,7 +26,12 @@ class Run:
     began: float
     ended: float = math.inf
     end: str = "runs"
-    """returned, raised, down, later, rejected, cancelled, killed"""
+    """returned, raised, down, later, rejected, cancelled, killed (with its worker), kills (it ended its worker)"""
+
+    @property
+    def died(self) -> bool:
+        """Its worker went with it."""
+        return self.end in ("killed", "kills")
 
 
 @dataclass

@@ -280,7 +280,7 @@ def _unsure(plan: Plan, history: History, group: str, lost: set[int | None]) -> 
     for run in history.runs:
         if run.group == group:
             lives[run.n].add(run.consumer)
-            if run.end == "killed" or _too_slow(plan, run):
+            if run.died or _too_slow(plan, run):
                 cut_short.add(run.n)
     moved = {n for n, consumers in lives.items() if len(consumers) > 1 or plan.batch or history.cut}
     return {*lost, *moved, *cut_short, *history.stale}
@@ -327,7 +327,7 @@ def _attempted(plan: Plan, history: History) -> Iterator[str]:
         yield from _numbered(plan, runs)
         ends_in = Counter(run.end for run in runs)
         lives = len({run.consumer for run in runs})
-        if ends_in["kills"] > plan.attempts + 1:
+        if ends_in["kills"] > plan.attempts + 2:  # in the crowd, among others, and each attempt alone
             yield f"{group}: {runs[0].n} killed {ends_in['kills']} workers, {plan.attempts} attempts are allowed"
         unwritten = plan.attempts - (not _silent(plan))  # so often it may fail before anybody hears of it
         if not plan.batch and ends_in["raised"] > plan.attempts + unwritten * (lives - 1):
@@ -347,7 +347,7 @@ def _numbered(plan: Plan, runs: list[Run]) -> Iterator[str]:
         if run.attempt > 1 + failed:
             yield f"{run.group}: attempt {run.attempt} at {run.n}, which had failed {failed} times"
         lost = run.suspect and after is not None and after.consumer != run.consumer  # it died before it was committed
-        failed += lost or (run.end not in ("returned", "later", "rejected") and (run.end != "killed" or run.suspect))
+        failed += lost or (run.end not in ("returned", "later", "rejected") and (not run.died or run.suspect))
 
 
 def _silent(plan: Plan) -> bool:

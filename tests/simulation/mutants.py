@@ -191,6 +191,12 @@ MUTANTS = (
         frozenset({"lose"}),
     ),
     Mutant(
+        "a take that comes late is not shut out",
+        "4",
+        (words(recovery.Recovery, "take", "if isinstance(error, Unavailable):", "if False:"),),
+        frozenset({"kills", "take late"}),
+    ),
+    Mutant(
         "the dead are not looked for",
         "3",
         (words(Watcher, "judge", "return dead", "return []"),),

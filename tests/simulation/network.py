@@ -447,7 +447,8 @@ class SimConnection:
         mood = network.mood
         commits = any(_calls(command, SETTLE) for command in commands)
         doomed = changes and site.next_fate == "late and killed"
-        if doomed or (changes and site.next_fate == "late") or (commits and site.next_fate == "commit late"):
+        late = (changes and site.next_fate == "late") or (commits and site.next_fate == "commit late")
+        if doomed or late or (site.next_fate == "take late" and self._would_bring(commands)):
             fate, site.next_fate = "late", ""
         self._note(fate, commands)
         if fate == "drop":
@@ -494,6 +495,17 @@ class SimConnection:
             self._replies += replies
         self._version = network.version
         self._arrived.set()
+
+    def _would_bring(self, commands: list[list[bytes]]) -> bool:
+        """Whether something lies in a pool that is asked for what it has."""
+        for command in commands:
+            if _calls(command, TAKE):
+                count = int(command[2])
+                (_, *streams), (_, group, _, pool, *_) = command[3 : 3 + count], command[3 + count :]
+                look = b"".join([pack("XPENDING", stream, group, "-", "+", 1, pool) for stream in streams])
+                if any(isinstance(rows, list) and rows for rows in self.inner.request(look, len(streams), 1.0)):
+                    return True
+        return False
 
     def _note(self, fate: str, commands: list[list[bytes]]) -> None:
         if fate and fate != "delay":

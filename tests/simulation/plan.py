@@ -411,6 +411,8 @@ def _draw_happenings(plan: Plan, dice: Random) -> None:
         if dice.random() < 0.7:
             for _ in range(dice.randrange(1, 4)):
                 found.append(Happening(dice.uniform(0, plan.seconds), kind, who()))
+    if dice.random() < 0.3:
+        found.append(Happening(dice.uniform(0, plan.seconds), "take late"))
     if dice.random() < 0.4:
         for _ in range(dice.randrange(1, 3)):
             found.append(
