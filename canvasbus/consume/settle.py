@@ -219,7 +219,9 @@ class Settler:
     async def make_sure(self) -> None:
         """Return when nothing that was sent under our fence until now is executed any more. (By the task that commits: a
         fence that is raised while a commit is on its way would shut that out.)"""
-        self._doubtful, self._sure = True, trio.Event()
+        if self._sure.is_set():  # else somebody else waits for the same
+            self._sure = trio.Event()
+        self._doubtful = True
         self._work.set()
         await self._sure.wait()
 

@@ -259,3 +259,15 @@ async def test_a_take_that_comes_late(faulty: FaultyServer, namespace: str, eyes
         await quiet(eyes, "framers")
         assert subscription_of(bus).recovery.statistics.audited == 0
     assert runs[1] == (1, pool == SUSPECT_POOL)
+
+
+async def test_everybody_who_wants_to_be_sure_is(faulty: FaultyServer, namespace: str) -> None:
+    """Several tasks that have asked for something in vain wait for one raising of the fence."""
+    async with running(faulty, Gate().worker, namespace=namespace) as bus:
+        settler = subscription_of(bus).settler
+        with trio.fail_after(10):
+            async with trio.open_nursery() as nursery:
+                for _ in range(3):
+                    nursery.start_soon(settler.make_sure)
+            await settler.make_sure()
+        assert settler.fence.number == 2
