@@ -16,14 +16,14 @@ class Fence:
     def __init__(self, key: bytes) -> None:
         self.key = key
         self.number = 0
-        self.raising = False
-        """The number on the server may be higher than `number`, by our own doing."""
+        self.behind = False
+        """The number on the server may be higher than `number`, by our own doing: what bears that is refused as STALE."""
         self.commit_on_the_way = False
         """A commit was sent, and no answer of the server says that it will not be executed later."""
 
     async def raise_number(self, link: Link) -> bool:
         """Shut out what was sent until now. False: others have taken us for dead."""
-        self.raising = True
+        self.behind = True
         raised, times = 0, 1
         while raised <= self.number:
             steps = [("INCR", self.key)] * times
@@ -36,13 +36,13 @@ class Fence:
             # A server that lost its last seconds begins at 0 again: what was sent lately must not come true once more.
             times = min(self.number - raised + 1, 1000)
         self.number = raised
-        self.raising = False
+        self.behind = False
         return True
 
     async def shut_out_commit(self, link: Link) -> None:
         """After the end of the settler: no commit that may still be on its way is executed any more, so that what it
         settles can be handed back."""
-        if self.commit_on_the_way:
+        if self.commit_on_the_way or self.behind:
             await self.raise_number(link)  # if others have, handing back finds out
             self.commit_on_the_way = False
 

@@ -37,7 +37,7 @@ log = get_logger("canvasbus.worker")
 
 
 class _Fenced(Unavailable):
-    """Our fence was raised a moment ago, or others have taken us for dead."""
+    """Others have taken us for dead."""
 
 
 class Leaving:
@@ -65,7 +65,8 @@ class Leaving:
                 try:
                     await self._release(shared, [(d.topic.stream, d.entry_id, d.failures) for d in batch], leave=False)
                 except TransportError as error:
-                    if isinstance(error, Unavailable) and error.ambiguous:
+                    behind = any(subscription.settler.fence.behind for subscription in self._subscriptions)
+                    if behind or (isinstance(error, Unavailable) and error.ambiguous):
                         # Come late, it would take what we have got again by then out of our hands.
                         for subscription in self._subscriptions:
                             await subscription.settler.make_sure()
@@ -198,5 +199,9 @@ class Leaving:
         args: list[Any] = [fence.number, self._group, consumer, pool, 1 if leave else 0, FENCE_SECONDS]
         for entry in entries:
             args += entry
-        if check(await link.run(RELEASE.call(names, args)), "hand back") == b"FENCED":
-            raise _Fenced("hand back: the fence has another number now")
+        reply = check(await link.run(RELEASE.call(names, args)), "hand back")
+        if reply == b"FENCED":
+            raise _Fenced("hand back: others have taken us for dead")
+        if reply == b"STALE":
+            fence.behind = True
+            raise Unavailable("hand back: what raised the fence came late")

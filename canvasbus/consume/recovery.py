@@ -61,7 +61,10 @@ class Recovery:
         self._settler = settler
         self._codec = codec
         self._on_due = on_due
-        self._suspects = False  # there may be some among what the next audit finds
+        self._suspects = False
+        """There may be some among what the next audit finds."""
+        self._asking = 0
+        """Requests for suspects without an answer yet. An audit may find what they bring before that is known here."""
 
     def audit_soon(self) -> None:
         """Audit before the next read."""
@@ -76,7 +79,7 @@ class Recovery:
         although it is no longer held; in the second it is gone.
         """
         self.due = False  # set anew by whatever fails from here on
-        suspect = self._suspects
+        suspects = self._suspects
         try:
             for topic in list(self._topics.values()):
                 unknown = {i for i, _ in await self._pending(topic, link) if i not in topic.held}
@@ -89,12 +92,13 @@ class Recovery:
                     check(rows, "audit")
                     if self.stopping:
                         return
+                    suspect = suspects or self._suspects or self._asking > 0
                     self._adopt(topic, entry_id, rows[0][1] if rows else [], deliveries=deliveries, suspect=suspect)
                     self.statistics.audited += 1
         except BaseException:
             self.due = True
             raise
-        self._suspects = self._suspects and self.due
+        self._suspects = self._suspects and (self.due or self._asking > 0)
 
     async def unheld(self, link: Link) -> tuple[list[tuple[bytes, bytes]], bool]:
         """What is pending under our name and never reached us, since the answer that brought it was lost: streams and
@@ -129,10 +133,10 @@ class Recovery:
         if not topics or limit <= 0 or self.paused:
             return True
         fence = self._settler.fence
-        number = fence.number
         names = [fence.key, *(t.stream for t in topics)]
-        args: list[bytes | str | int] = [number, self._group, self._settler.consumer, pool, limit]
+        args: list[bytes | str | int] = [fence.number, self._group, self._settler.consumer, pool, limit]
         args += [int((lain or 0.0) * 1000), 1 if topic else 0]
+        self._asking += pool == SUSPECT_POOL
         try:
             reply = await self._shared.run(TAKE.call(names, args))
         except (Unavailable, trio.Cancelled) as error:
@@ -140,13 +144,17 @@ class Recovery:
                 self._suspects |= pool == SUSPECT_POOL
                 if isinstance(error, Unavailable):  # what came late would find nobody who looks for it
                     await self._settler.make_sure()
-                    self._suspects |= pool == SUSPECT_POOL
                 self.audit_soon()
             raise
+        finally:
+            self._asking -= pool == SUSPECT_POOL
         if isinstance(reply, ReplyError):
             raise translate(reply, f"take from {pool}")
         if reply == b"FENCED":
-            return fence.raising or fence.number != number  # by ourselves, that is; next time, then
+            return False
+        if reply == b"STALE":  # we have raised it ourselves; next time, then
+            await self._settler.make_sure()
+            return True
         for at in range(0, len(reply), 4):
             index, entry_id, deliveries, fields = reply[at : at + 4]
             self.statistics.taken += 1

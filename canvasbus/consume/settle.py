@@ -229,8 +229,7 @@ class Settler:
         backoff = ServerBackoff("settling waits for the server", self._group)
         while self._doubtful:
             try:
-                if not await self.fence.raise_number(self._link):
-                    await self._stop_fenced()
+                await self._raise_fence()
                 self._doubtful = False
             except TransportError as error:
                 await backoff.wait(error)
@@ -314,10 +313,12 @@ class Settler:
         while True:
             try:
                 if raise_fence:
-                    if not await self.fence.raise_number(self._link):
-                        await self._stop_fenced()
+                    await self._raise_fence()
                     raise_fence, look = False, True
                 reply = await self._send(chunk, look)
+                if reply == b"STALE":  # a raising of ours that came late
+                    raise_fence = True
+                    continue
                 if not isinstance(reply, ReplyError):
                     break
                 if is_no_group(reply):
@@ -345,6 +346,10 @@ class Settler:
         for commit, why in turned_down:
             await self._refused([commit], translate(ReplyError(why.decode("utf-8", "replace")), "settle"))
         self._finish(chunk, reply)
+
+    async def _raise_fence(self) -> None:
+        if not await self.fence.raise_number(self._link):
+            await self._stop_fenced()
 
     async def _stop_fenced(self) -> NoReturn:
         self._on_fenced()
@@ -390,7 +395,12 @@ class Settler:
             topic, start = self._holds[0]
             for some in chunks([i for i in topic.held if id_order(i) <= id_order(start)]):
                 keys = [self.fence.key, topic.stream]
-                await self._link.run(HOLD.call(keys, [self.fence.number, self._group, self.consumer, *some]))
+                while True:
+                    args: list[Argument] = [self.fence.number, self._group, self.consumer, *some]
+                    reply = await self._link.run(HOLD.call(keys, args))
+                    if reply not in (b"FENCED", b"STALE"):
+                        break
+                    await self._raise_fence()
             del self._holds[0]  # others may have come behind it meanwhile
 
     async def _send(self, chunk: list[Commit], look: bool) -> Reply:

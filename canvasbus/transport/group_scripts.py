@@ -110,8 +110,9 @@ HOLD: Final = Script(
 -- Let entries that we hold be pending in our name, in a group that was made anew and knows nothing of them.
 -- KEYS[1] our fence; KEYS[2] the stream
 -- ARGV[1] fence value held; [2] group; [3] consumer; [4..] entry ids
--- Returns how many it were
-if (redis.call('GET', KEYS[1]) or '0') ~= ARGV[1] then return 0 end
+-- Returns FENCED, STALE, or how many it were
+local fence = redis.call('GET', KEYS[1]) or '0'
+if fence ~= ARGV[1] then return redis.status_reply(fence == 'dead' and 'FENCED' or 'STALE') end
 local call = {'XCLAIM', KEYS[2], ARGV[2], ARGV[3], 0}
 for i = 4, #ARGV do
   local rows = redis.pcall('XPENDING', KEYS[2], ARGV[2], ARGV[i], ARGV[i], 1)

@@ -63,9 +63,9 @@ TAKE: Final = Script(
 -- KEYS[1] our fence; KEYS[2..] streams
 -- ARGV[1] fence value held; [2] group; [3] consumer; [4] pool; [5] how many at most; [6] milliseconds for which each
 -- must have lain there; [7] 1: forget the pool where it is empty now
--- Returns FENCED, or a flat list: index of the stream in KEYS, entry id, deliveries counted, fields (empty: trimmed)
+-- Returns FENCED, STALE, or a flat list: index of the stream in KEYS, entry id, deliveries counted, fields (empty: trimmed)
 local fence = redis.call('GET', KEYS[1]) or '0'
-if fence ~= ARGV[1] then return redis.status_reply('FENCED') end
+if fence ~= ARGV[1] then return redis.status_reply(fence == 'dead' and 'FENCED' or 'STALE') end
 local group, consumer, pool, left, idle = ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5]), tonumber(ARGV[6])
 local result = {}
 for i = 2, #KEYS do
@@ -104,9 +104,9 @@ RELEASE: Final = Script(
 -- KEYS[1] our fence; KEYS[2] heartbeats; KEYS[3..] streams; the last one what the group's workers accept
 -- ARGV[1] fence value held; [2] group; [3] consumer; [4] pool; [5] 1: also leave; [6] seconds to keep the mark of the fence
 -- then (index of the stream in KEYS, entry id, delivery count to write or "")...
--- Returns FENCED, or the number of entries handed back
+-- Returns FENCED, STALE, or the number of entries handed back
 local fence = redis.call('GET', KEYS[1]) or '0'
-if fence ~= ARGV[1] then return redis.status_reply('FENCED') end
+if fence ~= ARGV[1] then return redis.status_reply(fence == 'dead' and 'FENCED' or 'STALE') end
 local group, consumer, pool = ARGV[2], ARGV[3], ARGV[4]
 local moved = 0
 for at = 7, #ARGV, 3 do

@@ -8,6 +8,8 @@ bounded by what the caller sends. A script is called by its hash and loaded on N
 The fence (`Keys.fence`): one key per incarnation, absent = "0", else a number, or `dead`. Whoever declares an
 incarnation dead writes `dead` in the same script that takes its first entry; an incarnation that lost the reply of a
 script raises the number before it tries again, so that the first copy, should it still be on its way, changes nothing.
+A raising may itself come late, after the one that was sent again: what bears the number before that is STALE, not FENCED,
+and its sender raises the number once more.
 """
 
 import hashlib

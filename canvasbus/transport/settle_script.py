@@ -26,12 +26,12 @@ SETTLE: Final = Script(
 --   "set", index of a string, token and bytes (or "": delete), ms to live (or 0)
 --   "part", index of a hash, field, bytes (or "": delete), ms to live (or 0)
 --   "unmark", index of a string, entry       delete the mark if it names this entry
--- Returns FENCED, or for each outcome 1 (committed), 0 (no longer ours), 2 (the state has changed; like 0 nothing was
+-- Returns FENCED, STALE, or for each outcome 1 (committed), 0 (no longer ours), 2 (the state has changed; like 0 nothing was
 -- done), 3 (the event was handled under another entry; acknowledged) or why it was refused. An error OVERWRITTEN: something
 -- else lies where the bus keeps what is its own; with streams, which belong to everybody, it is WRONGTYPE
 local fence = redis.pcall('GET', KEYS[1]) or '0'
 if type(fence) == 'table' then return redis.error_reply('OVERWRITTEN ' .. KEYS[1] .. ' holds no string') end
-if fence ~= ARGV[1] then return redis.status_reply('FENCED') end
+if fence ~= ARGV[1] then return redis.status_reply(fence == 'dead' and 'FENCED' or 'STALE') end
 local kinds = {x = 'stream', z = 'zset', h = 'hash', s = 'string'}
 for i = 2, #KEYS do
   local want = kinds[string.sub(ARGV[5], i - 1, i - 1)]

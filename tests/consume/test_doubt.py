@@ -11,7 +11,9 @@ from waiting import until
 from canvasbus.consume.delivery import NO_DOUBT
 from canvasbus.errors import Unavailable
 from canvasbus.transport.connect import open_server
+from canvasbus.transport.link import SharedLink
 from canvasbus.transport.owner_scripts import RELEASE, TAKE
+from canvasbus.transport.resp import Operation, Reply
 from canvasbus.transport.settle_script import SETTLE
 from canvasbus.wire.keys import FREE_POOL, SUSPECT_POOL
 from canvasbus.worker import Context, Worker
@@ -259,6 +261,44 @@ async def test_a_take_that_comes_late(faulty: FaultyServer, namespace: str, eyes
         await quiet(eyes, "framers")
         assert subscription_of(bus).recovery.statistics.audited == 0
     assert runs[1] == (1, pool == SUSPECT_POOL)
+
+
+async def test_suspects_that_an_audit_finds_before_their_answer_comes(any_url: str, namespace: str, eyes: Eyes) -> None:
+    """What a dead worker left is a suspect also for an audit that sees it before whoever asked for it is answered."""
+    executed, answered = trio.Event(), trio.Event()
+    runs: list[tuple[int, bool]] = []
+    worker = Worker("framers")
+
+    @worker.on(PaintingMade)
+    async def frame(event: PaintingMade, ctx: Context) -> None:
+        runs.append((event.number, ctx._delivery.suspect))
+
+    class Slow:
+        """A link whose answers to that take their time."""
+
+        def __init__(self, inner: SharedLink) -> None:
+            self.inner = inner
+
+        async def run(self, operation: Operation[Reply]) -> Reply:
+            reply = await self.inner.run(operation)
+            if isinstance(reply, list) and reply:
+                executed.set()
+                await answered.wait()
+            return reply
+
+    async with running(any_url, worker, namespace=namespace) as bus:
+        recovery = subscription_of(bus).recovery
+        recovery._shared = Slow(recovery._shared)  # type: ignore[assignment]
+        await bus.publish(PaintingMade(number=1))
+        await until(lambda: runs == [(1, False)])
+        await quiet(eyes, "framers")
+        assert eyes.call("EVAL", ADD_TO_POOL, 1, eyes.stream(), "framers", SUSPECT_POOL) == 1
+        await executed.wait()
+        recovery.audit_soon()
+        await until(lambda: len(runs) == 2)
+        answered.set()
+        await quiet(eyes, "framers")
+    assert runs[1] == (1, True)
 
 
 async def test_everybody_who_wants_to_be_sure_is(faulty: FaultyServer, namespace: str) -> None:

@@ -8,7 +8,17 @@ import structlog.testing
 import trio
 import trio.testing
 from faulty import Fault, FaultyServer
-from studio import Eyes, PaintingFramed, PaintingMade, SculptureMade, framing, quiet, running, subscription_of
+from studio import (
+    Eyes,
+    PaintingFramed,
+    PaintingMade,
+    SculptureMade,
+    framing,
+    quiet,
+    runner_of,
+    running,
+    subscription_of,
+)
 from trio.abc import Clock
 from waiting import until
 
@@ -226,12 +236,57 @@ async def test_a_fence_that_it_raised_itself_is_nobody_elses(any_url: str, names
         await bus.publish(PaintingMade(number=1))
         await until(lambda: faulty.struck > 2)
         assert int(eyes.call("GET", eyes.keys.fence(settler.consumer))) > settler.fence.number
-        assert await subscription.recovery.take(FREE_POOL, 10)
-        faulty.faults.remove(lost)
+        taken: list[bool] = []
+
+        async def take() -> None:
+            taken.append(await subscription.recovery.take(FREE_POOL, 10))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(take)
+            faulty.faults.remove(lost)
         await until(lambda: eyes.count("painting.framed") == 1)
-        assert await subscription.recovery.take(FREE_POOL, 10)
-        eyes.call("INCR", eyes.keys.fence(settler.consumer))
+        assert taken == [True] and runner_of(bus).statistics().consumer == settler.consumer
+        eyes.call("SET", eyes.keys.fence(settler.consumer), "dead")
         assert not await subscription.recovery.take(FREE_POOL, 10)
+
+
+@pytest.mark.parametrize("what", ["commits", "takes", "hands back", "leaves"])
+async def test_a_raising_of_its_fence_that_comes_late(any_url: str, namespace: str, eyes: Eyes, what: str) -> None:
+    """A worker whose fence has a higher number than it knows of, since a raising of its own that it had to repeat arrived after
+    all, does not think that others took it for dead: it would join again, and what it holds would run again."""
+    gate, runs = trio.Event(), []
+    worker = Worker("framers")
+
+    @worker.on(PaintingMade, concurrency=1 if what == "hands back" else 2)
+    async def frame(event: PaintingMade, ctx: Context) -> PaintingFramed:
+        runs.append((event.number, ctx.attempt))
+        await gate.wait()
+        return PaintingFramed(number=event.number)
+
+    async with running(any_url, worker, namespace=namespace, grace=0.0) as bus:
+        subscription = subscription_of(bus)
+        consumer, fence = subscription.consumer, subscription.settler.fence
+        lane = runner_of(bus)._current.lanes[0]  # type: ignore[union-attr]
+        lane.window = 2
+        await bus.publish(PaintingMade(number=1))
+        await until(lambda: runs == [(1, 1)])
+        eyes.call("INCR", fence.key)
+        if what == "takes":
+            assert await subscription.recovery.take(FREE_POOL, 10) and fence.number == 2
+        if what == "hands back":
+            await bus.publish(PaintingMade(number=2))
+            await until(lambda: len(lane._queue) == 1)
+            lane._unload(lane._halt())
+            await until(lambda: fence.number == 2 and not runner_of(bus)._current._leaving._back)  # type: ignore[union-attr]
+        if what != "leaves":
+            gate.set()
+            await quiet(eyes, "framers")
+        assert runner_of(bus).statistics().consumer == consumer
+    if what == "leaves":
+        assert [(owner, deliveries) for _, owner, deliveries in eyes.pending("framers")] == [(FREE_POOL, 1)]
+    else:
+        numbers = [1, 2] if what == "hands back" else [1]
+        assert runs == [(number, 1) for number in numbers] and eyes.count("painting.framed") == len(numbers)
 
 
 async def test_an_outcome_that_the_server_has_lost_is_no_failure(any_url: str, namespace: str, eyes: Eyes) -> None:

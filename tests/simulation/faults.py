@@ -47,7 +47,7 @@ class Faults:
                 site.falls_at = int(what.seconds), what.how
         elif what.kind in ("late", "lose"):
             site.next_fate = what.kind
-        elif what.kind == "take late":
+        elif what.kind in ("take late", "commit late", "release late"):
             self._fate_of_workers(what.kind)
         elif what.kind in ("publish late", "publish lost"):
             self._world.sites["publisher 0"].next_fate = "late" if what.kind == "publish late" else "lose"

@@ -187,7 +187,7 @@ MUTANTS = (
     Mutant(
         "a lost reply of a read is not looked for",
         "3",
-        (words(recovery.Recovery, "audit", "    suspect =", "    return\n    suspect ="),),
+        (words(recovery.Recovery, "audit", "    suspects =", "    return\n    suspects ="),),
         frozenset({"lose"}),
     ),
     Mutant(
@@ -304,7 +304,7 @@ MUTANTS = (
     Mutant(
         "a commit on its way outlives its worker",
         "2",
-        (words(fence.Fence, "shut_out_commit", "if self.commit_on_the_way:", "if False:"),),
+        (words(fence.Fence, "shut_out_commit", "if self.commit_on_the_way or self.behind:", "if False:"),),
         frozenset({"stop, commit late", "company"}),
     ),
     Mutant(

@@ -266,6 +266,8 @@ class Network:
         """Called before a stream is trimmed; what it returns is told which entries are gone."""
         self.on_reap: Callable[[bytes, bytes], None] = lambda beats, name: None
         """Told whom a worker takes for dead: the key of the heartbeats and the name."""
+        self.on_rejoin: Callable[[Site, bytes], None] = lambda site, name: None
+        """Told who goes on under another name, and which it had."""
         self.calm_from = 0.0
         """From when on a heartbeat that is missing tells something, after trouble that all had."""
         self._moment = (-1.0, 0)
@@ -356,12 +358,13 @@ class Network:
                 names.append(command[2])
                 if len(names) > 1:
                     self.seen["rejoin"] += 1
+                    self.on_rejoin(site, names[-2])
         elif name == b"INCR":
             self.seen["publish verified" if b":fence:p-" in command[1] else "fence raised"] += 1
         elif name == b"XRANGE" and site.kind == "worker" and command[2] == command[3]:
             self.seen["audit"] += 1
-        elif name in _SCRIPTS and reply == b"FENCED":
-            self.seen["fenced"] += 1
+        elif name in _SCRIPTS and reply in (b"FENCED", b"STALE"):
+            self.seen["fenced" if reply == b"FENCED" else "raised late"] += 1
         elif _calls(command, REAP):
             self.on_reap(command[4], command[4 + int(command[2])])
             if reply[0] > 0:
@@ -448,6 +451,7 @@ class SimConnection:
         commits = any(_calls(command, SETTLE) for command in commands)
         doomed = changes and site.next_fate == "late and killed"
         late = (changes and site.next_fate == "late") or (commits and site.next_fate == "commit late")
+        late = late or (site.next_fate == "release late" and any(_calls(command, RELEASE) for command in commands))
         if doomed or late or (site.next_fate == "take late" and self._would_bring(commands)):
             fate, site.next_fate = "late", ""
         self._note(fate, commands)

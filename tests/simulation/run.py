@@ -59,7 +59,18 @@ class Result:
 
 
 SOMETIMES = (
-    *("retry", "reap", "take", "audit", "fence raised", "fenced", "rejoin", "hand back", "script loaded again"),
+    *(
+        "retry",
+        "reap",
+        "take",
+        "audit",
+        "fence raised",
+        "raised late",
+        "fenced",
+        "rejoin",
+        "hand back",
+        "script loaded again",
+    ),
     *(
         "batch begun early",
         "publish verified",

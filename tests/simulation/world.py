@@ -88,6 +88,7 @@ class World:
             self.eyes = self.partitions[0]
             self.faults = Faults(self)
             self.network.before_trim, self.network.on_reap = self.faults.before_trim, self._check_dead
+            self.network.on_rejoin = self._check_rejoined
             self.network.weather = self.plan.weather
             for eyes in self.partitions:  # a cap that is never reached, so that maintainers look once a second
                 eyes.call("HSET", eyes.keys.retention, "sim.tagged", msgspec.json.encode(Retention(cap=1_000_000)))
@@ -315,6 +316,12 @@ class World:
             alive = site.incarnations.get(beats, [b""])[-1] == name and not site.dead and not site.leave.is_set()
             if alive and site.troubled(now) < 3:
                 self.wrong(f"{site.name} is taken for dead, and is well")
+
+    def _check_rejoined(self, site: Site, before: bytes) -> None:
+        """Nobody goes on under another name whom others have not taken for dead: it costs what it holds an attempt."""
+        marks = [eyes.call("GET", eyes.keys.fence(before.decode())) for eyes in self.partitions]
+        if b"dead" not in marks and not self.plan.happens("restart"):
+            self.wrong(f"{site.name} joins again, and nobody has taken it for dead")
 
     def _check_left(self, site: Site) -> None:
         """Whoever leaves undisturbed leaves nothing behind."""
