@@ -57,10 +57,11 @@ class Buffer:
         max_block: float,
         lanes: int,
         rouse: Callable[[], bool],
-        lament: Callable[[str], None],
+        lament: Callable[..., None],
     ) -> None:
         """`rouse` is called with the lock held when somebody must come and take, and says whether somebody will;
-        `lament` without it, with what is to be told ("": an event was dropped because publishing is muted)."""
+        `lament` without it, with what is to be told ("": an event was dropped because publishing is muted), and True where that cannot
+        wait until something may be told again."""
         self.limit = limit
         self.when_full = when_full
         self.max_block = max_block
@@ -197,6 +198,9 @@ class Buffer:
                 self._asleep = False
                 return lane, items
             return None
+
+    def tend(self) -> None:
+        """Called by the sender between two attempts, while the server is away."""
 
     def nobody_takes(self) -> None:
         """Who took has ended, and is not coming back: the next `add` rouses another. Called with the lock held."""

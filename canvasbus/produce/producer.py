@@ -79,7 +79,7 @@ class ProducerStatistics(msgspec.Struct, frozen=True, kw_only=True):
     spool_bytes: int = 0
     """What the spool's files hold on disk, in bytes."""
     spool_errors: int = 0
-    """How often the spool could not be written or read; such events are kept in memory only."""
+    """How often the spool could not be written or read, and such events are kept in memory only; or was found removed."""
     recovered: int = 0
     """Events that dead processes left in the spool and this one has adopted."""
     quarantined: int = 0
@@ -109,7 +109,8 @@ class Producer:
     are full, too, `when_full` decides: "spool" drops what is published then, counted (the default), "block" and "raise"
     as above. A spool that cannot be written (no room on the disk) is told and counted, and events wait in memory. Nothing
     is fsynced: a power cut costs what the operating system had not written. After a restart on_delivery is told of
-    events of the process before; of events that are left on disk at the end nobody is told.
+    events of the process before; of events that are left on disk at the end nobody is told, nor of events on disk alone whose
+    files somebody removes: those are counted as dropped. A spool that is removed is made again, with what memory has.
 
     With `durability="replicated"` an event counts as stored when a replica has it, too: then it outlives a failover.
 

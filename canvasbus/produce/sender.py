@@ -135,9 +135,12 @@ class Sender:
                 if not callbacks:
                     del self.callbacks[raw_id]
 
-    def lament(self, why: str) -> None:
-        """Tell what is wrong with the buffer; "": an event was dropped because publishing is muted."""
+    def lament(self, why: str, at_once: bool = False) -> None:
+        """Tell what is wrong with the buffer; "": an event was dropped because publishing is muted. `at_once`: also when
+        something was told less than a minute ago."""
         self.last_error = why or self._muted
+        if at_once:
+            self._quiet_until = 0.0
         self._complain()
 
     def nudge(self) -> None:
@@ -302,6 +305,7 @@ class Sender:
             if failure is not None:
                 self.last_error, lane.sender.statistics.last_failure = str(failure), None
         self._troubled = True
+        self.buffer.tend()
         self._tell_drops()
         for _ in range(self._wake.qsize()):  # whoever wanted an attempt just had one
             self._wake.get()

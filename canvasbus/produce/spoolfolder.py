@@ -32,6 +32,19 @@ class Folder:
         self.path = path
         self._lock = lock
 
+    def keep(self) -> None:
+        """Make anew what somebody removed: the folder, its lock. Raises OSError."""
+        try:
+            if os.fstat(self._lock).st_ino == (self.path / "lock").stat().st_ino:
+                return
+        except (FileNotFoundError, NotADirectoryError):
+            pass
+        for path in (self.path.parent, self.path):
+            path.mkdir(0o700, parents=True, exist_ok=True)
+        lock = _locked(self.path, os.O_CREAT)
+        old, self._lock = self._lock, lock
+        os.close(old)
+
     def release(self) -> None:
         """Let go of the lock; the files stay. In a forked child this ends the child's share of it alone."""
         lock, self._lock = self._lock, -1
@@ -161,7 +174,7 @@ def read_folder(path: Path) -> list[FoundLog]:
         if seen is None:
             continue
         ledger = log.ledger
-        ledger.segments.insert(0, Segment(serial, seen.first, seen.size, seen.last))
+        ledger.segments.insert(0, Segment(serial, seen.first, seen.size, seen.last, seen.unsettled))
         ledger.bytes += seen.size
         ledger.events += seen.unsettled
         ledger.next = max(ledger.next, seen.first, seen.last + 1)
