@@ -86,6 +86,8 @@ class ProducerStatistics(msgspec.Struct, frozen=True, kw_only=True):
     """Pieces of spool files that could not be read and were set aside."""
     callback_errors: int = 0
     """How often on_delivery raised."""
+    log_errors: int = 0
+    """How often the logger could not be told what went wrong, because a handler of it raised."""
     last_error: str | None = None
     """The latest thing that went wrong, in one line; it stays when all is well again."""
 
@@ -410,6 +412,7 @@ class Producer:
                 waiting_bytes=buffer.bytes,
                 **buffer.spool_statistics(),
                 callback_errors=sender.callback_errors,
+                log_errors=sender.log_errors,
                 last_error=sender.last_error,
             )
 

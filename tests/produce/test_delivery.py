@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import logging
 import signal
 import subprocess
 import sys
@@ -314,6 +315,41 @@ def test_in_a_thread_pool(bus: Producer, namespace: str) -> None:
     assert sorted(stored(namespace)) == list(range(200))
 
 
+@pytest.mark.parametrize("spool", [True, False], ids=["spool", "memory"])
+def test_a_log_handler_that_raises(any_url: str, namespace: str, tmp_path: Path, spool: bool) -> None:
+    """Whatever is logged, by the sender's thread or by a publish, and however it is refused there: no event is lost by it,
+    nothing is raised, it is counted. Only the first such error hides what went wrong."""
+    logger, raised = logging.getLogger("canvasbus.producer"), 0
+
+    class Broken(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            nonlocal raised
+            raised += 1
+            raise OSError("the disk of the log is full")
+
+    handler = Broken()
+    logger.addHandler(handler)
+    eyes = Eyes(any_url, namespace)
+    eyes.call("SET", eyes.stream("sculpture.made"), "not a stream")
+    try:
+        options: dict[str, Any] = {"spool": tmp_path} if spool else {}
+        bus = Producer(any_url, namespace=namespace, **options, on_delivery=lambda *_: 1 / 0)
+        bus.publish(SculptureMade())
+        assert bus.flush(10) is False
+        bus.publish_many(PaintingMade(number=n) for n in range(10))
+        assert bus.flush(10) is True and "on_delivery raised" in str(bus.statistics().last_error)
+        assert (bus.statistics().stored, bus.statistics().dropped) == (10, 0)
+        assert bus._sender is not None
+        bus._sender._quiet_until = 0.0
+        bus._sender.lament("what a publish meets")
+        assert raised == bus.statistics().log_errors == 3
+        assert bus.statistics().last_error == "what a publish meets" and bus.close() is True
+    finally:
+        logger.removeHandler(handler)
+    assert [made.number for made in eyes.events("painting.made")] == list(range(10))
+    eyes.close()
+
+
 # --- left behind ------------------------------------------------------------------------------------------------------
 
 
@@ -378,7 +414,7 @@ def test_making_a_producer_loads_what_sending_needs(server_url: str, namespace: 
 def test_a_thread_that_ends_by_a_fault_is_replaced(
     any_url: str, namespace: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, publishes: str, spool: bool
 ) -> None:
-    """A fault with a batch in hand (a log handler that raises, say): the next publish, or the next flush, starts a thread
+    """A fault with a batch in hand: the next publish, or the next flush, starts a thread
     that goes on, from disk where there is a spool. Without one, what was in hand is counted as dropped."""
     with Producer(any_url, namespace=namespace, spool=tmp_path if spool else None) as bus:
         sender, more = bus._sender, publishes != "no more"
