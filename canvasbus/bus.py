@@ -367,7 +367,8 @@ class EventBus:
         dedupe_key: Callable[[Event], str] | None = None,
     ) -> list[str]:
         """Publish in order and return the entry ids; `expires_in` as for `publish`, `dedupe_key` makes the key of each.
-        All are tried; failures come as one ExceptionGroup."""
+        All are tried; failures come as one ExceptionGroup. What `events` raises itself is raised after all that it had
+        yielded were tried."""
         if self._server is None:
             self._skipped += sum(1 for _ in events)
             return []

@@ -284,8 +284,8 @@ class Producer:
     ) -> list[UUID]:
         """Queue events in order and return their ids; at half the price of `publish` for many of one type.
 
-        `dedupe_key`: makes the key of each. Raises as `publish` does, at the first event that cannot be published; those
-        before it are queued.
+        `dedupe_key`: makes the key of each. Raises as `publish` does, at the first event that cannot be published, and what
+        `events` or `dedupe_key` raise; all events before that are queued.
         """
         if self._spans is not None:
             with self._spans.many(events) as counted:
@@ -297,20 +297,31 @@ class Producer:
     ) -> list[UUID]:
         found: list[UUID] = []
         rest = iter(events)
-        while chunk := list(islice(rest, _CHUNK)):
-            if self._sender is None:
-                self._skipped += len(chunk)
-                continue
-            plain = expires_in is None and dedupe_key is None and self._partitions == 1
-            items = self._encode_chunk(chunk) if plain else None
-            if items is None:
-                for event in chunk:
-                    key = dedupe_key(event) if dedupe_key is not None else None
-                    item = self._codec.encode_for(event, expires_in, dedupe_key=key, traceparent=current_trace())
-                    found.append(self._queue(item))
-            else:
-                self._buffer.add_many(items, 0)
-                found += [_from_bytes(item.raw_id) for item in items]
+        while True:
+            chunk: list[Event] = []
+            try:
+                chunk.extend(islice(rest, _CHUNK))
+            finally:  # what it had yielded before it raised is in the list
+                found += self._publish_chunk(chunk, expires_in, dedupe_key)
+            if not chunk:
+                return found
+
+    def _publish_chunk(
+        self, chunk: list[Event], expires_in: float | None, dedupe_key: Callable[[Event], str] | None
+    ) -> list[UUID]:
+        if self._sender is None:
+            self._skipped += len(chunk)
+            return []
+        plain = expires_in is None and dedupe_key is None and self._partitions == 1
+        items = self._encode_chunk(chunk) if plain and chunk else None
+        if items is not None:
+            self._buffer.add_many(items, 0)
+            return [_from_bytes(item.raw_id) for item in items]
+        found: list[UUID] = []
+        for event in chunk:
+            key = dedupe_key(event) if dedupe_key is not None else None
+            item = self._codec.encode_for(event, expires_in, dedupe_key=key, traceparent=current_trace())
+            found.append(self._queue(item))
         return found
 
     def _encode_chunk(self, chunk: list[Event]) -> list[Outgoing] | None:

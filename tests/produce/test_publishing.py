@@ -4,7 +4,7 @@ import math
 import os
 import random
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -132,6 +132,23 @@ def test_a_bad_event_is_refused_at_once(namespace: str, bad: Callable[[], Any], 
             bus.publish_many([bad()])
         assert (bus.statistics().published, bus.statistics().waiting_events) == (0, 0)
         assert bus.flush(timeout=5) is True
+
+
+@pytest.mark.parametrize("options", [{}, {"partitions": 3}], ids=["in chunks", "one by one"])
+@pytest.mark.parametrize("at", [0, 250, 777])
+def test_events_that_fail_to_come(any_url: str, namespace: str, at: int, options: Any) -> None:
+    """A generator that raises: what it had yielded before is queued, all of it, and what it raised is raised."""
+
+    def paintings() -> Iterator[SculptureMade]:
+        for number in range(at):
+            yield SculptureMade(title=str(number))
+        raise LookupError("the file of sculptures ends")
+
+    told: list[Any] = []
+    with Producer(any_url, namespace=namespace, on_delivery=lambda *args: told.append(args), **options) as bus:
+        with pytest.raises(LookupError, match="the file of sculptures ends"):
+            bus.publish_many(paintings())
+        assert bus.flush(timeout=10) and bus.statistics().stored == at == len(told)
 
 
 def test_publish_many_queues_what_comes_before_the_bad_one(namespace: str) -> None:
