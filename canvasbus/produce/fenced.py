@@ -62,7 +62,7 @@ from canvasbus.transport.resp import (
 from canvasbus.transport.scripts import FENCE_SECONDS
 from canvasbus.wire import later
 from canvasbus.wire.codec import Codec
-from canvasbus.wire.keys import LATER_INBOX, Keys
+from canvasbus.wire.keys import LATER_INBOX, MAX_PARTITIONS, Keys
 from canvasbus.wire.outgoing import Outgoing, datas_of, sizes_of, types_of
 from canvasbus.wire.retention import Full, read_full
 
@@ -71,9 +71,6 @@ SCAN_LIMIT = 100_000
 """Entries that are looked through for a lost batch before its fate counts as unknown."""
 SUSPECT_SCAN_LIMIT = 10_000_000
 """The same for the batch of a process that died: others may have published for hours since."""
-
-MAX_PARTITIONS = 4096
-"""More on record than this is a mistake: every process has a connection for each."""
 
 WAIT_MS = 1000
 """How long a batch waits for a replica to have it, when it must be replicated."""

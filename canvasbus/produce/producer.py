@@ -12,6 +12,7 @@ by the thread when it connects, because a process that forks while another threa
 module lock that nobody will release.
 """
 
+import inspect
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from datetime import datetime
@@ -31,7 +32,7 @@ from canvasbus.errors import ConfigError
 from canvasbus.produce.buffer import BUFFER_BYTES, SPOOL_BYTES, Buffer, OnDelivery, WhenFull
 from canvasbus.transport import address
 from canvasbus.wire.codec import MAX_EVENT_BYTES, Codec
-from canvasbus.wire.keys import check_name, check_number, partition_of
+from canvasbus.wire.keys import check_name, check_number, check_partition_count, partition_of
 from canvasbus.wire.marks import WINDOW_SECONDS, window_ms
 from canvasbus.wire.outgoing import Outgoing
 from canvasbus.wire.traceparent import current as current_trace
@@ -162,7 +163,11 @@ class Producer:
             url = _url()
         where = address.parse(url)
         check_name("namespace", namespace)
-        check_number("partitions", partitions, whole=True)
+        check_partition_count(partitions)
+        if on_delivery is not None:
+            _check_callback(on_delivery, ConfigError)
+            if inspect.iscoroutinefunction(on_delivery):
+                raise ConfigError(f"on_delivery={on_delivery!r}: a plain function is wanted, nobody would await it")
         bounds = {"buffer_bytes": buffer_bytes, "max_event_bytes": max_event_bytes, "spool_bytes": spool_bytes}
         for name, value in {**bounds, "max_block": max_block, "flush_timeout": flush_timeout}.items():
             check_number(name, value)
@@ -170,8 +175,6 @@ class Producer:
             raise ConfigError(f"spool={spool!r}: the path of a folder is wanted, not a {type(spool).__name__}")
         if spool == "":  # of a variable that is not set; it would be the working directory
             raise ConfigError("spool='': the path of a folder is wanted; None: no spool")
-        if partitions < 1:
-            raise ConfigError(f"partitions={partitions}: a namespace has at least one")
         without_waiting: WhenFull = "drop_oldest" if spool is None else "spool"
         if when_full not in (None, without_waiting, "block", "raise"):
             which = "with" if spool is not None else "without"
@@ -244,6 +247,8 @@ class Producer:
         """
         sender = self._sender
         if sender is None:
+            if on_delivery is not None:
+                _check_callback(on_delivery, TypeError)
             self._skipped += 1
             return None
         if self._spans is not None:
@@ -265,6 +270,7 @@ class Producer:
         sender = self._sender
         assert sender is not None
         if on_delivery is not None:
+            _check_callback(on_delivery, TypeError)
             self._buffer.keep_drops = True
             sender.tell_of(item.raw_id, on_delivery)
         try:
@@ -441,6 +447,11 @@ class Producer:
 
     def _ended(self) -> str:
         return ", closed" if self._buffer.closed else ""
+
+
+def _check_callback(on_delivery: object, error: type[Exception]) -> None:
+    if not callable(on_delivery):
+        raise error(f"on_delivery={on_delivery!r}: a function is wanted, which takes an id and an error")
 
 
 def _url() -> str:

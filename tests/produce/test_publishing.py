@@ -229,6 +229,10 @@ def test_without_a_url(value: str | None, monkeypatch: pytest.MonkeyPatch) -> No
         assert way in str(caught.value)
 
 
+async def awaited(event_id: UUID, error: Exception | None) -> None:
+    """No callback."""
+
+
 @pytest.mark.parametrize(
     ("url", "options", "says"),
     [
@@ -250,6 +254,10 @@ def test_without_a_url(value: str | None, monkeypatch: pytest.MonkeyPatch) -> No
         ("memory://x", {"flush_timeout": -1}, "flush_timeout=-1"),
         ("memory://x", {"flush_timeout": math.nan}, "flush_timeout=nan: a number is wanted"),
         ("memory://x", {"source": None}, "source=None: a text is wanted"),
+        ("memory://x", {"source": "atelier-\udcff"}, "it has a lone surrogate"),
+        ("memory://x", {"partitions": 4097}, "partitions=4097: a namespace has 1 to 4096"),
+        ("memory://x", {"on_delivery": 5}, "on_delivery=5: a function is wanted"),
+        ("memory://x", {"on_delivery": awaited}, "a plain function is wanted, nobody would await it"),
         ("memory://x", {"namespace": 5}, "namespace 5"),
         (5, {}, "the bus URL must be a text, not a int"),
         ("redis://redis..svc", {}, "names no host"),
@@ -271,8 +279,10 @@ def test_calls_with_the_wrong_type_say_what_is_wanted(url: str) -> None:
             call("5")  # type: ignore[operator]
     with pytest.raises(TypeError, match=r"correlation\('not-a-uuid'\): a uuid\.UUID is wanted"):
         bus.correlation("not-a-uuid")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="on_delivery=5: a function is wanted"):
+        bus.publish(PaintingMade(), on_delivery=5)  # type: ignore[arg-type]
     bus.publish(PaintingMade())
-    assert bus.close() is True
+    assert bus.close() is True and bus.statistics().published + bus.statistics().skipped == 1
 
 
 @pytest.mark.parametrize("spool", [True, False], ids=["spool", "memory"])
