@@ -56,11 +56,7 @@ class Folder:
         for path in self.path.glob("*.log"):
             if not path.stat().st_size:  # killed while it began
                 discard(path)
-        discard(self.path / "lock")
-        try:
-            self.path.rmdir()
-        except OSError:  # somebody keeps files of his own in it
-            pass
+        _remove(self.path)
         self.release()
 
 
@@ -74,6 +70,17 @@ def create(root: Path) -> Folder:
             return Folder(path, _locked(path, os.O_CREAT | os.O_EXCL))
         except (FileNotFoundError, BlockingIOError, FileExistsError):
             continue  # somebody found it before it was locked, thought it left over, and took it away
+        except OSError:  # no room for the lock, or a file system without locks: it is tried again and again
+            _remove(path)
+            raise
+
+
+def _remove(path: Path) -> None:
+    discard(path / "lock")
+    try:
+        path.rmdir()
+    except OSError:  # somebody keeps files of his own in it
+        pass
 
 
 def claim(path: Path) -> Folder | None:

@@ -386,6 +386,26 @@ def test_files_that_somebody_deletes(tmp_path: Path) -> None:
     assert b.spool_statistics()["spool_events"] == 0
 
 
+def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However often it is tried, no folder stays there; events are in memory, and as soon as a lock can be had on disk."""
+
+    def unsupported(fd: int, how: int) -> None:
+        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+
+    b, items = spooled(tmp_path), [item() for _ in range(4)]
+    with monkeypatch.context() as patch:
+        patch.setattr("fcntl.flock", unsupported)
+        for each in items[:3]:
+            b._failing_until = 0.0  # a second later
+            b.add(each, 0)
+    assert (b.spool_errors, b.waiting, list(tmp_path.iterdir())) == (3, 3, [])
+    b._failing_until = 0.0
+    b.add(items[3], 0)
+    assert b.spool_statistics()["spool_events"] == 1 and drained(b) == items
+    b.leave()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_lock_that_somebody_deletes(tmp_path: Path) -> None:
     """Nobody knows whether the process lives: what is there stays, and that is told, until somebody says so."""
     b, left = spooled(tmp_path), item()
