@@ -85,6 +85,9 @@ class Buffer:
         self._room = -1 if self.closed else self.limit  # one comparison in `add` covers both
         self._asleep = True
         self._drops: deque[bytes] = deque()
+        self._to_tell = 0
+        """Drops so far that somebody must be told of; flush waits until those before it are told."""
+        self._told = 0
         self._marked = 0
         self.consumer: int | None = None
         """The thread that takes; it must never wait for room."""
@@ -168,6 +171,7 @@ class Buffer:
         self._settled[lane] += 1
         if self.keep_drops:
             self._drops.append(item.raw_id)
+            self._to_tell += 1
 
     def close(self, how: Literal["closed", "muted"]) -> None:
         """Accept nothing more. "muted": publishing is counted as dropped from now on, it raises nothing."""
@@ -224,9 +228,15 @@ class Buffer:
             self._changed.notify_all()
 
     def take_drops(self) -> list[bytes]:
-        """Ids of events that were dropped since the last call."""
+        """Ids of events that were dropped since the last call; `told` says that they have been told."""
         drops = self._drops
         return [drops.popleft() for _ in range(len(drops))]
+
+    def told(self, drops: int) -> None:
+        """So many that were dropped have been told."""
+        with self.lock:
+            self._told += drops
+            self._changed.notify_all()
 
     def leave(self) -> tuple[list[bytes], list[bytes]]:
         """Nothing is taken any more. Returns the ids of events that are lost by that, and of those that may be stored."""
@@ -235,16 +245,17 @@ class Buffer:
     # --- watchers ------------------------------------------------------------------------------------------------
 
     def wait_settled(self, timeout: float) -> bool:
-        """Wait until the fate of everything queued by now is known. True: and since the last call all was stored."""
+        """Wait until the fate of everything queued by now is known, and told. True: and since the last call all was stored."""
         with self.lock:
-            marked = self._marked
-            if self._asleep and any(map(self._queued, self._lanes)):  # Ctrl-C came before the sender was roused
+            marked, to_tell = self._marked, self._to_tell
+            # Ctrl-C came before the sender was roused, or what was dropped is to be told.
+            if self._asleep and (self._drops or any(map(self._queued, self._lanes))):
                 self._asleep = not self._rouse()
             targets = [
                 settled + in_hand + self._queued(lane)
                 for lane, settled, in_hand in zip(self._lanes, self._settled, self._in_hand, strict=True)
             ]
-            done = self._wait_for(lambda: all(map(ge, self._settled, targets)), timeout)
+            done = self._wait_for(lambda: self._told >= to_tell and all(map(ge, self._settled, targets)), timeout)
             self._marked = failed = self.failed
             return done and failed == marked
 

@@ -350,7 +350,8 @@ class Producer:
     # --- life ----------------------------------------------------------------------------------------------------
 
     def flush(self, timeout: float | None = None) -> bool:
-        """Wait up to `timeout` seconds (default: `flush_timeout`) until the fate of everything published is known.
+        """Wait up to `timeout` seconds (default: `flush_timeout`) until the fate of everything published is known, and
+        on_delivery has been told of it.
 
         True: everything published since the last flush is on the server. False: something was dropped, refused, is
         unknown, or is still waiting; `statistics()` says which. While the server is away a flush makes the sender try

@@ -367,6 +367,7 @@ class Sender:
             error = BufferFull(self.buffer.why_dropped())
             for raw_id in drops:
                 self._tell(raw_id, error)
+            self.buffer.told(len(drops))
         if self.buffer.dropped and self.last_error is None:
             self.last_error = "events were published faster than the server took them"
 
