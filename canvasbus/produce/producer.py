@@ -470,7 +470,9 @@ def _url() -> str:
 def _spooled(spool: str | PathLike[str], spool_bytes: int, namespace: str, server: str) -> Callable[..., Buffer]:
     from canvasbus.produce.spooled import SpooledBuffer
 
-    return partial(SpooledBuffer, root=Path(spool), spool_bytes=spool_bytes, namespace=namespace, server=server)
+    return partial(
+        SpooledBuffer, root=Path(spool).absolute(), spool_bytes=spool_bytes, namespace=namespace, server=server
+    )
 
 
 def _sender_to(

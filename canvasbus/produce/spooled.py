@@ -48,6 +48,9 @@ from canvasbus.wire.outgoing import Outgoing
 
 LOOK_SECONDS: Final = 60.0
 """How often a sender looks whether somebody died and left something."""
+ADOPT_FILES: Final = 100
+"""How many files of others a process has open at once: a program that crashes over and over leaves a folder each time, more
+in the end than a process may have files. The rest is adopted when these are sent."""
 RETRY_SECONDS: Final = 1.0
 """How often a log that cannot be written is tried again, and how often is looked whether its files are still there."""
 
@@ -293,7 +296,7 @@ class SpooledBuffer(Buffer):
 
     def take(self) -> tuple[int, list[Outgoing]] | None:
         """As the Buffer's. Raises Unavailable when the spool cannot be read, but may be later."""
-        if not self._looked or clock.monotonic() >= self._next_look:
+        if not (self._looked or self._folders) or clock.monotonic() >= self._next_look:
             self._adopt()
         self.tend()
         with self.lock:
@@ -304,12 +307,12 @@ class SpooledBuffer(Buffer):
             self._tell()
         for step in self._lanes:
             lane = (turn + step) % len(self._lanes)
-            items = self._take_adopted(lane) or self._take_own(lane)
+            items = self._take_adopted(lane) or (self._take_own(lane) if self._looked else [])
             if items:
                 self._turn = lane + 1
                 self._asleep = False
                 return lane, items
-        return None
+        return None if self._looked else self.take()
 
     def _take_own(self, lane: int) -> list[Outgoing]:
         self.doubt = None
@@ -514,7 +517,11 @@ class SpooledBuffer(Buffer):
         except OSError as error:
             found = []
             self._cannot_adopt(self.root, error)
+        all_seen = True
         for path in found:
+            if len(self._folders) + len(set(self._folders.values())) >= ADOPT_FILES:
+                all_seen = False
+                break
             try:
                 folder = spoolfolder.claim(path)
                 left = spoolfolder.adopt(folder, self._whose) if folder else None
@@ -533,7 +540,7 @@ class SpooledBuffer(Buffer):
                 self._trouble = left.trouble or self._trouble
                 self._measure()
         with self.lock:
-            self._looked = True
+            self._looked = all_seen
             self._changed.notify_all()
 
     def _cannot_adopt(self, path: Path, error: OSError) -> None:

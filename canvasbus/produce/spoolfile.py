@@ -315,7 +315,7 @@ def set_aside(path: Path, intact: int) -> int:
     """Keep what lies behind the intact part of a file beside the folder, and cut it off. Returns its length."""
     data = path.read_bytes()
     if intact < len(data):
-        aside = path.parent.with_name(f"{path.parent.name}.{path.stem}.damaged")
+        aside = path.parent.with_name(f"{path.parent.name}.{path.stem}.{intact}.damaged")
         aside.write_bytes(data[intact:])
         os.truncate(path, intact)
     if not intact:

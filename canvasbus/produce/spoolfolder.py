@@ -2,7 +2,7 @@
 
     PATH/000007-0198c5…/lock            held with flock as long as the process lives
     PATH/000007-0198c5…/0-00000003.log  partition, number of the segment
-    PATH/000007-0198c5….0-00000003.damaged    what could not be read, set aside for a person
+    PATH/000007-0198c5….0-00000003.512.damaged    what could not be read from byte 512 on, set aside for a person
 
 Whoever holds the lock writes and deletes; a folder whose lock can be had belongs to a dead process, and is adopted with
 it. Numbers of folders grow, so that what was left first is sent first. A folder may be deleted between its name is read
@@ -34,6 +34,8 @@ class Folder:
 
     def keep(self) -> None:
         """Make anew what somebody removed: the folder, its lock. Raises OSError."""
+        if self._lock < 0:
+            return
         try:
             if os.fstat(self._lock).st_ino == (self.path / "lock").stat().st_ino:
                 return

@@ -454,6 +454,23 @@ def test_a_spool_without_a_header(tmp_path: Path, cut: int) -> None:
     assert [path.stat().st_size for path in tmp_path.iterdir()] == ([cut] if cut else [])
 
 
+def test_damaged_again(tmp_path: Path) -> None:
+    """A disk that breaks further while the first piece that could not be read still lies beside: both are kept."""
+    b, items = spooled(tmp_path), [item() for _ in range(20)]
+    b.add_many(items, 0)
+    pieces = []
+    for at in (900, 500):
+        die(b)
+        (file,) = tmp_path.rglob("*.log")
+        data = bytearray(file.read_bytes())
+        data[at] ^= 1
+        file.write_bytes(data)
+        b = spooled(tmp_path)
+        assert b.take() is not None and b.quarantined == 1
+        pieces.append(bytes(data[file.stat().st_size :]))
+    assert sorted(path.read_bytes() for path in spoolfolder.aside(tmp_path)) == sorted(pieces)
+
+
 # --- a naive model ----------------------------------------------------------------------------------------------------
 
 
