@@ -2,6 +2,7 @@
 
 import errno
 import os
+import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 from produce.programs import Program
 from produce.spooling import die, drained, item, spooled
+from seeds import seeds
 from studio import PaintingMade, numbers
 
 from canvasbus import Producer
@@ -46,7 +48,7 @@ def folderless(root: Path) -> None:
 
 
 def moved(root: Path) -> None:
-    root.rename(root.with_name("elsewhere"))
+    root.rename(root.with_name(f"elsewhere-{len(list(root.parent.iterdir()))}"))
 
 
 def oldest(root: Path) -> None:
@@ -108,6 +110,60 @@ def test_what_is_in_memory_is_written_down_again(root: Path, way: Callable[[Path
     assert list(root.iterdir()) == []
 
 
+@pytest.mark.parametrize("seed", seeds(6, "removed spools"))
+def test_removed_again_and_again(root: Path, seed: int) -> None:
+    """Files go at any moment, in any way, while events are published and sent and the sender looks now and then: whoever dies
+    after a look leaves exactly what is not settled, in order; the counts are those of a list, and no event is lost."""
+    print(f"seed {seed}")
+    rng = random.Random(seed)
+    lanes = rng.choice([1, 3])
+    b = spooled(root, limit=1 << 20, spool_bytes=200_000, lanes=lanes)
+    left: list[list[bytes]] = [[] for _ in range(lanes)]
+
+    def remove() -> None:
+        if any(root.rglob("*.log")):
+            rng.choice(WAYS)(root)
+
+    for step in range(300):
+        action = rng.choices(["one", "many", "send", "remove", "look"], [6, 2, 4, 1, 2])[0]
+        lane = rng.randrange(lanes)
+        if action in ("one", "many"):
+            items = [item(rng.randrange(300)) for _ in range(1 if action == "one" else rng.randrange(1, 30))]
+            left[lane] += [each.raw_id for each in items]
+            b._failing_until = 0.0  # a second later
+            b.add(items[0], lane) if action == "one" else b.add_many(items, lane)
+        elif action == "send" and (taken := b.take()) is not None:
+            lane, items = taken
+            assert b.note is not None and [each.raw_id for each in items] == left[lane][: len(items)]
+            while items:
+                part = items[: rng.randrange(1, 60)]
+                b.note(part, "me", {"painting.made": b"5-0"})
+                if rng.random() < 0.1:
+                    remove()
+                    b._restore_all()
+                b.settle(lane, part, stored=len(part))
+                del left[lane][: len(part)]
+                items = items[len(part) :]
+        elif action == "remove":
+            remove()
+        elif action == "look":
+            b._next_tend = 0.0
+            b.tend()
+        assert (b.dropped, b.waiting) == (0, sum(map(len, left))), step
+    b._restore_all()
+    assert b.spool_statistics()["spool_events"] == b.waiting - len(b._unlogged)
+    unlogged = {item.raw_id for lane, cache in enumerate(b._cache) for n, item in cache if (lane, n) in b._unlogged}
+    die(b)
+    b = spooled(root, limit=1 << 20, lanes=lanes)
+    got: list[list[bytes]] = [[] for _ in range(lanes)]
+    while (taken := b.take()) is not None:
+        got[taken[0]] += [each.raw_id for each in taken[1]]
+        b.settle(*taken, stored=len(taken[1]))
+    assert got == [[each for each in ids if each not in unlogged] for ids in left] and b.quarantined == 0
+    b.leave()
+    assert list(root.iterdir()) == []
+
+
 @pytest.mark.parametrize("way", [shutil.rmtree, logless, emptied])
 def test_what_was_on_disk_alone_is_lost_and_counted(root: Path, way: Callable[[Path], None]) -> None:
     """Of more than memory holds, what memory has not is dropped: counted at once, told with its number; flush says so, the
@@ -127,6 +183,28 @@ def test_what_was_on_disk_alone_is_lost_and_counted(root: Path, way: Callable[[P
     b.add(last := item(), 0)
     assert drained(b) == [*items[:in_memory], last] and b.wait_settled(0) is False
     assert (b.published, b.stored, b.waiting) == (101, in_memory + 1, 0)
+
+
+def test_what_was_never_written_is_not_taken_for_what_is_lost(root: Path) -> None:
+    """Events that a full disk refused a moment before the files were removed are written down with the others, and those that
+    were on disk alone are counted, no more and no less."""
+    b, items = spooled(root, limit=2000, spool_bytes=1 << 20), [item(100) for _ in range(100)]
+    for each in items:
+        b.add(each, 0)
+    taken = b.take()
+    assert taken is not None
+    b.settle(*taken, stored=len(taken[1]))
+    in_memory = b.bytes // 100
+    b._failing_until = float("inf")
+    b.add(refused := item(100), 0)
+    shutil.rmtree(root)
+    b._next_tend = 0.0
+    b.tend()
+    assert (b.dropped, b.waiting) == (100 - len(taken[1]) - in_memory, in_memory + 1)
+    assert b.spool_statistics()["spool_events"] == in_memory + 1
+    die(b)
+    first = len(taken[1])
+    assert drained(spooled(root)) == [*items[first : first + in_memory], refused]
 
 
 def test_what_is_gone_is_met_where_it_is_read(root: Path) -> None:
