@@ -36,7 +36,7 @@ from canvasbus.transport.connect import open_server
 from canvasbus.transport.link import SharedLink
 from canvasbus.transport.server import Server
 from canvasbus.wire.codec import MAX_EVENT_BYTES, Codec
-from canvasbus.wire.keys import Keys, check_name, check_number
+from canvasbus.wire.keys import Keys, check_name, check_number, check_partition_count
 from canvasbus.wire.marks import WINDOW_SECONDS, window_ms
 from canvasbus.wire.retention import Retention
 from canvasbus.wire.traceparent import current as current_trace
@@ -102,11 +102,9 @@ class EventBus:
         retention: Retention | Mapping[str, Retention] | None = None,
     ) -> None:
         check_name("namespace", namespace)
-        check_number("partitions", partitions, whole=True)
+        check_partition_count(partitions)
         for name, value in {"max_event_bytes": max_event_bytes, "buffer_bytes": buffer_bytes}.items():
             check_number(name, value)
-        if partitions < 1:
-            raise ConfigError(f"partitions={partitions}: a namespace has at least one")
         window_ms(dedupe_window, "dedupe_window")
         self._off = url.startswith("off://")
         self._server: Server | None = None if self._off else server or open_server(url)
@@ -367,7 +365,8 @@ class EventBus:
         dedupe_key: Callable[[Event], str] | None = None,
     ) -> list[str]:
         """Publish in order and return the entry ids; `expires_in` as for `publish`, `dedupe_key` makes the key of each.
-        All are tried; failures come as one ExceptionGroup."""
+        All are tried; failures come as one ExceptionGroup. What `events` raises itself is raised after all that it had
+        yielded were tried."""
         if self._server is None:
             self._skipped += sum(1 for _ in events)
             return []

@@ -187,7 +187,8 @@ def default_source() -> str:
     """host/program, for example `trainer-7/train`."""
     program = Path(sys.argv[0] if sys.argv else "")
     name = program.parent.name if program.stem == "__main__" else program.stem  # python -m train
-    return f"{socket.gethostname()}/{name or 'python'}"
+    source = f"{socket.gethostname()}/{name or 'python'}"
+    return source.encode(errors="backslashreplace").decode()  # a file's name may be no text
 
 
 def redacted(url: str) -> str:

@@ -34,6 +34,7 @@ def test_without_anything_the_defaults_hold() -> None:
     [
         (["/srv/train.py"], "train"),
         (["/srv/shop/__main__.py"], "shop"),
+        (["/srv/caf\udce9.py"], "caf\\udce9"),
         ([""], "python"),
         (["-c"], "-c"),
         ([], "python"),

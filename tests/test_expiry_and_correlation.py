@@ -129,6 +129,8 @@ def test_a_bus_with_options_of_the_wrong_type_is_not_made() -> None:
     for options in ({"partitions": "4"}, {"buffer_bytes": "64MiB"}, {"max_event_bytes": "1"}):
         with pytest.raises(ConfigError, match="number is wanted, not a str"):
             EventBus("memory://", **options)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="partitions=4097: a namespace has 1 to 4096"):
+        EventBus("memory://", partitions=4097)
     with pytest.raises(TypeError, match=r"a uuid\.UUID is wanted"):
         EventBus("memory://").correlation("x")  # type: ignore[arg-type]
 

@@ -72,11 +72,11 @@ def run(context: Context, args: argparse.Namespace) -> int:
     )
     with correlation(belongs_to) if belongs_to else contextlib.nullcontext():
         if args.source_file is None:
-            text = _stdin().read() if data == "-" else data.encode(errors="surrogateescape")
+            text = _read_stdin() if data == "-" else data.encode(errors="surrogateescape")
             publishing.one(text, type_name)
         else:
             with _opened(args.source_file) as (file, total), _progress(context, total) as advance:
-                publishing.many(file, type_name, advance)
+                publishing.many(file, args.source_file, type_name, advance)
     publishing.finish()
     return 1 if publishing.failed else 0
 
@@ -138,9 +138,19 @@ class _Publishing:
         self._add(0, self._encoded(text, type_name))
         self._send()
 
-    def many(self, file: BinaryIO, type_name: str | None, advance: Callable[[int], None]) -> None:
-        """Every line of a file."""
-        for number, line in enumerate(file, 1):
+    def many(self, file: BinaryIO, name: str, type_name: str | None, advance: Callable[[int], None]) -> None:
+        """Every line of a file. Raises ConfigError where it cannot be read any further, after those before that."""
+        unreadable: OSError | None = None
+
+        def lines() -> Iterator[bytes]:
+            nonlocal unreadable
+            try:
+                yield from file
+            except OSError as error:  # caught here: one of the output is another matter
+                unreadable = error
+
+        number = 0
+        for number, line in enumerate(lines(), 1):
             text = line.removeprefix(b"\xef\xbb\xbf").strip() if number == 1 else line.strip()
             if text:
                 try:
@@ -149,6 +159,9 @@ class _Publishing:
                     self._failed(number, error)
             advance(len(line))
         self._send()
+        if unreadable is not None:
+            where = f" behind line {number}; the lines up to there are done" if number else ""
+            raise ConfigError(f"--from {name}: it cannot be read ({unreadable.strerror}){where}")
 
     def finish(self) -> None:
         """Say how it went."""
@@ -263,6 +276,13 @@ def _stdin() -> BinaryIO:
     if sys.stdin is None:
         raise ConfigError("publish: - reads stdin, which is closed")
     return sys.stdin.buffer
+
+
+def _read_stdin() -> bytes:
+    try:
+        return _stdin().read()
+    except OSError as error:
+        raise ConfigError(f"publish: - reads stdin, which cannot be read ({error.strerror})") from None
 
 
 @contextlib.contextmanager

@@ -11,9 +11,8 @@ from datetime import UTC, datetime
 from canvasbus.errors import Refused
 from canvasbus.ids import id_order
 from canvasbus.operate.words import text
-from canvasbus.produce.fenced import MAX_PARTITIONS
 from canvasbus.transport.resp import Operation, ReplyError, check, code, command, commands, pairs
-from canvasbus.wire.keys import Keys
+from canvasbus.wire.keys import MAX_PARTITIONS, Keys
 from canvasbus.wire.retention import Full, read_full
 
 SCAN_COUNT = 1000

@@ -57,10 +57,11 @@ class Buffer:
         max_block: float,
         lanes: int,
         rouse: Callable[[], bool],
-        lament: Callable[[str], None],
+        lament: Callable[..., None],
     ) -> None:
         """`rouse` is called with the lock held when somebody must come and take, and says whether somebody will;
-        `lament` without it, with what is to be told ("": an event was dropped because publishing is muted)."""
+        `lament` without it, with what is to be told ("": an event was dropped because publishing is muted), and True where that cannot
+        wait until something may be told again."""
         self.limit = limit
         self.when_full = when_full
         self.max_block = max_block
@@ -84,6 +85,9 @@ class Buffer:
         self._room = -1 if self.closed else self.limit  # one comparison in `add` covers both
         self._asleep = True
         self._drops: deque[bytes] = deque()
+        self._to_tell = 0
+        """Drops so far that somebody must be told of; flush waits until those before it are told."""
+        self._told = 0
         self._marked = 0
         self.consumer: int | None = None
         """The thread that takes; it must never wait for room."""
@@ -167,6 +171,7 @@ class Buffer:
         self._settled[lane] += 1
         if self.keep_drops:
             self._drops.append(item.raw_id)
+            self._to_tell += 1
 
     def close(self, how: Literal["closed", "muted"]) -> None:
         """Accept nothing more. "muted": publishing is counted as dropped from now on, it raises nothing."""
@@ -198,6 +203,9 @@ class Buffer:
                 return lane, items
             return None
 
+    def tend(self) -> None:
+        """Called by the sender between two attempts, while the server is away."""
+
     def nobody_takes(self) -> None:
         """Who took has ended, and is not coming back: the next `add` rouses another. Called with the lock held."""
         self._asleep = True
@@ -220,9 +228,15 @@ class Buffer:
             self._changed.notify_all()
 
     def take_drops(self) -> list[bytes]:
-        """Ids of events that were dropped since the last call."""
+        """Ids of events that were dropped since the last call; `told` says that they have been told."""
         drops = self._drops
         return [drops.popleft() for _ in range(len(drops))]
+
+    def told(self, drops: int) -> None:
+        """So many that were dropped have been told."""
+        with self.lock:
+            self._told += drops
+            self._changed.notify_all()
 
     def leave(self) -> tuple[list[bytes], list[bytes]]:
         """Nothing is taken any more. Returns the ids of events that are lost by that, and of those that may be stored."""
@@ -231,16 +245,17 @@ class Buffer:
     # --- watchers ------------------------------------------------------------------------------------------------
 
     def wait_settled(self, timeout: float) -> bool:
-        """Wait until the fate of everything queued by now is known. True: and since the last call all was stored."""
+        """Wait until the fate of everything queued by now is known, and told. True: and since the last call all was stored."""
         with self.lock:
-            marked = self._marked
-            if self._asleep and any(map(self._queued, self._lanes)):  # Ctrl-C came before the sender was roused
+            marked, to_tell = self._marked, self._to_tell
+            # Ctrl-C came before the sender was roused, or what was dropped is to be told.
+            if self._asleep and (self._drops or any(map(self._queued, self._lanes))):
                 self._asleep = not self._rouse()
             targets = [
                 settled + in_hand + self._queued(lane)
                 for lane, settled, in_hand in zip(self._lanes, self._settled, self._in_hand, strict=True)
             ]
-            done = self._wait_for(lambda: all(map(ge, self._settled, targets)), timeout)
+            done = self._wait_for(lambda: self._told >= to_tell and all(map(ge, self._settled, targets)), timeout)
             self._marked = failed = self.failed
             return done and failed == marked
 

@@ -12,10 +12,8 @@ after an earlier one was refused for want of memory. The last reply names the ty
 
 When the reply of a batch is lost nobody knows whether it was executed, or still will be: the packet may sit in a
 socket buffer somewhere. So, on a new connection: INCR the fence, which makes a late EXEC abort; then look for the
-batch's events after the last entry that was known before it. One found: the whole batch is there. None found: it is
-not, and can never come; send it again. Not knowable (none found, but the stream was trimmed past the place or has been
-replaced, or more than SCAN_LIMIT entries came since): every event of the batch is reported as unknown. A stream that
-ends before that place is one whose end was lost in a failover: what came after is not there either, and is sent again.
+batch (see `lost`). Found: it is stored. Not there: it can never come; send it again. Not knowable: every event of it is
+reported as unknown.
 
 With `replicated`, WAIT rides along behind the batch, which counts as stored when a replica has it, too. A short answer
 is like a lost one: the connection is given up, so that whoever is master now is found, and the batch looked for there;
@@ -44,6 +42,7 @@ from typing import Literal
 
 from canvasbus import ids
 from canvasbus.errors import CanvasbusError, ConfigError, Refused, StreamFull, Unavailable
+from canvasbus.produce.lost import look_for
 from canvasbus.transport.resp import (
     Operation,
     Packet,
@@ -56,24 +55,17 @@ from canvasbus.transport.resp import (
     command,
     commands,
     pack,
-    pairs,
     translate,
 )
 from canvasbus.transport.scripts import FENCE_SECONDS
-from canvasbus.wire import later
-from canvasbus.wire.codec import Codec
-from canvasbus.wire.keys import LATER_INBOX, Keys
+from canvasbus.wire.keys import LATER_INBOX, MAX_PARTITIONS, Keys
 from canvasbus.wire.outgoing import Outgoing, datas_of, sizes_of, types_of
 from canvasbus.wire.retention import Full, read_full
 
-SCAN_PAGE = 500
 SCAN_LIMIT = 100_000
 """Entries that are looked through for a lost batch before its fate counts as unknown."""
 SUSPECT_SCAN_LIMIT = 10_000_000
 """The same for the batch of a process that died: others may have published for hours since."""
-
-MAX_PARTITIONS = 4096
-"""More on record than this is a mistake: every process has a connection for each."""
 
 WAIT_MS = 1000
 """How long a batch waits for a replica to have it, when it must be replicated."""
@@ -137,10 +129,6 @@ class SenderStatistics:
         return self.refused + self.unknown + self.given_up
 
 
-class _NotAStream(Exception):
-    """The key where a stream should be holds something else."""
-
-
 class _Unconfirmed(Unavailable):
     """The batch is on the server, and on no replica yet."""
 
@@ -175,14 +163,13 @@ class FencedSender:
         self._full: dict[str, Full] = {}
         """The types whose streams took no more when the last batch was answered."""
         self._mixed = False  # the batch in hand has more than one type
-        self._scan_least = 0
+        self._scan_limit = SCAN_LIMIT
         self._ambiguous = b""  # first event id of a batch that may be on the server, kept when `send` ends by Refused
         self._begun: Sequence[Outgoing] | None = None
         """The batch whose MULTI and XADDs were sent with the one before it."""
         self._loose = b""
         """First event id of a batch that was begun, and of which no answer says that it was taken back."""
         self._loose_cursors: dict[str, bytes] = {}
-        self._codec = Codec(limit=1 << 62)
 
     def send(
         self, batch: Sequence[Outgoing], *, patience: float | None = None, following: Sequence[Outgoing] | None = None
@@ -280,7 +267,7 @@ class FencedSender:
         for it behind the entries that were noted before."""
         self._ambiguous = batch[0].raw_id
         self._cursors = {item.type: b"0-0" for item in batch} | dict(cursors)
-        self._scan_least = SUSPECT_SCAN_LIMIT
+        self._scan_limit = SUSPECT_SCAN_LIMIT
 
     def unsure_of(self, batch: Sequence[Outgoing]) -> bool:
         """Whether a batch whose `send` did not return may be on the server."""
@@ -420,22 +407,10 @@ class FencedSender:
         """After a lost reply: the results if the batch is on the server or cannot be known, None if it is not there."""
         replies = yield commands(("INCR", self._fence), ("EXPIRE", self._fence, FENCE_SECONDS))
         check(replies[0], "publish")
-        found: dict[bytes, bytes] = {}
-        absent = False
-        uncertain = ""
-        for event_type in dict.fromkeys(item.type for item in batch):
-            try:
-                known = yield from self._scan(event_type, {item.raw_id for item in batch if item.type == event_type})
-            except _NotAStream:
-                continue  # its events were refused and say nothing of the others
-            if known is None:
-                uncertain = event_type
-            else:
-                found |= known
-                absent = absent or not known
+        found, uncertain = yield from look_for(batch, self.keys, self._cursors, self._scan_limit)
         if not found:
-            if absent or not uncertain:
-                return None  # one transaction: none of it is there
+            if not uncertain:
+                return None
             self.statistics.unknown += len(batch)
             gone = Unavailable(
                 f"publish {uncertain}: no answer came, and whether the event is stored cannot be known: "
@@ -458,55 +433,6 @@ class FencedSender:
         self.statistics.found += len(found)
         self.statistics.unknown += len(batch) - len(found)
         return results
-
-    def _scan(self, event_type: str, wanted: set[bytes]) -> Operation[dict[bytes, bytes] | None]:
-        """Entry ids of the wanted event ids after the cursor. Empty: absent. None: cannot be known."""
-        stream = self.keys.stream(event_type)
-        cursor = self._cursors[event_type]
-        found: dict[bytes, bytes] = {}
-        start = b"(" + cursor
-        seen = 0
-        while len(found) < len(wanted):
-            (rows,) = yield commands(("XRANGE", stream, start, "+", "COUNT", SCAN_PAGE))
-            if isinstance(rows, ReplyError) and code(rows) == "WRONGTYPE":
-                raise _NotAStream
-            for entry_id, fields in check(rows, f"look for {event_type}"):
-                event_id = self._event_id(event_type, entry_id, fields)
-                if event_id in wanted:
-                    found[event_id] = entry_id
-            if len(rows) < SCAN_PAGE:
-                break
-            seen += len(rows)
-            if seen >= max(SCAN_LIMIT, self._scan_least):
-                return found or None
-            start = b"(" + rows[-1][0]
-        if found or (yield from self._unbroken(stream, cursor)):
-            return found
-        return None
-
-    def _unbroken(self, stream: bytes, cursor: bytes) -> Operation[bool]:
-        """Whether everything that was added to a stream after the cursor is still there, or never was on this server."""
-        anchor, info = yield commands(("XRANGE", stream, cursor, cursor), ("XINFO", "STREAM", stream))
-        if check(anchor, "publish"):
-            return True
-        if isinstance(info, ReplyError) and "no such key" in str(info):
-            return cursor == b"0-0"
-        facts = pairs(check(info, "publish"))
-        if cursor != b"0-0":
-            return ids.id_order(facts[b"last-generated-id"]) < ids.id_order(cursor)
-        return bool(facts[b"length"] == facts[b"entries-added"])
-
-    def _event_id(self, event_type: str, entry_id: bytes, fields: list[bytes]) -> bytes:
-        if len(fields) != 2 or fields[0] != b"e":
-            return b""
-        value = fields[1]
-        if event_type == LATER_INBOX:
-            event_type, value = later.unwrap(value)
-        try:
-            envelope = self._codec.open_envelope(value, stream_type=event_type, entry_id=entry_id.decode())
-        except CanvasbusError:
-            return b""
-        return envelope.id.bytes
 
     def __repr__(self) -> str:
         return f"<FencedSender {self.keys!r} {self.statistics}>"

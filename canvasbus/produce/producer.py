@@ -12,6 +12,7 @@ by the thread when it connects, because a process that forks while another threa
 module lock that nobody will release.
 """
 
+import inspect
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from datetime import datetime
@@ -31,7 +32,7 @@ from canvasbus.errors import ConfigError
 from canvasbus.produce.buffer import BUFFER_BYTES, SPOOL_BYTES, Buffer, OnDelivery, WhenFull
 from canvasbus.transport import address
 from canvasbus.wire.codec import MAX_EVENT_BYTES, Codec
-from canvasbus.wire.keys import check_name, check_number, partition_of
+from canvasbus.wire.keys import check_name, check_number, check_partition_count, partition_of
 from canvasbus.wire.marks import WINDOW_SECONDS, window_ms
 from canvasbus.wire.outgoing import Outgoing
 from canvasbus.wire.traceparent import current as current_trace
@@ -79,13 +80,15 @@ class ProducerStatistics(msgspec.Struct, frozen=True, kw_only=True):
     spool_bytes: int = 0
     """What the spool's files hold on disk, in bytes."""
     spool_errors: int = 0
-    """How often the spool could not be written or read; such events are kept in memory only."""
+    """How often the spool could not be written or read, and such events are kept in memory only; or was found removed."""
     recovered: int = 0
     """Events that dead processes left in the spool and this one has adopted."""
     quarantined: int = 0
     """Pieces of spool files that could not be read and were set aside."""
     callback_errors: int = 0
     """How often on_delivery raised."""
+    log_errors: int = 0
+    """How often the logger could not be told what went wrong, because a handler of it raised."""
     last_error: str | None = None
     """The latest thing that went wrong, in one line; it stays when all is well again."""
 
@@ -109,7 +112,8 @@ class Producer:
     are full, too, `when_full` decides: "spool" drops what is published then, counted (the default), "block" and "raise"
     as above. A spool that cannot be written (no room on the disk) is told and counted, and events wait in memory. Nothing
     is fsynced: a power cut costs what the operating system had not written. After a restart on_delivery is told of
-    events of the process before; of events that are left on disk at the end nobody is told.
+    events of the process before; of events that are left on disk at the end nobody is told, nor of events on disk alone whose
+    files somebody removes: those are counted as dropped. A spool that is removed is made again, with what memory has.
 
     With `durability="replicated"` an event counts as stored when a replica has it, too: then it outlives a failover.
 
@@ -159,7 +163,11 @@ class Producer:
             url = _url()
         where = address.parse(url)
         check_name("namespace", namespace)
-        check_number("partitions", partitions, whole=True)
+        check_partition_count(partitions)
+        if on_delivery is not None:
+            _check_callback(on_delivery, ConfigError)
+            if inspect.iscoroutinefunction(on_delivery):
+                raise ConfigError(f"on_delivery={on_delivery!r}: a plain function is wanted, nobody would await it")
         bounds = {"buffer_bytes": buffer_bytes, "max_event_bytes": max_event_bytes, "spool_bytes": spool_bytes}
         for name, value in {**bounds, "max_block": max_block, "flush_timeout": flush_timeout}.items():
             check_number(name, value)
@@ -167,8 +175,6 @@ class Producer:
             raise ConfigError(f"spool={spool!r}: the path of a folder is wanted, not a {type(spool).__name__}")
         if spool == "":  # of a variable that is not set; it would be the working directory
             raise ConfigError("spool='': the path of a folder is wanted; None: no spool")
-        if partitions < 1:
-            raise ConfigError(f"partitions={partitions}: a namespace has at least one")
         without_waiting: WhenFull = "drop_oldest" if spool is None else "spool"
         if when_full not in (None, without_waiting, "block", "raise"):
             which = "with" if spool is not None else "without"
@@ -241,6 +247,8 @@ class Producer:
         """
         sender = self._sender
         if sender is None:
+            if on_delivery is not None:
+                _check_callback(on_delivery, TypeError)
             self._skipped += 1
             return None
         if self._spans is not None:
@@ -262,6 +270,7 @@ class Producer:
         sender = self._sender
         assert sender is not None
         if on_delivery is not None:
+            _check_callback(on_delivery, TypeError)
             self._buffer.keep_drops = True
             sender.tell_of(item.raw_id, on_delivery)
         try:
@@ -281,8 +290,8 @@ class Producer:
     ) -> list[UUID]:
         """Queue events in order and return their ids; at half the price of `publish` for many of one type.
 
-        `dedupe_key`: makes the key of each. Raises as `publish` does, at the first event that cannot be published; those
-        before it are queued.
+        `dedupe_key`: makes the key of each. Raises as `publish` does, at the first event that cannot be published, and what
+        `events` or `dedupe_key` raise; all events before that are queued.
         """
         if self._spans is not None:
             with self._spans.many(events) as counted:
@@ -294,20 +303,31 @@ class Producer:
     ) -> list[UUID]:
         found: list[UUID] = []
         rest = iter(events)
-        while chunk := list(islice(rest, _CHUNK)):
-            if self._sender is None:
-                self._skipped += len(chunk)
-                continue
-            plain = expires_in is None and dedupe_key is None and self._partitions == 1
-            items = self._encode_chunk(chunk) if plain else None
-            if items is None:
-                for event in chunk:
-                    key = dedupe_key(event) if dedupe_key is not None else None
-                    item = self._codec.encode_for(event, expires_in, dedupe_key=key, traceparent=current_trace())
-                    found.append(self._queue(item))
-            else:
-                self._buffer.add_many(items, 0)
-                found += [_from_bytes(item.raw_id) for item in items]
+        while True:
+            chunk: list[Event] = []
+            try:
+                chunk.extend(islice(rest, _CHUNK))
+            finally:  # what it had yielded before it raised is in the list
+                found += self._publish_chunk(chunk, expires_in, dedupe_key)
+            if not chunk:
+                return found
+
+    def _publish_chunk(
+        self, chunk: list[Event], expires_in: float | None, dedupe_key: Callable[[Event], str] | None
+    ) -> list[UUID]:
+        if self._sender is None:
+            self._skipped += len(chunk)
+            return []
+        plain = expires_in is None and dedupe_key is None and self._partitions == 1
+        items = self._encode_chunk(chunk) if plain and chunk else None
+        if items is not None:
+            self._buffer.add_many(items, 0)
+            return [_from_bytes(item.raw_id) for item in items]
+        found: list[UUID] = []
+        for event in chunk:
+            key = dedupe_key(event) if dedupe_key is not None else None
+            item = self._codec.encode_for(event, expires_in, dedupe_key=key, traceparent=current_trace())
+            found.append(self._queue(item))
         return found
 
     def _encode_chunk(self, chunk: list[Event]) -> list[Outgoing] | None:
@@ -330,7 +350,8 @@ class Producer:
     # --- life ----------------------------------------------------------------------------------------------------
 
     def flush(self, timeout: float | None = None) -> bool:
-        """Wait up to `timeout` seconds (default: `flush_timeout`) until the fate of everything published is known.
+        """Wait up to `timeout` seconds (default: `flush_timeout`) until the fate of everything published is known, and
+        on_delivery has been told of it.
 
         True: everything published since the last flush is on the server. False: something was dropped, refused, is
         unknown, or is still waiting; `statistics()` says which. While the server is away a flush makes the sender try
@@ -409,6 +430,7 @@ class Producer:
                 waiting_bytes=buffer.bytes,
                 **buffer.spool_statistics(),
                 callback_errors=sender.callback_errors,
+                log_errors=sender.log_errors,
                 last_error=sender.last_error,
             )
 
@@ -428,6 +450,11 @@ class Producer:
         return ", closed" if self._buffer.closed else ""
 
 
+def _check_callback(on_delivery: object, error: type[Exception]) -> None:
+    if not callable(on_delivery):
+        raise error(f"on_delivery={on_delivery!r}: a function is wanted, which takes an id and an error")
+
+
 def _url() -> str:
     from canvasbus.config import environment_url
 
@@ -443,7 +470,9 @@ def _url() -> str:
 def _spooled(spool: str | PathLike[str], spool_bytes: int, namespace: str, server: str) -> Callable[..., Buffer]:
     from canvasbus.produce.spooled import SpooledBuffer
 
-    return partial(SpooledBuffer, root=Path(spool), spool_bytes=spool_bytes, namespace=namespace, server=server)
+    return partial(
+        SpooledBuffer, root=Path(spool).absolute(), spool_bytes=spool_bytes, namespace=namespace, server=server
+    )
 
 
 def _sender_to(

@@ -229,11 +229,13 @@ class Publisher:
         dedupe_key: Callable[[Event], str] | None = None,
     ) -> list[str]:
         """Publish events in order and return their entry ids. An event with an error stops no other: when at least one
-        failed, an ExceptionGroup of the errors is raised after all were tried (for a single event its error itself)."""
+        failed, an ExceptionGroup of the errors is raised after all were tried (for a single event its error itself). What
+        `events` raises itself goes on to the caller, after all that it had yielded were tried."""
         rest = iter(events)
         on_their_way: deque[list[tuple[_Batch, slice]]] = deque()
         entry_ids: list[str] = []
         errors: list[Exception] = []
+        broken: Exception | None = None
         expiry(expires_in)  # what is no time fails before anything is sent
         trace = current_trace()
         each = None if expires_in is None and dedupe_key is None else self._each(expires_in, dedupe_key, trace)
@@ -250,8 +252,12 @@ class Publisher:
                     errors.extend([result for result in results if isinstance(result, Exception)])
                     entry_ids.extend([result.decode() for result in results if isinstance(result, bytes)])
 
-        while True:
-            chunk: list[Outgoing | Event] = list(islice(rest, BATCH_EVENTS))
+        while broken is None:
+            chunk: list[Outgoing | Event] = []
+            try:
+                chunk.extend(islice(rest, BATCH_EVENTS))
+            except Exception as error:
+                broken = error  # what it had yielded before is in the list
             if not chunk:
                 break
             bad, encoded = self._encode(chunk, each, trace)
@@ -263,6 +269,8 @@ class Publisher:
             if encoded:
                 on_their_way.append(self._add_many(encoded))
         await take(0)
+        if broken is not None:
+            raise broken
         if not errors:
             return entry_ids
         total = len(entry_ids) + len(errors)

@@ -99,6 +99,7 @@ class Sender:
         self._told_failed = 0
         self._muted = ""
         self.callback_errors = 0
+        self.log_errors = 0
         self.duplicates = 0
         """Events that were there already by their mark."""
         self.last_error: str | None = None
@@ -135,9 +136,12 @@ class Sender:
                 if not callbacks:
                     del self.callbacks[raw_id]
 
-    def lament(self, why: str) -> None:
-        """Tell what is wrong with the buffer; "": an event was dropped because publishing is muted."""
+    def lament(self, why: str, at_once: bool = False) -> None:
+        """Tell what is wrong with the buffer; "": an event was dropped because publishing is muted. `at_once`: also when
+        something was told less than a minute ago."""
         self.last_error = why or self._muted
+        if at_once:
+            self._quiet_until = 0.0
         self._complain()
 
     def nudge(self) -> None:
@@ -186,8 +190,8 @@ class Sender:
     def tell_left(self, when: str, seconds: float) -> None:
         """Say what did not reach the server within its time, before it is dropped or left to the next Producer."""
         if self.buffer.waiting:
-            logger.warning(
-                "%s: %s and %s did not reach the server within %g s%s%s",
+            self._log(
+                logging.WARNING, "%s: %s and %s did not reach the server within %g s%s%s",
                 self._server.name, when, _events(self.buffer.waiting), seconds, self._because(), self._kept(),
             )  # fmt: skip
 
@@ -200,6 +204,15 @@ class Sender:
             if self.buffer.keeps
             else ""
         )
+
+    def _log(self, level: int, text: str, *args: object, trace: bool = False) -> None:
+        """Tell the log. What one of its handlers raises is counted: no event is lost by it, and no publish fails."""
+        try:
+            logger.log(level, text, *args, exc_info=trace)
+        except Exception as error:
+            self.log_errors += 1
+            if self.log_errors == 1 or self.last_error is None:
+                self.last_error = f"a handler of the log raised {type(error).__name__}: {error}"
 
     # --- the thread ----------------------------------------------------------------------------------------------
 
@@ -261,14 +274,14 @@ class Sender:
             raise
         except Exception as error:
             # A fault of ours. The batch must not be tried for ever, nor may its connection and fence be trusted.
-            logger.exception("%s: sending failed in an unforeseen way", self._server.name)
+            self._log(logging.ERROR, "%s: sending failed in an unforeseen way", self._server.name, trace=True)
             self.last_error = f"{type(error).__name__}: {error}"
             self._disconnect()
             return [Unavailable(f"sending failed: {error!r}", ambiguous=True)] * len(items)
         if self._troubled:
             self._troubled = False
             self._declared = False  # it may have come back empty
-            logger.info("%s takes events again; %s wait", self._server.name, _events(self.buffer.waiting))
+            self._log(logging.INFO, "%s takes events again; %s wait", self._server.name, _events(self.buffer.waiting))
         return results
 
     def _new_lane(self, keys: Keys) -> _Lane:
@@ -302,6 +315,7 @@ class Sender:
             if failure is not None:
                 self.last_error, lane.sender.statistics.last_failure = str(failure), None
         self._troubled = True
+        self.buffer.tend()
         self._tell_drops()
         for _ in range(self._wake.qsize()):  # whoever wanted an attempt just had one
             self._wake.get()
@@ -323,7 +337,7 @@ class Sender:
         failed = buffer.failed
         lost = f", {failed:,} dropped, refused or unknown so far" if failed else ""
         wait = f"; {_events(buffer.waiting)} ({buffer.bytes:,} bytes) wait" if self._troubled else ""
-        logger.warning("%s%s%s", self.last_error, wait, lost)
+        self._log(logging.WARNING, "%s%s%s", self.last_error, wait, lost)
 
     def _settle(self, lane: int, items: Sequence[Outgoing], results: list[Result]) -> None:
         """Callbacks first: when flush returns all of them have run."""
@@ -353,6 +367,7 @@ class Sender:
             error = BufferFull(self.buffer.why_dropped())
             for raw_id in drops:
                 self._tell(raw_id, error)
+            self.buffer.told(len(drops))
         if self.buffer.dropped and self.last_error is None:
             self.last_error = "events were published faster than the server took them"
 
@@ -373,7 +388,8 @@ class Sender:
                 self.callback_errors += 1
                 self.last_error = f"on_delivery raised {type(raised).__name__}: {raised}"
                 if self.callback_errors == 1:
-                    logger.exception("on_delivery raised; further failures are only counted (callback_errors)")
+                    text = "on_delivery raised; further failures are only counted (callback_errors)"
+                    self._log(logging.ERROR, text, trace=True)
 
     def _abandon(self, in_hand: tuple[int, list[Outgoing]] | None) -> None:
         """Closed with events left: count and tell them, unless they are kept."""

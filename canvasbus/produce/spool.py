@@ -172,6 +172,8 @@ class Segment:
     size: int = 0
     last: int = -1
     """The highest number of an event in it; -1: there is none."""
+    events: int = 0
+    """How many events are in it; of one that was found, how many were not settled then."""
 
 
 class Ledger:
@@ -196,6 +198,7 @@ class Ledger:
     def wrote(self, size: int, events: int = 0) -> None:
         """So many bytes, with so many events, were added to the last segment."""
         self.segments[-1].size += size
+        self.segments[-1].events += events
         self.bytes += size
         self.events += events
 
@@ -213,6 +216,21 @@ class Ledger:
             self.segments.remove(segment)
             self.bytes -= segment.size
         return gone
+
+    def unsettled(self, segment: Segment) -> int:
+        """How many events of a segment are not settled."""
+        if segment.last < self.settled:
+            return 0
+        others = sum(other.events for other in self.segments if other is not segment and other.first >= self.settled)
+        return max(0, segment.events if segment.first >= self.settled else self.events - others)
+
+    def replaced(self, segment: Segment, size: int, last: int, events: int) -> None:
+        """The file of a segment was gone, and so much of it is there again; 0 bytes: nothing."""
+        self.events += events - self.unsettled(segment)
+        self.bytes += size - segment.size
+        segment.size, segment.last, segment.events = size, last, events
+        if not size:
+            self.segments.remove(segment)
 
     def cut(self, segment: Segment, size: int, last: int) -> None:
         """Of a segment that cannot be read any further, so many bytes are left, up to the event `last`."""

@@ -9,8 +9,13 @@ Before a batch is sent the log says so (`note`), and afterwards that it is settl
 before anything of one's own is sent: its last batch is sent by whoever has its fence (FencedSender.suspect), the rest as
 if it were one's own.
 
+Somebody may remove the folder under a living process (a cleaner of temporary files, an admin): what is written then goes
+into a file without a name. So the sender looks once a second, while anything waits, whether the files are still there
+(`tend`), makes them anew and writes down again what memory has of them. What was on disk alone is lost, and counted.
+
 The lock is held while a record is written, which takes a microsecond or two, and never while one is read, a file is
-deleted, or what a dead process left is looked at; all that is done by the sender's thread.
+deleted, or what a dead process left is looked at; all that is done by the sender's thread. While it makes a file anew, a
+tenth of a second for 8 MiB, publishers wait.
 
 A signal handler or a `__del__` that publishes while its own thread is in here would come between an event's number and
 its record. Its event is laid aside and written down when the lock is free, by the next to come.
@@ -27,15 +32,27 @@ from canvasbus import clock
 from canvasbus.errors import BufferFull, ConfigError, Unavailable
 from canvasbus.produce import spoolfolder
 from canvasbus.produce.buffer import BATCH_EVENTS, Buffer, WhenFull
-from canvasbus.produce.spool import EVENT, HEAD_BYTES, RESTING_BYTES, SEGMENT_BYTES, Sending, encode_event, frame
+from canvasbus.produce.spool import (
+    EVENT,
+    HEAD_BYTES,
+    RESTING_BYTES,
+    SEGMENT_BYTES,
+    Segment,
+    Sending,
+    encode_event,
+    frame,
+)
 from canvasbus.produce.spoolfile import Damaged, Log, Whose, discard
 from canvasbus.produce.spoolfolder import Folder
 from canvasbus.wire.outgoing import Outgoing
 
 LOOK_SECONDS: Final = 60.0
 """How often a sender looks whether somebody died and left something."""
+ADOPT_FILES: Final = 100
+"""How many files of others a process has open at once: a program that crashes over and over leaves a folder each time, more
+in the end than a process may have files. The rest is adopted when these are sent."""
 RETRY_SECONDS: Final = 1.0
-"""How often a log that cannot be written is tried again."""
+"""How often a log that cannot be written is tried again, and how often is looked whether its files are still there."""
 
 
 @dataclass(slots=True)
@@ -68,7 +85,7 @@ class SpooledBuffer(Buffer):
         max_block: float,
         lanes: int,
         rouse: Callable[[], bool],
-        lament: Callable[[str], None],
+        lament: Callable[..., None],
         *,
         root: Path,
         spool_bytes: int,
@@ -116,6 +133,7 @@ class SpooledBuffer(Buffer):
         self._late: deque[tuple[Outgoing, int]] = deque()
         self._looked = True
         self._next_look = clock.monotonic() + LOOK_SECONDS
+        self._next_tend = 0.0
         self.spool_errors = 0
         self.recovered = 0
         self.quarantined = 0
@@ -278,8 +296,9 @@ class SpooledBuffer(Buffer):
 
     def take(self) -> tuple[int, list[Outgoing]] | None:
         """As the Buffer's. Raises Unavailable when the spool cannot be read, but may be later."""
-        if not self._looked or clock.monotonic() >= self._next_look:
+        if not (self._looked or self._folders) or clock.monotonic() >= self._next_look:
             self._adopt()
+        self.tend()
         with self.lock:
             self._asleep = True
             self._put_late()
@@ -288,12 +307,12 @@ class SpooledBuffer(Buffer):
             self._tell()
         for step in self._lanes:
             lane = (turn + step) % len(self._lanes)
-            items = self._take_adopted(lane) or self._take_own(lane)
+            items = self._take_adopted(lane) or (self._take_own(lane) if self._looked else [])
             if items:
                 self._turn = lane + 1
                 self._asleep = False
                 return lane, items
-        return None
+        return None if self._looked else self.take()
 
     def _take_own(self, lane: int) -> list[Outgoing]:
         self.doubt = None
@@ -359,6 +378,9 @@ class SpooledBuffer(Buffer):
             try:
                 return log.read(start, until, most, most_bytes)
             except Damaged as damaged:
+                if damaged.is_gone:
+                    self._restore_all()
+                    continue
                 with self.lock:
                     self.quarantined += 1
                     try:
@@ -429,6 +451,63 @@ class SpooledBuffer(Buffer):
     def _all_logs(self) -> list[Log]:
         return [*self._logs.values(), *self._folders]
 
+    # --- what somebody removed -----------------------------------------------------------------------------------
+
+    def tend(self) -> None:
+        if clock.monotonic() >= self._next_tend and self.waiting:
+            self._restore_all()
+
+    def _restore_all(self) -> None:
+        """Make anew what was removed of the files, the folder and its lock included."""
+        self._next_tend = clock.monotonic() + RETRY_SECONDS
+        with self.lock:
+            folders = {folder for folder in (self._own, *self._folders.values()) if folder is not None}
+            files = [(log, each, each.size) for log in self._all_logs() for each in log.ledger.segments]
+        for folder in folders:
+            try:
+                folder.keep()
+            except OSError as error:
+                with self.lock:
+                    self._failed(error)
+        gone = [(log, segment) for log, segment, size in files if log.is_gone(segment, size)]
+        if gone:
+            lost = sum(self._restore(log, segment) for log, segment in gone)
+            with self.lock:
+                self.spool_errors += 1
+                self._measure()
+            if lost:
+                less = f"{lost:,} events that were on disk alone are lost"
+            else:
+                less = "no event is lost by that, all are in memory"
+            self._lament(f"somebody removed files of the spool {self.keeps}; {less}: keep cleaners away from it", True)
+
+    def _restore(self, log: Log, segment: Segment) -> int:
+        """Write down again what memory has of a file that is gone. Returns how many events are lost with it."""
+        hand, lane = self._hand, log.partition
+        with self.lock:
+            held: dict[int, Outgoing] = {}
+            if hand.log is log:
+                held = dict(zip(hand.numbers[hand.settled :], hand.items[hand.settled :], strict=True))
+            cache = self._cache[lane] if self._logs.get(lane) is log else ()
+            # Those that were never written down go into the last file as well: it was perhaps for the lack of its folder.
+            last = self._next[lane] if segment is log.ledger.segments[-1] else segment.last
+            found = [each for each in (*held.items(), *cache) if segment.first <= each[0] <= last]
+            in_hand = {number for number, _ in found if number in held}
+            waiting = {(lane, number) for number, _ in found if number not in held}
+            unlogged = len(hand.unlogged & in_hand) + len(self._unlogged & waiting)
+            lost = max(0, log.ledger.unsettled(segment) - len(found) + unlogged)
+            try:
+                log.restore(segment, [(number, encode_event(item)) for number, item in found])
+                hand.unlogged -= in_hand
+                self._unlogged -= waiting
+                self._failing_until, self._trouble = 0.0, ""
+            except OSError as error:
+                self._failed(error)
+                hand.unlogged |= in_hand
+                self._unlogged |= waiting
+            self._write_off(lane, lost)
+        return lost
+
     # --- what others left ----------------------------------------------------------------------------------------
 
     def _adopt(self) -> None:
@@ -438,7 +517,11 @@ class SpooledBuffer(Buffer):
         except OSError as error:
             found = []
             self._cannot_adopt(self.root, error)
+        all_seen = True
         for path in found:
+            if len(self._folders) + len(set(self._folders.values())) >= ADOPT_FILES:
+                all_seen = False
+                break
             try:
                 folder = spoolfolder.claim(path)
                 left = spoolfolder.adopt(folder, self._whose) if folder else None
@@ -457,7 +540,7 @@ class SpooledBuffer(Buffer):
                 self._trouble = left.trouble or self._trouble
                 self._measure()
         with self.lock:
-            self._looked = True
+            self._looked = all_seen
             self._changed.notify_all()
 
     def _cannot_adopt(self, path: Path, error: OSError) -> None:
@@ -479,6 +562,8 @@ class SpooledBuffer(Buffer):
     def leave(self) -> tuple[list[bytes], list[bytes]]:
         lost: list[bytes] = []
         unknown: list[Outgoing] = []
+        if self.waiting and not self.lock._is_owned():  # type: ignore[attr-defined]
+            self._restore_all()  # what is left to the next Producer must be there
         with self.lock:
             self._put_late()
             self.dropped += len(self._unlogged)

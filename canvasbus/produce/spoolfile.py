@@ -21,6 +21,7 @@ from canvasbus.produce.spool import (
     Segment,
     Sending,
     decode_event,
+    frame,
     frame_header,
     frame_sending,
     frame_settled,
@@ -66,6 +67,11 @@ class Damaged(Exception):
         self.offset = offset
         self.reached = reached
         """The highest number that could be read."""
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether that is for want of its file."""
+        return isinstance(self.__cause__, FileNotFoundError | NotADirectoryError)
 
 
 class Log:
@@ -143,6 +149,32 @@ class Log:
             if segment is self.ledger.segments[-1]:
                 self._begin(self.ledger.next)
 
+    def is_gone(self, segment: Segment, size: int) -> bool:
+        """Whether somebody has removed the file of a segment, or emptied it, since it had so many bytes."""
+        try:
+            return self.path(segment).stat().st_size < size
+        except (FileNotFoundError, NotADirectoryError):
+            return True
+        except OSError:  # nobody knows; whoever reads or writes it hears why
+            return False
+
+    def restore(self, segment: Segment, events: list[tuple[int, bytes]]) -> None:
+        """Make the file of a segment anew that is gone, with these of its events. Raises OSError: then it is none any more."""
+        last = segment is self.ledger.segments[-1]
+        fd, size = -1, 0
+        self._reading = None
+        try:
+            if events or last:
+                fd, size = self._create(segment, b"".join([frame(EVENT, *event) for event in events]))
+        finally:
+            self.ledger.replaced(segment, size, events[-1][0] if events else -1, len(events) if size else 0)
+            if last:
+                self.close()
+                if size:
+                    self._fd, fd, self._writing = fd, -1, segment
+            if fd >= 0:
+                os.close(fd)
+
     def reopen(self) -> None:
         """Go on with a log that was found. Raises OSError."""
         if self.ledger.segments:
@@ -152,30 +184,35 @@ class Log:
             self._begin(self.ledger.next)
 
     def _begin(self, first: int) -> None:
-        ledger, whose = self.ledger, self._whose
+        ledger = self.ledger
         serial = ledger.segments[-1].serial + 1 if ledger.segments else 1
         segment = Segment(serial, first)
-        header = Header(
-            namespace=whose.namespace, partition=self.partition, partitions=whose.partitions, server=whose.server,
-            pid=os.getpid(), host=socket.gethostname(), created=clock.time(),
-            settled=ledger.settled, sending=ledger.sending,
-        )  # fmt: skip
-        data = frame_header(header, first)
-        path = self.path(segment)
-        fd = os.open(path, _APPEND | os.O_TRUNC, 0o600)
-        try:
-            _write(fd, data)
-        except BaseException:
-            os.close(fd)
-            path.unlink(missing_ok=True)
-            raise
-        segment.size = len(data)
+        fd, segment.size = self._create(segment)
         self._writing = None  # until all fits together again: Ctrl-C may come between two steps
         old, self._fd = self._fd, fd
         ledger.began(segment)
         self._writing = segment
         if old >= 0:
             os.close(old)
+
+    def _create(self, segment: Segment, rest: bytes = b"") -> tuple[int, int]:
+        """Make the file of a segment: a header, and the rest. Returns its descriptor and its size."""
+        ledger, whose = self.ledger, self._whose
+        header = Header(
+            namespace=whose.namespace, partition=self.partition, partitions=whose.partitions, server=whose.server,
+            pid=os.getpid(), host=socket.gethostname(), created=clock.time(),
+            settled=ledger.settled, sending=ledger.sending,
+        )  # fmt: skip
+        data = frame_header(header, segment.first) + rest
+        path = self.path(segment)
+        fd = os.open(path, _APPEND | os.O_TRUNC, 0o600)
+        try:
+            _write(fd, data)
+        except BaseException:
+            os.close(fd)
+            discard(path)
+            raise
+        return fd, len(data)
 
     def _note(self, data: bytes) -> None:
         if self._writing is None:
@@ -202,7 +239,7 @@ class Log:
             try:
                 data = _pread(self.path(segment), offset, want)
             except OSError as error:
-                if error.errno not in (errno.ENOENT, errno.EIO) or items:
+                if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.EIO) or items:
                     raise
                 raise Damaged(segment, offset, reached) from error
             end = offset
@@ -278,7 +315,7 @@ def set_aside(path: Path, intact: int) -> int:
     """Keep what lies behind the intact part of a file beside the folder, and cut it off. Returns its length."""
     data = path.read_bytes()
     if intact < len(data):
-        aside = path.parent.with_name(f"{path.parent.name}.{path.stem}.damaged")
+        aside = path.parent.with_name(f"{path.parent.name}.{path.stem}.{intact}.damaged")
         aside.write_bytes(data[intact:])
         os.truncate(path, intact)
     if not intact:

@@ -2,7 +2,7 @@
 
     PATH/000007-0198c5…/lock            held with flock as long as the process lives
     PATH/000007-0198c5…/0-00000003.log  partition, number of the segment
-    PATH/000007-0198c5….0-00000003.damaged    what could not be read, set aside for a person
+    PATH/000007-0198c5….0-00000003.512.damaged    what could not be read from byte 512 on, set aside for a person
 
 Whoever holds the lock writes and deletes; a folder whose lock can be had belongs to a dead process, and is adopted with
 it. Numbers of folders grow, so that what was left first is sent first. A folder may be deleted between its name is read
@@ -32,6 +32,21 @@ class Folder:
         self.path = path
         self._lock = lock
 
+    def keep(self) -> None:
+        """Make anew what somebody removed: the folder, its lock. Raises OSError."""
+        if self._lock < 0:
+            return
+        try:
+            if os.fstat(self._lock).st_ino == (self.path / "lock").stat().st_ino:
+                return
+        except (FileNotFoundError, NotADirectoryError):
+            pass
+        for path in (self.path.parent, self.path):
+            path.mkdir(0o700, parents=True, exist_ok=True)
+        lock = _locked(self.path, os.O_CREAT)
+        old, self._lock = self._lock, lock
+        os.close(old)
+
     def release(self) -> None:
         """Let go of the lock; the files stay. In a forked child this ends the child's share of it alone."""
         lock, self._lock = self._lock, -1
@@ -43,11 +58,7 @@ class Folder:
         for path in self.path.glob("*.log"):
             if not path.stat().st_size:  # killed while it began
                 discard(path)
-        discard(self.path / "lock")
-        try:
-            self.path.rmdir()
-        except OSError:  # somebody keeps files of his own in it
-            pass
+        _remove(self.path)
         self.release()
 
 
@@ -61,6 +72,17 @@ def create(root: Path) -> Folder:
             return Folder(path, _locked(path, os.O_CREAT | os.O_EXCL))
         except (FileNotFoundError, BlockingIOError, FileExistsError):
             continue  # somebody found it before it was locked, thought it left over, and took it away
+        except OSError:  # no room for the lock, or a file system without locks: it is tried again and again
+            _remove(path)
+            raise
+
+
+def _remove(path: Path) -> None:
+    discard(path / "lock")
+    try:
+        path.rmdir()
+    except OSError:  # somebody keeps files of his own in it
+        pass
 
 
 def claim(path: Path) -> Folder | None:
@@ -161,7 +183,7 @@ def read_folder(path: Path) -> list[FoundLog]:
         if seen is None:
             continue
         ledger = log.ledger
-        ledger.segments.insert(0, Segment(serial, seen.first, seen.size, seen.last))
+        ledger.segments.insert(0, Segment(serial, seen.first, seen.size, seen.last, seen.unsettled))
         ledger.bytes += seen.size
         ledger.events += seen.unsettled
         ledger.next = max(ledger.next, seen.first, seen.last + 1)

@@ -33,7 +33,7 @@ from canvasbus.errors import ConfigError, ContractError, DecodeError, EncodeErro
 from canvasbus.wire import later
 from canvasbus.wire.cloudevents import BAD_BYTES, MOVED_BYTES, open_json, said
 from canvasbus.wire.envelope import Envelope
-from canvasbus.wire.keys import LATER_INBOX
+from canvasbus.wire.keys import LATER_INBOX, has_surrogates
 from canvasbus.wire.outgoing import HEAD, Alike, Outgoing
 
 MAX_EVENT_BYTES = 1024 * 1024
@@ -94,6 +94,8 @@ class Codec:
     def __init__(self, source: str = "", *, limit: int = MAX_EVENT_BYTES, registry: Registry = registry) -> None:
         if not isinstance(source, str):  # it would be stored, and nobody could read it
             raise ConfigError(f"source={source!r}: a text is wanted, which says who publishes")
+        if has_surrogates(source):
+            raise ConfigError(f"source={source!r}: it has a lone surrogate, which UTF-8 cannot carry; leave it out")
         self.source = source
         self.limit = limit
         self.registry = registry

@@ -13,6 +13,9 @@ from canvasbus.errors import ConfigError
 _NAME = re.compile(r"[A-Za-z0-9_.\-]{1,100}")
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
+MAX_PARTITIONS = 4096
+"""More than this is a mistake: every process has a connection for each."""
+
 FREE_POOL = "~free"
 """Owner, in a group's pending list, of entries that were handed back; anybody takes them."""
 SUSPECT_POOL = "~suspect"
@@ -64,10 +67,22 @@ def check_number(name: str, value: object, *, whole: bool = False, error: type[E
         raise error(f"{name}={value!r}: {what} is wanted")
 
 
+def check_partition_count(partitions: object) -> None:
+    """Raise ConfigError for a number of partitions that no namespace has."""
+    check_number("partitions", partitions, whole=True)
+    if not 1 <= partitions <= MAX_PARTITIONS:  # type: ignore[operator]
+        raise ConfigError(f"partitions={partitions}: a namespace has 1 to {MAX_PARTITIONS}")
+
+
+def has_surrogates(text: str) -> bool:
+    """Whether UTF-8 cannot carry a text."""
+    return _SURROGATES.search(text) is not None
+
+
 def is_label(name: object) -> bool:
     """Whether a handler may name something so (a state, a part, a timer): 1 to 500 characters, no lone surrogates, which
     UTF-8 cannot carry."""
-    return isinstance(name, str) and 0 < len(name) <= 500 and not _SURROGATES.search(name)
+    return isinstance(name, str) and 0 < len(name) <= 500 and not has_surrogates(name)
 
 
 def partition_of(key: str | None, partitions: int) -> int:

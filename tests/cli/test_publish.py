@@ -1,6 +1,8 @@
 """canvasbus publish: arguments, files, stdin, CloudEvents; what is wrong is said with its line and costs no other line."""
 
 import base64
+import errno
+import io
 import json
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -318,6 +320,50 @@ def test_a_stdin_that_is_closed(run: Run, monkeypatch: pytest.MonkeyPatch, given
     """As `<&-` leaves it."""
     monkeypatch.setattr("sys.stdin", None)
     run("publish", *given).failed(2, "reads stdin, which is closed")
+
+
+class Torn(io.BytesIO):
+    """A file on a disk that breaks behind so many lines, or from the start."""
+
+    def __init__(self, data: bytes, lines: int) -> None:
+        super().__init__(data)
+        self.left = lines
+
+    def __next__(self) -> bytes:
+        if not self.left:
+            raise OSError(errno.EIO, "Input/output error")
+        self.left -= 1
+        return super().__next__()
+
+    def read(self, size: int | None = -1) -> bytes:
+        raise OSError(errno.EIO, "Input/output error")
+
+
+def torn(monkeypatch: pytest.MonkeyPatch, lines: int) -> None:
+    text = "\n".join(row(str(n)) for n in range(700)).encode()
+    monkeypatch.setattr("canvasbus.cli.publish._stdin", lambda: Torn(text, lines))
+
+
+@pytest.mark.parametrize(
+    ("lines", "says"),
+    [
+        (0, "--from -: it cannot be read (Input/output error)\n"),
+        (613, "--from -: it cannot be read (Input/output error) behind line 613; the lines up to there are done\n"),
+    ],
+)
+def test_a_file_that_cannot_be_read_to_its_end(
+    run: Run, eyes: Eyes, monkeypatch: pytest.MonkeyPatch, lines: int, says: str
+) -> None:
+    """It is told as an error of the file, not of the output, and what could be read before is published."""
+    torn(monkeypatch, lines)
+    run("publish", "--from", "-").failed(2, says)
+    assert names(eyes) == [str(n) for n in range(lines)]
+
+
+def test_a_stdin_that_cannot_be_read(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One event from stdin: the same."""
+    torn(monkeypatch, 0)
+    run("publish", "drift.detected", "-").failed(2, "reads stdin, which cannot be read (Input/output error)")
 
 
 # --- dedupe -----------------------------------------------------------------------------------------------------------

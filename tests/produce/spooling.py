@@ -16,7 +16,7 @@ def spooled(
     root: Path, *, limit: int = 4000, spool_bytes: int = 1 << 20, when_full: Any = "spool", lanes: int = 1
 ) -> SpooledBuffer:
     return SpooledBuffer(
-        limit, when_full, 0.0, lanes, lambda: True, lambda _: None,
+        limit, when_full, 0.0, lanes, lambda: True, lambda *_: None,
         root=root, spool_bytes=spool_bytes, namespace="studio", server="redis://somewhere",
     )  # fmt: skip
 

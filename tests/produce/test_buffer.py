@@ -343,4 +343,6 @@ def test_interrupted_anywhere(seed: int) -> None:
     assert sorted(each.raw_id for each in added) == sorted([each.raw_id for each in taken] + drops)
     assert (b.bytes, b.waiting, b.published) == (0, 0, len(added))
     assert (b.stored, b.dropped) == (len(taken), len(drops)) and drops and taken
-    assert b.wait_settled(0) is False and b.wait_settled(0) is True
+    assert b.wait_settled(0) is False and b.wait_settled(0) is False, "not while a drop is untold"
+    b.told(len(drops))
+    assert b.wait_settled(0) is True

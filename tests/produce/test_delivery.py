@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import logging
 import signal
 import subprocess
 import sys
@@ -63,8 +64,8 @@ def test_the_own_callback_comes_before_the_producers(memory: MemoryServer, names
         assert bus._sender is not None and bus._sender.callbacks == {}
 
 
-def test_told_of_drops(memory: MemoryServer, namespace: str, soon: Soon) -> None:
-    """A dropped event is told with BufferFull, whether the Producer or the event has the callback."""
+def test_told_of_drops(memory: MemoryServer, namespace: str) -> None:
+    """A dropped event is told with BufferFull, whether the Producer or the event has the callback, before flush returns."""
     memory.set_connected(False)
     told: dict[Any, Any] = {}
     with Producer(memory.name, namespace=namespace, buffer_bytes=1000) as bus:
@@ -72,10 +73,22 @@ def test_told_of_drops(memory: MemoryServer, namespace: str, soon: Soon) -> None
         memory.set_connected(True)
         assert bus.flush(timeout=10) is False
         dropped = bus.statistics().dropped
-        assert dropped > 10
-        soon(lambda: len(told) == 30)
+        assert dropped > 10 and len(told) == 30
         assert sum(isinstance(error, BufferFull) for error in told.values()) == dropped
         assert set(told) == set(ids) and sum(error is None for error in told.values()) == 30 - dropped
+
+
+def test_told_of_a_drop_where_nothing_waits(memory: MemoryServer, namespace: str, tmp_path: Path) -> None:
+    """An event that is larger than the spool is dropped though the sender has nothing to do: flush says False when its
+    callback has been called."""
+    called = threading.Event()
+    with Producer(memory.name, namespace=namespace, spool=tmp_path, spool_bytes=3000) as bus:
+        for _ in range(5):
+            called.clear()
+            bus.publish(PaintingMade(title="x" * 4000), on_delivery=lambda *_: called.set())
+            assert bus.flush(timeout=10) is False and called.is_set()
+            bus.publish(PaintingMade())
+            assert bus.flush(timeout=10) is True
 
 
 def test_told_of_refusals(any_url: str, namespace: str) -> None:
@@ -314,6 +327,41 @@ def test_in_a_thread_pool(bus: Producer, namespace: str) -> None:
     assert sorted(stored(namespace)) == list(range(200))
 
 
+@pytest.mark.parametrize("spool", [True, False], ids=["spool", "memory"])
+def test_a_log_handler_that_raises(any_url: str, namespace: str, tmp_path: Path, spool: bool) -> None:
+    """Whatever is logged, by the sender's thread or by a publish, and however it is refused there: no event is lost by it,
+    nothing is raised, it is counted. Only the first such error hides what went wrong."""
+    logger, raised = logging.getLogger("canvasbus.producer"), 0
+
+    class Broken(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            nonlocal raised
+            raised += 1
+            raise OSError("the disk of the log is full")
+
+    handler = Broken()
+    logger.addHandler(handler)
+    eyes = Eyes(any_url, namespace)
+    eyes.call("SET", eyes.stream("sculpture.made"), "not a stream")
+    try:
+        options: dict[str, Any] = {"spool": tmp_path} if spool else {}
+        bus = Producer(any_url, namespace=namespace, **options, on_delivery=lambda *_: 1 / 0)
+        bus.publish(SculptureMade())
+        assert bus.flush(10) is False
+        bus.publish_many(PaintingMade(number=n) for n in range(10))
+        assert bus.flush(10) is True and "on_delivery raised" in str(bus.statistics().last_error)
+        assert (bus.statistics().stored, bus.statistics().dropped) == (10, 0)
+        assert bus._sender is not None
+        bus._sender._quiet_until = 0.0
+        bus._sender.lament("what a publish meets")
+        assert raised == bus.statistics().log_errors == 3
+        assert bus.statistics().last_error == "what a publish meets" and bus.close() is True
+    finally:
+        logger.removeHandler(handler)
+    assert [made.number for made in eyes.events("painting.made")] == list(range(10))
+    eyes.close()
+
+
 # --- left behind ------------------------------------------------------------------------------------------------------
 
 
@@ -378,7 +426,7 @@ def test_making_a_producer_loads_what_sending_needs(server_url: str, namespace: 
 def test_a_thread_that_ends_by_a_fault_is_replaced(
     any_url: str, namespace: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, publishes: str, spool: bool
 ) -> None:
-    """A fault with a batch in hand (a log handler that raises, say): the next publish, or the next flush, starts a thread
+    """A fault with a batch in hand: the next publish, or the next flush, starts a thread
     that goes on, from disk where there is a spool. Without one, what was in hand is counted as dropped."""
     with Producer(any_url, namespace=namespace, spool=tmp_path if spool else None) as bus:
         sender, more = bus._sender, publishes != "no more"

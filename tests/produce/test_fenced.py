@@ -14,7 +14,7 @@ from seeds import seeds
 from studio import PaintingMade, SculptureMade
 
 from canvasbus import Event, Refused, Unavailable
-from canvasbus.produce import fenced
+from canvasbus.produce import fenced, lost
 from canvasbus.produce.fenced import FencedSender, declare_partitions
 from canvasbus.transport.blocking import BlockingLink
 from canvasbus.transport.resp import Packet, Pause, ReplyError
@@ -201,7 +201,7 @@ def test_one_type_proves_for_all(driver: Driver) -> None:
 
 def test_among_many_others(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
     """The batch is found behind more than a page of other publishers' entries, foreign ones among them."""
-    monkeypatch.setattr(fenced, "SCAN_PAGE", 3)
+    monkeypatch.setattr(lost, "SCAN_PAGE", 3)
     driver.send(*made(0))
 
     def crowd() -> None:
@@ -219,8 +219,8 @@ def test_among_many_others(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_too_many_others(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
     """Beyond SCAN_LIMIT entries nobody looks on: unknown."""
-    monkeypatch.setattr(fenced, "SCAN_PAGE", 3)
-    monkeypatch.setattr(fenced, "SCAN_LIMIT", 6)
+    monkeypatch.setattr(lost, "SCAN_PAGE", 3)
+    monkeypatch.setattr(driver.sender, "_scan_limit", 6)
     driver.send(*made(0))
     driver.fault(BATCH, "lost request")
     driver.fault(b"INCR", lambda: [driver.eyes.put(b"foreign") for _ in range(10)] and None)

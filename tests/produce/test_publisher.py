@@ -88,6 +88,21 @@ async def test_a_batch_of_bad_events_alone(any_url: str, namespace: str, eyes: E
     assert eyes.count("painting.made") == 1
 
 
+@pytest.mark.parametrize("at", [0, 3, 500, 1234])
+async def test_events_that_fail_to_come(any_url: str, namespace: str, eyes: Eyes, at: int) -> None:
+    """A generator that raises: what it had yielded before is on the server when what it raised is raised."""
+
+    def paintings() -> Iterator[PaintingMade]:
+        for number in range(at):
+            yield PaintingMade(number=number)
+        raise LookupError("the file of paintings ends")
+
+    async with EventBus(any_url, namespace=namespace) as bus:
+        with pytest.raises(LookupError, match="the file of paintings ends"):
+            await bus.publish_many(paintings())
+        assert [made.number for made in eyes.events("painting.made")] == list(range(at))
+
+
 async def test_publish_many_tries_all(any_url: str, namespace: str, eyes: Eyes) -> None:
     """The good ones are there, in order; the bad ones are one ExceptionGroup, also when a whole chunk is bad."""
     events = [

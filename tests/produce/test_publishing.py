@@ -4,7 +4,7 @@ import math
 import os
 import random
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -134,6 +134,23 @@ def test_a_bad_event_is_refused_at_once(namespace: str, bad: Callable[[], Any], 
         assert bus.flush(timeout=5) is True
 
 
+@pytest.mark.parametrize("options", [{}, {"partitions": 3}], ids=["in chunks", "one by one"])
+@pytest.mark.parametrize("at", [0, 250, 777])
+def test_events_that_fail_to_come(any_url: str, namespace: str, at: int, options: Any) -> None:
+    """A generator that raises: what it had yielded before is queued, all of it, and what it raised is raised."""
+
+    def paintings() -> Iterator[SculptureMade]:
+        for number in range(at):
+            yield SculptureMade(title=str(number))
+        raise LookupError("the file of sculptures ends")
+
+    told: list[Any] = []
+    with Producer(any_url, namespace=namespace, on_delivery=lambda *args: told.append(args), **options) as bus:
+        with pytest.raises(LookupError, match="the file of sculptures ends"):
+            bus.publish_many(paintings())
+        assert bus.flush(timeout=10) and bus.statistics().stored == at == len(told)
+
+
 def test_publish_many_queues_what_comes_before_the_bad_one(namespace: str) -> None:
     """publish_many raises at the first bad event; those before it go out, those after it do not."""
     with Producer(f"memory://{namespace}", namespace=namespace) as bus:
@@ -212,6 +229,10 @@ def test_without_a_url(value: str | None, monkeypatch: pytest.MonkeyPatch) -> No
         assert way in str(caught.value)
 
 
+async def awaited(event_id: UUID, error: Exception | None) -> None:
+    """No callback."""
+
+
 @pytest.mark.parametrize(
     ("url", "options", "says"),
     [
@@ -233,6 +254,10 @@ def test_without_a_url(value: str | None, monkeypatch: pytest.MonkeyPatch) -> No
         ("memory://x", {"flush_timeout": -1}, "flush_timeout=-1"),
         ("memory://x", {"flush_timeout": math.nan}, "flush_timeout=nan: a number is wanted"),
         ("memory://x", {"source": None}, "source=None: a text is wanted"),
+        ("memory://x", {"source": "atelier-\udcff"}, "it has a lone surrogate"),
+        ("memory://x", {"partitions": 4097}, "partitions=4097: a namespace has 1 to 4096"),
+        ("memory://x", {"on_delivery": 5}, "on_delivery=5: a function is wanted"),
+        ("memory://x", {"on_delivery": awaited}, "a plain function is wanted, nobody would await it"),
         ("memory://x", {"namespace": 5}, "namespace 5"),
         (5, {}, "the bus URL must be a text, not a int"),
         ("redis://redis..svc", {}, "names no host"),
@@ -254,8 +279,10 @@ def test_calls_with_the_wrong_type_say_what_is_wanted(url: str) -> None:
             call("5")  # type: ignore[operator]
     with pytest.raises(TypeError, match=r"correlation\('not-a-uuid'\): a uuid\.UUID is wanted"):
         bus.correlation("not-a-uuid")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="on_delivery=5: a function is wanted"):
+        bus.publish(PaintingMade(), on_delivery=5)  # type: ignore[arg-type]
     bus.publish(PaintingMade())
-    assert bus.close() is True
+    assert bus.close() is True and bus.statistics().published + bus.statistics().skipped == 1
 
 
 @pytest.mark.parametrize("spool", [True, False], ids=["spool", "memory"])

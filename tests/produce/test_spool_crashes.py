@@ -418,6 +418,33 @@ def test_files_that_may_not_grow(program: Program) -> None:
     assert int(out) >= 1 and err.count("cannot be used (File too large): events are kept in memory only") == 1
 
 
+def test_a_program_that_crashes_over_and_over(program: Program) -> None:
+    """Each time it is started again it leaves one more folder, more than a process may have files: whoever comes when the
+    server is back adopts and sends all of them, in order, with files to spare, before its own."""
+    program.run(
+        """
+        buses = [Producer("redis://127.0.0.1:1", namespace=NAMESPACE, spool=SPOOL) for n in range(90)]
+        for n, bus in enumerate(buses):  # which is quicker than to die ninety times
+            bus.publish(PaintingMade(number=n))
+        os.kill(os.getpid(), signal.SIGKILL)
+        """,
+        code=-9,
+    )
+    program.run(
+        """
+        import resource
+        resource.setrlimit(resource.RLIMIT_NOFILE, (150, 150))
+        with producer(spool=SPOOL) as bus:
+            bus.publish(PaintingMade(number=90))
+            assert bus.flush(timeout=30), bus.statistics()
+            now = bus.statistics()
+            assert (now.recovered, now.stored, now.spool_errors) == (90, 91, 0), now
+        assert not os.listdir(SPOOL)
+        """
+    )
+    assert program.stored() == list(range(91))
+
+
 def test_a_handler_of_signals_publishes(program: Program) -> None:
     """Signals that interrupt publish and publish themselves: all is stored once, the program's own events in order."""
     program.run(

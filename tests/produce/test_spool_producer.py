@@ -134,6 +134,23 @@ def test_files_that_somebody_renamed(tmp_path: Path, name: str) -> None:
     assert kept == [data]
 
 
+def test_a_program_that_changes_its_folder(
+    away: MemoryServer, namespace: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A spool that is named from the working directory stays where it was when the program goes elsewhere."""
+    monkeypatch.chdir(tmp_path)
+    options: dict[str, Any] = {"namespace": namespace, "spool": "spool", "buffer_bytes": 20_000, "spool_bytes": 1 << 20}
+    with Producer(away.name, **options) as bus:
+        bus.publish(PaintingMade(number=0))
+        (tmp_path / "elsewhere").mkdir()
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        bus.publish_many(PaintingMade(number=n) for n in range(1, 3000))
+        away.set_connected(True)
+        assert bus.flush(timeout=20) is True and bus.statistics().spool_errors == 0
+    assert numbers(namespace) == list(range(3000))
+    assert [list(path.iterdir()) for path in (tmp_path / "spool", tmp_path / "elsewhere")] == [[], []]
+
+
 def test_numbers_from_eight_digits_on(tmp_path: Path) -> None:
     """The order of folders is that of their numbers, however many have been made."""
     items = [item(), item()]

@@ -382,8 +382,28 @@ def test_files_that_somebody_deletes(tmp_path: Path) -> None:
     for path in tmp_path.rglob("*.log"):
         path.unlink()
     got = drained(b)
-    assert got == items[: len(got)] and len(got) + b.dropped == 60 and b.waiting == 0 and b.quarantined > 0
+    assert got == items[: len(got)] and len(got) + b.dropped == 60 and b.waiting == 0 and b.spool_errors > 0
     assert b.spool_statistics()["spool_events"] == 0
+
+
+def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However often it is tried, no folder stays there; events are in memory, and as soon as a lock can be had on disk."""
+
+    def unsupported(fd: int, how: int) -> None:
+        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+
+    b, items = spooled(tmp_path), [item() for _ in range(4)]
+    with monkeypatch.context() as patch:
+        patch.setattr("fcntl.flock", unsupported)
+        for each in items[:3]:
+            b._failing_until = 0.0  # a second later
+            b.add(each, 0)
+    assert (b.spool_errors, b.waiting, list(tmp_path.iterdir())) == (3, 3, [])
+    b._failing_until = 0.0
+    b.add(items[3], 0)
+    assert b.spool_statistics()["spool_events"] == 1 and drained(b) == items
+    b.leave()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_lock_that_somebody_deletes(tmp_path: Path) -> None:
@@ -432,6 +452,23 @@ def test_a_spool_without_a_header(tmp_path: Path, cut: int) -> None:
     b = spooled(tmp_path)
     assert b.take() is None
     assert [path.stat().st_size for path in tmp_path.iterdir()] == ([cut] if cut else [])
+
+
+def test_damaged_again(tmp_path: Path) -> None:
+    """A disk that breaks further while the first piece that could not be read still lies beside: both are kept."""
+    b, items = spooled(tmp_path), [item() for _ in range(20)]
+    b.add_many(items, 0)
+    pieces = []
+    for at in (900, 500):
+        die(b)
+        (file,) = tmp_path.rglob("*.log")
+        data = bytearray(file.read_bytes())
+        data[at] ^= 1
+        file.write_bytes(data)
+        b = spooled(tmp_path)
+        assert b.take() is not None and b.quarantined == 1
+        pieces.append(bytes(data[file.stat().st_size :]))
+    assert sorted(path.read_bytes() for path in spoolfolder.aside(tmp_path)) == sorted(pieces)
 
 
 # --- a naive model ----------------------------------------------------------------------------------------------------

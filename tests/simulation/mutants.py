@@ -424,7 +424,7 @@ MUTANTS = (
             words(
                 spooled.SpooledBuffer,
                 "take",
-                "self._take_adopted(lane) or self._take_own(lane)",
+                "self._take_adopted(lane) or (self._take_own(lane) if self._looked else [])",
                 "self._take_own(lane) or self._take_adopted(lane)",
             ),
         ),
