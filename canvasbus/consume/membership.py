@@ -89,9 +89,11 @@ class Membership:
         self._complaints = Complaints(group)
 
     async def join(self, stream: bytes, event_type: str, start: str) -> bytes:
-        """Make stream and group if need be; returns the last entry that the group was given."""
+        """Make stream and group if need be; returns the last entry that the group was given. A group whose workers are
+        to note first how far they had read is made by `renew`, once `due` has come."""
         keys, group = self._keys, self._group
-        await self._renew_lost(stream, event_type)
+        if not await self._renew_lost(stream, event_type):
+            return b"0-0"
         entries_read = ("ENTRIESREAD", 0) if start == "0" else ()
         replies = await self._shared.request(
             commands(
@@ -107,19 +109,22 @@ class Membership:
             await self._shared.call("HDEL", keys.cursors(group), stream, b"~gone:" + stream)
         return cursor_of(replies[2], group.encode()) or b"0-0"
 
-    async def _renew_lost(self, stream: bytes, event_type: str) -> None:
+    async def _renew_lost(self, stream: bytes, event_type: str) -> bool:
         """A group of which is noted how far it had read, and which is not there, is lost: it is made anew where it was,
-        and that is told, rather than begun at the start once more. Its living workers, if any, do that themselves."""
+        and that is told, rather than begun at the start once more. Its living workers, if any, do that themselves. False:
+        so that they can, it stays away for now."""
         keys, group = self._keys, self._group
         look = commands(("HGET", keys.cursors(group), stream), ("XINFO", "GROUPS", stream), ("HLEN", keys.beats(group)))
         cursor, groups, beating = await self._shared.request(look)
         if not isinstance(cursor, bytes) or cursor_of(groups, group.encode()) is not None:
-            return
+            return True
         if isinstance(beating, int) and beating:
-            await trio.sleep(GATHER_SECONDS)
+            self._gone.setdefault(stream, trio.current_time() + GATHER_SECONDS)
+            return False
         check(
             await self._shared.run(self._renewal(stream, event_type, b"0-0", only_other=False)), f"join group {group!r}"
         )
+        return True
 
     def _list(self, stream: bytes, event_type: str) -> bytes:
         """The list that names the stream: of the topics, or of what was redriven out of the group's dead letters."""

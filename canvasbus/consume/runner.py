@@ -161,6 +161,8 @@ class Runner:
             self._grace = grace
         self._stop_by = trio.current_time() + self._grace
         self._stop.set()
+        if self._current is not None:
+            self._current.joining_scope.cancel()
         if self._lifespan is not None:
             self._lifespan.interrupt()
 
@@ -217,6 +219,8 @@ class _Incarnation:
         self.runner = runner
         self.group = runner.group
         self.consumer = consumer_name()
+        self.joining_scope = trio.CancelScope()
+        """Cancelled when the worker is told to leave: one that joins holds nothing yet, and need not wait for the server."""
         self._fenced = trio.Event()
         self._shared = runner._shared
         quarantine = trio.Lock()
@@ -306,7 +310,7 @@ class _Incarnation:
     async def run(self) -> bool:
         """Live. True: fenced, a new incarnation must follow. False: left on purpose."""
         runner = self.runner
-        if not await self._join():
+        if runner._stop.is_set() or not await self._join():
             return False
         try:
             await self._live()
@@ -365,17 +369,17 @@ class _Incarnation:
 
     async def _join(self) -> bool:
         backoff = ServerBackoff("joining waits for the server", self.group)
-        while not self.runner._stop.is_set():
-            try:
-                for subscription in self.subscriptions:
-                    await self._joining.join(subscription)
-                await self._pausing.look()
-                return True
-            except TransportError as error:
-                if isinstance(error, Refused) and not self.runner.ready.is_set():
-                    raise  # whoever has run here before waits until that is mended
-                with trio.move_on_after(backoff.next(error)):
-                    await self.runner._stop.wait()
+        with self.joining_scope:
+            while True:
+                try:
+                    for subscription in self.subscriptions:
+                        await self._joining.join(subscription)
+                    await self._pausing.look()
+                    return True
+                except TransportError as error:
+                    if isinstance(error, Refused) and not self.runner.ready.is_set():
+                        raise  # whoever has run here before waits until that is mended
+                    await backoff.wait(error)
         return False
 
 

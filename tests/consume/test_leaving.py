@@ -3,7 +3,9 @@ comes later."""
 
 import pytest
 import trio
+import trio.testing
 from faulty import Fault, FaultyServer, commands_in
+from proxy import Proxy
 from studio import Eyes, PaintingMade, framing, runner_of, running, subscription_of
 from trio.abc import Clock
 from waiting import until
@@ -40,6 +42,18 @@ class Trouble:
 
     def end(self) -> None:
         self._server.on_packet = None
+
+
+async def test_a_worker_that_joins_leaves_at_once(server_url: str, namespace: str) -> None:
+    """Whatever it is waiting for: here for a server that says nothing."""
+    with Proxy(int(server_url.rpartition(":")[2])) as proxy:
+        async with running(proxy.url, namespace=namespace) as bus:
+            proxy.stall()
+            bus.add(framing())
+            await trio.testing.wait_all_tasks_blocked()
+            runner_of(bus).stop()
+            await until(lambda: runner_of(bus).state == "left", 2)
+            proxy.go_on()
 
 
 async def test_a_commit_that_comes_late_changes_nothing(any_url: str, namespace: str, eyes: Eyes) -> None:

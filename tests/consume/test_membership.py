@@ -9,13 +9,21 @@ import trio
 from faulty import FaultyServer
 from servers import ServerProcess, binaries
 from studio import Eyes, PaintingFramed, PaintingMade, SculptureMade, quiet, running, subscription_of
+from trio.abc import Clock
 from waiting import until
 
+from canvasbus import Event, event
 from canvasbus.consume import membership
 from canvasbus.consume.membership import gone_unread
 from canvasbus.transport.connect import open_server
 from canvasbus.transport.group_scripts import HOLD
+from canvasbus.transport.memory import MemoryServer
 from canvasbus.worker import Worker
+
+
+@event("painting.sold")
+class PaintingSold(Event):
+    pass
 
 
 def framing(**options: Any) -> Worker:
@@ -291,6 +299,63 @@ async def test_a_group_is_made_anew_although_its_notes_are_nonsense(any_url: str
         await quiet(eyes)
     assert sorted(made.number for made in eyes.events("painting.framed")) == list(range(25))
     assert losses(eyes) == [("painting.made", "group_recreated", None)]
+
+
+@pytest.mark.parametrize("partitions", [1, 3])
+async def test_who_joins_waits_for_no_lost_group(
+    virtual: Clock, memory: MemoryServer, namespace: str, partitions: int
+) -> None:
+    """The groups of three topics are gone while others of the group live, who are to note how far they had read: a worker
+    joins at once, reads what is there, and all are made anew together when that time is over."""
+    worker, seen = Worker("framers"), list[Event]()
+
+    @worker.on(PaintingMade, PaintingFramed, SculptureMade, PaintingSold)
+    async def note(event: Event) -> None:
+        seen.append(event)
+
+    each = [PaintingMade(), PaintingFramed(), SculptureMade()]
+    eyes = [Eyes(memory, namespace, partition) for partition in range(partitions)]
+    async with running(memory, worker, namespace=namespace, partitions=partitions) as bus:
+        await bus.publish_many([*each, PaintingSold()] * 9)
+        await until(lambda: len(seen) == 36)
+        await trio.sleep(3)
+    destroyed = 0
+    for look in eyes:
+        noted = look.call("HKEYS", look.keys.cursors("framers"))
+        for event_type in ("painting.made", "painting.framed", "sculpture.made"):
+            look.call("XGROUP", "DESTROY", look.stream(event_type), "framers")
+            destroyed += look.stream(event_type) in noted
+        look.call("HSET", look.keys.beats("framers"), "somebody", 1)
+    assert destroyed >= 3
+    began = trio.current_time()
+    async with running(memory, worker, namespace=namespace, partitions=partitions) as bus:
+        assert trio.current_time() - began < 0.5
+        await bus.publish(PaintingSold())
+        await until(lambda: len(seen) == 37, 1)
+        await until(lambda: sum(look.count("bus.loss") for look in eyes) == destroyed, 4)
+        await bus.publish_many(each)
+        await until(lambda: len(seen) == 40, 3)
+    assert {loss.reason for look in eyes for loss in look.events("bus.loss")} == {"group_recreated"}
+
+
+async def test_who_joins_a_group_that_is_away_goes_on_where_it_was(any_url: str, namespace: str, eyes: Eyes) -> None:
+    """Its living workers, who have not noticed yet, are given the time to note how far they had read; the group goes on
+    behind that, and it is told once."""
+    gate = Gate()
+    gate.opened.set()
+    async with running(any_url, gate.worker, namespace=namespace) as bus:
+        await bus.publish_many([PaintingMade(number=n) for n in range(20)])
+        last = (await until(lambda: eyes.call("XREVRANGE", eyes.stream(), "+", "-", "COUNT", 1)))[0][0]
+        await until(lambda: eyes.call("HGET", eyes.keys.cursors("framers"), eyes.stream()) == last)
+        subscription_of(bus).stop()  # it reads no more, and hears of it by the other way only
+        await subscription_of(bus).stopped.wait()
+        eyes.call("XGROUP", "DESTROY", eyes.stream(), "framers")
+        async with running(any_url, gate.worker, namespace=namespace) as other:
+            assert losses(eyes) == []
+            await other.publish_many([PaintingMade(number=n) for n in range(20, 25)])
+            await until(lambda: len(gate.seen) == 25)
+            await quiet(eyes)
+    assert sorted(gate.seen) == list(range(25)) and losses(eyes) == [("painting.made", "group_recreated", None)]
 
 
 @pytest.mark.parametrize("kind", binaries())
