@@ -2,12 +2,14 @@
 committed, the rest is cancelled and handed back, and the group is left where nothing is owned."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import trio
 
 from canvasbus.consume.delivery import Delivery
 from canvasbus.consume.dispatch import Lane
+from canvasbus.consume.liveness import Heart
 from canvasbus.consume.subscription import Subscription
 from canvasbus.errors import TransportError, Unavailable
 from canvasbus.log import get_logger
@@ -43,10 +45,13 @@ class _Fenced(Unavailable):
 class Leaving:
     """The end of one incarnation."""
 
-    def __init__(self, group: str, subscriptions: Sequence[Subscription], lanes: Sequence[Lane]) -> None:
+    def __init__(self, group: str, subscriptions: Sequence[Subscription], lanes: Sequence[Lane], heart: Heart) -> None:
         self._group = group
         self._subscriptions = subscriptions
         self._lanes = lanes
+        self._heart = heart
+        self._staying = list(subscriptions)
+        """Those that have not left yet."""
         self._back: list[Delivery] = []
         self._work = trio.Event()
 
@@ -63,7 +68,7 @@ class Leaving:
             while self._back:
                 batch = self._back[:HAND_BACK_AT_ONCE]
                 try:
-                    await self._release(shared, [(d.topic.stream, d.entry_id, d.failures) for d in batch], leave=False)
+                    await self._release(shared, [(d.topic.stream, d.entry_id, d.failures) for d in batch])
                 except TransportError as error:
                     if isinstance(error, Unavailable) and error.ambiguous:
                         # Come late, it would take what we have got again by then out of our hands.
@@ -95,7 +100,7 @@ class Leaving:
         )
         with trio.move_on_after(2.0):
             try:
-                await self._release(shared, [(d.topic.stream, d.entry_id, d.failures) for d in rest], leave=False)
+                await self._release(shared, [(d.topic.stream, d.entry_id, d.failures) for d in rest])
                 for delivery in rest:
                     delivery.topic.held.discard(delivery.entry_id)
             except TransportError:
@@ -125,8 +130,6 @@ class Leaving:
                 try:
                     await self._leave(server)
                     return
-                except _Fenced:
-                    return  # others have what we held
                 except Unavailable as error:  # repeated it finds what is left; done, it finds nothing
                     failure = str(error)
                     await trio.sleep(pause)
@@ -146,11 +149,17 @@ class Leaving:
                     if topic.acks:  # done, but the settler had no time to say so
                         await link.request(command("XACK", topic.stream, self._group, *topic.acks))
                         topic.held.difference_update(topic.acks)
-            for subscription in self._subscriptions:
+            for subscription in self._staying:
                 await subscription.settler.fence.shut_out_commit(link)
-                await self._release_unheld(link, subscription)
-            held = [(t.stream, i, 0) for s in self._subscriptions for t in s.topics.values() for i in t.held]
-            await self._release(link, held, leave=True)
+                with suppress(_Fenced):  # others have what we held, of this partition
+                    await self._release_unheld(link, subscription)
+                    topics = subscription.topics.values()
+                    await self._release(link, [(t.stream, i, 0) for t in topics for i in t.held])
+            await self._heart.wait_silent()  # behind what others wait for
+            while self._staying:
+                with suppress(_Fenced):  # also by ourselves: the answer was lost
+                    await self._call_release(link, self._staying[0], FREE_POOL, [], leave=True)
+                del self._staying[0]
         finally:
             await link.aclose()
 
@@ -160,9 +169,9 @@ class Leaving:
         place = {stream: index for index, stream in enumerate(subscription.topics)}
         words: list[tuple[bytes | str | int, ...]] = [(place[s] + 3, entry_id, "") for s, entry_id in found]
         for chunk in chunks(words):
-            await self._call_release(link, subscription, SUSPECT_POOL if suspects else FREE_POOL, chunk, leave=False)
+            await self._call_release(link, subscription, SUSPECT_POOL if suspects else FREE_POOL, chunk)
 
-    async def _release(self, link: Link | SharedLink, entries: list[tuple[bytes, bytes, int]], *, leave: bool) -> None:
+    async def _release(self, link: Link | SharedLink, entries: list[tuple[bytes, bytes, int]]) -> None:
         """Entries: stream, id and failures to write down once more, since that may still be on its way (0: none)."""
         for subscription in self._subscriptions:
             place = {stream: index + 3 for index, stream in enumerate(subscription.topics)}
@@ -177,12 +186,9 @@ class Leaving:
                     else:
                         count = 0 if suspect.alone and not suspect.failures else suspect.failures + 1
                         suspects.append((place[stream], entry_id, count))
-            if not free and not suspects and not leave:
-                continue
-            calls = [(SUSPECT_POOL, chunk) for chunk in chunks(suspects)]
-            calls += [(FREE_POOL, chunk) for chunk in chunks(free)] or [(FREE_POOL, [])]
-            for number, (pool, chunk) in enumerate(calls):
-                await self._call_release(link, subscription, pool, chunk, leave=leave and number == len(calls) - 1)
+            for pool, words in (SUSPECT_POOL, suspects), (FREE_POOL, free):
+                for chunk in chunks(words):
+                    await self._call_release(link, subscription, pool, chunk)
 
     async def _call_release(
         self,
@@ -191,7 +197,7 @@ class Leaving:
         pool: str,
         entries: Sequence[tuple[bytes | str | int, ...]],
         *,
-        leave: bool,
+        leave: bool = False,
     ) -> None:
         keys, consumer, fence = subscription.keys, subscription.consumer, subscription.settler.fence
         names = [fence.key, keys.beats(self._group), *subscription.topics, keys.accepts(self._group)]

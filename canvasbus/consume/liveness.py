@@ -50,6 +50,11 @@ MAX_BLOCK_SECONDS = 60.0
 TELL_SECONDS = 2.0
 """What telling of a stuck loop may take: the loop may be stuck for the very reason that nobody reads the log."""
 
+ANSWER_SECONDS = 2.0
+"""A beat that is not answered for so long is lost."""
+
+SILENT_SECONDS = ANSWER_SECONDS + 0.5
+
 log = get_logger("canvasbus.worker")
 
 
@@ -179,7 +184,7 @@ class Heart:
         self._thread.start()
 
     def _run(self) -> None:
-        link = BlockingLink(self._server, timeout=2.0)
+        link = BlockingLink(self._server, timeout=ANSWER_SECONDS)
         told = stuck = False
         pause = 0.0  # the first beat goes at once
         while not self._stop.wait(pause):
@@ -251,7 +256,7 @@ class Heart:
 
     async def run_task(self) -> None:
         """Beat from a trio task, over a connection of its own as the thread does."""
-        link = Link(self._server, timeout=2.0)
+        link = Link(self._server, timeout=ANSWER_SECONDS)
         try:
             while True:
                 says, packet = self._next()
@@ -270,6 +275,14 @@ class Heart:
     def join(self, timeout: float) -> None:
         if self._thread is not None:
             self._thread.join(timeout)
+
+    async def wait_silent(self) -> None:
+        """Return when, after `stop`, no beat is on its way any more: a late one would leave our name behind for ever. What
+        has not been answered by its time-out is not waited for. (A limiter of its own: abandoned handlers may have all
+        threads of trio's.)"""
+        if self._thread is not None:
+            once = trio.CapacityLimiter(1)
+            await trio.to_thread.run_sync(self.join, SILENT_SECONDS, abandon_on_cancel=True, limiter=once)
 
     def __repr__(self) -> str:
         return f"<Heart of {self._group}, {self.beats} beats>"

@@ -153,7 +153,7 @@ class Runner:
                 log.warning("others took this worker for dead; it joins again", group=self.group)
         finally:
             if self.worker.group is PER_INSTANCE and self._current is not None:
-                await dismiss(self._server, self._keys, self.group, self._current.heart_stopped)
+                await dismiss(self._server, self._keys, self.group, self._current.heart)
 
     def stop(self, grace: float | None = None) -> None:
         """Leave; `run` returns when that is done."""
@@ -255,7 +255,7 @@ class _Incarnation:
                     settler,
                 )
             )
-        self._heart = Heart(
+        self.heart = Heart(
             runner._server,
             runner._keys,
             self.group,
@@ -290,7 +290,7 @@ class _Incarnation:
             for subscription in self.subscriptions
         ]
         self._pausing = Pausing(self.group, self.subscriptions, self._shared, self._on_pause)
-        self._leaving = Leaving(self.group, self.subscriptions, self.lanes)
+        self._leaving = Leaving(self.group, self.subscriptions, self.lanes, self.heart)
 
     def _accepts(self) -> bytes:
         """What this worker takes now, for whoever asks. Called by the heartbeat's thread."""
@@ -317,7 +317,7 @@ class _Incarnation:
         finally:
             # Also when cancelled from outside or when something of ours crashed: a heart that went on beating would
             # keep everybody's hands off what we hold.
-            self._heart.stop()
+            self.heart.stop()
             if not self._fenced.is_set():
                 with trio.CancelScope(shield=True, deadline=trio.current_time() + self._leaving.seconds):
                     await self._leaving.leave(runner._server)
@@ -334,9 +334,9 @@ class _Incarnation:
             for subscription in self.subscriptions:
                 nursery.start_soon(subscription.run)
             if runner._server.shared:
-                self._heart.start_thread()
+                self.heart.start_thread()
             else:
-                nursery.start_soon(self._heart.run_task)
+                nursery.start_soon(self.heart.run_task)
             for sweep in self._sweeps:
                 nursery.start_soon(sweep.run)
             nursery.start_soon(self._taking.run)
@@ -359,10 +359,6 @@ class _Incarnation:
                     await self._leaving.drain(self._shared, runner._grace)
                     leaving.cancel_scope.cancel()
             nursery.cancel_scope.cancel()
-
-    def heart_stopped(self) -> None:
-        """Return when no heartbeat is on its way any more. Blocks."""
-        self._heart.join(timeout=2.5)
 
     def _topics(self) -> list[str]:
         return sorted({t.event_type for s in self.subscriptions for t in s.topics.values()})

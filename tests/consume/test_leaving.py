@@ -1,6 +1,8 @@
 """A worker that leaves while the network is in trouble leaves nothing that others have to wait for, and nothing of it
 comes later."""
 
+import threading
+
 import pytest
 import trio
 import trio.testing
@@ -15,7 +17,7 @@ from canvasbus.consume.dispatch import Lane
 from canvasbus.errors import Unavailable
 from canvasbus.transport.connect import open_server
 from canvasbus.transport.memory import MemoryServer
-from canvasbus.transport.owner_scripts import TAKE
+from canvasbus.transport.owner_scripts import RELEASE, TAKE
 from canvasbus.transport.settle_script import SETTLE
 from canvasbus.worker import Backoff, Breaker, Worker
 
@@ -54,6 +56,84 @@ async def test_a_worker_that_joins_leaves_at_once(server_url: str, namespace: st
             runner_of(bus).stop()
             await until(lambda: runner_of(bus).state == "left", 2)
             proxy.go_on()
+
+
+@pytest.mark.usefixtures("quick_hearts")
+async def test_no_beat_comes_after_a_worker_has_left(
+    server_url: str, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One is held up on its way while the worker is told to leave: it hands back what it holds at once, and goes when the
+    beat has been answered, so that no name stays behind."""
+    server, eyes = FaultyServer(open_server(server_url)), Eyes(server_url, namespace)
+    worker, begun = Worker("framers"), trio.Event()
+    held, go = threading.Event(), threading.Event()
+    pending_then: list[list[str]] = []
+
+    @worker.on(PaintingMade)
+    async def frame(event: PaintingMade) -> None:
+        begun.set()
+        await trio.sleep_forever()
+
+    def delay(data: bytes) -> None:
+        if b"HINCRBY" in commands_in(data):
+            held.set()
+            go.wait(10)
+
+    async with running(server, worker, namespace=namespace, grace=0.0) as bus:
+        await bus.publish(PaintingMade(number=1))
+        await begun.wait()
+        incarnation = runner_of(bus)._current
+        assert incarnation is not None
+        joined = incarnation.heart.join
+
+        def join(timeout: float) -> None:
+            pending_then.append([owner for _, owner, _ in eyes.pending("framers")])
+            go.set()
+            joined(timeout)
+
+        monkeypatch.setattr(incarnation.heart, "join", join)
+        server.on_packet = delay
+        await until(held.is_set)
+        await bus.aclose()
+    go.set()
+    joined(10)
+    assert eyes.call("HLEN", eyes.keys.beats("framers")) == eyes.call("HLEN", eyes.keys.accepts("framers")) == 0
+    assert pending_then == [["~free"]] and eyes.consumers("framers") == {"~free"}
+    eyes.close()
+
+
+async def test_each_partition_is_left_whatever_became_of_the_others(any_url: str, namespace: str) -> None:
+    """The word that it leaves the second one is lost, and said once more: by then it has left the first one, and put an end
+    to all that could come from it there."""
+    server, worker, runs = FaultyServer(open_server(any_url)), Worker("framers"), list[int]()
+    eyes = [Eyes(any_url, namespace, partition) for partition in range(2)]
+
+    @worker.on(PaintingMade)
+    async def frame(event: PaintingMade) -> None:
+        runs.append(event.number)
+        await trio.sleep_forever()
+
+    async with running(server, worker, namespace=namespace, partitions=2, grace=0.0) as bus:
+        await bus.publish_many([PaintingMade(title=str(n), number=n) for n in range(10)])
+        await until(lambda: len(runs) == 10)
+        incarnation = runner_of(bus)._current
+        assert incarnation is not None
+        for settler in incarnation.settlers:  # an answer was lost some time ago
+            await settler.make_sure()
+        lost = [False]
+
+        def meet(data: bytes) -> None:
+            if RELEASE.sha.encode() in data and eyes[1].keys.beats("framers") in data and not lost[0]:
+                lost[0] = True
+                raise Unavailable("the request was lost", ambiguous=True)
+
+        server.on_packet = meet
+        await bus.aclose()
+    assert lost[0]
+    for look in eyes:
+        assert {owner for _, owner, _ in look.pending("framers")} == {"~free"} == look.consumers("framers")
+        assert look.call("HLEN", look.keys.beats("framers")) == 0
+        look.close()
 
 
 async def test_a_commit_that_comes_late_changes_nothing(any_url: str, namespace: str, eyes: Eyes) -> None:
