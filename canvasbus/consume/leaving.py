@@ -81,6 +81,8 @@ class Leaving:
                 for delivery in batch:
                     delivery.topic.held.discard(delivery.entry_id)
                     delivery.topic.suspects.pop(delivery.entry_id, None)
+                for subscription in self._subscriptions:
+                    subscription.recovery.handed_back()
 
     async def drain(self, shared: SharedLink, grace: float) -> None:
         """Stop reading, hand back what waits, and give the running handlers `grace` seconds."""

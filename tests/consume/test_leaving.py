@@ -2,13 +2,14 @@
 comes later."""
 
 import threading
+from typing import Any
 
 import pytest
 import trio
 import trio.testing
 from faulty import Fault, FaultyServer, commands_in
 from proxy import Proxy
-from studio import Eyes, PaintingMade, framing, runner_of, running, subscription_of
+from studio import Eyes, PaintingMade, framing, quiet, runner_of, running, subscription_of
 from trio.abc import Clock
 from waiting import until
 
@@ -19,6 +20,7 @@ from canvasbus.transport.connect import open_server
 from canvasbus.transport.memory import MemoryServer
 from canvasbus.transport.owner_scripts import RELEASE, TAKE
 from canvasbus.transport.settle_script import SETTLE
+from canvasbus.wire.keys import FREE_POOL
 from canvasbus.worker import Backoff, Breaker, Worker
 
 
@@ -305,6 +307,39 @@ async def test_what_is_taken_while_the_rest_is_handed_back_is_handed_back_too(
         await until(lambda: [owner for _, owner, _ in eyes.pending("framers")] == ["~free"])
         assert lane_of(bus).held == 0
     assert runs == []
+
+
+async def test_what_is_taken_again_before_its_return_is_heard_of_is_run(
+    any_url: str, namespace: str, eyes: Eyes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answers that it was handed back and that it was taken come in one packet, and the latter is looked at first."""
+    worker, runs, gate = Worker("framers"), list[int](), trio.Event()
+
+    @worker.on(PaintingMade, concurrency=1)
+    async def look(event: PaintingMade) -> None:
+        runs.append(event.number)
+        await gate.wait()
+
+    async with running(any_url, worker, namespace=namespace) as bus:
+        lane, incarnation = lane_of(bus), runner_of(bus)._current
+        assert incarnation is not None
+        lane.window = 10
+        await bus.publish_many([PaintingMade(number=n) for n in range(2)])
+        await until(lambda: runs == [0] and lane._queue)
+        release, recovery = incarnation._leaving._release, subscription_of(bus).recovery
+
+        async def release_and_take(*args: Any) -> None:
+            await release(*args)
+            await recovery.take(FREE_POOL, 10)
+
+        monkeypatch.setattr(incarnation._leaving, "_release", release_and_take)
+        back = lane._queue.pop()
+        lane.held -= 1
+        incarnation._leaving.hand_back([back])
+        await until(lambda: recovery.statistics.taken == 1)
+        gate.set()
+        await until(lambda: runs == [0, 1], 5)
+        await quiet(eyes)
 
 
 async def test_what_is_handed_back_is_taken_while_the_last_that_was_taken_still_runs(
