@@ -107,6 +107,8 @@ class Leaving:
                     delivery.topic.held.discard(delivery.entry_id)
             except TransportError:
                 pass  # tried once more at the very end
+        for subscription in self._subscriptions:
+            subscription.settler.leave()
         with trio.move_on_at(deadline) as scope:
             for lane in self._lanes:
                 await lane.wait_quiet()

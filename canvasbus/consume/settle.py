@@ -122,6 +122,7 @@ class Settler:
         self._aside: list[Commit] = []
         """What is tried again later, while the rest goes on."""
         self._aside_until = 0.0
+        self._leaves = False
         self._known: set[str] = set()
         self._fresh: set[str] = set()
         self._work = trio.Event()
@@ -190,6 +191,11 @@ class Settler:
     def hold_again(self, topic: Topic, start: bytes) -> None:
         """The group was made anew behind `start`: let what we hold before that be pending in our name again."""
         self._holds.append((topic, start))
+        self._work.set()
+
+    def leave(self) -> None:
+        """The worker leaves: what waits for somebody to clear a key is tried once more, and no longer waited for."""
+        self._leaves, self._aside_until = True, -math.inf
         self._work.set()
 
     def forget_topics(self) -> None:
@@ -419,10 +425,15 @@ class Settler:
                 await self._commit([commit])
             return
         commit = chunk[0]
-        if waits:
+        if self._leaves and (waits or commit.burial):
+            self._give_up(commit, failure)
+        elif waits:
             self._complaints.tell("an outcome waits for a key of the bus that holds something else", failure)
             self._set_aside(commit)
-            return
+        else:
+            self._blame(commit, failure)
+
+    def _blame(self, commit: Commit, failure: TransportError) -> None:
         log.error(
             "the server refuses an outcome",
             group=self._group,
@@ -445,6 +456,16 @@ class Settler:
     def _set_aside(self, commit: Commit) -> None:
         self._aside.append(commit)
         self._aside_until = trio.current_time() + ASIDE_SECONDS
+
+    def _give_up(self, commit: Commit, failure: TransportError) -> None:
+        """Nobody will clear the key before the grace time is over. The entry is still held, and handed back."""
+        self._complaints.tell("leaving: what the server refuses is not waited for, its events go back", failure)
+        if commit.done is not None:
+            commit.done.set()
+        if commit.changes:
+            commit.changes.settled(applied=False)
+        if commit.attempts is None:
+            commit.delivery.topic.lane.settled(1)
 
     def _finish(self, chunk: list[Commit], reply: list[int | bytes]) -> None:
         settled: dict[Lane, int] = {}  # told once per lane: being told makes a lane look for room

@@ -5,6 +5,7 @@ import threading
 from typing import Any
 
 import pytest
+import structlog.testing
 import trio
 import trio.testing
 from faulty import Fault, FaultyServer, commands_in
@@ -21,7 +22,7 @@ from canvasbus.transport.memory import MemoryServer
 from canvasbus.transport.owner_scripts import RELEASE, TAKE
 from canvasbus.transport.settle_script import SETTLE
 from canvasbus.wire.keys import FREE_POOL
-from canvasbus.worker import Backoff, Breaker, Worker
+from canvasbus.worker import Backoff, Breaker, Later, Worker
 
 
 def lane_of(bus: EventBus) -> Lane:
@@ -210,6 +211,44 @@ async def test_a_batch_that_is_being_gathered_is_handed_back(any_url: str, names
         await bus.aclose()
     assert runs == []
     assert [(owner, count) for _, owner, count in eyes.pending("framers")] == [("~free", 1)] * 3
+
+
+@pytest.mark.parametrize("what", ["dead", "timers"])
+@pytest.mark.parametrize("cleared", [True, False])
+async def test_an_outcome_that_waits_for_a_key_does_not_hold_up_who_leaves(
+    any_url: str, namespace: str, eyes: Eyes, what: str, cleared: bool
+) -> None:
+    """Somebody has put something else where dead letters or timers lie. It is tried once more, and if it is still so the
+    event is handed back at once, which is told once for all of them; when the key is cleared it has its effect, once."""
+    worker, runs = Worker("framers"), list[int]()
+
+    @worker.on(PaintingMade, retry=Backoff(attempts=1))
+    async def frame(event: PaintingMade) -> Any:
+        runs.append(event.number)
+        if what == "dead":
+            raise ValueError
+        return Later(PaintingMade(), after=3600)
+
+    key = eyes.keys.dead("framers") if what == "dead" else eyes.keys.timers
+    eyes.call("SET", key, "x")
+    with structlog.testing.capture_logs() as logs:
+        async with running(any_url, worker, namespace=namespace) as bus:
+            await bus.publish_many([PaintingMade(number=n) for n in range(3)])
+            await until(lambda: len(subscription_of(bus).settler._aside) == 3)
+            if cleared:
+                eyes.call("DEL", key)
+            with trio.fail_after(4):
+                await bus.aclose()
+    assert eyes.consumers("framers") == ({"~free"} if not cleared else set())
+    told = [log for log in logs if "is not waited for" in log["event"]]
+    assert [log for log in logs if "grace time is over" in log["event"]] == []
+    after = logs[next(at for at, log in enumerate(logs) if log["event"] == "worker leaves") + 1 :]
+    assert after == told and len(told) == (not cleared) and all(key.decode() in log["error"] for log in told)
+    eyes.call("DEL", *([] if cleared else [key]), b"none")
+    async with running(any_url, worker, namespace=namespace):
+        await quiet(eyes)
+    assert sorted(runs) == [0, 1, 2] if cleared else sorted(runs) == [0, 0, 1, 1, 2, 2]
+    assert eyes.call(*(("XLEN", key) if what == "dead" else ("ZCARD", key))) == 3
 
 
 @pytest.mark.parametrize("breaker", [None, Breaker(failures=1, pause=600, cap=600)])
