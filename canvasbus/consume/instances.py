@@ -17,6 +17,7 @@ The declaration goes last and comes first, so that what was begun and not finish
 import enum
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Final
 
 import msgspec
@@ -141,12 +142,14 @@ class Instances:
         return f"<Instances of {self._keys!r}, {self.removed} removed>"
 
 
-async def dismiss(server: Server, partitions: list[Keys], group: str, heart: Heart) -> None:
-    """Remove the group of an instance that leaves, once its heart has stopped."""
+async def dismiss(server: Server, shared: SharedLink, partitions: list[Keys], group: str, heart: Heart) -> None:
+    """Remove the group of an instance that leaves, once its heart has stopped and what it has sent is executed."""
     link = Link(server)  # of its own: the bus may be closing the shared one at this moment
     try:
         with trio.move_on_after(REMOVE_SECONDS, shield=True) as scope:
             await heart.wait_silent()
+            with suppress(TransportError):  # told to leave while it joined: what would make the group is ahead of this
+                await shared.call("PING")
             for keys in partitions:
                 await link.run(forget(keys, group))
         if scope.cancelled_caught:

@@ -153,7 +153,7 @@ class Runner:
                 log.warning("others took this worker for dead; it joins again", group=self.group)
         finally:
             if self.worker.group is PER_INSTANCE and self._current is not None:
-                await dismiss(self._server, self._keys, self.group, self._current.heart)
+                await dismiss(self._server, self._shared, self._keys, self.group, self._current.heart)
 
     def stop(self, grace: float | None = None) -> None:
         """Leave; `run` returns when that is done."""
