@@ -102,9 +102,10 @@ class Leaving:
         )
         with trio.move_on_after(2.0):
             try:
-                await self._release(shared, [(d.topic.stream, d.entry_id, d.failures) for d in rest])
-                for delivery in rest:
-                    delivery.topic.held.discard(delivery.entry_id)
+                moved = await self._release(shared, [(d.topic.stream, d.entry_id, d.failures) for d in rest])
+                if moved == len(rest):  # else the group may be away, or a new one: `_leave` sees to it
+                    for delivery in rest:
+                        delivery.topic.held.discard(delivery.entry_id)
             except TransportError:
                 pass  # tried once more at the very end
         for subscription in self._subscriptions:
@@ -148,6 +149,7 @@ class Leaving:
     async def _leave(self, server: Server) -> None:
         link = Link(server)  # of its own: the bus may be closing the shared one at this moment
         try:
+            await link.connect()
             for subscription in self._subscriptions:
                 for topic in subscription.topics.values():
                     if topic.acks:  # done, but the settler had no time to say so
@@ -155,6 +157,8 @@ class Leaving:
                         topic.held.difference_update(topic.acks)
             for subscription in self._staying:
                 await subscription.settler.fence.shut_out_commit(link)
+                await subscription.membership.report(link)  # others may have made the group anew a moment ago
+                await subscription.settler.hold_now(link)
                 with suppress(_Fenced):  # others have what we held, of this partition
                     await self._release_unheld(link, subscription)
                     topics = subscription.topics.values()
@@ -175,8 +179,10 @@ class Leaving:
         for chunk in chunks(words):
             await self._call_release(link, subscription, SUSPECT_POOL if suspects else FREE_POOL, chunk)
 
-    async def _release(self, link: Link | SharedLink, entries: list[tuple[bytes, bytes, int]]) -> None:
-        """Entries: stream, id and failures to write down once more, since that may still be on its way (0: none)."""
+    async def _release(self, link: Link | SharedLink, entries: list[tuple[bytes, bytes, int]]) -> int:
+        """Entries: stream, id and failures to write down once more, since that may still be on its way (0: none). Returns
+        how many were ours."""
+        moved = 0
         for subscription in self._subscriptions:
             place = {stream: index + 3 for index, stream in enumerate(subscription.topics)}
             free: list[tuple[bytes | str | int, ...]] = []
@@ -192,7 +198,8 @@ class Leaving:
                         suspects.append((place[stream], entry_id, count))
             for pool, words in (SUSPECT_POOL, suspects), (FREE_POOL, free):
                 for chunk in chunks(words):
-                    await self._call_release(link, subscription, pool, chunk)
+                    moved += await self._call_release(link, subscription, pool, chunk)
+        return moved
 
     async def _call_release(
         self,
@@ -202,11 +209,13 @@ class Leaving:
         entries: Sequence[tuple[bytes | str | int, ...]],
         *,
         leave: bool = False,
-    ) -> None:
+    ) -> int:
         keys, consumer, fence = subscription.keys, subscription.consumer, subscription.settler.fence
         names = [fence.key, keys.beats(self._group), *subscription.topics, keys.accepts(self._group)]
         args: list[Any] = [fence.number, self._group, consumer, pool, 1 if leave else 0, FENCE_SECONDS]
         for entry in entries:
             args += entry
-        if check(await link.run(RELEASE.call(names, args)), "hand back") == b"FENCED":
+        moved = check(await link.run(RELEASE.call(names, args)), "hand back")
+        if moved == b"FENCED":
             raise _Fenced("hand back: the fence has another number now")
+        return int(moved)

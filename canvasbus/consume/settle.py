@@ -245,7 +245,7 @@ class Settler:
             await self._make_sure()
         if self._holds and not self._commits:
             try:
-                await self._hold_again()
+                await self.hold_now(self._link)
             except TransportError as error:  # before the next commit, or soon
                 self._doubtful |= isinstance(error, Unavailable) and error.ambiguous
         if self._aside and trio.current_time() >= self._aside_until:
@@ -389,18 +389,19 @@ class Settler:
             for commit in chunk
         )
 
-    async def _hold_again(self) -> None:
+    async def hold_now(self, link: Link) -> None:
+        """Do what `hold_again` asked for. (From outside only after the end of `run`.)"""
         while self._holds:
             topic, start = self._holds[0]
             for some in chunks([i for i in topic.held if id_order(i) <= id_order(start)]):
                 keys = [self.fence.key, topic.stream]
-                await self._link.run(HOLD.call(keys, [self.fence.number, self._group, self.consumer, *some]))
+                await link.run(HOLD.call(keys, [self.fence.number, self._group, self.consumer, *some]))
             del self._holds[0]  # others may have come behind it meanwhile
 
     async def _send(self, chunk: list[Commit], look: bool) -> Reply:
         look = await self._doubts(chunk) or look
         if self._holds:  # first of all: what is looked up must be found
-            await self._hold_again()
+            await self.hold_now(self._link)
         if self._fresh:  # new topics are announced before their first entry, so that globs find them
             fresh = sorted(self._fresh)
             replies = await self._link.request(command("SADD", self.keys.topics, *fresh))

@@ -96,6 +96,35 @@ async def test_what_is_held_when_the_group_goes_is_not_forgotten(any_url: str, n
     assert sorted(e.number for e in eyes.events("painting.framed")) == list(range(20))
 
 
+async def test_who_leaves_before_it_has_heard_of_the_new_group_hands_back_what_it_holds(
+    any_url: str, namespace: str, eyes: Eyes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another worker made the group anew, where this one's events are pending no more. Told to leave at that moment, it
+    does not take them along."""
+    gate, idle = Gate(), Gate()
+    async with running(any_url, gate.worker, namespace=namespace, grace=0.0) as bus:
+        await bus.publish_many([PaintingMade(number=n) for n in range(20)])
+        await until(lambda: len(gate.seen) == 20)
+        async with running(any_url, idle.worker, namespace=namespace) as other:
+            subscription = subscription_of(bus)
+            subscription.stop()  # so that it hears of it by its reports only
+            await subscription.stopped.wait()
+            report = subscription.membership.report
+
+            async def none() -> None:
+                pass
+
+            monkeypatch.setattr(subscription.membership, "report", none)
+            eyes.call("XGROUP", "DESTROY", eyes.stream(), "framers")
+            await until(lambda: losses(eyes))
+            monkeypatch.setattr(subscription.membership, "report", report)
+            await bus.aclose()
+            idle.opened.set()
+            await until(lambda: eyes.count("painting.framed") == 20)
+            assert other.statistics()[0].dead == 0
+    assert sorted(e.number for e in eyes.events("painting.framed")) == list(range(20))
+
+
 async def test_what_is_held_is_pending_again_once(any_url: str, namespace: str, eyes: Eyes) -> None:
     """A worker makes the group anew, and hears of it a second time when it next reports. What was committed in between, and
     only the answer was lost, must not be pending again: its commit is tried again, and would have its effect twice."""
