@@ -37,6 +37,17 @@ class Parser(argparse.ArgumentParser):
         self.error(f"unknown argument {' '.join(rest)}{next(filter(None, hints), '')}")
 
 
+MOST = 1_000_000_000
+"""What `-n` takes at most: more is no list that anybody reads, and more digits than a server takes are its own error."""
+
+
+def number(text: str) -> int:
+    """The N of `-n`, from 1 on."""
+    if not re.fullmatch(r"[\d_]{1,20}", text, re.ASCII) or not 1 <= (found := int(text.replace("_", "") or 0)) <= MOST:
+        raise argparse.ArgumentTypeError(f"{text!r}: use a number, at least 1 and at most {MOST:,}")
+    return found
+
+
 def near(word: str, known: list[str]) -> str:
     """A question after the known word that comes closest; empty: none does."""
     close = difflib.get_close_matches(word, known, n=1)

@@ -26,8 +26,6 @@ ERROR_WIDTH = 100
 
 def run_list(context: Context, args: argparse.Namespace) -> int:
     """The newest dead letters, the newest last."""
-    if args.count < 1:
-        raise ConfigError(f"-n {args.count}: at least 1")
     out = context.out
     wanted = Filter(group=args.group, event_type=args.type, reason=args.reason)
     found = context.link.run(dead_letters(context.partitions, wanted, limit=args.count))

@@ -16,7 +16,7 @@ from contextlib import closing
 from typing import Any
 
 from canvasbus import __version__
-from canvasbus.cli.arguments import Parser, near, open_outlets
+from canvasbus.cli.arguments import Parser, near, number, open_outlets
 from canvasbus.errors import CanvasbusError, ConfigError, ContractError
 
 _SETTINGS = ("url", "namespace", "partitions")
@@ -66,7 +66,7 @@ def parser() -> Parser:
         "--follow", "-f", action="store_true", help="go on with new events (the default without --from, -n)"
     )
     sub.add_argument("--where", action="append", default=[], metavar="FIELD=VALUE", help="only events with this value")
-    sub.add_argument("-n", dest="count", type=int, metavar="N", help="the last N events; with --from the first N")
+    sub.add_argument("-n", dest="count", type=number, metavar="N", help="the last N events; with --from the first N")
 
     sub = add(commands, "topics", "topics:run", "What lies on the bus: entries, age, size, readers.")
     sub.add_argument("glob", nargs="?", metavar="GLOB", help="only these topics, like 'drift.*'")
@@ -76,7 +76,7 @@ def parser() -> Parser:
     _alerts(commands, add)
 
     sub = add(commands, "timers", "timers:run", "Events that come later: when, and who set them.")
-    sub.add_argument("-n", dest="count", type=int, default=50, metavar="N", help="the next N (default 50)")
+    sub.add_argument("-n", dest="count", type=number, default=50, metavar="N", help="the next N (default 50)")
 
     retention = commands.add_parser("retention", help="How much of the past is kept.").add_subparsers(
         title="commands", metavar="COMMAND", required=True
@@ -100,7 +100,7 @@ def parser() -> Parser:
     sub.add_argument("--group", metavar="GROUP", help="only this group's")
     sub.add_argument("--type", metavar="GLOB", help="only events of these types")
     sub.add_argument("--reason", metavar="WORD", help="only these: exhausted, rejected, undecodable, unknown_type, …")
-    sub.add_argument("-n", dest="count", type=int, default=50, metavar="N", help="at most N (default 50)")
+    sub.add_argument("-n", dest="count", type=number, default=50, metavar="N", help="at most N (default 50)")
     sub = add(dlq, "show", "dlq:run_show", "One dead letter: error, traceback, and the event.", typed)
     sub.add_argument("id", metavar="ID", help="its id in `dlq list`, or the id of the event")
     sub.add_argument("--group", metavar="GROUP", help="when several groups gave the event up")
@@ -118,7 +118,7 @@ def parser() -> Parser:
         sub.add_argument("--reason", metavar="WORD", help="only these: exhausted, rejected, undecodable, …")
         sub.add_argument("--since", metavar="WHEN", help="given up since: a time, 10m (ago) or an id")
         sub.add_argument("--until", metavar="WHEN", help="given up before")
-        sub.add_argument("-n", dest="count", type=int, metavar="N", help="the oldest N at most")
+        sub.add_argument("-n", dest="count", type=number, metavar="N", help="the oldest N at most")
         sub.add_argument("--dry-run", action="store_true", help="show what is meant, change nothing")
         sub.add_argument("--yes", action="store_true", help="do not ask")
         if name == "redrive":

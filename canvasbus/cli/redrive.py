@@ -46,8 +46,6 @@ def run_purge(context: Context, args: argparse.Namespace) -> int:
 
 def _chosen(context: Context, args: argparse.Namespace) -> list[DeadLetter]:
     """The letters that match, the oldest first."""
-    if args.count is not None and args.count < 1:
-        raise ConfigError(f"-n {args.count}: at least 1")
     if args.id and args.bare:
         raise ConfigError(f"{args.bare} and --id {args.id}: name one letter, or choose several by the other options")
     one = args.id or args.bare

@@ -14,7 +14,7 @@ from canvasbus.errors import CanvasbusError, ConfigError, TransportError
 from canvasbus.operate import words
 from canvasbus.operate.topics import topic_keys
 from canvasbus.transport.resp import check, command
-from canvasbus.wire.retention import Retention, read_full
+from canvasbus.wire.retention import MOST, Retention, read_full
 
 COLUMNS = (
     Column("TYPE"),
@@ -67,10 +67,10 @@ def run_set(context: Context, args: argparse.Namespace) -> int:
         raise ConfigError(f"{args.type!r} is neither a type nor a glob")
     known = context.link.run(read_policies(context.partitions[0]))
     changes: dict[str, Any] = {}
-    for name, parse in (("max_age", _age_of), ("max_length", count), ("max_bytes", count), ("cap", count)):
+    for name, parse in (("max_age", seconds_of), ("max_length", count), ("max_bytes", count), ("cap", count)):
         value = getattr(args, name)
         if value is not None:
-            changes[name] = None if value in ("any", "none") else parse(value)
+            changes[name] = None if value in ("any", "none") else parse(value, f"--{name.replace('_', '-')}")
     if args.when_full:
         changes["when_full"] = args.when_full
     if not changes:
@@ -115,17 +115,16 @@ def run_trim(context: Context, _: argparse.Namespace) -> int:
     return 1 if problems else 0
 
 
-def _age_of(text: str) -> float:
-    return seconds_of(text, "--max-age")
-
-
-def count(text: str) -> int:
+def count(text: str, option: str) -> int:
     """A number like 1000000, 5M, 2G or 512Mi. Raises ConfigError."""
-    found = re.fullmatch(r"([\d_,]{1,15})\s*(k|m|g|ki|mi|gi)?b?", text.strip().lower())
+    found = re.fullmatch(r"([\d_,]{1,50})\s*(k|m|g|ki|mi|gi)?b?", text.strip().lower())
     digits = found[1].replace("_", "").replace(",", "") if found else ""
     if not found or not digits or int(digits) == 0:
-        raise ConfigError(f"{text!r} is no number: use one like 1000000, 5M or 512Mi, or any")
-    return int(digits) * _SIZES[found[2] or ""]
+        raise ConfigError(f"{option} {text!r} is no number: use one like 1000000, 5M or 512Mi, or any")
+    number = int(digits) * _SIZES[found[2] or ""]
+    if number > MOST:
+        raise ConfigError(f"{option} {text}: at most {MOST:,}, or any")
+    return number
 
 
 def _age(value: float) -> str:

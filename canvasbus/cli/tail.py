@@ -31,8 +31,6 @@ Wanted = Callable[[Mapping[str, Any]], bool]
 
 def run(context: Context, args: argparse.Namespace) -> int:
     """0; undecodable entries are shown as such and are no failure of `tail`."""
-    if args.count is not None and args.count < 1:
-        raise ConfigError(f"-n {args.count}: at least 1")
     since = None if args.since is None else start_of(args.since)
     wanted = condition(args.where)
     link, codec, out = context.link, context.codec, context.out

@@ -5,7 +5,6 @@ import argparse
 from canvasbus import clock
 from canvasbus.cli.context import Context
 from canvasbus.cli.output import Cell, Column, ago, moment
-from canvasbus.errors import ConfigError
 from canvasbus.operate.timers import timers
 
 COLUMNS = (
@@ -22,8 +21,6 @@ LATE_SECONDS = 5.0
 
 def run(context: Context, args: argparse.Namespace) -> int:
     """1 when one is late."""
-    if args.count < 1:
-        raise ConfigError(f"-n {args.count}: at least 1")
     out = context.out
     coming = context.link.run(timers(context.partitions, context.codec, limit=args.count))
     now, late = clock.time(), 0

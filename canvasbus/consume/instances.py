@@ -16,13 +16,14 @@ The declaration goes last and comes first, so that what was begun and not finish
 
 import enum
 import re
-from collections.abc import Callable, Iterable
-from typing import Any, Final
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import Final
 
 import msgspec
 import trio
 
-from canvasbus.consume.liveness import Watcher, count_in
+from canvasbus.consume.liveness import Heart, Watcher, count_in
 from canvasbus.errors import TransportError
 from canvasbus.log import get_logger
 from canvasbus.transport.group_scripts import FORGET
@@ -141,13 +142,14 @@ class Instances:
         return f"<Instances of {self._keys!r}, {self.removed} removed>"
 
 
-async def dismiss(server: Server, partitions: list[Keys], group: str, beating: Callable[[], Any]) -> None:
-    """Remove the group of an instance that leaves, once its heart has stopped."""
+async def dismiss(server: Server, shared: SharedLink, partitions: list[Keys], group: str, heart: Heart) -> None:
+    """Remove the group of an instance that leaves, once its heart has stopped and what it has sent is executed."""
     link = Link(server)  # of its own: the bus may be closing the shared one at this moment
     try:
         with trio.move_on_after(REMOVE_SECONDS, shield=True) as scope:
-            if server.shared:  # else the heart is a task, and has ended
-                await trio.to_thread.run_sync(beating, abandon_on_cancel=True)  # a late beat would leave a key behind
+            await heart.wait_silent()
+            with suppress(TransportError):  # told to leave while it joined: what would make the group is ahead of this
+                await shared.call("PING")
             for keys in partitions:
                 await link.run(forget(keys, group))
         if scope.cancelled_caught:

@@ -2,12 +2,14 @@
 committed, the rest is cancelled and handed back, and the group is left where nothing is owned."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import trio
 
 from canvasbus.consume.delivery import Delivery
 from canvasbus.consume.dispatch import Lane
+from canvasbus.consume.liveness import Heart
 from canvasbus.consume.subscription import Subscription
 from canvasbus.errors import TransportError, Unavailable
 from canvasbus.log import get_logger
@@ -43,10 +45,13 @@ class _Fenced(Unavailable):
 class Leaving:
     """The end of one incarnation."""
 
-    def __init__(self, group: str, subscriptions: Sequence[Subscription], lanes: Sequence[Lane]) -> None:
+    def __init__(self, group: str, subscriptions: Sequence[Subscription], lanes: Sequence[Lane], heart: Heart) -> None:
         self._group = group
         self._subscriptions = subscriptions
         self._lanes = lanes
+        self._heart = heart
+        self._staying = list(subscriptions)
+        """Those that have not left yet."""
         self._back: list[Delivery] = []
         self._work = trio.Event()
 
@@ -63,7 +68,7 @@ class Leaving:
             while self._back:
                 batch = self._back[:HAND_BACK_AT_ONCE]
                 try:
-                    await self._release(shared, [(d.topic.stream, d.entry_id, d.failures) for d in batch], leave=False)
+                    await self._release(shared, [(d.topic.stream, d.entry_id, d.failures) for d in batch])
                 except TransportError as error:
                     behind = any(subscription.settler.fence.behind for subscription in self._subscriptions)
                     if behind or (isinstance(error, Unavailable) and error.ambiguous):
@@ -77,6 +82,8 @@ class Leaving:
                 for delivery in batch:
                     delivery.topic.held.discard(delivery.entry_id)
                     delivery.topic.suspects.pop(delivery.entry_id, None)
+                for subscription in self._subscriptions:
+                    subscription.recovery.handed_back()
 
     async def drain(self, shared: SharedLink, grace: float) -> None:
         """Stop reading, hand back what waits, and give the running handlers `grace` seconds."""
@@ -96,11 +103,14 @@ class Leaving:
         )
         with trio.move_on_after(2.0):
             try:
-                await self._release(shared, [(d.topic.stream, d.entry_id, d.failures) for d in rest], leave=False)
-                for delivery in rest:
-                    delivery.topic.held.discard(delivery.entry_id)
+                moved = await self._release(shared, [(d.topic.stream, d.entry_id, d.failures) for d in rest])
+                if moved == len(rest):  # else the group may be away, or a new one: `_leave` sees to it
+                    for delivery in rest:
+                        delivery.topic.held.discard(delivery.entry_id)
             except TransportError:
                 pass  # tried once more at the very end
+        for subscription in self._subscriptions:
+            subscription.settler.leave()
         with trio.move_on_at(deadline) as scope:
             for lane in self._lanes:
                 await lane.wait_quiet()
@@ -126,8 +136,6 @@ class Leaving:
                 try:
                     await self._leave(server)
                     return
-                except _Fenced:
-                    return  # others have what we held
                 except Unavailable as error:  # repeated it finds what is left; done, it finds nothing
                     failure = str(error)
                     await trio.sleep(pause)
@@ -142,16 +150,25 @@ class Leaving:
     async def _leave(self, server: Server) -> None:
         link = Link(server)  # of its own: the bus may be closing the shared one at this moment
         try:
+            await link.connect()
             for subscription in self._subscriptions:
                 for topic in subscription.topics.values():
                     if topic.acks:  # done, but the settler had no time to say so
                         await link.request(command("XACK", topic.stream, self._group, *topic.acks))
                         topic.held.difference_update(topic.acks)
-            for subscription in self._subscriptions:
+            for subscription in self._staying:
                 await subscription.settler.fence.shut_out_commit(link)
-                await self._release_unheld(link, subscription)
-            held = [(t.stream, i, 0) for s in self._subscriptions for t in s.topics.values() for i in t.held]
-            await self._release(link, held, leave=True)
+                await subscription.membership.report(link)  # others may have made the group anew a moment ago
+                await subscription.settler.hold_now(link)
+                with suppress(_Fenced):  # others have what we held, of this partition
+                    await self._release_unheld(link, subscription)
+                    topics = subscription.topics.values()
+                    await self._release(link, [(t.stream, i, 0) for t in topics for i in t.held])
+            await self._heart.wait_silent()  # behind what others wait for
+            while self._staying:
+                with suppress(_Fenced):  # also by ourselves: the answer was lost
+                    await self._call_release(link, self._staying[0], FREE_POOL, [], leave=True)
+                del self._staying[0]
         finally:
             await link.aclose()
 
@@ -161,10 +178,12 @@ class Leaving:
         place = {stream: index for index, stream in enumerate(subscription.topics)}
         words: list[tuple[bytes | str | int, ...]] = [(place[s] + 3, entry_id, "") for s, entry_id in found]
         for chunk in chunks(words):
-            await self._call_release(link, subscription, SUSPECT_POOL if suspects else FREE_POOL, chunk, leave=False)
+            await self._call_release(link, subscription, SUSPECT_POOL if suspects else FREE_POOL, chunk)
 
-    async def _release(self, link: Link | SharedLink, entries: list[tuple[bytes, bytes, int]], *, leave: bool) -> None:
-        """Entries: stream, id and failures to write down once more, since that may still be on its way (0: none)."""
+    async def _release(self, link: Link | SharedLink, entries: list[tuple[bytes, bytes, int]]) -> int:
+        """Entries: stream, id and failures to write down once more, since that may still be on its way (0: none). Returns
+        how many were ours."""
+        moved = 0
         for subscription in self._subscriptions:
             place = {stream: index + 3 for index, stream in enumerate(subscription.topics)}
             free: list[tuple[bytes | str | int, ...]] = []
@@ -178,12 +197,10 @@ class Leaving:
                     else:
                         count = 0 if suspect.alone and not suspect.failures else suspect.failures + 1
                         suspects.append((place[stream], entry_id, count))
-            if not free and not suspects and not leave:
-                continue
-            calls = [(SUSPECT_POOL, chunk) for chunk in chunks(suspects)]
-            calls += [(FREE_POOL, chunk) for chunk in chunks(free)] or [(FREE_POOL, [])]
-            for number, (pool, chunk) in enumerate(calls):
-                await self._call_release(link, subscription, pool, chunk, leave=leave and number == len(calls) - 1)
+            for pool, words in (SUSPECT_POOL, suspects), (FREE_POOL, free):
+                for chunk in chunks(words):
+                    moved += await self._call_release(link, subscription, pool, chunk)
+        return moved
 
     async def _call_release(
         self,
@@ -192,8 +209,8 @@ class Leaving:
         pool: str,
         entries: Sequence[tuple[bytes | str | int, ...]],
         *,
-        leave: bool,
-    ) -> None:
+        leave: bool = False,
+    ) -> int:
         keys, consumer, fence = subscription.keys, subscription.consumer, subscription.settler.fence
         names = [fence.key, keys.beats(self._group), *subscription.topics, keys.accepts(self._group)]
         args: list[Any] = [fence.number, self._group, consumer, pool, 1 if leave else 0, FENCE_SECONDS]
@@ -205,3 +222,4 @@ class Leaving:
         if reply == b"STALE":
             fence.behind = True
             raise Unavailable("hand back: what raised the fence came late")
+        return int(reply)

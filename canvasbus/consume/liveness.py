@@ -48,7 +48,12 @@ MAX_BLOCK_SECONDS = 60.0
 """A loop that makes no progress for so long stops the beat: the worker is stuck, and others shall have its work."""
 
 TELL_SECONDS = 2.0
-"""What telling of a stuck loop may take: the loop may be stuck for the very reason that nobody reads the log."""
+"""What telling of a blocked or stuck loop may take: the loop may be stuck for the very reason that nobody reads the log."""
+
+ANSWER_SECONDS = 2.0
+"""A beat that is not answered for so long is lost."""
+
+SILENT_SECONDS = ANSWER_SECONDS + 0.5
 
 log = get_logger("canvasbus.worker")
 
@@ -179,7 +184,7 @@ class Heart:
         self._thread.start()
 
     def _run(self) -> None:
-        link = BlockingLink(self._server, timeout=2.0)
+        link = BlockingLink(self._server, timeout=ANSWER_SECONDS)
         told = stuck = False
         pause = 0.0  # the first beat goes at once
         while not self._stop.wait(pause):
@@ -220,38 +225,35 @@ class Heart:
             self._said = b""
 
     def _tell_blocked(self, seconds: float) -> None:
-        log.warning(
+        self._tell(
+            log.warning,
             "a handler blocks the loop: nothing else runs, timeouts included. Make it a plain function (those run in "
             "threads), or await trio.to_thread.run_sync",
-            group=self._group,
-            seconds=round(seconds, 1),
-            stack=self._stack(),
+            seconds,
         )
 
-    def _stack(self) -> str:
-        frame = sys._current_frames().get(self._loop)
-        return "".join(traceback.format_stack(frame)[-8:]) if frame else ""
-
     def _stuck(self, silent: float) -> None:
-        stack = self._stack()
-
-        def tell() -> None:
-            log.critical(
-                "the worker's loop has made no progress; its heartbeat stops and others take over its events",
-                group=self._group,
-                seconds=round(silent, 1),
-                stack=stack,
-            )
-
-        teller = threading.Thread(target=tell, name="canvasbus-stuck", daemon=True)
-        teller.start()
-        teller.join(TELL_SECONDS)
+        self._tell(
+            log.critical,
+            "the worker's loop has made no progress; its heartbeat stops and others take over its events",
+            silent,
+        )
         if self._on_stuck:
             self._on_stuck()
 
+    def _tell(self, how: Callable[..., object], what: str, seconds: float) -> None:
+        """In a thread of its own: where nobody reads the log, telling would end the beat, and nobody would see a stuck
+        loop."""
+        frame = sys._current_frames().get(self._loop)
+        stack = "".join(traceback.format_stack(frame)[-8:]) if frame else ""
+        facts = {"group": self._group, "seconds": round(seconds, 1), "stack": stack}
+        teller = threading.Thread(target=how, args=(what,), kwargs=facts, name="canvasbus-stuck", daemon=True)
+        teller.start()
+        teller.join(TELL_SECONDS)
+
     async def run_task(self) -> None:
         """Beat from a trio task, over a connection of its own as the thread does."""
-        link = Link(self._server, timeout=2.0)
+        link = Link(self._server, timeout=ANSWER_SECONDS)
         try:
             while True:
                 says, packet = self._next()
@@ -270,6 +272,14 @@ class Heart:
     def join(self, timeout: float) -> None:
         if self._thread is not None:
             self._thread.join(timeout)
+
+    async def wait_silent(self) -> None:
+        """Return when, after `stop`, no beat is on its way any more: a late one would leave our name behind for ever. What
+        has not been answered by its time-out is not waited for. (A limiter of its own: abandoned handlers may have all
+        threads of trio's.)"""
+        if self._thread is not None:
+            once = trio.CapacityLimiter(1)
+            await trio.to_thread.run_sync(self.join, SILENT_SECONDS, abandon_on_cancel=True, limiter=once)
 
     def __repr__(self) -> str:
         return f"<Heart of {self._group}, {self.beats} beats>"

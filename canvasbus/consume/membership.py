@@ -89,9 +89,11 @@ class Membership:
         self._complaints = Complaints(group)
 
     async def join(self, stream: bytes, event_type: str, start: str) -> bytes:
-        """Make stream and group if need be; returns the last entry that the group was given."""
+        """Make stream and group if need be; returns the last entry that the group was given. A group whose workers are
+        to note first how far they had read is made by `renew`, once `due` has come."""
         keys, group = self._keys, self._group
-        await self._renew_lost(stream, event_type)
+        if not await self._renew_lost(stream, event_type):
+            return b"0-0"
         entries_read = ("ENTRIESREAD", 0) if start == "0" else ()
         replies = await self._shared.request(
             commands(
@@ -107,19 +109,22 @@ class Membership:
             await self._shared.call("HDEL", keys.cursors(group), stream, b"~gone:" + stream)
         return cursor_of(replies[2], group.encode()) or b"0-0"
 
-    async def _renew_lost(self, stream: bytes, event_type: str) -> None:
+    async def _renew_lost(self, stream: bytes, event_type: str) -> bool:
         """A group of which is noted how far it had read, and which is not there, is lost: it is made anew where it was,
-        and that is told, rather than begun at the start once more. Its living workers, if any, do that themselves."""
+        and that is told, rather than begun at the start once more. Its living workers, if any, do that themselves. False:
+        so that they can, it stays away for now."""
         keys, group = self._keys, self._group
         look = commands(("HGET", keys.cursors(group), stream), ("XINFO", "GROUPS", stream), ("HLEN", keys.beats(group)))
         cursor, groups, beating = await self._shared.request(look)
         if not isinstance(cursor, bytes) or cursor_of(groups, group.encode()) is not None:
-            return
+            return True
         if isinstance(beating, int) and beating:
-            await trio.sleep(GATHER_SECONDS)
+            self._gone.setdefault(stream, trio.current_time() + GATHER_SECONDS)
+            return False
         check(
             await self._shared.run(self._renewal(stream, event_type, b"0-0", only_other=False)), f"join group {group!r}"
         )
+        return True
 
     def _list(self, stream: bytes, event_type: str) -> bytes:
         """The list that names the stream: of the topics, or of what was redriven out of the group's dead letters."""
@@ -128,17 +133,17 @@ class Membership:
 
     # --- once a second -------------------------------------------------------------------------------------------
 
-    async def report(self) -> None:
+    async def report(self, link: Link | SharedLink | None = None) -> None:
         """Note how far we have read, and write down again what a FLUSHALL took."""
-        keys, group = self._keys, self._group
+        keys, group, link = self._keys, self._group, link or self._shared
         news: dict[bytes, Topic] = {}
         # How far we have read on a server that has since lost its last seconds says nothing about the one of now.
-        if self._shared.history == self._settler.reads_from:
+        if link.history == self._settler.reads_from:
             news = {s: topic for s, topic in self._topics.items() if topic.cursor != self._reported.get(s, b"0-0")}
         args: list[bytes | str | int] = [group, self.declaration]
         for stream, topic in news.items():
             args += (stream, topic.cursor)
-        reply = await self._shared.run(REPORT.call([keys.cursors(group), keys.groups], args))
+        reply = await link.run(REPORT.call([keys.cursors(group), keys.groups], args))
         if isinstance(reply, ReplyError):  # no memory for it, for example; the next one says the same
             return
         self._reported.update({stream: topic.cursor for stream, topic in news.items()})
@@ -146,9 +151,9 @@ class Membership:
         if emptied:
             self._settler.forget_topics()
             for stream, topic in self._topics.items():
-                await self._shared.call("SADD", self._list(stream, topic.event_type), topic.event_type)
+                await link.request(command("SADD", self._list(stream, topic.event_type), topic.event_type))
         if self._made is not None and made != self._made:
-            await self._made_anew(list(self._topics.values()))
+            await self._made_anew(link, list(self._topics.values()))
         self._made = made
 
     async def look_for_missed(self) -> None:
@@ -253,7 +258,7 @@ class Membership:
             log.error(
                 "a consumer group was gone and has been made anew", group=group, topic=topic.event_type, what=what
             )
-        await self._made_anew([topic])
+        await self._made_anew(link, [topic])
 
     def _renewal(self, stream: bytes, event_type: str, cursor: bytes, *, only_other: bool) -> Operation[Reply]:
         keys, group, where = self._keys, self._group, stream.decode()
@@ -272,16 +277,14 @@ class Membership:
         args: list[bytes | str | int] = [group, event_type, cursor, int(only_other), *losses]
         return RENEW.call(names, args)
 
-    async def _made_anew(self, topics: list[Topic]) -> None:
+    async def _made_anew(self, link: Link | SharedLink, topics: list[Topic]) -> None:
         """Some group is a new one: what we hold is not pending in it."""
         held = [topic for topic in topics if topic.held]
         if not held:
             return
         keys = self._keys.cursors(self._group)
-        starts = check(
-            await self._shared.call("HMGET", keys, *(b"~from:" + t.stream for t in held)), "look at the group"
-        )
-        for topic, start in zip(held, starts, strict=True):
+        (starts,) = await link.request(command("HMGET", keys, *(b"~from:" + t.stream for t in held)))
+        for topic, start in zip(held, check(starts, "look at the group"), strict=True):
             known, self._held_from[topic.stream] = self._held_from.get(topic.stream), start
             if start == known:  # held already: what is pending no more by now was committed, and must stay so
                 continue

@@ -61,6 +61,7 @@ class Recovery:
         self._settler = settler
         self._codec = codec
         self._on_due = on_due
+        self._came_back = False
         self._suspects = False
         """There may be some among what the next audit finds."""
         self._asking = 0
@@ -70,6 +71,12 @@ class Recovery:
         """Audit before the next read."""
         self.due = True
         self._on_due()
+
+    def handed_back(self) -> None:
+        """What was handed back is held no more. Taken again before we heard that it had gone, it is with nobody now."""
+        if self._came_back:
+            self._came_back = False
+            self.audit_soon()
 
     async def audit(self, link: Link) -> None:
         """Fetch what is pending under our name but not in our hands: a reply was lost on its way. (Over the reader's own
@@ -174,7 +181,10 @@ class Recovery:
         suspect: bool,
         overdue: bool = False,
     ) -> None:
-        if entry_id in topic.held:  # an audit and a take that was still under way have both found it
+        if (
+            entry_id in topic.held
+        ):  # an audit and a take that was still under way have both found it; or see `handed_back`
+            self._came_back = True
             return
         if not fields:
             self.lost(topic, entry_id)

@@ -153,7 +153,7 @@ class Runner:
                 log.warning("others took this worker for dead; it joins again", group=self.group)
         finally:
             if self.worker.group is PER_INSTANCE and self._current is not None:
-                await dismiss(self._server, self._keys, self.group, self._current.heart_stopped)
+                await dismiss(self._server, self._shared, self._keys, self.group, self._current.heart)
 
     def stop(self, grace: float | None = None) -> None:
         """Leave; `run` returns when that is done."""
@@ -161,6 +161,8 @@ class Runner:
             self._grace = grace
         self._stop_by = trio.current_time() + self._grace
         self._stop.set()
+        if self._current is not None:
+            self._current.joining_scope.cancel()
         if self._lifespan is not None:
             self._lifespan.interrupt()
 
@@ -217,6 +219,8 @@ class _Incarnation:
         self.runner = runner
         self.group = runner.group
         self.consumer = consumer_name()
+        self.joining_scope = trio.CancelScope()
+        """Cancelled when the worker is told to leave: one that joins holds nothing yet, and need not wait for the server."""
         self._fenced = trio.Event()
         self._shared = runner._shared
         quarantine = trio.Lock()
@@ -251,7 +255,7 @@ class _Incarnation:
                     settler,
                 )
             )
-        self._heart = Heart(
+        self.heart = Heart(
             runner._server,
             runner._keys,
             self.group,
@@ -286,7 +290,7 @@ class _Incarnation:
             for subscription in self.subscriptions
         ]
         self._pausing = Pausing(self.group, self.subscriptions, self._shared, self._on_pause)
-        self._leaving = Leaving(self.group, self.subscriptions, self.lanes)
+        self._leaving = Leaving(self.group, self.subscriptions, self.lanes, self.heart)
 
     def _accepts(self) -> bytes:
         """What this worker takes now, for whoever asks. Called by the heartbeat's thread."""
@@ -306,14 +310,14 @@ class _Incarnation:
     async def run(self) -> bool:
         """Live. True: fenced, a new incarnation must follow. False: left on purpose."""
         runner = self.runner
-        if not await self._join():
+        if runner._stop.is_set() or not await self._join():
             return False
         try:
             await self._live()
         finally:
             # Also when cancelled from outside or when something of ours crashed: a heart that went on beating would
             # keep everybody's hands off what we hold.
-            self._heart.stop()
+            self.heart.stop()
             if not self._fenced.is_set():
                 with trio.CancelScope(shield=True, deadline=trio.current_time() + self._leaving.seconds):
                     await self._leaving.leave(runner._server)
@@ -330,9 +334,9 @@ class _Incarnation:
             for subscription in self.subscriptions:
                 nursery.start_soon(subscription.run)
             if runner._server.shared:
-                self._heart.start_thread()
+                self.heart.start_thread()
             else:
-                nursery.start_soon(self._heart.run_task)
+                nursery.start_soon(self.heart.run_task)
             for sweep in self._sweeps:
                 nursery.start_soon(sweep.run)
             nursery.start_soon(self._taking.run)
@@ -356,26 +360,22 @@ class _Incarnation:
                     leaving.cancel_scope.cancel()
             nursery.cancel_scope.cancel()
 
-    def heart_stopped(self) -> None:
-        """Return when no heartbeat is on its way any more. Blocks."""
-        self._heart.join(timeout=2.5)
-
     def _topics(self) -> list[str]:
         return sorted({t.event_type for s in self.subscriptions for t in s.topics.values()})
 
     async def _join(self) -> bool:
         backoff = ServerBackoff("joining waits for the server", self.group)
-        while not self.runner._stop.is_set():
-            try:
-                for subscription in self.subscriptions:
-                    await self._joining.join(subscription)
-                await self._pausing.look()
-                return True
-            except TransportError as error:
-                if isinstance(error, Refused) and not self.runner.ready.is_set():
-                    raise  # whoever has run here before waits until that is mended
-                with trio.move_on_after(backoff.next(error)):
-                    await self.runner._stop.wait()
+        with self.joining_scope:
+            while True:
+                try:
+                    for subscription in self.subscriptions:
+                        await self._joining.join(subscription)
+                    await self._pausing.look()
+                    return True
+                except TransportError as error:
+                    if isinstance(error, Refused) and not self.runner.ready.is_set():
+                        raise  # whoever has run here before waits until that is mended
+                    await backoff.wait(error)
         return False
 
 

@@ -122,6 +122,7 @@ class Settler:
         self._aside: list[Commit] = []
         """What is tried again later, while the rest goes on."""
         self._aside_until = 0.0
+        self._leaves = False
         self._known: set[str] = set()
         self._fresh: set[str] = set()
         self._work = trio.Event()
@@ -192,6 +193,11 @@ class Settler:
         self._holds.append((topic, start))
         self._work.set()
 
+    def leave(self) -> None:
+        """The worker leaves: what waits for somebody to clear a key is tried once more, and no longer waited for."""
+        self._leaves, self._aside_until = True, -math.inf
+        self._work.set()
+
     def forget_topics(self) -> None:
         """The list of topics is gone from the server: announce again what is published."""
         self._fresh |= self._known
@@ -240,7 +246,7 @@ class Settler:
             await self._make_sure()
         if self._holds and not self._commits:
             try:
-                await self._hold_again()
+                await self.hold_now(self._link)
             except TransportError as error:  # before the next commit, or soon
                 self._doubtful |= isinstance(error, Unavailable) and error.ambiguous
         if self._aside and trio.current_time() >= self._aside_until:
@@ -390,23 +396,23 @@ class Settler:
             for commit in chunk
         )
 
-    async def _hold_again(self) -> None:
+    async def hold_now(self, link: Link) -> None:
+        """Do what `hold_again` asked for. (From outside only after the end of `run`.)"""
         while self._holds:
             topic, start = self._holds[0]
             for some in chunks([i for i in topic.held if id_order(i) <= id_order(start)]):
                 keys = [self.fence.key, topic.stream]
                 while True:
                     args: list[Argument] = [self.fence.number, self._group, self.consumer, *some]
-                    reply = await self._link.run(HOLD.call(keys, args))
-                    if reply not in (b"FENCED", b"STALE"):
+                    stale = await link.run(HOLD.call(keys, args)) == b"STALE"
+                    if not stale or not await self.fence.raise_number(link):
                         break
-                    await self._raise_fence()
             del self._holds[0]  # others may have come behind it meanwhile
 
     async def _send(self, chunk: list[Commit], look: bool) -> Reply:
         look = await self._doubts(chunk) or look
         if self._holds:  # first of all: what is looked up must be found
-            await self._hold_again()
+            await self.hold_now(self._link)
         if self._fresh:  # new topics are announced before their first entry, so that globs find them
             fresh = sorted(self._fresh)
             replies = await self._link.request(command("SADD", self.keys.topics, *fresh))
@@ -431,10 +437,15 @@ class Settler:
                 await self._commit([commit])
             return
         commit = chunk[0]
-        if waits:
+        if self._leaves and (waits or commit.burial):
+            self._give_up(commit, failure)
+        elif waits:
             self._complaints.tell("an outcome waits for a key of the bus that holds something else", failure)
             self._set_aside(commit)
-            return
+        else:
+            self._blame(commit, failure)
+
+    def _blame(self, commit: Commit, failure: TransportError) -> None:
         log.error(
             "the server refuses an outcome",
             group=self._group,
@@ -457,6 +468,16 @@ class Settler:
     def _set_aside(self, commit: Commit) -> None:
         self._aside.append(commit)
         self._aside_until = trio.current_time() + ASIDE_SECONDS
+
+    def _give_up(self, commit: Commit, failure: TransportError) -> None:
+        """Nobody will clear the key before the grace time is over. The entry is still held, and handed back."""
+        self._complaints.tell("leaving: what the server refuses is not waited for, its events go back", failure)
+        if commit.done is not None:
+            commit.done.set()
+        if commit.changes:
+            commit.changes.settled(applied=False)
+        if commit.attempts is None:
+            commit.delivery.topic.lane.settled(1)
 
     def _finish(self, chunk: list[Commit], reply: list[int | bytes]) -> None:
         settled: dict[Lane, int] = {}  # told once per lane: being told makes a lane look for room

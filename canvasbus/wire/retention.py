@@ -8,16 +8,22 @@ from msgspec import Meta, Struct
 WhenFull = Literal["block", "reject", "drop_with_loss_event"]
 
 
+MOST = 2**53 - 1
+"""No number may be more: the server's Lua counts in doubles."""
+
+_Count = Annotated[int, Meta(ge=1, le=MOST)]
+
+
 class Retention(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What is kept of one type. None: as much as there is."""
 
     max_age: Annotated[float, Meta(gt=0)] | None = 7 * 86400.0
     """Seconds; older entries go once every declared group has handled them."""
-    max_length: Annotated[int, Meta(ge=1)] | None = 1_000_000
+    max_length: _Count | None = 1_000_000
     """Entries of one partition; more than that go once every declared group has handled them, a hundredth at a time."""
-    max_bytes: Annotated[int, Meta(ge=1)] | None = None
+    max_bytes: _Count | None = None
     """Memory of one partition's stream on the server; the same."""
-    cap: Annotated[int, Meta(ge=1)] | None = None
+    cap: _Count | None = None
     """Entries of one partition, handled or not, at which `when_full` decides."""
     when_full: WhenFull = "block"
     """At the cap publishers wait, or get StreamFull, or the oldest entries go and bus.loss tells."""

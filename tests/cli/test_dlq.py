@@ -158,7 +158,7 @@ def test_an_event_that_two_gave_up_needs_a_group(run: Run, event_id: str, eyes: 
     """Nothing is redriven by mistake."""
     run("dlq", "redrive", "--id", event_id, "--yes").failed(2, "archive, framer", "--group")
     run("dlq", "redrive", "--rate", "0", "--yes").failed(2, "--rate 0")
-    run("dlq", "purge", "-n", "0", "--yes").failed(2, "-n 0")
+    run("dlq", "purge", "-n", "0", "--yes").failed(2, "argument -n")
     assert run("dlq", "redrive", "--id", event_id, "--group", "archive", "--yes").code == 0
     assert eyes.call("XLEN", eyes.keys.dead("archive")) == 0 and eyes.call("XLEN", eyes.keys.dead("framer")) == 2
 

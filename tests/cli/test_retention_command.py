@@ -53,6 +53,12 @@ def test_settings_add_up(run: Run, eyes: Eyes) -> None:
         (("set", "painting.made"), "say what to change"),
         (("set", "painting.made", "--max-age", "soon"), "--max-age soon: give a length of time, like 90s"),
         (("set", "painting.made", "--cap", "0"), "'0' is no number"),
+        (
+            ("set", "painting.made", "--cap", "999999999999G"),
+            "--cap 999999999999G: at most 9,007,199,254,740,991, or any",
+        ),
+        (("set", "painting.made", "--max-length", "9" * 30), "at most 9,007,199,254,740,991"),
+        (("set", "painting.made", "--max-bytes", "9007199254740992"), "--max-bytes 9007199254740992: at most"),
         (("set", "Not A Type", "--cap", "5"), "neither a type nor a glob"),
     ],
 )
@@ -89,9 +95,9 @@ def test_trimming_once(run: Run, eyes: Eyes) -> None:
 def test_lengths_and_numbers() -> None:
     """Units as people write them."""
     assert [seconds_of(t, "--max-age") for t in ("90s", "1.5h", "7d", "2W")] == [90, 5400, 604800, 1209600]
-    assert [count(t) for t in ("10", "5k", "1_000", "512Mi", "2GB")] == [10, 5000, 1000, 2**29, 2 * 10**9]
+    assert [count(t, "--cap") for t in ("10", "5k", "1_000", "512Mi", "2GB")] == [10, 5000, 1000, 2**29, 2 * 10**9]
     for wrong in ("", "x", "-1", "1y", "0"):
         with pytest.raises(ConfigError):
             seconds_of(wrong, "--max-age")
         with pytest.raises(ConfigError):
-            count(wrong)
+            count(wrong, "--cap")

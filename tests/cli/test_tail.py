@@ -272,7 +272,7 @@ def test_a_misspelt_field_is_hinted_at(run: Run, filled: Eyes) -> None:
         (("--from", "18446744073709551616"), "below 2^64"),
         (("--from", "1-" + "9" * 5000), "below 2^64"),
         (("--from", "0", "-n", "0"), "at least 1"),
-        (("-n", "x"), "invalid int value"),
+        (("-n", "x"), "use a number"),
         (("--where", "title", "-n", "1"), "write field=value"),
         (("--where", "=x", "-n", "1"), "write field=value"),
         (("--tpye", "x"), "did you mean --type?"),

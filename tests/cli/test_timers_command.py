@@ -30,7 +30,8 @@ def test_the_next_ones_are_shown(run: Run, eyes: Eyes) -> None:
     shown = run("timers")
     assert shown.code == 0 and "\x1b[2J" not in shown.out and "painting.made" in shown.out
     assert "2 timers in all: -n 10" in run("timers", "-n", "1").err
-    run("timers", "-n", "0").failed(2, "-n 0")
+    for wrong in ("0", "-1", "x", "", str(10**9 + 1), str(10**25), "9" * 5000):
+        run("timers", "-n", wrong).failed(2, "argument -n: ", "at least 1 and at most 1,000,000,000")
 
 
 def test_what_is_late_is_told(run: Run, eyes: Eyes) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
+from faulty import FaultyServer
 from studio import Eyes, PaintingMade, SculptureMade, quiet, runner_of, running
 from trio.abc import Clock
 from waiting import until
@@ -13,7 +14,9 @@ from waiting import until
 from canvasbus.bus import PER_INSTANCE, EventBus
 from canvasbus.consume import instances, maintain
 from canvasbus.errors import ContractError
+from canvasbus.transport.connect import open_server
 from canvasbus.transport.memory import MemoryServer
+from canvasbus.transport.server import Connection, Server
 from canvasbus.worker import Backoff, Context, Worker
 
 
@@ -41,6 +44,44 @@ def declared(eyes: Eyes) -> dict[str, dict[str, Any]]:
 
 def groups(eyes: Eyes, event_type: str = "painting.made") -> set[str]:
     return {row[1].decode() for row in eyes.call("XINFO", "GROUPS", eyes.stream(event_type))}
+
+
+class Slow(FaultyServer):
+    """Keeps the request that makes a group until `go`."""
+
+    def __init__(self, inner: Server) -> None:
+        super().__init__(inner)
+        self.held, self.go = trio.Event(), trio.Event()
+
+    async def connect(self) -> Connection:
+        connection = await super().connect()
+        send = connection.send
+
+        async def slowly(data: bytes) -> None:
+            if b"MKSTREAM" in data:
+                self.held.set()
+                await self.go.wait()
+            await send(data)
+
+        connection.send = slowly  # type: ignore[method-assign]
+        return connection
+
+
+async def test_one_that_is_told_to_leave_while_it_joins_leaves_nothing(
+    any_url: str, namespace: str, eyes: Eyes
+) -> None:
+    """What would make its group is still on its way, and must not come after the group was removed."""
+    server = Slow(open_server(any_url))
+    async with running(server, namespace=namespace) as bus:
+        bus.add(dashboard([]))
+        await server.held.wait()
+        runner_of(bus).stop()
+        await until(lambda: not eyes.call("EXISTS", eyes.keys.groups) or bus._shared._waiters)
+        await trio.testing.wait_all_tasks_blocked()
+        server.go.set()
+        await until(lambda: runner_of(bus).state == "left")
+        await bus._shared.call("PING")
+    assert groups(eyes) == set() and declared(eyes) == {}
 
 
 async def test_each_process_sees_all_events(any_url: str, namespace: str, eyes: Eyes) -> None:

@@ -1,10 +1,16 @@
 """A worker that leaves while the network is in trouble leaves nothing that others have to wait for, and nothing of it
 comes later."""
 
+import threading
+from typing import Any
+
 import pytest
+import structlog.testing
 import trio
+import trio.testing
 from faulty import Fault, FaultyServer, commands_in
-from studio import Eyes, PaintingMade, framing, runner_of, running, subscription_of
+from proxy import Proxy
+from studio import Eyes, PaintingMade, framing, quiet, runner_of, running, subscription_of
 from trio.abc import Clock
 from waiting import until
 
@@ -13,9 +19,10 @@ from canvasbus.consume.dispatch import Lane
 from canvasbus.errors import Unavailable
 from canvasbus.transport.connect import open_server
 from canvasbus.transport.memory import MemoryServer
-from canvasbus.transport.owner_scripts import TAKE
+from canvasbus.transport.owner_scripts import RELEASE, TAKE
 from canvasbus.transport.settle_script import SETTLE
-from canvasbus.worker import Backoff, Breaker, Worker
+from canvasbus.wire.keys import FREE_POOL
+from canvasbus.worker import Backoff, Breaker, Later, Worker
 
 
 def lane_of(bus: EventBus) -> Lane:
@@ -40,6 +47,96 @@ class Trouble:
 
     def end(self) -> None:
         self._server.on_packet = None
+
+
+async def test_a_worker_that_joins_leaves_at_once(server_url: str, namespace: str) -> None:
+    """Whatever it is waiting for: here for a server that says nothing."""
+    with Proxy(int(server_url.rpartition(":")[2])) as proxy:
+        async with running(proxy.url, namespace=namespace) as bus:
+            proxy.stall()
+            bus.add(framing())
+            await trio.testing.wait_all_tasks_blocked()
+            runner_of(bus).stop()
+            await until(lambda: runner_of(bus).state == "left", 2)
+            proxy.go_on()
+
+
+@pytest.mark.usefixtures("quick_hearts")
+async def test_no_beat_comes_after_a_worker_has_left(
+    server_url: str, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One is held up on its way while the worker is told to leave: it hands back what it holds at once, and goes when the
+    beat has been answered, so that no name stays behind."""
+    server, eyes = FaultyServer(open_server(server_url)), Eyes(server_url, namespace)
+    worker, begun = Worker("framers"), trio.Event()
+    held, go = threading.Event(), threading.Event()
+    pending_then: list[list[str]] = []
+
+    @worker.on(PaintingMade)
+    async def frame(event: PaintingMade) -> None:
+        begun.set()
+        await trio.sleep_forever()
+
+    def delay(data: bytes) -> None:
+        if b"HINCRBY" in commands_in(data):
+            held.set()
+            go.wait(10)
+
+    async with running(server, worker, namespace=namespace, grace=0.0) as bus:
+        await bus.publish(PaintingMade(number=1))
+        await begun.wait()
+        incarnation = runner_of(bus)._current
+        assert incarnation is not None
+        joined = incarnation.heart.join
+
+        def join(timeout: float) -> None:
+            pending_then.append([owner for _, owner, _ in eyes.pending("framers")])
+            go.set()
+            joined(timeout)
+
+        monkeypatch.setattr(incarnation.heart, "join", join)
+        server.on_packet = delay
+        await until(held.is_set)
+        await bus.aclose()
+    go.set()
+    joined(10)
+    assert eyes.call("HLEN", eyes.keys.beats("framers")) == eyes.call("HLEN", eyes.keys.accepts("framers")) == 0
+    assert pending_then == [["~free"]] and eyes.consumers("framers") == {"~free"}
+    eyes.close()
+
+
+async def test_each_partition_is_left_whatever_became_of_the_others(any_url: str, namespace: str) -> None:
+    """The word that it leaves the second one is lost, and said once more: by then it has left the first one, and put an end
+    to all that could come from it there."""
+    server, worker, runs = FaultyServer(open_server(any_url)), Worker("framers"), list[int]()
+    eyes = [Eyes(any_url, namespace, partition) for partition in range(2)]
+
+    @worker.on(PaintingMade)
+    async def frame(event: PaintingMade) -> None:
+        runs.append(event.number)
+        await trio.sleep_forever()
+
+    async with running(server, worker, namespace=namespace, partitions=2, grace=0.0) as bus:
+        await bus.publish_many([PaintingMade(title=str(n), number=n) for n in range(10)])
+        await until(lambda: len(runs) == 10)
+        incarnation = runner_of(bus)._current
+        assert incarnation is not None
+        for settler in incarnation.settlers:  # an answer was lost some time ago
+            await settler.make_sure()
+        lost = [False]
+
+        def meet(data: bytes) -> None:
+            if RELEASE.sha.encode() in data and eyes[1].keys.beats("framers") in data and not lost[0]:
+                lost[0] = True
+                raise Unavailable("the request was lost", ambiguous=True)
+
+        server.on_packet = meet
+        await bus.aclose()
+    assert lost[0]
+    for look in eyes:
+        assert {owner for _, owner, _ in look.pending("framers")} == {"~free"} == look.consumers("framers")
+        assert look.call("HLEN", look.keys.beats("framers")) == 0
+        look.close()
 
 
 async def test_a_commit_that_comes_late_changes_nothing(any_url: str, namespace: str, eyes: Eyes) -> None:
@@ -114,6 +211,44 @@ async def test_a_batch_that_is_being_gathered_is_handed_back(any_url: str, names
         await bus.aclose()
     assert runs == []
     assert [(owner, count) for _, owner, count in eyes.pending("framers")] == [("~free", 1)] * 3
+
+
+@pytest.mark.parametrize("what", ["dead", "timers"])
+@pytest.mark.parametrize("cleared", [True, False])
+async def test_an_outcome_that_waits_for_a_key_does_not_hold_up_who_leaves(
+    any_url: str, namespace: str, eyes: Eyes, what: str, cleared: bool
+) -> None:
+    """Somebody has put something else where dead letters or timers lie. It is tried once more, and if it is still so the
+    event is handed back at once, which is told once for all of them; when the key is cleared it has its effect, once."""
+    worker, runs = Worker("framers"), list[int]()
+
+    @worker.on(PaintingMade, retry=Backoff(attempts=1))
+    async def frame(event: PaintingMade) -> Any:
+        runs.append(event.number)
+        if what == "dead":
+            raise ValueError
+        return Later(PaintingMade(), after=3600)
+
+    key = eyes.keys.dead("framers") if what == "dead" else eyes.keys.timers
+    eyes.call("SET", key, "x")
+    with structlog.testing.capture_logs() as logs:
+        async with running(any_url, worker, namespace=namespace) as bus:
+            await bus.publish_many([PaintingMade(number=n) for n in range(3)])
+            await until(lambda: len(subscription_of(bus).settler._aside) == 3)
+            if cleared:
+                eyes.call("DEL", key)
+            with trio.fail_after(4):
+                await bus.aclose()
+    assert eyes.consumers("framers") == ({"~free"} if not cleared else set())
+    told = [log for log in logs if "is not waited for" in log["event"]]
+    assert [log for log in logs if "grace time is over" in log["event"]] == []
+    after = logs[next(at for at, log in enumerate(logs) if log["event"] == "worker leaves") + 1 :]
+    assert after == told and len(told) == (not cleared) and all(key.decode() in log["error"] for log in told)
+    eyes.call("DEL", *([] if cleared else [key]), b"none")
+    async with running(any_url, worker, namespace=namespace):
+        await quiet(eyes)
+    assert sorted(runs) == [0, 1, 2] if cleared else sorted(runs) == [0, 0, 1, 1, 2, 2]
+    assert eyes.call(*(("XLEN", key) if what == "dead" else ("ZCARD", key))) == 3
 
 
 @pytest.mark.parametrize("breaker", [None, Breaker(failures=1, pause=600, cap=600)])
@@ -211,6 +346,39 @@ async def test_what_is_taken_while_the_rest_is_handed_back_is_handed_back_too(
         await until(lambda: [owner for _, owner, _ in eyes.pending("framers")] == ["~free"])
         assert lane_of(bus).held == 0
     assert runs == []
+
+
+async def test_what_is_taken_again_before_its_return_is_heard_of_is_run(
+    any_url: str, namespace: str, eyes: Eyes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answers that it was handed back and that it was taken come in one packet, and the latter is looked at first."""
+    worker, runs, gate = Worker("framers"), list[int](), trio.Event()
+
+    @worker.on(PaintingMade, concurrency=1)
+    async def look(event: PaintingMade) -> None:
+        runs.append(event.number)
+        await gate.wait()
+
+    async with running(any_url, worker, namespace=namespace) as bus:
+        lane, incarnation = lane_of(bus), runner_of(bus)._current
+        assert incarnation is not None
+        lane.window = 10
+        await bus.publish_many([PaintingMade(number=n) for n in range(2)])
+        await until(lambda: runs == [0] and lane._queue)
+        release, recovery = incarnation._leaving._release, subscription_of(bus).recovery
+
+        async def release_and_take(*args: Any) -> None:
+            await release(*args)
+            await recovery.take(FREE_POOL, 10)
+
+        monkeypatch.setattr(incarnation._leaving, "_release", release_and_take)
+        back = lane._queue.pop()
+        lane.held -= 1
+        incarnation._leaving.hand_back([back])
+        await until(lambda: recovery.statistics.taken == 1)
+        gate.set()
+        await until(lambda: runs == [0, 1], 5)
+        await quiet(eyes)
 
 
 async def test_what_is_handed_back_is_taken_while_the_last_that_was_taken_still_runs(

@@ -237,19 +237,26 @@ async def test_a_loop_is_not_stuck_while_a_handler_has_asked_for_time() -> None:
     heart.join(5)
 
 
-async def test_a_stuck_loop_is_ended_although_nobody_reads_the_log(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Telling of it may block, like a full pipe does: on_stuck is called all the same."""
+@pytest.mark.parametrize("blocks", [{"max_block": 0.01}, {"blocked": 0.01, "max_block": 0.3}])
+async def test_a_stuck_loop_is_ended_although_nobody_reads_the_log(
+    monkeypatch: pytest.MonkeyPatch, blocks: dict[str, float]
+) -> None:
+    """Telling of it may block, like a full pipe does: on_stuck is called all the same. So may telling that a handler blocks
+    the loop, which comes first: the heart beats on."""
     full, stuck = threading.Event(), threading.Event()
 
     class Blocked:
         def critical(self, *_: object, **__: object) -> None:
             full.wait(20)
 
+        warning = critical
+
     monkeypatch.setattr(liveness, "log", Blocked())
     monkeypatch.setattr(liveness, "TELL_SECONDS", 0.01)
-    heart = Heart(MemoryServer(), [Keys()], "g", "me", Progress(), every=0.005, max_block=0.01, on_stuck=stuck.set)
+    heart = Heart(MemoryServer(), [Keys()], "g", "me", Progress(), every=0.005, on_stuck=stuck.set, **blocks)
     heart.start_thread()
     assert stuck.wait(10)
+    assert heart.beats > 2 or not blocks.get("blocked")
     full.set()
     heart.stop()
     heart.join(5)

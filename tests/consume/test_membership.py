@@ -9,13 +9,21 @@ import trio
 from faulty import FaultyServer
 from servers import ServerProcess, binaries
 from studio import Eyes, PaintingFramed, PaintingMade, SculptureMade, quiet, running, subscription_of
+from trio.abc import Clock
 from waiting import until
 
+from canvasbus import Event, event
 from canvasbus.consume import membership
 from canvasbus.consume.membership import gone_unread
 from canvasbus.transport.connect import open_server
 from canvasbus.transport.group_scripts import HOLD
+from canvasbus.transport.memory import MemoryServer
 from canvasbus.worker import Worker
+
+
+@event("painting.sold")
+class PaintingSold(Event):
+    pass
 
 
 def framing(**options: Any) -> Worker:
@@ -85,6 +93,35 @@ async def test_what_is_held_when_the_group_goes_is_not_forgotten(any_url: str, n
     async with running(any_url, framing(), namespace=namespace):
         await until(lambda: eyes.count("painting.framed") == 20)
         await quiet(eyes)
+    assert sorted(e.number for e in eyes.events("painting.framed")) == list(range(20))
+
+
+async def test_who_leaves_before_it_has_heard_of_the_new_group_hands_back_what_it_holds(
+    any_url: str, namespace: str, eyes: Eyes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another worker made the group anew, where this one's events are pending no more. Told to leave at that moment, it
+    does not take them along."""
+    gate, idle = Gate(), Gate()
+    async with running(any_url, gate.worker, namespace=namespace, grace=0.0) as bus:
+        await bus.publish_many([PaintingMade(number=n) for n in range(20)])
+        await until(lambda: len(gate.seen) == 20)
+        async with running(any_url, idle.worker, namespace=namespace) as other:
+            subscription = subscription_of(bus)
+            subscription.stop()  # so that it hears of it by its reports only
+            await subscription.stopped.wait()
+            report = subscription.membership.report
+
+            async def none() -> None:
+                pass
+
+            monkeypatch.setattr(subscription.membership, "report", none)
+            eyes.call("XGROUP", "DESTROY", eyes.stream(), "framers")
+            await until(lambda: losses(eyes))
+            monkeypatch.setattr(subscription.membership, "report", report)
+            await bus.aclose()
+            idle.opened.set()
+            await until(lambda: eyes.count("painting.framed") == 20)
+            assert other.statistics()[0].dead == 0
     assert sorted(e.number for e in eyes.events("painting.framed")) == list(range(20))
 
 
@@ -291,6 +328,63 @@ async def test_a_group_is_made_anew_although_its_notes_are_nonsense(any_url: str
         await quiet(eyes)
     assert sorted(made.number for made in eyes.events("painting.framed")) == list(range(25))
     assert losses(eyes) == [("painting.made", "group_recreated", None)]
+
+
+@pytest.mark.parametrize("partitions", [1, 3])
+async def test_who_joins_waits_for_no_lost_group(
+    virtual: Clock, memory: MemoryServer, namespace: str, partitions: int
+) -> None:
+    """The groups of three topics are gone while others of the group live, who are to note how far they had read: a worker
+    joins at once, reads what is there, and all are made anew together when that time is over."""
+    worker, seen = Worker("framers"), list[Event]()
+
+    @worker.on(PaintingMade, PaintingFramed, SculptureMade, PaintingSold)
+    async def note(event: Event) -> None:
+        seen.append(event)
+
+    each = [PaintingMade(), PaintingFramed(), SculptureMade()]
+    eyes = [Eyes(memory, namespace, partition) for partition in range(partitions)]
+    async with running(memory, worker, namespace=namespace, partitions=partitions) as bus:
+        await bus.publish_many([*each, PaintingSold()] * 9)
+        await until(lambda: len(seen) == 36)
+        await trio.sleep(3)
+    destroyed = 0
+    for look in eyes:
+        noted = look.call("HKEYS", look.keys.cursors("framers"))
+        for event_type in ("painting.made", "painting.framed", "sculpture.made"):
+            look.call("XGROUP", "DESTROY", look.stream(event_type), "framers")
+            destroyed += look.stream(event_type) in noted
+        look.call("HSET", look.keys.beats("framers"), "somebody", 1)
+    assert destroyed >= 3
+    began = trio.current_time()
+    async with running(memory, worker, namespace=namespace, partitions=partitions) as bus:
+        assert trio.current_time() - began < 0.5
+        await bus.publish(PaintingSold())
+        await until(lambda: len(seen) == 37, 1)
+        await until(lambda: sum(look.count("bus.loss") for look in eyes) == destroyed, 4)
+        await bus.publish_many(each)
+        await until(lambda: len(seen) == 40, 3)
+    assert {loss.reason for look in eyes for loss in look.events("bus.loss")} == {"group_recreated"}
+
+
+async def test_who_joins_a_group_that_is_away_goes_on_where_it_was(any_url: str, namespace: str, eyes: Eyes) -> None:
+    """Its living workers, who have not noticed yet, are given the time to note how far they had read; the group goes on
+    behind that, and it is told once."""
+    gate = Gate()
+    gate.opened.set()
+    async with running(any_url, gate.worker, namespace=namespace) as bus:
+        await bus.publish_many([PaintingMade(number=n) for n in range(20)])
+        last = (await until(lambda: eyes.call("XREVRANGE", eyes.stream(), "+", "-", "COUNT", 1)))[0][0]
+        await until(lambda: eyes.call("HGET", eyes.keys.cursors("framers"), eyes.stream()) == last)
+        subscription_of(bus).stop()  # it reads no more, and hears of it by the other way only
+        await subscription_of(bus).stopped.wait()
+        eyes.call("XGROUP", "DESTROY", eyes.stream(), "framers")
+        async with running(any_url, gate.worker, namespace=namespace) as other:
+            assert losses(eyes) == []
+            await other.publish_many([PaintingMade(number=n) for n in range(20, 25)])
+            await until(lambda: len(gate.seen) == 25)
+            await quiet(eyes)
+    assert sorted(gate.seen) == list(range(25)) and losses(eyes) == [("painting.made", "group_recreated", None)]
 
 
 @pytest.mark.parametrize("kind", binaries())
