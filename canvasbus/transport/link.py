@@ -18,6 +18,7 @@ Rules, each of which somebody else broke first:
 """
 
 from collections import deque
+from math import inf
 from typing import TypeVar
 
 import trio
@@ -59,11 +60,35 @@ class Link:
 
     async def request(self, packet: Packet, *, timeout: float | None = None) -> list[Reply]:
         """Send a packet and return its replies, error replies as values."""
-        await self.send(packet)
-        return await self.receive(packet.replies, later=packet.later, timeout=timeout)
+        connection = await self._ready_to_send(packet)
+        limit = self._timeout if timeout is None else timeout
+        sent = False
+        with trio.move_on_after(self._timeout) as scope:  # one for both ways: it costs more than either
+            await self._put(connection, packet)
+            sent = True
+            scope.deadline = trio.current_time() + limit
+            return await self._take(connection, packet.replies, packet.later)
+        raise self._unanswered(limit) if sent else self._stuck()
 
     async def send(self, packet: Packet) -> None:
         """Send only; `receive` must follow."""
+        connection = await self._ready_to_send(packet)
+        with trio.move_on_after(self._timeout):
+            await self._put(connection, packet)
+            return
+        raise self._stuck()
+
+    async def receive(self, count: int, *, later: int = 0, timeout: float | None = None) -> list[Reply]:
+        """The replies of the packet sent last, but for the `later` ones; those of cancelled requests before it are skipped."""
+        connection = self._connection
+        if connection is None:
+            raise Unavailable(f"{self.server.name}: the connection is gone", ambiguous=True)
+        limit = self._timeout if timeout is None else timeout
+        with trio.move_on_after(limit):
+            return await self._take(connection, count, later)
+        raise self._unanswered(limit)
+
+    async def _ready_to_send(self, packet: Packet) -> Connection:
         if packet.early > self._owed:
             raise Unavailable(f"{self.server.name}: the connection was given up in between")  # nothing was sent
         await self.connect()
@@ -72,44 +97,42 @@ class Link:
         if not self._owed and (trouble := connection.trouble()):
             self._drop()
             raise Unavailable(f"{self.server.name}: {trouble}")  # nothing was sent: not ambiguous
-        sent = False
-        try:
-            with trio.move_on_after(self._timeout):
-                await connection.send(packet.data)
-                sent = True
-        except TransportError as error:
-            raise Unavailable(str(error), ambiguous=True) from error
-        finally:
-            if not sent:
-                self._drop()
-        if not sent:
-            raise Unavailable(f"{self.server.name}: could not send for {self._timeout:g} s", ambiguous=True)
-        self._owed += packet.replies - packet.early + packet.later
+        return connection
 
-    async def receive(self, count: int, *, later: int = 0, timeout: float | None = None) -> list[Reply]:
-        """The replies of the packet sent last, but for the `later` ones; those of cancelled requests before it are skipped."""
-        connection = self._connection
-        if connection is None:
-            raise Unavailable(f"{self.server.name}: the connection is gone", ambiguous=True)
-        limit = self._timeout if timeout is None else timeout
-        end = self._owed - later
+    async def _put(self, connection: Connection, packet: Packet) -> None:
         try:
-            with trio.move_on_after(limit):
-                while len(self._ready) < end:
-                    self._ready += await connection.receive()
-                if len(self._ready) > self._owed:
-                    raise Unavailable(f"{self.server.name}: {UNASKED}")
-                replies = self._ready[end - count : end]
-                demoted = is_demoted(self._ready)
-                self._ready, self._owed = self._ready[end:], later
-                if demoted:
-                    self._drop()
-                return replies
+            await connection.send(packet.data)
         except TransportError as error:
             self._drop()
             raise Unavailable(str(error), ambiguous=True) from error
+        except BaseException:  # cut in the middle
+            self._drop()
+            raise
+        self._owed += packet.replies - packet.early + packet.later
+
+    async def _take(self, connection: Connection, count: int, later: int) -> list[Reply]:
+        end = self._owed - later
+        try:
+            while len(self._ready) < end:
+                self._ready += await connection.receive()
+            if len(self._ready) > self._owed:
+                raise Unavailable(f"{self.server.name}: {UNASKED}")
+        except TransportError as error:
+            self._drop()
+            raise Unavailable(str(error), ambiguous=True) from error
+        replies = self._ready[end - count : end]
+        demoted = is_demoted(self._ready)
+        self._ready, self._owed = self._ready[end:], later
+        if demoted:
+            self._drop()
+        return replies
+
+    def _stuck(self) -> Unavailable:
+        return Unavailable(f"{self.server.name}: could not send for {self._timeout:g} s", ambiguous=True)
+
+    def _unanswered(self, limit: float) -> Unavailable:
         self._drop()
-        raise Unavailable(f"{self.server.name}: no answer for {limit:g} s", ambiguous=True)
+        return Unavailable(f"{self.server.name}: no answer for {limit:g} s", ambiguous=True)
 
     async def wait_change(self, seconds: float) -> None:
         """See Connection.wait_change."""
@@ -239,26 +262,27 @@ class SharedLink:
                 await connection.send(data)
 
     async def _read(self, connection: Connection) -> None:
-        waiters = self._waiters
         while True:
             with trio.CancelScope() as scope:
-                if waiters:
-                    scope.deadline = trio.current_time() + self._timeout
                 self._reply_scope = scope
-                replies = await connection.receive()
-            self._reply_scope = None
+                while not scope.cancel_called:
+                    scope.deadline = trio.current_time() + self._timeout if self._waiters else inf
+                    self._hand_out(await connection.receive())
             if scope.cancelled_caught:
                 raise Unavailable(f"{self.server.name}: no answer for {self._timeout:g} s", ambiguous=True)
-            for reply in replies:
-                if not waiters:
-                    raise Unavailable(f"{self.server.name}: {UNASKED}", ambiguous=True)
-                waiter = waiters[0]
-                waiter.replies.append(reply)
-                if len(waiter.replies) == waiter.count:
-                    waiters.popleft()
-                    waiter.event.set()
-            if is_demoted(replies):
-                raise Unavailable(f"{self.server.name} is no master any more", ambiguous=True)
+
+    def _hand_out(self, replies: list[Reply]) -> None:
+        waiters = self._waiters
+        for reply in replies:
+            if not waiters:
+                raise Unavailable(f"{self.server.name}: {UNASKED}", ambiguous=True)
+            waiter = waiters[0]
+            waiter.replies.append(reply)
+            if len(waiter.replies) == waiter.count:
+                waiters.popleft()
+                waiter.event.set()
+        if is_demoted(replies):
+            raise Unavailable(f"{self.server.name} is no master any more", ambiguous=True)
 
     def _fail(self, error: BaseException) -> None:
         self._connection = None

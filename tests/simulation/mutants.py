@@ -163,7 +163,7 @@ MUTANTS = (
             ),
             words(
                 link.SharedLink,
-                "_read",
+                "_hand_out",
                 "if not waiters:",
                 "if not waiters:\n                break\n            if False:",
             ),

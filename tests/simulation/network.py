@@ -15,6 +15,7 @@ import heapq
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from functools import cached_property
 from random import Random
 from typing import Any
 
@@ -25,7 +26,7 @@ from simulation import lockstep
 from simulation.lockstep import Killed
 
 from canvasbus.errors import Unavailable
-from canvasbus.transport.memory import MemoryServer, _Socket
+from canvasbus.transport.memory import MemoryServer, _Socket, split
 from canvasbus.transport.owner_scripts import REAP, RELEASE, TAKE
 from canvasbus.transport.resp import Reply, ReplyError, pack
 from canvasbus.transport.scripts import ONCE, Script
@@ -75,10 +76,15 @@ class Weather:
     busy: float = 0.0
     """Its writing commands are answered OOM, READONLY or LOADING."""
 
+    @cached_property
+    def chances(self) -> tuple[list[tuple[str, float]], list[tuple[str, float]]]:
+        """What may happen to a packet on its way there, and what on the way back."""
+        some = [(field.name, chance) for field in fields(self) if (chance := getattr(self, field.name))]
+        return [one for one in some if one[0] not in _AFTER], [one for one in some if one[0] in _AFTER]
+
 
 CALM = Weather()
 _AFTER = ("lose", "mute")
-_BEFORE = tuple(field.name for field in fields(Weather) if field.name not in _AFTER)
 
 MOODS = {
     "OOM": "OOM command not allowed when used memory > 'maxmemory'.",
@@ -91,7 +97,10 @@ _READS = {
     *(b"XPENDING", b"XLEN", b"WATCH", b"UNWATCH", b"MULTI", b"EXEC"),
 }
 _FRAME = {b"MULTI", b"EXEC", b"DISCARD", b"WATCH", b"UNWATCH"}
-_SCRIPTS = {b"EVAL", b"EVALSHA"}
+_CALLS = {b"EVAL", b"EVALSHA"}
+SCRIPTS = (SETTLE, REAP, TAKE, RELEASE, FIRE, TRIM, ONCE)
+_CHANGES = {SETTLE, RELEASE, REAP, FIRE, ONCE}
+_WRITES = {SETTLE, FIRE, ONCE}
 
 
 def refuses(mood: str, command: list[bytes]) -> bool:
@@ -103,7 +112,7 @@ def refuses(mood: str, command: list[bytes]) -> bool:
         return True
     if mood == "READONLY":
         return name not in _READS
-    if name in _SCRIPTS:  # the first write of each: XADD of "ack", XACK of the others, XCLAIM, SET of a reap, SADD
+    if name in _CALLS:  # the first write of each: XADD of "ack", XACK of the others, XCLAIM, SET of a reap, SADD
         settles = b"ack" in command and b"bury" not in command and b"lose" not in command
         return settles or _calls(command, REAP, ONCE)
     return name in _NEEDS_MEMORY or command[:2] == [b"XGROUP", b"CREATE"]
@@ -205,27 +214,6 @@ class Site:
         return f"<Site {self.name}{' dead' if self.dead else ''}>"
 
 
-class _Lua:
-    """The Lua of a memory server, which compiles a script once and not at each call, and collects its garbage from time
-    to time: a tenth of what a run takes."""
-
-    def __init__(self, runtime: Any) -> None:
-        self._runtime = runtime
-        self._compiled: dict[bytes, Callable[[], Any]] = {}
-        self._calls = 0
-
-    def execute(self, script: bytes | str) -> Any:
-        if script == "collectgarbage()":
-            self._calls += 1
-            return self._runtime.execute(script) if self._calls % 500 == 0 else None
-        if script not in self._compiled:
-            self._compiled[script] = self._runtime.compile(script)
-        return self._compiled[script]()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._runtime, name)
-
-
 def _sadd(self: Any, key: Any, *members: bytes) -> int:
     """SADD. What is there already changes nothing; fakeredis tells those who WATCH the set that it did, which hides
     transactions that come late."""
@@ -242,8 +230,7 @@ class Network:
 
     def __init__(self, dice: Random, nursery: trio.Nursery, note: Callable[[str, str], None]) -> None:
         self.memory = MemoryServer()
-        self.memory.connect_blocking().request(pack("EVAL", "return 1", 0), 1, 1.0)
-        self.memory._fake._lua_runtime = _Lua(self.memory._fake._lua_runtime)
+        self._scripts = {name.encode(): script for script in SCRIPTS for name in (script.sha, script.source)}
         self.dice = dice
         self.nursery = nursery
         self.note = note
@@ -282,25 +269,32 @@ class Network:
         if count > HOT:
             raise HotLoop(f"{site.name}: {count} packets at one moment")
 
-    def draw(self, site: Site, fates: tuple[str, ...], *, matters: bool) -> str:
+    def called(self, command: list[bytes]) -> Script | None:
+        """The script of these that a command runs."""
+        return self._scripts.get(command[1]) if command[0] in _CALLS else None
+
+    def draw(self, site: Site, fates: list[tuple[str, float]], *, matters: bool) -> str:
         """The fate of one packet. Most are looks that can be repeated, so more happens to those that change or bring
         something, and to those of publishers, who send few."""
-        total = sum(getattr(self.weather, fate) for fate in fates)
+        die = self.dice.random()
+        if not fates:  # the weather is calm
+            return ""
+        total = sum([chance for _, chance in fates])
         times = (MATTERS if matters else 1) * (1 if site.kind == "worker" else 4)
-        chance = self.dice.random() / max(1.0, min(times, MOST / total if total else 1.0))
-        for fate in fates:
-            chance -= getattr(self.weather, fate)
-            if chance < 0:
+        die /= max(1.0, min(times, MOST / total))
+        for fate, chance in fates:
+            die -= chance
+            if die < 0:
                 return fate
         return ""
 
     def execute(self, link: SimConnection, commands: list[list[bytes]], mood: str) -> list[Reply]:
         """Let the server execute commands, as far as its mood lets it."""
         asked, said = _under(mood, link, commands)
-        if any(_calls(command, TRIM) for command in asked):
+        if TRIM in [self.called(command) for command in asked]:
             replies = [reply for command in asked for reply in self._trim(link, command)]
         else:
-            replies = link.inner.request(b"".join([pack(*command) for command in asked]), len(asked), 1.0)
+            replies = link.inner.execute(asked)
         replies = [reply if other is None else other for reply, other in zip(replies, said, strict=True)]
         for command, reply in zip(commands, replies, strict=True):
             self._watch(link.site, command, reply)
@@ -308,19 +302,18 @@ class Network:
 
     def _trim(self, link: SimConnection, command: list[bytes]) -> list[Reply]:
         """Execute one command of a packet with a trim in it, and look what it takes away."""
-        if not _calls(command, TRIM):
-            return link.inner.request(pack(*command), 1, 1.0)
+        if self.called(command) is not TRIM:
+            return link.inner.execute([command])
         stream = command[3]
-        look = pack("XRANGE", stream, "-", "+")
-        (before,) = link.inner.request(look, 1, 1.0)
+        look = [b"XRANGE", stream, b"-", b"+"]
+        (before,) = link.inner.execute([look])
         told = self.before_trim(stream)
-        replies = link.inner.request(pack(*command), 1, 1.0)
-        (after,) = link.inner.request(look, 1, 1.0)
-        left = {row[0] for row in after}
-        if gone := [row for row in before if row[0] not in left]:
+        reply, length = link.inner.execute([command, [b"XLEN", stream]])
+        if length < len(before):
+            left = {row[0] for row in link.inner.execute([look])[0]}
             self.seen["trimmed by retention"] += 1
-            told(gone)
-        return replies
+            told([row for row in before if row[0] not in left])
+        return [reply]
 
     def copy(self) -> dict[bytes, Any]:
         """All that the server holds."""
@@ -342,11 +335,8 @@ class Network:
             if str(reply).startswith("NOSCRIPT"):
                 self.seen["script loaded again"] += 1
             return
-        if (
-            name == b"XADD"
-            or name == b"EXEC"
-            or (_calls(command, SETTLE, FIRE, ONCE) and not self.read.isdisjoint(command))
-        ):
+        script = self.called(command)
+        if name == b"XADD" or name == b"EXEC" or (script in _WRITES and not self.read.isdisjoint(command)):
             self.version += 1
             self.changed.set()
             self.changed = trio.Event()
@@ -363,15 +353,15 @@ class Network:
             self.seen["publish verified" if b":fence:p-" in command[1] else "fence raised"] += 1
         elif name == b"XRANGE" and site.kind == "worker" and command[2] == command[3]:
             self.seen["audit"] += 1
-        elif name in _SCRIPTS and reply in (b"FENCED", b"STALE"):
+        elif name in _CALLS and reply in (b"FENCED", b"STALE"):
             self.seen["fenced" if reply == b"FENCED" else "raised late"] += 1
-        elif _calls(command, REAP):
+        elif script is REAP:
             self.on_reap(command[4], command[4 + int(command[2])])
             if reply[0] > 0:
                 self.seen["reap"] += 1
-        elif _calls(command, TAKE) and reply:
+        elif script is TAKE and reply:
             self.seen["take"] += 1
-        elif _calls(command, RELEASE) and reply > 0:
+        elif script is RELEASE and reply > 0:
             self.seen["hand back"] += 1
 
 
@@ -412,6 +402,7 @@ class SimConnection:
         self.site = site
         self.history = f"life {network.restarts} of the server"
         self.inner = network.memory.connect_blocking()
+        self._reader = hiredis.Reader()
         self._network = network
         self.transaction = ""
         """open: there was a MULTI, and no end of it yet; refused: the same, and a command in it was refused."""
@@ -432,9 +423,10 @@ class SimConnection:
         await trio.lowlevel.checkpoint()
         await site.come_through()
         network.attempt(site)
-        commands = parse(data)
+        commands = split(self._reader, data)
+        scripts = [network.called(command) for command in commands]
         changes = any(
-            command[0] == b"XADD" or _calls(command, SETTLE, RELEASE, REAP, FIRE, ONCE) for command in commands
+            command[0] == b"XADD" or script in _CHANGES for command, script in zip(commands, scripts, strict=True)
         ) or (self.transaction == "open" and commands[0][0] == b"EXEC")
         if changes and site.falls("before"):
             self._fall(commands, "before")
@@ -446,12 +438,12 @@ class SimConnection:
         if away or self._stalled:
             self._stalled = True
             return
-        fate = network.draw(site, _BEFORE, matters=changes)
+        fate = network.draw(site, network.weather.chances[0], matters=changes)
         mood = network.mood
-        commits = any(_calls(command, SETTLE) for command in commands)
+        commits = SETTLE in scripts
         doomed = changes and site.next_fate == "late and killed"
         late = (changes and site.next_fate == "late") or (commits and site.next_fate == "commit late")
-        late = late or (site.next_fate == "release late" and any(_calls(command, RELEASE) for command in commands))
+        late = late or (site.next_fate == "release late" and RELEASE in scripts)
         if doomed or late or (site.next_fate == "take late" and self._would_bring(commands)):
             fate, site.next_fate = "late", ""
         self._note(fate, commands)
@@ -482,12 +474,12 @@ class SimConnection:
         replies = network.execute(self, commands, mood)
         network.seen["batch begun early"] += self.transaction == "open"
         brings = any(
-            reply and (command[0] == b"XREADGROUP" or _calls(command, TAKE))
-            for command, reply in zip(commands, replies, strict=True)
+            reply and (command[0] == b"XREADGROUP" or script is TAKE)
+            for command, script, reply in zip(commands, scripts, replies, strict=True)
         )
         if (changes or brings) and site.falls("after"):
             self._fall(commands, "after")
-        fate = network.draw(site, _AFTER, matters=changes or brings)
+        fate = network.draw(site, network.weather.chances[1], matters=changes or brings)
         if ((brings or changes) and site.next_fate == "lose") or (brings and site.next_fate == "mute"):
             fate, site.next_fate = site.next_fate, ""
         self._note(fate, commands)
@@ -503,7 +495,7 @@ class SimConnection:
     def _would_bring(self, commands: list[list[bytes]]) -> bool:
         """Whether something lies in a pool that is asked for what it has."""
         for command in commands:
-            if _calls(command, TAKE):
+            if self._network.called(command) is TAKE:
                 count = int(command[2])
                 (_, *streams), (_, group, _, pool, *_) = command[3 : 3 + count], command[3 + count :]
                 look = b"".join([pack("XPENDING", stream, group, "-", "+", 1, pool) for stream in streams])
@@ -604,13 +596,6 @@ class SimBlockingConnection:
         self._connection._close()
 
 
-def parse(data: bytes) -> list[list[bytes]]:
-    """The commands of a packet."""
-    reader = hiredis.Reader()
-    reader.feed(data)
-    return list(iter(reader.gets, False))
-
-
 def _calls(command: list[bytes], *scripts: Script) -> bool:
     """Whether a command runs one of these."""
     return (command[0] == b"EVALSHA" and command[1] in [script.sha.encode() for script in scripts]) or (
@@ -620,6 +605,6 @@ def _calls(command: list[bytes], *scripts: Script) -> bool:
 
 def show(commands: list[list[bytes]]) -> str:
     """The commands' names."""
-    scripts = {script.sha.encode(): script.name.upper() for script in (SETTLE, REAP, TAKE, RELEASE, FIRE, TRIM, ONCE)}
+    scripts = {script.sha.encode(): script.name.upper() for script in SCRIPTS}
     names = [f"{c[0].decode()} {scripts.get(c[1], '')}" if c[0] == b"EVALSHA" else c[0].decode() for c in commands]
     return " ".join(names[:8]) + (f" … {len(names)}" if len(names) > 8 else "")

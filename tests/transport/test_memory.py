@@ -4,6 +4,7 @@ A canary that fails says that a new fakeredis moved something: look there before
 """
 
 import ast
+import hashlib
 import inspect
 import threading
 from collections.abc import Iterator
@@ -24,8 +25,8 @@ from canvasbus.errors import Unavailable
 from canvasbus.transport.blocking import BlockingLink
 from canvasbus.transport.connect import open_server
 from canvasbus.transport.link import Link
-from canvasbus.transport.memory import MemoryServer
-from canvasbus.transport.resp import Packet, command, commands, pack
+from canvasbus.transport.memory import MemoryServer, _Socket
+from canvasbus.transport.resp import Packet, ReplyError, command, commands, pack
 
 TIMED_MODULES = [
     fakeredis._helpers,
@@ -63,17 +64,34 @@ def test_fakeredis_takes_its_time_from_a_module_named_time(module: ModuleType) -
 
 
 def test_a_fake_socket_has_the_parts_we_use(server: MemoryServer) -> None:
-    """FakeSocket: `responses`, `_process_command`, `_decode_error`, `close`; FakeServer: `connected`, `lock`, `dbs`."""
-    assert callable(FakeSocket._process_command) and callable(FakeSocket._decode_error) and callable(FakeSocket.close)
+    """FakeSocket: what is called, and what `_Socket` puts something else in place of; FakeServer: `connected`, `lock`,
+    `dbs`."""
+    assert callable(FakeSocket._process_command) and callable(FakeSocket.close)
     fake = FakeServer(version=(7, 0))
     assert fake.connected is True
     with fake.lock:
         database = fake.dbs[0]
     assert callable(database.add_change_callback) and callable(database.remove_change_callback)
+    ours = {name for name in vars(_Socket) if name != "take" and not name.startswith("__")}
+    assert {name for name in ours if hasattr(FakeSocket, name)} == ours
     socket = server._socket()
-    assert socket.responses.empty()
     socket._process_command([b"PING"])
-    assert socket.responses.get_nowait() == b"PONG"
+    assert socket.take() == [b"PONG"] and socket.take() == []
+
+
+def test_commands_are_run_as_fakeredis_would() -> None:
+    """`_Socket._run_command` leaves out parts of fakeredis' own, as it was read in 2.40: when that changes, look again."""
+    source = inspect.getsource(FakeSocket._run_command)
+    assert hashlib.sha256(source.encode()).hexdigest()[:16] == "816d998ad6c12290"
+
+
+def test_a_script_is_compiled_once_and_watched_for_globals(server: MemoryServer) -> None:
+    """Called again, a script is the compiled one; one that makes a global variable is refused, as on a real server."""
+    link = BlockingLink(server)
+    assert [link.call("EVAL", "return ARGV[1]", 0, word) for word in ("a", "b")] == [b"a", b"b"]
+    assert len(server._fake._lua_runtime._compiled) == 1  # type: ignore[attr-defined]
+    refused = link.call("EVAL", "forgotten = 1", 0)
+    assert isinstance(refused, ReplyError) and "forgotten" in str(refused)
 
 
 @pytest.mark.parametrize(
