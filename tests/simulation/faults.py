@@ -21,6 +21,9 @@ from canvasbus.transport.resp import pairs
 if TYPE_CHECKING:
     from simulation.world import World
 
+LATE = ("take late", "release late", "raise late")
+"""What comes late with the next packet of each worker that does that."""
+
 OUTAGE_COMMANDS = 40.0
 """Attempts a second of a process whose server is away, for each of its groups."""
 
@@ -47,7 +50,7 @@ class Faults:
                 site.falls_at = int(what.seconds), what.how
         elif what.kind in ("late", "lose"):
             site.next_fate = what.kind
-        elif what.kind in ("take late", "commit late", "release late"):
+        elif what.kind in LATE:
             self._fate_of_workers(what.kind)
         elif what.kind in ("publish late", "publish lost"):
             self._world.sites["publisher 0"].next_fate = "late" if what.kind == "publish late" else "lose"

@@ -197,6 +197,12 @@ MUTANTS = (
         frozenset({"kills", "take late"}),
     ),
     Mutant(
+        "a late raising of one's own fence is taken for death",
+        "3",
+        tuple(lua(script, "'FENCED' or 'STALE'", "'FENCED' or 'FENCED'") for script in (SETTLE, TAKE)),
+        frozenset({"late", "raise late"}),
+    ),
+    Mutant(
         "the dead are not looked for",
         "3",
         (words(Watcher, "judge", "return dead", "return []"),),
@@ -456,6 +462,12 @@ MUTANTS = (
         "1",
         (words(buffer.Buffer, "wait_settled", "settled + in_hand + self", "settled + self"),),
         frozenset({"producer"}),
+    ),
+    Mutant(
+        "what is settled fills a spool",
+        "7",
+        (words(spool.Ledger, "rests", "return bool(", "return False and bool("),),
+        frozenset({"producer", "spool", "small", "blocks", "partitions"}),
     ),
     Mutant(
         "what is dropped is told as stored",

@@ -440,11 +440,8 @@ class SimConnection:
             return
         fate = network.draw(site, network.weather.chances[0], matters=changes)
         mood = network.mood
-        commits = SETTLE in scripts
         doomed = changes and site.next_fate == "late and killed"
-        late = (changes and site.next_fate == "late") or (commits and site.next_fate == "commit late")
-        late = late or (site.next_fate == "release late" and RELEASE in scripts)
-        if doomed or late or (site.next_fate == "take late" and self._would_bring(commands)):
+        if doomed or self._is_fated(commands, scripts, changes=changes):
             fate, site.next_fate = "late", ""
         self._note(fate, commands)
         if fate == "drop":
@@ -491,6 +488,21 @@ class SimConnection:
             self._replies += replies
         self._version = network.version
         self._arrived.set()
+
+    def _is_fated(self, commands: list[list[bytes]], scripts: list[Script | None], *, changes: bool) -> bool:
+        """Whether this is what was to come late next."""
+        match self.site.next_fate:
+            case "late":
+                return changes
+            case "commit late":
+                return SETTLE in scripts
+            case "release late":
+                return RELEASE in scripts
+            case "raise late":
+                return any(command[0] == b"INCR" for command in commands)
+            case "take late":
+                return self._would_bring(commands)
+        return False
 
     def _would_bring(self, commands: list[list[bytes]]) -> bool:
         """Whether something lies in a pool that is asked for what it has."""

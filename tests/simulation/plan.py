@@ -213,7 +213,7 @@ class Plan:
 
 def draw(seed: int, *, wanted: AbstractSet[str] = frozenset()) -> Plan:
     """The plan of a seed. Wanted parts, kinds of happenings and "kills" are there whatever the seed says of them;
-    "calm" weather is without lost packets, "company" means two processes at least, "spool", "small" and "nervous" say how
+    "calm" weather is without lost packets, "company" means two processes at least, "spool", "small", "blocks" and "nervous" say how
     Producers are. A happening may be wanted in one way only, like "stop, commit late"."""
     dice = Random(seed)
     plan = Plan(seed)
@@ -233,7 +233,7 @@ def draw(seed: int, *, wanted: AbstractSet[str] = frozenset()) -> Plan:
     _draw_happenings(plan, dice)
     if "kills" in wanted and "kills" not in plan.behaviours.values():
         _draw_killer(plan, dice)
-    for wish in sorted(wanted - PARTS.keys() - {"kills", "calm", "company", "spool", "small", "nervous"}):
+    for wish in sorted(wanted - PARTS.keys() - {"kills", "calm", "company", "spool", "small", "blocks", "nervous"}):
         if "producer" in wish:
             continue
         kind, _, how = wish.partition(", ")
@@ -258,6 +258,9 @@ def draw(seed: int, *, wanted: AbstractSet[str] = frozenset()) -> Plan:
         plan.parts |= {"producer"}
         _draw_producing(plan, dice, wanted)
     return plan
+
+
+WHEN_FULL: list[WhenFull | None] = [None, None, "block", "raise"]
 
 
 def _draw_producing(plan: Plan, dice: Random, wanted: AbstractSet[str]) -> None:
@@ -292,7 +295,7 @@ def _draw_producing(plan: Plan, dice: Random, wanted: AbstractSet[str]) -> None:
         spool_bytes=dice.choice([6000, 20_000])
         if spool and (dice.random() < 0.3 or "small" in wanted)
         else SPOOL_BYTES,
-        when_full=None if "small" in wanted else dice.choice([None, None, "block", "raise"]),
+        when_full="block" if "blocks" in wanted else None if "small" in wanted else dice.choice(WHEN_FULL),
         max_block=dice.choice([0.0, 0.5, 20.0]),
         dedupe=dice.random() < 0.15,
         signals=dice.choice([0.0, 0.0, 0.1]),
@@ -411,8 +414,9 @@ def _draw_happenings(plan: Plan, dice: Random) -> None:
         if dice.random() < 0.7:
             for _ in range(dice.randrange(1, 4)):
                 found.append(Happening(dice.uniform(0, plan.seconds), kind, who()))
-    if dice.random() < 0.3:
-        found.append(Happening(dice.uniform(0, plan.seconds), "take late"))
+    if dice.random() < 0.4:
+        kind = dice.choice(["take late", "release late", "raise late"])
+        found.append(Happening(dice.uniform(0, plan.seconds), kind))
     if dice.random() < 0.4:
         for _ in range(dice.randrange(1, 3)):
             found.append(
