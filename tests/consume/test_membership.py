@@ -21,8 +21,8 @@ from canvasbus.transport.memory import MemoryServer
 from canvasbus.worker import Worker
 
 
-@event("painting.sold")
-class PaintingSold(Event):
+@event("painting.stored")
+class PaintingStored(Event):
     pass
 
 
@@ -338,14 +338,14 @@ async def test_who_joins_waits_for_no_lost_group(
     joins at once, reads what is there, and all are made anew together when that time is over."""
     worker, seen = Worker("framers"), list[Event]()
 
-    @worker.on(PaintingMade, PaintingFramed, SculptureMade, PaintingSold)
+    @worker.on(PaintingMade, PaintingFramed, SculptureMade, PaintingStored)
     async def note(event: Event) -> None:
         seen.append(event)
 
     each = [PaintingMade(), PaintingFramed(), SculptureMade()]
     eyes = [Eyes(memory, namespace, partition) for partition in range(partitions)]
     async with running(memory, worker, namespace=namespace, partitions=partitions) as bus:
-        await bus.publish_many([*each, PaintingSold()] * 9)
+        await bus.publish_many([*each, PaintingStored()] * 9)
         await until(lambda: len(seen) == 36)
         await trio.sleep(3)
     destroyed = 0
@@ -359,7 +359,7 @@ async def test_who_joins_waits_for_no_lost_group(
     began = trio.current_time()
     async with running(memory, worker, namespace=namespace, partitions=partitions) as bus:
         assert trio.current_time() - began < 0.5
-        await bus.publish(PaintingSold())
+        await bus.publish(PaintingStored())
         await until(lambda: len(seen) == 37, 1)
         await until(lambda: sum(look.count("bus.loss") for look in eyes) == destroyed, 4)
         await bus.publish_many(each)
