@@ -272,12 +272,12 @@ async def test_a_raising_of_its_fence_that_comes_late(any_url: str, namespace: s
         await until(lambda: runs == [(1, 1)])
         eyes.call("INCR", fence.key)
         if what == "takes":
-            assert await subscription.recovery.take(FREE_POOL, 10) and fence.number == 2
+            assert await subscription.recovery.take(FREE_POOL, 10) and fence.number >= 2
         if what == "hands back":
             await bus.publish(PaintingMade(number=2))
             await until(lambda: len(lane._queue) == 1)
             lane._unload(lane._halt())
-            await until(lambda: fence.number == 2 and not runner_of(bus)._current._leaving._back)  # type: ignore[union-attr]
+            await until(lambda: fence.number >= 2 and not runner_of(bus)._current._leaving._back)  # type: ignore[union-attr]
         if what != "leaves":
             gate.set()
             await quiet(eyes, "framers")
