@@ -25,6 +25,7 @@ from fakeredis._socket import FakeSocket
 from simulation import lockstep
 from simulation.lockstep import Killed
 
+from canvasbus.consume.leaving import AWAY_SECONDS
 from canvasbus.errors import Unavailable
 from canvasbus.transport.memory import MemoryServer, _Socket, split
 from canvasbus.transport.owner_scripts import REAP, RELEASE, TAKE
@@ -166,6 +167,8 @@ class Site:
         """What happens to the next packet that changes something ("late", "late and killed"; "commit late": a commit only), brings it ("mute") or does either ("lose")."""
         self.connections: list[SimConnection] = []
         self.troubles: list[float] = []
+        self.waited_long = -1.0
+        """When a packet was last on its way for as long as may be all that a worker has for leaving."""
         """When its packets met a fault."""
         self.beats_lost: list[float] = []
         """The same of heartbeats."""
@@ -458,7 +461,9 @@ class SimConnection:
                 self._fall(commands, "after it has sent")
             self._check()
         if fate == "delay":
-            await trio.sleep(network.dice.uniform(0.001, 1.0))
+            await trio.sleep(seconds := network.dice.uniform(0.001, 1.0))
+            if seconds >= AWAY_SECONDS:
+                site.waited_long = trio.current_time()
             site.check()
             self._check()
         if fate == "busy":

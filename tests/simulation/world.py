@@ -327,7 +327,8 @@ class World:
         """Whoever leaves undisturbed leaves nothing behind."""
         now, network = trio.current_time(), self.network
         unwell = network.away or network.mood or now < network.calm_from or site.troubled(now) >= 1000
-        if site.kind != "worker" or unwell or any(time >= site.leaving_since - 0.5 for time in site.troubles):
+        since = site.leaving_since - 0.5
+        if site.kind != "worker" or unwell or any(time >= since for time in (*site.troubles, site.waited_long)):
             return
         names = {name.decode() for all_names in site.incarnations.values() for name in all_names[-1:]}
         for eyes in self.partitions:
