@@ -59,7 +59,7 @@ class Topic:
         return f"<Topic {self.event_type} at {self.cursor.decode()}, {len(self.held)} held>"
 
 
-class Delivery(msgspec.Struct, eq=False, gc=False):
+class Delivery(msgspec.Struct, eq=False):
     """An entry, decoded or not, and how often it has failed. (A Struct for its speed: one is built per event.)"""
 
     topic: Topic
@@ -137,8 +137,17 @@ def deliver(codec: Codec, topic: Topic, entry_id: bytes, fields: list[bytes]) ->
                 envelope = codec.open_envelope(fields[1], stream_type=topic.event_type, entry_id=entry_id.decode())
             except DecodeError:
                 pass
-        return Delivery(topic, entry_id, fields, envelope, None, error)
+        return Delivery(topic, entry_id, fields, envelope, None, _without_frames(error))
     return Delivery(topic, entry_id, fields, envelope, event, None)
+
+
+def _without_frames(error: DecodeError) -> DecodeError:
+    """Our frames hold the deliveries of the whole read, and this one with them: that would live until the collector comes."""
+    found: BaseException | None = error
+    while found is not None:
+        found.__traceback__ = None
+        found = found.__cause__ or found.__context__
+    return error
 
 
 def _names(fields: list[bytes]) -> str:

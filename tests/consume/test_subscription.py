@@ -1,5 +1,6 @@
 """What a group reads: from where, which topics, which share of them; and what happens to replies that never arrive."""
 
+import gc
 from datetime import timedelta
 from typing import Any
 
@@ -24,6 +25,8 @@ from waiting import until
 
 from canvasbus import Event, clock, event
 from canvasbus.bus import EventBus
+from canvasbus.consume.delivery import Delivery
+from canvasbus.errors import DecodeError
 from canvasbus.transport.connect import open_server
 from canvasbus.transport.memory import MemoryServer
 from canvasbus.transport.settle_script import SETTLE
@@ -354,3 +357,21 @@ async def test_a_dead_letter_that_nothing_takes_is_kept_in_hand(
         await quiet(eyes)
     (letter,) = eyes.dead("readers")
     assert (letter.reason, letter.attempts) == ("rejected", 1)
+
+
+async def test_what_could_not_be_read_is_forgotten(any_url: str, namespace: str, eyes: Eyes) -> None:
+    """A worker that has buried bad entries for weeks keeps none of them."""
+
+    def kept() -> int:
+        gc.collect()
+        return sum(isinstance(each, Delivery | DecodeError) for each in gc.get_objects())
+
+    before = kept()
+    async with running(any_url, framing(), namespace=namespace):
+        for _ in range(20):
+            eyes.put(b"{}", "painting.made")
+            eyes.put(b"\xc1", "painting.made")
+        await until(lambda: len(eyes.call("XRANGE", eyes.keys.dead("framers"), "-", "+")) == 40)
+        await quiet(eyes, "framers")
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        assert kept() < before + 10  # what waits for the next in a local name
