@@ -1,7 +1,12 @@
 """Fixtures that every folder of the suite shares."""
 
-import itertools
 import os
+
+for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    # Before anything loads numpy, as fakeredis does: BLAS threads wait for each other, at twice to five times the price.
+    os.environ.setdefault(_name, "1")
+
+import itertools
 import uuid
 from collections.abc import Callable, Iterator
 
@@ -17,10 +22,6 @@ from canvasbus import clock
 from canvasbus.consume.liveness import Heart
 from canvasbus.transport.memory import MemoryServer
 
-for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-    os.environ.setdefault(
-        _name, "1"
-    )  # numpy is not loaded yet: BLAS threads of many test processes wait for each other
 for _name in list(os.environ):  # a developer's own settings must not steer the tests
     if _name.startswith("CANVASBUS_") and not _name.startswith(("CANVASBUS_TEST_", "CANVASBUS_REQUIRE_")):
         del os.environ[_name]
