@@ -113,6 +113,7 @@ class _Socket(FakeSocket):
     server_type = "redis"
     version = _SERVER_VERSION
     _resp_version = 2
+    _server: Any
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -134,8 +135,7 @@ class _Socket(FakeSocket):
         return server._lua_runtime
 
     def _lua_redis_call(self, lua_runtime: Any, expected_globals: Any, op: bytes, *args: Any) -> Any:
-        lua: _Lua = self._get_server_runtime(self._server)
-        return super()._lua_redis_call(lua.inside, expected_globals, op, *args)
+        return super()._lua_redis_call(self._server._lua_runtime.inside, expected_globals, op, *args)
 
     def _decode_result(self, result: Any) -> Reply:
         return _as_wire(result)

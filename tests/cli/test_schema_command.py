@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from once import once
 from servers import python_path
 
 README = (Path(__file__).parent.parent.parent / "README.md").read_text()
@@ -57,7 +59,6 @@ class Repository:
             "GIT_CONFIG_GLOBAL": os.devnull,
             **{f"GIT_{role}_{what}": "a@b.c" for role in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")},
         }
-        self.git("init", "-q", "-b", "main")
 
     def run(self, *command: str, where: str = ".") -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -82,13 +83,19 @@ class Repository:
 
 
 @pytest.fixture
-def repository(tmp_path: Path) -> Repository:
+def repository(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Repository:
     """A repository whose main branch has published version 1."""
-    made = Repository(tmp_path)
-    made.write(FIRST)
-    assert made.schema("export").returncode == 0
-    assert made.commit().returncode == 0
-    return made
+
+    def publish() -> Path:
+        made = Repository(tmp_path_factory.mktemp("published"))
+        made.git("init", "-q", "-b", "main")
+        made.write(FIRST)
+        assert made.schema("export").returncode == 0
+        assert made.commit().returncode == 0
+        return made.path
+
+    shutil.copytree(once(tmp_path_factory, "published", publish), tmp_path, dirs_exist_ok=True)
+    return Repository(tmp_path)
 
 
 def test_what_is_exported_is_in_order(repository: Repository) -> None:
@@ -312,7 +319,6 @@ def test_a_schema_with_conflict_markers_says_what_to_do(repository: Repository) 
 def test_outside_of_a_repository_there_is_nothing_to_compare_with(tmp_path: Path) -> None:
     """The reason is said."""
     made = Repository(tmp_path)
-    (tmp_path / ".git").rename(tmp_path / "no.git")
     made.write(FIRST)
     done = made.schema("check", "--against", "main")
     assert done.returncode == 2 and "is not in a git repository" in done.stderr

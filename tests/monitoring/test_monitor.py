@@ -1,5 +1,6 @@
 """The monitor: rows in, verdicts out; shards that merge, and states that are stored."""
 
+import functools
 import itertools
 import subprocess
 import sys
@@ -7,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from monitoring.conftest import Rows
-from scipy import stats
 
 import canvasbus_workers
 from canvasbus_workers.monitoring import Monitor, Partial, Policy, Reference, ShapeError, count
@@ -21,22 +22,23 @@ def parts_of(rows: dict[str, np.ndarray], cuts: list[int]) -> list[dict[str, np.
     return [{k: v[a:b] for k, v in rows.items()} for a, b in itertools.pairwise(bounds) if b > a]
 
 
-_random = np.random.default_rng(11)
+@functools.cache
+def studied() -> tuple[Reference, dict[str, np.ndarray]]:
+    """A reference and a window, the same for all draws."""
+    random = np.random.default_rng(11)
+    return Reference(some(random, 400)), some(random, 160)
 
 
-def _some(n: int) -> dict[str, np.ndarray]:
-    features = _random.standard_normal((n, 3)).astype(np.float32)
-    features[_random.random(n) < 0.1, 1] = np.nan
+def some(random: np.random.Generator, n: int) -> dict[str, np.ndarray]:
+    features = random.standard_normal((n, 3)).astype(np.float32)
+    features[random.random(n) < 0.1, 1] = np.nan
     return {
         "features": features,
-        "style": _random.choice(5, n),
-        "palette": _random.choice(["oil", "ink", ""], n),
-        "probabilities": _random.dirichlet(np.ones(3), n).astype(np.float32),
-        "embedding": _random.standard_normal((n, 70)).astype(np.float32),
+        "style": random.choice(5, n),
+        "palette": random.choice(["oil", "ink", ""], n),
+        "probabilities": random.dirichlet(np.ones(3), n).astype(np.float32),
+        "embedding": random.standard_normal((n, 70)).astype(np.float32),
     }
-
-
-REFERENCE, WINDOW = Reference(_some(400)), _some(160)
 
 
 @settings(max_examples=25, deadline=None)
@@ -44,21 +46,22 @@ REFERENCE, WINDOW = Reference(_some(400)), _some(160)
 def test_shards_merge_to_what_one_would_have(cuts: list[int], shuffle, shards: int) -> None:  # type: ignore[no-untyped-def]
     """However the rows are cut, dealt out to monitors and merged, in whatever order: the saved state and the verdict are
     the same to the last bit as those of one monitor that saw all rows."""
-    parts = parts_of(WINDOW, cuts)
-    single = Monitor(REFERENCE)
+    reference, window = studied()
+    parts = parts_of(window, cuts)
+    single = Monitor(reference)
     for at, part in enumerate(parts):
         single.add(part, batch_id=f"b{at}")
     order = list(enumerate(parts))
     shuffle.shuffle(order)
-    monitors = [Monitor(REFERENCE) for _ in range(shards)]
+    monitors = [Monitor(reference) for _ in range(shards)]
     for at, part in order:
         monitors[shuffle.randrange(shards)].add(part, batch_id=f"b{at}")
-    first, *others = (Monitor.load(monitor.save(), REFERENCE) for monitor in monitors)
+    first, *others = (Monitor.load(monitor.save(), reference) for monitor in monitors)
     for other in others:
         first.merge(other)
     assert first.save() == single.save()
-    whole = Monitor(REFERENCE)
-    whole.add(WINDOW)
+    whole = Monitor(reference)
+    whole.add(window)
     found = (first.close(), single.close(), whole.close())
     assert found[0] == found[1] == found[2] != None  # noqa: E711
 
@@ -73,7 +76,7 @@ def test_counts_survive_packing(rows: Rows) -> None:
         assert Partial.unpack(partial.pack()) == partial
         assert len(partial.pack()) < 10_000
     with pytest.raises(ValueError, match="counted against"):
-        Partial.empty(reference).add(Partial.empty(REFERENCE))
+        Partial.empty(reference).add(Partial.empty(studied()[0]))
 
 
 def test_too_small_windows_are_merged_never_tested(rows: Rows) -> None:
@@ -136,7 +139,7 @@ def test_a_return_to_any_known_regime_is_no_drift(rows: Rows) -> None:
 def test_what_is_too_slow_for_one_window_is_seen_in_four(random: np.random.Generator) -> None:
     """A shift that one window seldom shows is flagged when the last four are looked at together, at a level of its own."""
     monitor = Monitor(Reference({"x": random.standard_normal(5000)}))
-    quantiles = stats.norm.ppf(np.linspace(0, 1, 101)[1:-1])  # windows without accidents
+    quantiles = scipy.stats.norm.ppf(np.linspace(0, 1, 101)[1:-1])  # windows without accidents
     found = [monitor.judge({"x": quantiles + 0.25 + 0.01 * random.standard_normal(99)}) for _ in range(4)]
     assert [v.status for v in found] == ["ok", "ok", "ok", "flagged"]
     assert (found[3].match.span, found[3].match.items) == (4, 396)

@@ -3,7 +3,7 @@
 import msgspec
 import numpy as np
 import pytest
-from scipy import stats
+import scipy
 
 from canvasbus_workers.monitoring import Adwin, HddmA, Policy
 from canvasbus_workers.monitoring.quality import LEVEL, TOLERATED, Labelled, Quality, bar
@@ -36,7 +36,7 @@ def test_the_verdict_is_the_best_look() -> None:
     for number in range(40):
         past.append(int(random.binomial(50, 0.93)))
         verdict = quality.judge(window(number, past[-1]))
-        looks = {n: stats.binom.cdf(sum(past[-n:]), 50 * n, 0.95) for n in (1, 2, 4, 8, 16) if n <= len(past)}
+        looks = {n: scipy.stats.binom.cdf(sum(past[-n:]), 50 * n, 0.95) for n in (1, 2, 4, 8, 16) if n <= len(past)}
         assert verdict.p_value == pytest.approx(min(1.0, 5 * min(looks.values())))
         assert verdict.items == 50 * (number - verdict.first + 1)
         assert verdict.calm == (looks[1] > 0.05)

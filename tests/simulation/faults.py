@@ -111,10 +111,10 @@ class Faults:
         """Wait until a process (None: any) has something in its hands that began after a moment, for a while."""
         deadline = trio.current_time() + patience
         while trio.current_time() < deadline:
-            busy = [
-                run for run in self._world.handlers.active.values() if site in (None, run.site) and run.end == "runs"
-            ]
-            if sum(run.began >= since for run in busy) >= many:
+            busy = 0
+            for run in self._world.handlers.active.values():
+                busy += run.end == "runs" and run.began >= since and site in (None, run.site)
+            if busy >= many:
                 return
             await trio.sleep(0.01)
 

@@ -165,7 +165,7 @@ MUTANTS = (
                 link.SharedLink,
                 "_hand_out",
                 "if not waiters:",
-                "if not waiters:\n                break\n            if False:",
+                "if not waiters:\n            break\n        if False:",
             ),
         ),
         classic=True,

@@ -427,10 +427,10 @@ class SimConnection:
         await site.come_through()
         network.attempt(site)
         commands = split(self._reader, data)
+        names = [command[0] for command in commands]
         scripts = [network.called(command) for command in commands]
-        changes = any(
-            command[0] == b"XADD" or script in _CHANGES for command, script in zip(commands, scripts, strict=True)
-        ) or (self.transaction == "open" and commands[0][0] == b"EXEC")
+        changes = b"XADD" in names or not _CHANGES.isdisjoint(scripts)
+        changes = changes or (self.transaction == "open" and names[0] == b"EXEC")
         if changes and site.falls("before"):
             self._fall(commands, "before")
         self._check()
@@ -475,9 +475,9 @@ class SimConnection:
             return
         replies = network.execute(self, commands, mood)
         network.seen["batch begun early"] += self.transaction == "open"
-        brings = any(
-            reply and (command[0] == b"XREADGROUP" or script is TAKE)
-            for command, script, reply in zip(commands, scripts, replies, strict=True)
+        brings = (b"XREADGROUP" in names or TAKE in scripts) and any(
+            reply and (name == b"XREADGROUP" or script is TAKE)
+            for name, script, reply in zip(names, scripts, replies, strict=True)
         )
         if (changes or brings) and site.falls("after"):
             self._fall(commands, "after")

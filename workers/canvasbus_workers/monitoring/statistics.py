@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-from scipy import special, stats
+from scipy import special  # not stats, which takes half a second to import and asks the same functions
 
 Matrix = npt.NDArray[np.floating]
 Counts = npt.NDArray[np.integer]
@@ -76,7 +76,7 @@ def chi_square(window: Counts, reference: Counts) -> tuple[float, float]:
     if table.shape[1] < 2 or not (expected > 0).all():
         return 0.0, 1.0
     statistic = float(((table - expected) ** 2 / expected).sum())
-    return statistic, float(stats.chi2.sf(statistic, table.shape[1] - 1))
+    return statistic, float(special.chdtrc(table.shape[1] - 1, statistic))
 
 
 # --- samples -----------------------------------------------------------------------------------------------------------
@@ -149,9 +149,9 @@ def too_few(correct: int, items: int, accuracy: float) -> float:
     The accuracy of a reference is an estimate itself; Fisher's test of window against reference would allow for that,
     and was tried: with 300 reference rows it misses a loss of 8 points in 4 of 10 rehearsals that this one sees in all.
     """
-    return float(stats.binom.cdf(correct, items, accuracy)) if items else 1.0
+    return float(special.bdtr(correct, items, accuracy)) if items else 1.0
 
 
 def too_many(found: int, items: int, share: float) -> float:
     """p-value of at least `found` among `items` when each is one with probability `share`: exact binomial."""
-    return float(stats.binom.sf(found - 1, items, share)) if found else 1.0
+    return float(special.bdtrc(found - 1, items, share)) if found else 1.0

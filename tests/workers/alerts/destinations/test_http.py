@@ -7,13 +7,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpcore2
 import pytest
 import trio
 import trio.testing
-import trustme
 from serving import Server, answering, hang, sending, speaking_first
 from trio.testing import MockClock
 from workers.alerts.destinations.telling import LOCAL, about, tell
@@ -23,6 +22,9 @@ from canvasbus_workers.alerts.destinations import Destinations, Undelivered, rea
 from canvasbus_workers.alerts.notification import Gone
 from canvasbus_workers.outside.client import LARGEST_ERROR
 from canvasbus_workers.outside.dial import Network
+
+if TYPE_CHECKING:
+    import trustme
 
 
 async def failure(url: str, wanted: type[Exception], **settings: Any) -> str:
@@ -336,12 +338,14 @@ async def test_other_spellings_of_loopback_are_seen_through(nursery: trio.Nurser
 
 
 @pytest.fixture(scope="module")
-def authority() -> trustme.CA:
+def authority() -> "trustme.CA":
     """One that nobody trusts by default."""
+    import trustme  # which few tests need and takes long
+
     return trustme.CA()
 
 
-def tls(authority: trustme.CA, name: str) -> ssl.SSLContext:
+def tls(authority: "trustme.CA", name: str) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert(name).configure_cert(context)
     return context
@@ -357,7 +361,7 @@ def tls(authority: trustme.CA, name: str) -> ssl.SSLContext:
     ],
 )
 async def test_the_certificate_is_that_of_the_name(
-    nursery: trio.Nursery, authority: trustme.CA, tmp_path: Path, certified: str, trusted: bool, said: str | None
+    nursery: trio.Nursery, authority: "trustme.CA", tmp_path: Path, certified: str, trusted: bool, said: str | None
 ) -> None:
     """Although the connection goes to an address."""
     server = await Server(answering(200), tls(authority, certified)).start(nursery)
@@ -429,7 +433,7 @@ async def test_a_proxy_of_the_settings_is_used(nursery: trio.Nursery, monkeypatc
     assert request.headers["proxy-authorization"] == "Basic bWlhOmhpZGRlbg=="
 
 
-async def test_a_tunnel_through_a_proxy(nursery: trio.Nursery, authority: trustme.CA, tmp_path: Path) -> None:
+async def test_a_tunnel_through_a_proxy(nursery: trio.Nursery, authority: "trustme.CA", tmp_path: Path) -> None:
     """https goes through it unread: the certificate is that of the destination. And what a proxy refuses may pass."""
     server = await Server(answering(200), tls(authority, "ops.example")).start(nursery)
 
