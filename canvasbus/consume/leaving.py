@@ -3,7 +3,6 @@ committed, the rest is cancelled and handed back, and the group is left where no
 
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any
 
 import trio
 
@@ -15,7 +14,7 @@ from canvasbus.errors import TransportError, Unavailable
 from canvasbus.log import get_logger
 from canvasbus.transport.link import Link, SharedLink
 from canvasbus.transport.owner_scripts import RELEASE
-from canvasbus.transport.resp import check, chunks, command
+from canvasbus.transport.resp import Argument, check, chunks, command
 from canvasbus.transport.scripts import FENCE_SECONDS
 from canvasbus.transport.server import Server
 from canvasbus.wire.keys import FREE_POOL, SUSPECT_POOL
@@ -69,13 +68,12 @@ class Leaving:
                 batch = self._back[:HAND_BACK_AT_ONCE]
                 try:
                     await self._release(shared, [(d.topic.stream, d.entry_id, d.failures) for d in batch])
-                except TransportError as error:
-                    behind = any(subscription.settler.fence.behind for subscription in self._subscriptions)
-                    if behind or (isinstance(error, Unavailable) and error.ambiguous):
-                        # Come late, it would take what we have got again by then out of our hands.
-                        for subscription in self._subscriptions:
-                            await subscription.settler.make_sure()
-                    else:
+                except TransportError:
+                    settlers = [subscription.settler for subscription in self._subscriptions]
+                    doubtful = [settler for settler in settlers if settler.fence.in_doubt]
+                    for settler in doubtful:  # come late, it would take what we have got again by then out of our hands
+                        await settler.make_sure()
+                    if not doubtful:
                         await trio.sleep(HAND_BACK_SECONDS)
                     continue  # repeating it is safe: only what is still ours moves
                 del self._back[: len(batch)]
@@ -157,7 +155,8 @@ class Leaving:
                         await link.request(command("XACK", topic.stream, self._group, *topic.acks))
                         topic.held.difference_update(topic.acks)
             for subscription in self._staying:
-                await subscription.settler.fence.shut_out_commit(link)
+                if subscription.settler.fence.in_doubt:  # what it settles, or takes, is not handed back with the rest
+                    await subscription.settler.fence.raise_number(link)  # if others have, handing back finds out
                 await subscription.membership.report(link)  # others may have made the group anew a moment ago
                 await subscription.settler.hold_now(link)
                 with suppress(_Fenced):  # others have what we held, of this partition
@@ -211,15 +210,14 @@ class Leaving:
         *,
         leave: bool = False,
     ) -> int:
-        keys, consumer, fence = subscription.keys, subscription.consumer, subscription.settler.fence
-        names = [fence.key, keys.beats(self._group), *subscription.topics, keys.accepts(self._group)]
-        args: list[Any] = [fence.number, self._group, consumer, pool, 1 if leave else 0, FENCE_SECONDS]
+        keys = subscription.keys
+        names = [keys.beats(self._group), *subscription.topics, keys.accepts(self._group)]
+        args: list[Argument] = [self._group, subscription.consumer, pool, 1 if leave else 0, FENCE_SECONDS]
         for entry in entries:
             args += entry
-        reply = check(await link.run(RELEASE.call(names, args)), "hand back")
+        reply = check(await subscription.settler.fence.run(link, RELEASE, names, args), "hand back")
         if reply == b"FENCED":
             raise _Fenced("hand back: others have taken us for dead")
         if reply == b"STALE":
-            fence.behind = True
             raise Unavailable("hand back: what raised the fence came late")
         return int(reply)

@@ -16,7 +16,7 @@ from canvasbus.consume.settle import Settler
 from canvasbus.errors import Unavailable
 from canvasbus.transport.link import Link, SharedLink
 from canvasbus.transport.owner_scripts import TAKE
-from canvasbus.transport.resp import ReplyError, check, command, is_no_group, translate
+from canvasbus.transport.resp import Argument, ReplyError, check, command, is_no_group, translate
 from canvasbus.wire.codec import Codec
 from canvasbus.wire.keys import SUSPECT_POOL
 
@@ -140,14 +140,13 @@ class Recovery:
         if not topics or limit <= 0 or self.paused:
             return True
         fence = self._settler.fence
-        names = [fence.key, *(t.stream for t in topics)]
-        args: list[bytes | str | int] = [fence.number, self._group, self._settler.consumer, pool, limit]
+        args: list[Argument] = [self._group, self._settler.consumer, pool, limit]
         args += [int((lain or 0.0) * 1000), 1 if topic else 0]
         self._asking += pool == SUSPECT_POOL
         try:
-            reply = await self._shared.run(TAKE.call(names, args))
+            reply = await fence.run(self._shared, TAKE, [t.stream for t in topics], args)
         except (Unavailable, trio.Cancelled) as error:
-            if not isinstance(error, Unavailable) or error.ambiguous:  # they may be ours: nobody else would run them
+            if fence.in_doubt:  # they may be ours: nobody else would run them
                 self._suspects |= pool == SUSPECT_POOL
                 if isinstance(error, Unavailable):  # what came late would find nobody who looks for it
                     await self._settler.make_sure()
