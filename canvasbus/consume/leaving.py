@@ -41,6 +41,14 @@ class _Fenced(Unavailable):
     """Others have taken us for dead."""
 
 
+_Entry = tuple[bytes, bytes, int]
+"""Stream, id, and failures to write down once more, since that may still be on its way (0: none)."""
+
+
+def _entries(deliveries: Sequence[Delivery]) -> list[_Entry]:
+    return [(delivery.topic.stream, delivery.entry_id, delivery.failures) for delivery in deliveries]
+
+
 class Leaving:
     """The end of one incarnation."""
 
@@ -67,7 +75,7 @@ class Leaving:
             while self._back:
                 batch = self._back[:HAND_BACK_AT_ONCE]
                 try:
-                    await self._release(shared, [(d.topic.stream, d.entry_id, d.failures) for d in batch])
+                    await self._release(shared, _entries(batch))
                 except TransportError:
                     settlers = [subscription.settler for subscription in self._subscriptions]
                     doubtful = [settler for settler in settlers if settler.fence.in_doubt]
@@ -78,8 +86,7 @@ class Leaving:
                     continue  # repeating it is safe: only what is still ours moves
                 del self._back[: len(batch)]
                 for delivery in batch:
-                    delivery.topic.held.discard(delivery.entry_id)
-                    delivery.topic.suspects.pop(delivery.entry_id, None)
+                    delivery.topic.let_go((delivery.entry_id,))
                 for subscription in self._subscriptions:
                     subscription.recovery.handed_back()
 
@@ -101,10 +108,10 @@ class Leaving:
         )
         with trio.move_on_after(2.0):
             try:
-                moved = await self._release(shared, [(d.topic.stream, d.entry_id, d.failures) for d in rest])
+                moved = await self._release(shared, _entries(rest))
                 if moved == len(rest):  # else the group may be away, or a new one: `_leave` sees to it
                     for delivery in rest:
-                        delivery.topic.held.discard(delivery.entry_id)
+                        delivery.topic.let_go((delivery.entry_id,))
             except TransportError:
                 pass  # tried once more at the very end
         for subscription in self._subscriptions:
@@ -158,7 +165,7 @@ class Leaving:
                 if subscription.settler.fence.in_doubt:  # what it settles, or takes, is not handed back with the rest
                     await subscription.settler.fence.raise_number(link)  # if others have, handing back finds out
                 await subscription.membership.report(link)  # others may have made the group anew a moment ago
-                await subscription.settler.hold_now(link)
+                await subscription.settler.holding.run(link)
                 with suppress(_Fenced):  # others have what we held, of this partition
                     await self._release_unheld(link, subscription)
                     topics = subscription.topics.values()
@@ -179,9 +186,8 @@ class Leaving:
         for chunk in chunks(words):
             await self._call_release(link, subscription, SUSPECT_POOL if suspects else FREE_POOL, chunk)
 
-    async def _release(self, link: Link | SharedLink, entries: list[tuple[bytes, bytes, int]]) -> int:
-        """Entries: stream, id and failures to write down once more, since that may still be on its way (0: none). Returns
-        how many were ours."""
+    async def _release(self, link: Link | SharedLink, entries: Sequence[_Entry]) -> int:
+        """Hand back to the pools. Returns how many were ours."""
         moved = 0
         for subscription in self._subscriptions:
             place = {stream: index + 3 for index, stream in enumerate(subscription.topics)}

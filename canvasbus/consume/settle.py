@@ -31,18 +31,17 @@ from canvasbus.consume.commit import Commit, script_words
 from canvasbus.consume.complaints import Complaints
 from canvasbus.consume.delivery import NO_DOUBT, Delivery, Topic
 from canvasbus.consume.fence import Fence
+from canvasbus.consume.holding import Holding
 from canvasbus.consume.state import StateStore
 from canvasbus.errors import Refused, TransportError, Unavailable
 from canvasbus.ids import id_order
 from canvasbus.log import get_logger
-from canvasbus.transport.group_scripts import HOLD
 from canvasbus.transport.link import Link, SharedLink
 from canvasbus.transport.resp import (
     Argument,
     Packet,
     Reply,
     ReplyError,
-    chunks,
     code,
     command,
     is_no_group,
@@ -109,6 +108,7 @@ class Settler:
     ) -> None:
         self.consumer = consumer
         self.fence = Fence(keys.fence(consumer))
+        self.holding = Holding(self.fence, group, consumer, on_due=self.poke)
         self.reads_from = ""
         """The history of the server that the subscription reads from."""
         self.statistics = SettlerStatistics()
@@ -130,7 +130,6 @@ class Settler:
         self._work = trio.Event()
         self._passing = False
         self._compared = ""
-        self._holds: list[tuple[Topic, bytes]] = []
 
     def watch(self, topic: Topic) -> None:
         """Take care of this topic's acknowledgements."""
@@ -187,11 +186,6 @@ class Settler:
         commit.done = trio.Event()
         return commit.done
 
-    def hold_again(self, topic: Topic, start: bytes) -> None:
-        """The group was made anew behind `start`: let what we hold before that be pending in our name again."""
-        self._holds.append((topic, start))
-        self._work.set()
-
     def leave(self) -> None:
         """The worker leaves: what waits for somebody to clear a key is tried once more, and no longer waited for."""
         self._leaves, self._aside_until = True, -math.inf
@@ -213,7 +207,7 @@ class Settler:
         """Settle until cancelled."""
         try:
             while True:
-                with trio.move_on_after(ASIDE_SECONDS if self._aside or self._holds else math.inf):
+                with trio.move_on_after(ASIDE_SECONDS if self._aside or self.holding.due else math.inf):
                     await self._work.wait()
                 self._work = trio.Event()
                 await self._settle()
@@ -236,9 +230,9 @@ class Settler:
                 await self._raise_fence()
             except TransportError as error:
                 await backoff.wait(error)
-        if self._holds and not self._commits:
+        if self.holding.due and not self._commits:
             with suppress(TransportError):  # before the next commit, or soon
-                await self.hold_now(self._link)
+                await self.holding.run(self._link)
         if self._aside and trio.current_time() >= self._aside_until:
             self._commits.extend(self._aside)
             self._aside.clear()
@@ -281,10 +275,7 @@ class Settler:
                     topic=topic.event_type,
                     error=str(refused),
                 )
-            topic.held.difference_update(entry_ids)
-            if topic.suspects:
-                for entry_id in entry_ids:
-                    topic.suspects.pop(entry_id, None)
+            topic.let_go(entry_ids)
             topic.lane.settled(len(entry_ids))
 
     async def _repeat(self, packet: Packet) -> list[TransportError | None]:
@@ -381,21 +372,9 @@ class Settler:
             for commit in chunk
         )
 
-    async def hold_now(self, link: Link) -> None:
-        """Do what `hold_again` asked for. (From outside only after the end of `run`.)"""
-        while self._holds:
-            topic, start = self._holds[0]
-            for some in chunks([i for i in topic.held if id_order(i) <= id_order(start)]):
-                args: list[Argument] = [self._group, self.consumer, *some]
-                while await self.fence.run(link, HOLD, [topic.stream], args) == b"STALE":
-                    if not await self.fence.raise_number(link):
-                        break
-            del self._holds[0]  # others may have come behind it meanwhile
-
     async def _send(self, chunk: list[Commit], look: bool) -> Reply:
         look = await self._doubts(chunk) or look
-        if self._holds:  # first of all: what is looked up must be found
-            await self.hold_now(self._link)
+        await self.holding.run(self._link)  # first of all: what is looked up must be found
         if self._fresh:  # new topics are announced before their first entry, so that globs find them
             fresh = sorted(self._fresh)
             replies = await self._link.request(command("SADD", self.keys.topics, *fresh))
@@ -485,8 +464,7 @@ class Settler:
                 statistics.derived += commit.derived
                 statistics.buried += commit.burial and not commit.lost
             topic = commit.delivery.topic
-            topic.held.discard(commit.delivery.entry_id)
-            topic.suspects.pop(commit.delivery.entry_id, None)
+            topic.let_go((commit.delivery.entry_id,))
             settled[topic.lane] = settled.get(topic.lane, 0) + 1
         for lane, count in settled.items():
             lane.settled(count)

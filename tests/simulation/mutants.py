@@ -185,7 +185,7 @@ MUTANTS = (
     Mutant(
         "a lost reply of a read is not looked for",
         "3",
-        (words(recovery.Recovery, "audit", "    suspects =", "    return\n    suspects ="),),
+        (words(recovery.Recovery, "audit", "    try:\n", "    return\n    try:\n"),),
         frozenset({"lose"}),
     ),
     Mutant(
