@@ -3,9 +3,9 @@ acknowledgement by the settle script or not at all."""
 
 from collections.abc import Callable
 
+from canvasbus.transport.resp import Argument
 from canvasbus.wire.keys import Keys
 
-Argument = bytes | str | int
 Index = Callable[[bytes, str], int]
 """The place of a key among those of the script; the letter says of what type it is (see SETTLE)."""
 

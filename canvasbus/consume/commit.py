@@ -4,8 +4,9 @@ from collections.abc import Iterable, Sequence
 
 import trio
 
-from canvasbus.consume.changes import Argument, Changes
+from canvasbus.consume.changes import Changes
 from canvasbus.consume.delivery import Delivery
+from canvasbus.transport.resp import Argument
 
 
 class Commit:

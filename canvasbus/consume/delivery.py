@@ -1,5 +1,6 @@
 """Delivery: one entry in the hands of this worker. Bad input is a delivery too, with the failure inside."""
 
+from collections.abc import Collection
 from datetime import datetime
 from itertools import repeat
 from typing import TYPE_CHECKING
@@ -43,6 +44,13 @@ class Topic:
         """Those of them whose last owner died, by entry id."""
         self.acks: list[bytes] = []
         """Entry ids that are done, emit nothing and wait for the next XACK."""
+
+    def let_go(self, entry_ids: Collection[bytes]) -> None:
+        """These are in our hands no more."""
+        self.held.difference_update(entry_ids)
+        if self.suspects:
+            for entry_id in entry_ids:
+                self.suspects.pop(entry_id, None)
 
     def doubt_held(self) -> None:
         """What is in our hands was given to us by another server than the one of now."""

@@ -5,9 +5,14 @@ connection, shuts it out: what bears the old number changes nothing any more. Ot
 the number's place, so that it cannot be raised.
 """
 
-from canvasbus.transport.link import Link
-from canvasbus.transport.resp import ReplyError, commands, translate
-from canvasbus.transport.scripts import FENCE_SECONDS
+from collections.abc import Iterable
+
+import trio
+
+from canvasbus.errors import TransportError, Unavailable
+from canvasbus.transport.link import Link, SharedLink
+from canvasbus.transport.resp import Argument, Reply, ReplyError, commands, translate
+from canvasbus.transport.scripts import FENCE_SECONDS, Script
 
 
 class Fence:
@@ -16,14 +21,28 @@ class Fence:
     def __init__(self, key: bytes) -> None:
         self.key = key
         self.number = 0
-        self.behind = False
-        """The number on the server may be higher than `number`, by our own doing: what bears that is refused as STALE."""
-        self.commit_on_the_way = False
-        """A commit was sent, and no answer of the server says that it will not be executed later."""
+        self.in_doubt = False
+        """Something that bears `number` may be executed later, or the server's number is higher, by our own doing: it must
+        be raised before anything is said again."""
+        self.raised = trio.Event()
+        """Set, and replaced, when the number was raised."""
+
+    async def run(
+        self, link: Link | SharedLink, script: Script, keys: Iterable[bytes], args: Iterable[Argument]
+    ) -> Reply:
+        """Run a script under the fence, which is the first of its keys, and the number the first of its arguments."""
+        try:
+            reply = await link.run(script.call([self.key, *keys], [self.number, *args]))
+        except BaseException as error:
+            told = isinstance(error, TransportError) and not (isinstance(error, Unavailable) and error.ambiguous)
+            self.in_doubt |= not told
+            raise
+        self.in_doubt |= reply == b"STALE"
+        return reply
 
     async def raise_number(self, link: Link) -> bool:
         """Shut out what was sent until now. False: others have taken us for dead."""
-        self.behind = True
+        self.in_doubt = True
         raised, times = 0, 1
         while raised <= self.number:
             steps = [("INCR", self.key)] * times
@@ -36,15 +55,10 @@ class Fence:
             # A server that lost its last seconds begins at 0 again: what was sent lately must not come true once more.
             times = min(self.number - raised + 1, 1000)
         self.number = raised
-        self.behind = False
+        self.in_doubt = False
+        self.raised.set()
+        self.raised = trio.Event()
         return True
-
-    async def shut_out_commit(self, link: Link) -> None:
-        """After the end of the settler: no commit that may still be on its way is executed any more, so that what it
-        settles can be handed back."""
-        if self.commit_on_the_way or self.behind:
-            await self.raise_number(link)  # if others have, handing back finds out
-            self.commit_on_the_way = False
 
     def __repr__(self) -> str:
         return f"<Fence {self.key.decode()} at {self.number}>"

@@ -3,7 +3,6 @@ committed, the rest is cancelled and handed back, and the group is left where no
 
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any
 
 import trio
 
@@ -15,7 +14,7 @@ from canvasbus.errors import TransportError, Unavailable
 from canvasbus.log import get_logger
 from canvasbus.transport.link import Link, SharedLink
 from canvasbus.transport.owner_scripts import RELEASE
-from canvasbus.transport.resp import check, chunks, command
+from canvasbus.transport.resp import Argument, check, chunks, command
 from canvasbus.transport.scripts import FENCE_SECONDS
 from canvasbus.transport.server import Server
 from canvasbus.wire.keys import FREE_POOL, SUSPECT_POOL
@@ -40,6 +39,14 @@ log = get_logger("canvasbus.worker")
 
 class _Fenced(Unavailable):
     """Others have taken us for dead."""
+
+
+_Entry = tuple[bytes, bytes, int]
+"""Stream, id, and failures to write down once more, since that may still be on its way (0: none)."""
+
+
+def _entries(deliveries: Sequence[Delivery]) -> list[_Entry]:
+    return [(delivery.topic.stream, delivery.entry_id, delivery.failures) for delivery in deliveries]
 
 
 class Leaving:
@@ -68,20 +75,18 @@ class Leaving:
             while self._back:
                 batch = self._back[:HAND_BACK_AT_ONCE]
                 try:
-                    await self._release(shared, [(d.topic.stream, d.entry_id, d.failures) for d in batch])
-                except TransportError as error:
-                    behind = any(subscription.settler.fence.behind for subscription in self._subscriptions)
-                    if behind or (isinstance(error, Unavailable) and error.ambiguous):
-                        # Come late, it would take what we have got again by then out of our hands.
-                        for subscription in self._subscriptions:
-                            await subscription.settler.make_sure()
-                    else:
+                    await self._release(shared, _entries(batch))
+                except TransportError:
+                    settlers = [subscription.settler for subscription in self._subscriptions]
+                    doubtful = [settler for settler in settlers if settler.fence.in_doubt]
+                    for settler in doubtful:  # come late, it would take what we have got again by then out of our hands
+                        await settler.make_sure()
+                    if not doubtful:
                         await trio.sleep(HAND_BACK_SECONDS)
                     continue  # repeating it is safe: only what is still ours moves
                 del self._back[: len(batch)]
                 for delivery in batch:
-                    delivery.topic.held.discard(delivery.entry_id)
-                    delivery.topic.suspects.pop(delivery.entry_id, None)
+                    delivery.topic.let_go((delivery.entry_id,))
                 for subscription in self._subscriptions:
                     subscription.recovery.handed_back()
 
@@ -103,10 +108,10 @@ class Leaving:
         )
         with trio.move_on_after(2.0):
             try:
-                moved = await self._release(shared, [(d.topic.stream, d.entry_id, d.failures) for d in rest])
+                moved = await self._release(shared, _entries(rest))
                 if moved == len(rest):  # else the group may be away, or a new one: `_leave` sees to it
                     for delivery in rest:
-                        delivery.topic.held.discard(delivery.entry_id)
+                        delivery.topic.let_go((delivery.entry_id,))
             except TransportError:
                 pass  # tried once more at the very end
         for subscription in self._subscriptions:
@@ -157,9 +162,10 @@ class Leaving:
                         await link.request(command("XACK", topic.stream, self._group, *topic.acks))
                         topic.held.difference_update(topic.acks)
             for subscription in self._staying:
-                await subscription.settler.fence.shut_out_commit(link)
+                if subscription.settler.fence.in_doubt:  # what it settles, or takes, is not handed back with the rest
+                    await subscription.settler.fence.raise_number(link)  # if others have, handing back finds out
                 await subscription.membership.report(link)  # others may have made the group anew a moment ago
-                await subscription.settler.hold_now(link)
+                await subscription.settler.holding.run(link)
                 with suppress(_Fenced):  # others have what we held, of this partition
                     await self._release_unheld(link, subscription)
                     topics = subscription.topics.values()
@@ -180,9 +186,8 @@ class Leaving:
         for chunk in chunks(words):
             await self._call_release(link, subscription, SUSPECT_POOL if suspects else FREE_POOL, chunk)
 
-    async def _release(self, link: Link | SharedLink, entries: list[tuple[bytes, bytes, int]]) -> int:
-        """Entries: stream, id and failures to write down once more, since that may still be on its way (0: none). Returns
-        how many were ours."""
+    async def _release(self, link: Link | SharedLink, entries: Sequence[_Entry]) -> int:
+        """Hand back to the pools. Returns how many were ours."""
         moved = 0
         for subscription in self._subscriptions:
             place = {stream: index + 3 for index, stream in enumerate(subscription.topics)}
@@ -211,15 +216,14 @@ class Leaving:
         *,
         leave: bool = False,
     ) -> int:
-        keys, consumer, fence = subscription.keys, subscription.consumer, subscription.settler.fence
-        names = [fence.key, keys.beats(self._group), *subscription.topics, keys.accepts(self._group)]
-        args: list[Any] = [fence.number, self._group, consumer, pool, 1 if leave else 0, FENCE_SECONDS]
+        keys = subscription.keys
+        names = [keys.beats(self._group), *subscription.topics, keys.accepts(self._group)]
+        args: list[Argument] = [self._group, subscription.consumer, pool, 1 if leave else 0, FENCE_SECONDS]
         for entry in entries:
             args += entry
-        reply = check(await link.run(RELEASE.call(names, args)), "hand back")
+        reply = check(await subscription.settler.fence.run(link, RELEASE, names, args), "hand back")
         if reply == b"FENCED":
             raise _Fenced("hand back: others have taken us for dead")
         if reply == b"STALE":
-            fence.behind = True
             raise Unavailable("hand back: what raised the fence came late")
         return int(reply)

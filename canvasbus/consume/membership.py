@@ -292,7 +292,7 @@ class Membership:
             if start and start != b"0-0":
                 if any(id_order(entry_id) > id_order(start) for entry_id in topic.held):
                     topic.doubt_held()
-                self._settler.hold_again(topic, start)
+                self._settler.holding.again(topic, start)
 
 
 def gone_unread(info: Reply, groups: Reply, group: bytes) -> int | None:

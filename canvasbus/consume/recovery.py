@@ -16,7 +16,7 @@ from canvasbus.consume.settle import Settler
 from canvasbus.errors import Unavailable
 from canvasbus.transport.link import Link, SharedLink
 from canvasbus.transport.owner_scripts import TAKE
-from canvasbus.transport.resp import ReplyError, check, command, is_no_group, translate
+from canvasbus.transport.resp import Argument, ReplyError, check, command, is_no_group, translate
 from canvasbus.wire.codec import Codec
 from canvasbus.wire.keys import SUSPECT_POOL
 
@@ -52,9 +52,9 @@ class Recovery:
         self.due = False
         """The reader is to audit before it reads on."""
         self.paused = False
-        """Take nothing for now."""
+        """Nothing comes in for now."""
         self.stopping = False
-        """An audit that is under way adopts nothing more."""
+        """Nothing comes in any more, of an audit that is under way neither."""
         self._group = group
         self._shared = shared
         self._topics = topics
@@ -62,10 +62,10 @@ class Recovery:
         self._codec = codec
         self._on_due = on_due
         self._came_back = False
-        self._suspects = False
-        """There may be some among what the next audit finds."""
         self._asking = 0
-        """Requests for suspects without an answer yet. An audit may find what they bring before that is known here."""
+        """Requests for suspects without an answer yet."""
+        self._lost_suspects = False
+        """Some may have come with an answer that was lost; until an audit has found all that is pending."""
 
     def audit_soon(self) -> None:
         """Audit before the next read."""
@@ -78,6 +78,11 @@ class Recovery:
             self._came_back = False
             self.audit_soon()
 
+    @property
+    def _may_be_suspects(self) -> bool:
+        """What is found pending may have come out of the pool of suspects, also before that is known here."""
+        return self._lost_suspects or self._asking > 0
+
     async def audit(self, link: Link) -> None:
         """Fetch what is pending under our name but not in our hands: a reply was lost on its way. (Over the reader's own
         link, which leads to the server that it reads from.)
@@ -86,7 +91,6 @@ class Recovery:
         although it is no longer held; in the second it is gone.
         """
         self.due = False  # set anew by whatever fails from here on
-        suspects = self._suspects
         try:
             for topic in list(self._topics.values()):
                 unknown = {i for i, _ in await self._pending(topic, link) if i not in topic.held}
@@ -99,13 +103,13 @@ class Recovery:
                     check(rows, "audit")
                     if self.stopping:
                         return
-                    suspect = suspects or self._suspects or self._asking > 0
-                    self._adopt(topic, entry_id, rows[0][1] if rows else [], deliveries=deliveries, suspect=suspect)
+                    fields = rows[0][1] if rows else []
+                    self._adopt(topic, entry_id, fields, deliveries=deliveries, suspect=self._may_be_suspects)
                     self.statistics.audited += 1
         except BaseException:
             self.due = True
             raise
-        self._suspects = self._suspects and (self.due or self._asking > 0)
+        self._lost_suspects &= self.due or self._asking > 0
 
     async def unheld(self, link: Link) -> tuple[list[tuple[bytes, bytes]], bool]:
         """What is pending under our name and never reached us, since the answer that brought it was lost: streams and
@@ -113,7 +117,7 @@ class Recovery:
         found: list[tuple[bytes, bytes]] = []
         for topic in self._topics.values():
             found += [(topic.stream, i) for i, _ in await self._pending(topic, link) if i not in topic.held]
-        return found, self._suspects
+        return found, self._may_be_suspects
 
     async def _pending(self, topic: Topic, link: Link) -> list[tuple[bytes, int]]:
         """What is pending under our name: entry ids, and how often each counts as delivered."""
@@ -135,26 +139,26 @@ class Recovery:
         """Take up to `limit` entries out of a pool. False: we are fenced. With `topic` only its entries, after which an
         empty pool is forgotten; with `lain` only those that have lain there for so many seconds, to be given up."""
         topics = [t for t in self._topics.values() if t.lane.free > 0 and topic in (None, t)]
-        if pool == SUSPECT_POOL:
+        suspects = pool == SUSPECT_POOL
+        if suspects:
             topics = [t for t in topics if t.lane.quarantine.wants]
         if not topics or limit <= 0 or self.paused:
             return True
         fence = self._settler.fence
-        names = [fence.key, *(t.stream for t in topics)]
-        args: list[bytes | str | int] = [fence.number, self._group, self._settler.consumer, pool, limit]
+        args: list[Argument] = [self._group, self._settler.consumer, pool, limit]
         args += [int((lain or 0.0) * 1000), 1 if topic else 0]
-        self._asking += pool == SUSPECT_POOL
+        self._asking += suspects
         try:
-            reply = await self._shared.run(TAKE.call(names, args))
+            reply = await fence.run(self._shared, TAKE, [t.stream for t in topics], args)
         except (Unavailable, trio.Cancelled) as error:
-            if not isinstance(error, Unavailable) or error.ambiguous:  # they may be ours: nobody else would run them
-                self._suspects |= pool == SUSPECT_POOL
+            if fence.in_doubt:  # they may be ours: nobody else would run them
+                self._lost_suspects |= suspects
                 if isinstance(error, Unavailable):  # what came late would find nobody who looks for it
                     await self._settler.make_sure()
                 self.audit_soon()
             raise
         finally:
-            self._asking -= pool == SUSPECT_POOL
+            self._asking -= suspects
         if isinstance(reply, ReplyError):
             raise translate(reply, f"take from {pool}")
         if reply == b"FENCED":
@@ -165,10 +169,8 @@ class Recovery:
         for at in range(0, len(reply), 4):
             index, entry_id, deliveries, fields = reply[at : at + 4]
             self.statistics.taken += 1
-            suspect, overdue = pool == SUSPECT_POOL, lain is not None
-            self._adopt(
-                topics[index - 2], entry_id, fields, deliveries=int(deliveries), suspect=suspect, overdue=overdue
-            )
+            count, overdue = int(deliveries), lain is not None
+            self._adopt(topics[index - 2], entry_id, fields, deliveries=count, suspect=suspects, overdue=overdue)
         return True
 
     def _adopt(
@@ -181,17 +183,15 @@ class Recovery:
         suspect: bool,
         overdue: bool = False,
     ) -> None:
-        if (
-            entry_id in topic.held
-        ):  # an audit and a take that was still under way have both found it; or see `handed_back`
+        if entry_id in topic.held:  # an audit and a take that was under way have both found it; or see `handed_back`
             self._came_back = True
             return
         if not fields:
             self.lost(topic, entry_id)
             return
         delivery: Delivery = deliver(self._codec, topic, entry_id, fields)
-        # Of a suspect the run is counted before it begins. A server that has lost the outcome of its last one gives it back to
-        # us, who live: that run has not failed.
+        # Of a suspect the run is counted before it begins. A server that has lost the outcome of its last one gives it back
+        # to us, who live: that run has not failed.
         most = deliveries - 1 if suspect else min(deliveries - 1, topic.lane.handler.retry.attempts - 1)
         delivery.failures = max(0, most)
         delivery.suspect = suspect

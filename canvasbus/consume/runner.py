@@ -180,9 +180,7 @@ class Runner:
             group=self.group,
             consumer=current.consumer if current else "",
             state=self.state,
-            topics=tuple(sorted({t.event_type for s in current.subscriptions for t in s.topics.values()}))
-            if current
-            else (),
+            topics=tuple(current.topics()) if current else (),
             handled=sum(lane.statistics.handled for lane in lanes),
             failed=sum(lane.statistics.failed for lane in lanes),
             timeouts=sum(lane.statistics.timeouts for lane in lanes),
@@ -245,15 +243,7 @@ class _Incarnation:
             settler = Settler(runner._server, self._shared, keys, self.group, self.consumer, on_fenced=self._fenced.set)
             self.settlers.append(settler)
             self.subscriptions.append(
-                Subscription(
-                    runner._server,
-                    runner._shared,
-                    keys,
-                    self.group,
-                    self.consumer,
-                    runner._codec,
-                    settler,
-                )
+                Subscription(runner._server, self._shared, keys, self.group, self.consumer, runner._codec, settler)
             )
         self.heart = Heart(
             runner._server,
@@ -345,7 +335,7 @@ class _Incarnation:
             nursery.start_soon(self._leaving.run, self._shared)
             runner.state = "running" if self._pausing.pause is None else "paused"
             runner.ready.set()
-            log.info("worker joined", group=self.group, consumer=self.consumer, topics=self._topics())
+            log.info("worker joined", group=self.group, consumer=self.consumer, topics=self.topics())
             await _first(self._fenced, runner._stop)
             if not self._fenced.is_set():
                 runner.state = "draining"
@@ -360,7 +350,8 @@ class _Incarnation:
                     leaving.cancel_scope.cancel()
             nursery.cancel_scope.cancel()
 
-    def _topics(self) -> list[str]:
+    def topics(self) -> list[str]:
+        """The types that it reads."""
         return sorted({t.event_type for s in self.subscriptions for t in s.topics.values()})
 
     async def _join(self) -> bool:

@@ -19,28 +19,29 @@ the runner join again under a new name.
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
 
 import trio
 
 from canvasbus.consume.backoff import ServerBackoff
-from canvasbus.consume.changes import Argument, Changes
+from canvasbus.consume.changes import Changes
 from canvasbus.consume.commit import Commit, script_words
 from canvasbus.consume.complaints import Complaints
 from canvasbus.consume.delivery import NO_DOUBT, Delivery, Topic
 from canvasbus.consume.fence import Fence
+from canvasbus.consume.holding import Holding
 from canvasbus.consume.state import StateStore
 from canvasbus.errors import Refused, TransportError, Unavailable
 from canvasbus.ids import id_order
 from canvasbus.log import get_logger
-from canvasbus.transport.group_scripts import HOLD
 from canvasbus.transport.link import Link, SharedLink
 from canvasbus.transport.resp import (
+    Argument,
     Packet,
     Reply,
     ReplyError,
-    chunks,
     code,
     command,
     is_no_group,
@@ -107,6 +108,7 @@ class Settler:
     ) -> None:
         self.consumer = consumer
         self.fence = Fence(keys.fence(consumer))
+        self.holding = Holding(self.fence, group, consumer, on_due=self.poke)
         self.reads_from = ""
         """The history of the server that the subscription reads from."""
         self.statistics = SettlerStatistics()
@@ -128,10 +130,6 @@ class Settler:
         self._work = trio.Event()
         self._passing = False
         self._compared = ""
-        self._holds: list[tuple[Topic, bytes]] = []
-        self._doubtful = False
-        """Something else than a commit was sent under our fence, and may be executed later."""
-        self._sure = trio.Event()
 
     def watch(self, topic: Topic) -> None:
         """Take care of this topic's acknowledgements."""
@@ -188,11 +186,6 @@ class Settler:
         commit.done = trio.Event()
         return commit.done
 
-    def hold_again(self, topic: Topic, start: bytes) -> None:
-        """The group was made anew behind `start`: let what we hold before that be pending in our name again."""
-        self._holds.append((topic, start))
-        self._work.set()
-
     def leave(self) -> None:
         """The worker leaves: what waits for somebody to clear a key is tried once more, and no longer waited for."""
         self._leaves, self._aside_until = True, -math.inf
@@ -214,7 +207,7 @@ class Settler:
         """Settle until cancelled."""
         try:
             while True:
-                with trio.move_on_after(ASIDE_SECONDS if self._aside or self._holds else math.inf):
+                with trio.move_on_after(ASIDE_SECONDS if self._aside or self.holding.due else math.inf):
                     await self._work.wait()
                 self._work = trio.Event()
                 await self._settle()
@@ -225,30 +218,21 @@ class Settler:
     async def make_sure(self) -> None:
         """Return when nothing that was sent under our fence until now is executed any more. (By the task that commits: a
         fence that is raised while a commit is on its way would shut that out.)"""
-        if self._sure.is_set():  # else somebody else waits for the same
-            self._sure = trio.Event()
-        self._doubtful = True
+        raised = self.fence.raised
+        self.fence.in_doubt = True
         self._work.set()
-        await self._sure.wait()
-
-    async def _make_sure(self) -> None:
-        backoff = ServerBackoff("settling waits for the server", self._group)
-        while self._doubtful:
-            try:
-                await self._raise_fence()
-                self._doubtful = False
-            except TransportError as error:
-                await backoff.wait(error)
-        self._sure.set()
+        await raised.wait()
 
     async def _settle(self) -> None:
-        if self._doubtful:
-            await self._make_sure()
-        if self._holds and not self._commits:
+        backoff = ServerBackoff("settling waits for the server", self._group)
+        while self.fence.in_doubt:
             try:
-                await self.hold_now(self._link)
-            except TransportError as error:  # before the next commit, or soon
-                self._doubtful |= isinstance(error, Unavailable) and error.ambiguous
+                await self._raise_fence()
+            except TransportError as error:
+                await backoff.wait(error)
+        if self.holding.due and not self._commits:
+            with suppress(TransportError):  # before the next commit, or soon
+                await self.holding.run(self._link)
         if self._aside and trio.current_time() >= self._aside_until:
             self._commits.extend(self._aside)
             self._aside.clear()
@@ -291,10 +275,7 @@ class Settler:
                     topic=topic.event_type,
                     error=str(refused),
                 )
-            topic.held.difference_update(entry_ids)
-            if topic.suspects:
-                for entry_id in entry_ids:
-                    topic.suspects.pop(entry_id, None)
+            topic.let_go(entry_ids)
             topic.lane.settled(len(entry_ids))
 
     async def _repeat(self, packet: Packet) -> list[TransportError | None]:
@@ -315,15 +296,13 @@ class Settler:
     async def _commit(self, chunk: list[Commit]) -> None:
         backoff = ServerBackoff("settling waits for the server", self._group)
         look = any(commit.delivery.look for commit in chunk)
-        raise_fence = False
         while True:
             try:
-                if raise_fence:
+                if self.fence.in_doubt:  # of this very commit, or by a raising of ours that came late
                     await self._raise_fence()
-                    raise_fence, look = False, True
+                    look = True
                 reply = await self._send(chunk, look)
-                if reply == b"STALE":  # a raising of ours that came late
-                    raise_fence = True
+                if reply == b"STALE":
                     continue
                 if not isinstance(reply, ReplyError):
                     break
@@ -335,13 +314,10 @@ class Settler:
                 if not isinstance(failure, Unavailable):
                     await self._refused(chunk, failure, waits=code(reply) == "OVERWRITTEN")
                     return
-            except Unavailable as error:
-                failure = error
-                raise_fence = raise_fence or error.ambiguous
-            except Refused as error:
+            except (Unavailable, Refused) as error:
                 failure = error
             self.statistics.repeated += 1
-            refused = isinstance(failure, Unavailable) and not failure.ambiguous and not raise_fence
+            refused = isinstance(failure, Unavailable) and not failure.ambiguous and not self.fence.in_doubt
             if refused and not self._passing and any(commit.needs_memory for commit in chunk):
                 await self._let_pass(backoff.next(failure))
             else:
@@ -396,23 +372,9 @@ class Settler:
             for commit in chunk
         )
 
-    async def hold_now(self, link: Link) -> None:
-        """Do what `hold_again` asked for. (From outside only after the end of `run`.)"""
-        while self._holds:
-            topic, start = self._holds[0]
-            for some in chunks([i for i in topic.held if id_order(i) <= id_order(start)]):
-                keys = [self.fence.key, topic.stream]
-                while True:
-                    args: list[Argument] = [self.fence.number, self._group, self.consumer, *some]
-                    stale = await link.run(HOLD.call(keys, args)) == b"STALE"
-                    if not stale or not await self.fence.raise_number(link):
-                        break
-            del self._holds[0]  # others may have come behind it meanwhile
-
     async def _send(self, chunk: list[Commit], look: bool) -> Reply:
         look = await self._doubts(chunk) or look
-        if self._holds:  # first of all: what is looked up must be found
-            await self.hold_now(self._link)
+        await self.holding.run(self._link)  # first of all: what is looked up must be found
         if self._fresh:  # new topics are announced before their first entry, so that globs find them
             fresh = sorted(self._fresh)
             replies = await self._link.request(command("SADD", self.keys.topics, *fresh))
@@ -420,13 +382,8 @@ class Settler:
                 self._known.update(fresh)
                 self._fresh.difference_update(fresh)
         places, kinds, args = script_words(chunk)
-        keys = [self.fence.key, *places]
-        look_up = 1 if look else 0
-        head: list[Argument] = [self.fence.number, self._group, self.consumer, look_up, kinds, len(chunk)]
-        self.fence.commit_on_the_way = True
-        reply = await self._link.run(SETTLE.call(keys, head + args))
-        self.fence.commit_on_the_way = False
-        return reply
+        head: list[Argument] = [self._group, self.consumer, 1 if look else 0, kinds, len(chunk)]
+        return await self.fence.run(self._link, SETTLE, places, head + args)
 
     async def _refused(self, chunk: list[Commit], failure: TransportError, *, waits: bool = False) -> None:
         """The server refuses the commit as such, for example because a derived event's key is no stream. Find out
@@ -507,8 +464,7 @@ class Settler:
                 statistics.derived += commit.derived
                 statistics.buried += commit.burial and not commit.lost
             topic = commit.delivery.topic
-            topic.held.discard(commit.delivery.entry_id)
-            topic.suspects.pop(commit.delivery.entry_id, None)
+            topic.let_go((commit.delivery.entry_id,))
             settled[topic.lane] = settled.get(topic.lane, 0) + 1
         for lane, count in settled.items():
             lane.settled(count)

@@ -95,8 +95,6 @@ class Subscription:
         self._blocked = False
         self._cut = False  # interrupted since the read began: on memory that may come before there is a pause to cancel
         self._pause: trio.CancelScope | None = None
-        self._stopping = False
-        self._paused = False
         self.away = False
         """The last thing that the server did was not to answer."""
         self.stopped = trio.Event()
@@ -162,7 +160,7 @@ class Subscription:
 
     def pause(self, paused: bool) -> None:
         """Read and take nothing, or go on, from wherever the group's cursors are by then."""
-        self._paused = self.recovery.paused = paused
+        self.recovery.paused = paused
         if paused:
             self.interrupt()
         else:
@@ -172,7 +170,7 @@ class Subscription:
 
     def stop(self) -> None:
         """Read nothing more; `run` returns soon."""
-        self._stopping = self.recovery.stopping = True
+        self.recovery.stopping = True
         self._room.set()
         self.interrupt()
 
@@ -183,7 +181,7 @@ class Subscription:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._run_interrupts)
             try:
-                while not self._stopping:
+                while not self.recovery.stopping:
                     await trio.lowlevel.checkpoint_if_cancelled()  # reads are shielded, so nothing below would notice
                     try:
                         await self._link.connect()
@@ -198,7 +196,7 @@ class Subscription:
                     except TransportError as error:
                         self.away = True
                         with trio.move_on_after(backoff.next(error)):
-                            while not self._stopping:
+                            while not self.recovery.stopping:
                                 self._room = trio.Event()
                                 await self._room.wait()
             finally:
@@ -226,7 +224,7 @@ class Subscription:
 
     def _plan(self) -> tuple[int, list[Topic]]:
         """How many entries to ask of each stream, and which streams."""
-        if self._paused:
+        if self.recovery.paused:
             return 0, []
         lanes: dict[Lane, list[Topic]] = {}
         for stream, topic in self.topics.items():
@@ -246,7 +244,7 @@ class Subscription:
         count, topics = self._plan()
         if not topics:
             self._room = trio.Event()
-            if not self._plan()[1] and not self._stopping:
+            if not self._plan()[1] and not self.recovery.stopping:
                 with trio.move_on_at(self.membership.due):
                     await self._room.wait()
             return
@@ -287,7 +285,7 @@ class Subscription:
         while True:
             reply = (await self._link.request(packet))[0]
             left = deadline - trio.current_time()
-            if reply or self._stopping or left <= 0:
+            if reply or self.recovery.stopping or left <= 0:
                 return reply
             if self._cut:
                 return None

@@ -13,9 +13,10 @@ and its sender raises the number once more.
 """
 
 import hashlib
+from collections.abc import Sequence
 from typing import Final
 
-from canvasbus.transport.resp import Operation, Packet, Reply, ReplyError, code, pack
+from canvasbus.transport.resp import Argument, Operation, Packet, Reply, ReplyError, code, pack
 
 FENCE_SECONDS: Final = 7 * 24 * 3600
 """How long a fence that was used, and the mark of a dead incarnation, are kept; no packet is late by a week."""
@@ -31,15 +32,15 @@ class Script:
         self.source = source
         self.sha = hashlib.sha1(source.encode()).hexdigest()
 
-    def packet(self, keys: list[bytes], args: list[bytes | str | int]) -> Packet:
+    def packet(self, keys: Sequence[bytes], args: Sequence[Argument]) -> Packet:
         """The call by hash."""
         return Packet(pack("EVALSHA", self.sha, len(keys), *keys, *args), 1)
 
-    def source_packet(self, keys: list[bytes], args: list[bytes | str | int]) -> Packet:
+    def source_packet(self, keys: Sequence[bytes], args: Sequence[Argument]) -> Packet:
         """The call by source, which loads it too."""
         return Packet(pack("EVAL", self.source, len(keys), *keys, *args), 1)
 
-    def call(self, keys: list[bytes], args: list[bytes | str | int]) -> Operation[Reply]:
+    def call(self, keys: Sequence[bytes], args: Sequence[Argument]) -> Operation[Reply]:
         """Call the script, load it when the server does not have it, return its reply (an error reply as a value)."""
         reply = (yield self.packet(keys, args))[0]
         if isinstance(reply, ReplyError) and code(reply) == "NOSCRIPT":

@@ -157,10 +157,10 @@ async def test_two_groups_that_are_made_anew_at_once(any_url: str, namespace: st
 
         def meet(data: bytes) -> None:
             if HOLD.sha.encode() in data and later:
-                settler.hold_again(topic, later.pop())
+                settler.holding.again(topic, later.pop())
 
         server.on_packet = meet
-        settler.hold_again(topic, first)
+        settler.holding.again(topic, first)
         await until(lambda: not settler._holds)
         assert eyes.pending("framers") == before
 

@@ -22,7 +22,6 @@ from canvasbus.consume import (
     backoff,
     breaker,
     dispatch,
-    fence,
     leaving,
     outcomes,
     recovery,
@@ -101,8 +100,7 @@ def lua(script: Script, old: str, new: str) -> Change:
 ACK_FIRST = """
     for commit in chunk:
         await self._link.request(command("XACK", commit.delivery.topic.stream, self._group, commit.delivery.entry_id))
-    keys = [self.fence.key, *places]
-"""
+    return await self.fence.run("""
 
 BY_AGE = """
     dead = []
@@ -118,7 +116,7 @@ MUTANTS = (
     Mutant(
         "acknowledged before it is committed",
         "2",
-        (words(settle.Settler, "_send", "    keys = [self.fence.key, *places]\n", ACK_FIRST),),
+        (words(settle.Settler, "_send", "\n    return await self.fence.run(", ACK_FIRST),),
         classic=True,
     ),
     Mutant(
@@ -187,7 +185,7 @@ MUTANTS = (
     Mutant(
         "a lost reply of a read is not looked for",
         "3",
-        (words(recovery.Recovery, "audit", "    suspects =", "    return\n    suspects ="),),
+        (words(recovery.Recovery, "audit", "    try:\n", "    return\n    try:\n"),),
         frozenset({"lose"}),
     ),
     Mutant(
@@ -310,7 +308,7 @@ MUTANTS = (
     Mutant(
         "a commit on its way outlives its worker",
         "2",
-        (words(fence.Fence, "shut_out_commit", "if self.commit_on_the_way or self.behind:", "if False:"),),
+        (words(leaving.Leaving, "_leave", "if subscription.settler.fence.in_doubt:", "if False:"),),
         frozenset({"stop, commit late", "company"}),
     ),
     Mutant(
