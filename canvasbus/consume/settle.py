@@ -66,6 +66,9 @@ CONFLICT = 2
 DOUBLE = 3
 """What it says of one whose event was handled under another entry."""
 
+SURE_SECONDS = 0.5
+"""Between two attempts at raising a fence that nothing but the certainty waits for."""
+
 ASIDE_SECONDS = 5.0
 """Between two attempts at a dead letter that the server refuses, or at what waits for a key that somebody has written
 over."""
@@ -207,13 +210,19 @@ class Settler:
         """Settle until cancelled."""
         try:
             while True:
-                with trio.move_on_after(ASIDE_SECONDS if self._aside or self.holding.due else math.inf):
+                with trio.move_on_after(self._rest()):
                     await self._work.wait()
                 self._work = trio.Event()
                 await self._settle()
         finally:
             with trio.CancelScope(shield=True):
                 await self._link.aclose()
+
+    def _rest(self) -> float:
+        """After how many seconds there is work again."""
+        if self.fence.in_doubt:
+            return SURE_SECONDS
+        return ASIDE_SECONDS if self._aside or self.holding.due else math.inf
 
     async def make_sure(self) -> None:
         """Return when nothing that was sent under our fence until now is executed any more. (By the task that commits: a
@@ -224,12 +233,9 @@ class Settler:
         await raised.wait()
 
     async def _settle(self) -> None:
-        backoff = ServerBackoff("settling waits for the server", self._group)
-        while self.fence.in_doubt:
-            try:
+        if self.fence.in_doubt and not self._commits:  # those see to it themselves
+            with suppress(TransportError):  # acknowledgements need no fence
                 await self._raise_fence()
-            except TransportError as error:
-                await backoff.wait(error)
         if self.holding.due and not self._commits:
             with suppress(TransportError):  # before the next commit, or soon
                 await self.holding.run(self._link)
@@ -317,8 +323,9 @@ class Settler:
             except (Unavailable, Refused) as error:
                 failure = error
             self.statistics.repeated += 1
-            refused = isinstance(failure, Unavailable) and not failure.ambiguous and not self.fence.in_doubt
-            if refused and not self._passing and any(commit.needs_memory for commit in chunk):
+            refused = isinstance(failure, Unavailable) and not failure.ambiguous
+            heavy = self.fence.in_doubt or any(commit.needs_memory for commit in chunk)
+            if refused and not self._passing and heavy:
                 await self._let_pass(backoff.next(failure))
             else:
                 await backoff.wait(failure)
@@ -348,7 +355,7 @@ class Settler:
             if topics:
                 await self._acknowledge(topics)
             light = [commit for commit in self._commits if not commit.needs_memory][:COMMIT_ENTRIES]
-            if light:
+            if light and not self.fence.in_doubt:  # raising it takes memory
                 chosen = set(map(id, light))
                 self._commits = deque(commit for commit in self._commits if id(commit) not in chosen)
                 await self._commit(light)

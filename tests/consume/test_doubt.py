@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 import trio
-from faulty import FaultyServer, commands_in
+from faulty import Fault, FaultyServer, commands_in
 from studio import Eyes, PaintingFramed, PaintingMade, quiet, runner_of, running, subscription_of
 from waiting import until
 
@@ -311,3 +311,51 @@ async def test_everybody_who_wants_to_be_sure_is(faulty: FaultyServer, namespace
                     nursery.start_soon(settler.make_sure)
             await settler.make_sure()
         assert settler.fence.number == 2
+
+
+OOM = "OOM command not allowed when used memory > 'maxmemory'."
+
+
+async def test_who_wants_to_be_sure_while_a_commit_waits_for_memory(
+    faulty: FaultyServer, namespace: str, eyes: Eyes
+) -> None:
+    """Is sure when there is memory again, though nothing else happens then."""
+    gate = Gate()
+    async with running(faulty, gate.worker, namespace=namespace) as bus:
+        settler = subscription_of(bus).settler
+        full = Fault("answer", SETTLE.sha.encode(), OOM, times=1 << 30)
+        faulty.faults.append(full)
+        await bus.publish(PaintingMade(number=1))
+        gate.opened.set()
+        await until(lambda: settler._passing)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(settler.make_sure)
+            await until(lambda: settler.fence.in_doubt and not settler._work.is_set())
+            faulty.faults.remove(full)
+            await quiet(eyes, "framers")
+    assert gate.runs == Counter({1: 1}) and eyes.count("painting.framed") == 1
+
+
+async def test_acknowledgements_need_neither_memory_nor_certainty(
+    faulty: FaultyServer, namespace: str, eyes: Eyes
+) -> None:
+    """While a server without memory takes no raising of a fence, what emits nothing is acknowledged."""
+    worker = Worker("framers")
+
+    @worker.on(PaintingMade)
+    async def frame(event: PaintingMade) -> PaintingFramed | None:
+        return PaintingFramed(number=event.number) if event.number == 1 else None
+
+    async with running(faulty, worker, namespace=namespace) as bus:
+        settler = subscription_of(bus).settler
+        full = [Fault("answer", word, OOM, times=1 << 30) for word in (b"\r\nINCR\r\n", SETTLE.sha.encode())]
+        faulty.faults += full
+        settler.fence.in_doubt = True
+        await bus.publish(PaintingMade(number=1))
+        await until(lambda: faulty.struck > 1)
+        await bus.publish(PaintingMade(number=2))
+        await until(lambda: len(eyes.pending("framers")) == 1)
+        for fault in full:
+            faulty.faults.remove(fault)
+        await quiet(eyes, "framers")
+    assert eyes.count("painting.framed") == 1
