@@ -139,7 +139,7 @@ async def test_what_is_held_is_pending_again_once(any_url: str, namespace: str, 
         eyes.call("XACK", eyes.stream(), "framers", before[0][0])
         members._made = -1  # as if it had not been heard of yet
         await members.report()
-        await until(lambda: not subscription_of(bus).settler._holds)
+        await until(lambda: not subscription_of(bus).settler.holding.due)
         assert eyes.pending("framers") == before[1:]
 
 
@@ -161,7 +161,7 @@ async def test_two_groups_that_are_made_anew_at_once(any_url: str, namespace: st
 
         server.on_packet = meet
         settler.holding.again(topic, first)
-        await until(lambda: not settler._holds)
+        await until(lambda: not settler.holding.due)
         assert eyes.pending("framers") == before
 
 
