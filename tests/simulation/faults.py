@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import trio
 from simulation.history import Cut
-from simulation.network import CALM_SECONDS, Site
 from simulation.plan import Happening, input_of
+from simulation.site import CALM_SECONDS, Site
 from studio import Eyes
 from waiting import TrioClock
 
@@ -20,9 +20,6 @@ from canvasbus.transport.resp import pairs
 
 if TYPE_CHECKING:
     from simulation.world import World
-
-LATE = ("take late", "release late", "raise late")
-"""What comes late with the next packet of each worker that does that."""
 
 OUTAGE_COMMANDS = 40.0
 """Attempts a second of a process whose server is away, for each of its groups."""
@@ -41,69 +38,83 @@ class Faults:
         network, site = self._network, self._world.sites[f"worker {what.who % self._plan.processes}"]
         self._world.note("world", f"{what.kind} {what.who} {what.seconds:.2f} {what.how}")
         network.seen[f"fault: {what.kind}"] += 1
-        if what.kind == "kill":
-            self._world.history.deaths["killed"] += 1
-            if what.how == "now":
-                await self._be_busy(site)
-                site.kill()
-            else:
-                site.falls_at = int(what.seconds), what.how
-        elif what.kind in ("late", "lose"):
-            site.next_fate = what.kind
-        elif what.kind in LATE:
-            self._fate_of_workers(what.kind)
-        elif what.kind in ("publish late", "publish lost"):
-            self._world.sites["publisher 0"].next_fate = "late" if what.kind == "publish late" else "lose"
-        elif what.kind == "kill publisher":
-            self._world.sites["publisher 0"].kill()
-        elif "producer" in what.kind:
-            assert self._world.programs is not None
-            await self._world.programs.happen(what)
-        elif what.kind == "stop":
-            await self._be_busy(site, many=2)
-            if what.how:  # it goes while what it has said last is on its way, or has missed what it was told last
-                site.next_fate = what.how
-                with trio.move_on_after(1.0):
-                    while site.next_fate:
-                        await trio.sleep(0.01)
-                await trio.sleep(0.6 if what.how == "mute" else 0.0)
-            if not site.leave.is_set():
-                site.leave.set()
-                site.leaving_since = trio.current_time()
-        elif what.kind == "pause":
-            self._world.history.deaths["paused"] += 1
-            site.awake = trio.Event()
-            await trio.sleep(what.seconds)
-            site.awake.set()
-            site.calm_from = trio.current_time() + CALM_SECONDS
-        elif what.kind == "cut off":
-            self._world.history.deaths["cut off"] += 1
-            site.unreachable = what.how
-            self._break([site], what.how)
-            await trio.sleep(what.seconds)
-            site.unreachable = ""
-            site.calm_from = trio.current_time() + CALM_SECONDS
-        elif what.kind == "outage":
-            await self._be_away(what)
-        elif what.kind == "mood":
-            network.mood = what.how
-            await trio.sleep(what.seconds)
-            network.mood = ""
-            self.recover()
-        elif what.kind == "restart":
-            await self._restart(what)
-        elif what.kind == "clock":
-            wall = clock.current()
-            assert isinstance(wall, TrioClock)
-            wall.jump(what.seconds)
-        elif what.kind == "scripts flushed":
-            self._world.eyes.call("SCRIPT", "FLUSH")
-        elif what.kind == "trim":
-            self._trim()
-        elif what.kind == "group lost":
-            await self._be_busy(many=2)
-            if not self._world.healed:
-                self._destroy(self._plan.groups[what.who % len(self._plan.groups)])
+        match what.kind:
+            case "kill":
+                await self._kill(what, site)
+            case "late" | "lose":
+                site.next_fate = what.kind
+            case "take late" | "release late" | "raise late":
+                self._fate_of_workers(what.kind)
+            case "publish late" | "publish lost":
+                self._world.sites["publisher 0"].next_fate = "late" if what.kind == "publish late" else "lose"
+            case "kill publisher":
+                self._world.sites["publisher 0"].kill()
+            case "stop":
+                await self._stop(what, site)
+            case "pause":
+                await self._pause(what, site)
+            case "cut off":
+                await self._cut_off(what, site)
+            case "outage":
+                await self._be_away(what)
+            case "mood":
+                network.mood = what.how
+                await trio.sleep(what.seconds)
+                network.mood = ""
+                self.recover()
+            case "restart":
+                await self._restart(what)
+            case "clock":
+                wall = clock.current()
+                assert isinstance(wall, TrioClock)
+                wall.jump(what.seconds)
+            case "scripts flushed":
+                self._world.eyes.call("SCRIPT", "FLUSH")
+            case "trim":
+                self._trim()
+            case "group lost":
+                await self._be_busy(many=2)
+                if not self._world.healed:
+                    self._destroy(self._plan.groups[what.who % len(self._plan.groups)])
+            case _:
+                assert "producer" in what.kind and self._world.programs is not None, what
+                await self._world.programs.happen(what)
+
+    async def _kill(self, what: Happening, site: Site) -> None:
+        self._world.history.deaths["killed"] += 1
+        if what.how == "now":
+            await self._be_busy(site)
+            site.kill()
+        else:
+            site.falls_at = int(what.seconds), what.how
+
+    async def _stop(self, what: Happening, site: Site) -> None:
+        """Tell it to leave; with a fate while what it has said last is on its way, or has missed what it was told last."""
+        await self._be_busy(site, many=2)
+        if what.how:
+            site.next_fate = what.how
+            with trio.move_on_after(1.0):
+                while site.next_fate:
+                    await trio.sleep(0.01)
+            await trio.sleep(0.6 if what.how == "mute" else 0.0)
+        if not site.leave.is_set():
+            site.leave.set()
+            site.leaving_since = trio.current_time()
+
+    async def _pause(self, what: Happening, site: Site) -> None:
+        self._world.history.deaths["paused"] += 1
+        site.awake = trio.Event()
+        await trio.sleep(what.seconds)
+        site.awake.set()
+        site.calm_from = trio.current_time() + CALM_SECONDS
+
+    async def _cut_off(self, what: Happening, site: Site) -> None:
+        self._world.history.deaths["cut off"] += 1
+        site.unreachable = what.how
+        self._break([site], what.how)
+        await trio.sleep(what.seconds)
+        site.unreachable = ""
+        site.calm_from = trio.current_time() + CALM_SECONDS
 
     async def _be_busy(
         self, site: Site | None = None, since: float = 0.0, many: int = 1, patience: float = 2.0

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 from simulation.history import Run
-from simulation.network import Site
 from simulation.plan import GROUPS, Placed, Rung, Seen, input_of, timer_of
+from simulation.site import Site
 
 from canvasbus import Event, Unavailable, clock
 from canvasbus.bus import PER_INSTANCE

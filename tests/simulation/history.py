@@ -6,8 +6,8 @@ import math
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 
-from simulation.network import Site
 from simulation.producers import Attempt
+from simulation.site import Site
 
 
 @dataclass

@@ -14,8 +14,8 @@ from zlib import crc32
 
 import msgspec
 from simulation.history import History, Run
-from simulation.network import CALM
 from simulation.plan import GROUPS, Plan, timer_of
+from simulation.weather import CALM
 from studio import Eyes
 
 from canvasbus.consume.state import TOKEN

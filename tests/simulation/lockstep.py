@@ -31,7 +31,7 @@ from canvasbus import clock
 from canvasbus.produce import buffer, sender, spooled, spoolfile, spoolfolder
 
 if TYPE_CHECKING:
-    from simulation.network import Site
+    from simulation.site import Site
 
 T = TypeVar("T")
 

@@ -14,8 +14,6 @@ import copy
 import heapq
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, fields
-from functools import cached_property
 from random import Random
 from typing import Any
 
@@ -24,6 +22,8 @@ import trio
 from fakeredis._socket import FakeSocket
 from simulation import lockstep
 from simulation.lockstep import Killed
+from simulation.site import Site
+from simulation.weather import CALLS, CALM, MOODS, under
 
 from canvasbus.consume.leaving import AWAY_SECONDS
 from canvasbus.errors import Unavailable
@@ -40,10 +40,6 @@ HOT = 1000
 """Packets without a step of time in between that count as a loop without end."""
 
 
-CALM_SECONDS = 8.0
-"""So long after its last trouble a worker is known to be well by everybody."""
-
-
 MATTERS = 8
 """How much more happens to a packet that changes or brings something."""
 
@@ -56,165 +52,9 @@ class HotLoop(Exception):
     """Packets without end at one moment."""
 
 
-@dataclass(frozen=True)
-class Weather:
-    """Chances of one packet. Each breaks or stalls its connection, as it would a socket."""
-
-    drop: float = 0.0
-    """It never gets there; the sender hears of it at once."""
-    swallow: float = 0.0
-    """It never gets there and nothing is heard of it."""
-    part: float = 0.0
-    """Some of its commands are executed, then the connection breaks."""
-    lose: float = 0.0
-    """It is executed; its reply is lost and the connection breaks."""
-    mute: float = 0.0
-    """It is executed; nothing is heard of it."""
-    late: float = 0.0
-    """The connection breaks, and seconds later it is executed after all."""
-    delay: float = 0.0
-    """It takes up to a second."""
-    busy: float = 0.0
-    """Its writing commands are answered OOM, READONLY or LOADING."""
-
-    @cached_property
-    def chances(self) -> tuple[list[tuple[str, float]], list[tuple[str, float]]]:
-        """What may happen to a packet on its way there, and what on the way back."""
-        some = [(field.name, chance) for field in fields(self) if (chance := getattr(self, field.name))]
-        return [one for one in some if one[0] not in _AFTER], [one for one in some if one[0] in _AFTER]
-
-
-CALM = Weather()
-_AFTER = ("lose", "mute")
-
-MOODS = {
-    "OOM": "OOM command not allowed when used memory > 'maxmemory'.",
-    "READONLY": "READONLY You can't write against a read only replica.",
-    "LOADING": "LOADING Redis is loading the dataset in memory",
-}
-_NEEDS_MEMORY = {b"XADD", b"SET", b"HSET", b"HSETNX", b"HINCRBY", b"SADD", b"INCR"}
-_READS = {
-    *(b"GET", b"HGET", b"HGETALL", b"HEXISTS", b"SMEMBERS", b"SCAN", b"ECHO", b"XINFO", b"XRANGE", b"XREVRANGE"),
-    *(b"XPENDING", b"XLEN", b"WATCH", b"UNWATCH", b"MULTI", b"EXEC"),
-}
-_FRAME = {b"MULTI", b"EXEC", b"DISCARD", b"WATCH", b"UNWATCH"}
-_CALLS = {b"EVAL", b"EVALSHA"}
 SCRIPTS = (SETTLE, REAP, TAKE, RELEASE, FIRE, TRIM, ONCE)
 _CHANGES = {SETTLE, RELEASE, REAP, FIRE, ONCE}
 _WRITES = {SETTLE, FIRE, ONCE}
-
-
-def refuses(mood: str, command: list[bytes]) -> bool:
-    """Whether a server in this mood answers the command with its error."""
-    name = command[0]
-    if not mood or name in _FRAME:
-        return False
-    if mood == "LOADING":
-        return True
-    if mood == "READONLY":
-        return name not in _READS
-    if name in _CALLS:  # the first write of each: XADD of "ack", XACK of the others, XCLAIM, SET of a reap, SADD
-        settles = b"ack" in command and b"bury" not in command and b"lose" not in command
-        return settles or _calls(command, REAP, ONCE)
-    return name in _NEEDS_MEMORY or command[:2] == [b"XGROUP", b"CREATE"]
-
-
-def _under(mood: str, link: SimConnection, commands: list[list[bytes]]) -> tuple[list[list[bytes]], list[Reply | None]]:
-    """What a server in this mood executes of a packet, and what it says instead of the replies of that; None: nothing.
-    A transaction with a refused command does not happen, and it may have begun in an earlier packet."""
-    asked, said = list(commands), [None] * len(commands)
-    earlier = link.transaction == "open"
-    for at, command in enumerate(commands):
-        name = command[0]
-        if refuses(mood, command):
-            asked[at], said[at] = [b"PING"], ReplyError(MOODS[mood])
-        elif name == b"MULTI":
-            end = next((later for later in range(at, len(commands)) if commands[later][0] == b"EXEC"), len(commands))
-            link.transaction = "refused" if any(refuses(mood, one) for one in commands[at:end]) else "open"
-            if link.transaction == "refused":
-                asked[at], said[at] = [b"PING"], b"OK"
-        elif name in (b"EXEC", b"DISCARD"):
-            if link.transaction == "refused":
-                asked[at] = [b"UNWATCH"]
-                said[at] = ReplyError("EXECABORT Transaction discarded because of previous errors.")
-                said[at] = b"OK" if name == b"DISCARD" else said[at]
-            elif name == b"EXEC" and mood and earlier and link.transaction == "open":
-                asked[at] = [b"DISCARD"]
-                said[at] = ReplyError(f"EXECABORT Transaction discarded because of: {MOODS[mood]}")
-            link.transaction, earlier = "", False
-    return asked, said
-
-
-class Site:
-    """One life of one process."""
-
-    def __init__(self, name: str, kind: str, number: int) -> None:
-        self.name = name
-        self.kind = kind
-        self.number = number
-        self.dead = False
-        self.unreachable = ""
-        """How the network keeps it from the server: "" (not), "refuse" or "hole"."""
-        self.scope = trio.CancelScope()
-        self.leave = trio.Event()
-        self.leaving_since = 0.0
-        self.awake = trio.Event()
-        self.awake.set()
-        self.falls_at: tuple[int, str] | None = None
-        """It dies with the so-manieth packet from now that changes or brings something: "before" or "after" the server
-        has executed it."""
-        self.next_fate = ""
-        """What happens to the next packet that changes something ("late", "late and killed"; "commit late": a commit only), brings it ("mute") or does either ("lose")."""
-        self.connections: list[SimConnection] = []
-        self.troubles: list[float] = []
-        self.waited_long = -1.0
-        """When a packet was last on its way for as long as may be all that a worker has for leaving."""
-        """When its packets met a fault."""
-        self.beats_lost: list[float] = []
-        """The same of heartbeats."""
-        self.calm_from = 0.0
-        """As Network.calm_from."""
-        self.incarnations: dict[bytes, list[bytes]] = {}
-        """The names under which it has beaten, by group."""
-        self.on_death: Callable[[], None] = lambda: None
-
-    def kill(self) -> None:
-        """Cut the cable for good, then stop what runs."""
-        self.dead = True
-        self.awake.set()
-        self.scope.cancel()
-        self.on_death()
-
-    async def die(self) -> None:
-        """The same, for what runs in it."""
-        self.kill()
-        raise Killed(self.name)
-
-    def falls(self, when: str) -> bool:
-        """Whether it dies now, "before" or "after" a packet that matters."""
-        if self.falls_at is None or self.falls_at[1] != when:
-            return False
-        self.falls_at = self.falls_at[0] - 1, when
-        return self.falls_at[0] <= 0
-
-    def troubled(self, now: float) -> int:
-        """How many heartbeats of it were lost of late; many, if it was out of reach as a whole."""
-        if self.unreachable or not self.awake.is_set() or now < self.calm_from:
-            return 1000
-        return sum(time > now - CALM_SECONDS for time in self.beats_lost)
-
-    def check(self) -> None:
-        if self.dead:
-            raise Killed(self.name)
-
-    async def come_through(self) -> None:
-        """Wait out a pause."""
-        if not self.awake.is_set():
-            await self.awake.wait()
-        self.check()
-
-    def __repr__(self) -> str:
-        return f"<Site {self.name}{' dead' if self.dead else ''}>"
 
 
 def _sadd(self: Any, key: Any, *members: bytes) -> int:
@@ -274,7 +114,16 @@ class Network:
 
     def called(self, command: list[bytes]) -> Script | None:
         """The script of these that a command runs."""
-        return self._scripts.get(command[1]) if command[0] in _CALLS else None
+        return self._scripts.get(command[1]) if command[0] in CALLS else None
+
+    def show(self, commands: list[list[bytes]]) -> str:
+        """The commands' names."""
+        names = [command[0].decode() for command in commands]
+        for at, command in enumerate(commands):
+            if command[0] == b"EVALSHA":
+                script = self.called(command)
+                names[at] += f" {script.name.upper() if script else ''}"
+        return " ".join(names[:8]) + (f" … {len(names)}" if len(names) > 8 else "")
 
     def draw(self, site: Site, fates: list[tuple[str, float]], *, matters: bool) -> str:
         """The fate of one packet. Most are looks that can be repeated, so more happens to those that change or bring
@@ -293,7 +142,7 @@ class Network:
 
     def execute(self, link: SimConnection, commands: list[list[bytes]], mood: str) -> list[Reply]:
         """Let the server execute commands, as far as its mood lets it."""
-        asked, said = _under(mood, link, commands)
+        asked, said, link.transaction = under(mood, link.transaction, commands, self.called)
         if TRIM in [self.called(command) for command in asked]:
             replies = [reply for command in asked for reply in self._trim(link, command)]
         else:
@@ -356,7 +205,7 @@ class Network:
             self.seen["publish verified" if b":fence:p-" in command[1] else "fence raised"] += 1
         elif name == b"XRANGE" and site.kind == "worker" and command[2] == command[3]:
             self.seen["audit"] += 1
-        elif name in _CALLS and reply in (b"FENCED", b"STALE"):
+        elif name in CALLS and reply in (b"FENCED", b"STALE"):
             self.seen["fenced" if reply == b"FENCED" else "raised late"] += 1
         elif script is REAP:
             self.on_reap(command[4], command[4 + int(command[2])])
@@ -396,6 +245,29 @@ class SimServer:
         return SimBlockingConnection(lockstep.ask(self.connect))
 
 
+class _Packet:
+    """What is sent in one piece."""
+
+    def __init__(self, link: SimConnection, commands: list[list[bytes]]) -> None:
+        self._network = link._network
+        self.commands = commands
+        self.names = [command[0] for command in commands]
+        self.scripts = [self._network.called(command) for command in commands]
+        changes = b"XADD" in self.names or not _CHANGES.isdisjoint(self.scripts)
+        self.changes = changes or (link.transaction == "open" and self.names[0] == b"EXEC")
+        """It changes something for good."""
+
+    def brings(self, replies: list[Reply]) -> bool:
+        """Whether entries come back that the worker holds from then on."""
+        return (b"XREADGROUP" in self.names or TAKE in self.scripts) and any(
+            reply and (name == b"XREADGROUP" or script is TAKE)
+            for name, script, reply in zip(self.names, self.scripts, replies, strict=True)
+        )
+
+    def __str__(self) -> str:
+        return self._network.show(self.commands)
+
+
 class SimConnection:
     """One socket."""
 
@@ -426,13 +298,9 @@ class SimConnection:
         await trio.lowlevel.checkpoint()
         await site.come_through()
         network.attempt(site)
-        commands = split(self._reader, data)
-        names = [command[0] for command in commands]
-        scripts = [network.called(command) for command in commands]
-        changes = b"XADD" in names or not _CHANGES.isdisjoint(scripts)
-        changes = changes or (self.transaction == "open" and names[0] == b"EXEC")
-        if changes and site.falls("before"):
-            self._fall(commands, "before")
+        packet = _Packet(self, split(self._reader, data))
+        if packet.changes and site.falls("before"):
+            self._fall(packet, "before")
         self._check()
         away = network.away or site.unreachable
         if away == "refuse":
@@ -441,50 +309,57 @@ class SimConnection:
         if away or self._stalled:
             self._stalled = True
             return
-        fate = network.draw(site, network.weather.chances[0], matters=changes)
-        mood = network.mood
-        doomed = changes and site.next_fate == "late and killed"
-        if doomed or self._is_fated(commands, scripts, changes=changes):
+        fate = network.draw(site, network.weather.chances[0], matters=packet.changes)
+        doomed = packet.changes and site.next_fate == "late and killed"
+        if doomed or self._is_fated(packet):
             fate, site.next_fate = "late", ""
-        self._note(fate, commands)
-        if fate == "drop":
-            self.break_off("the request was lost")
-            self._check()
-        if fate == "swallow":
-            self._stalled = True
+        mood = network.mood
+        self._note(fate, packet)
+        if not await self._arrive(fate, packet, mood, doomed=doomed):
             return
-        if fate == "late":
-            self.break_off("reset")
-            self._late = True
-            network.nursery.start_soon(self._execute_late, commands, network.dice.uniform(3.0 if doomed else 0.01, 7.0))
-            if doomed:
-                self._fall(commands, "after it has sent")
-            self._check()
-        if fate == "delay":
-            await trio.sleep(seconds := network.dice.uniform(0.001, 1.0))
-            if seconds >= AWAY_SECONDS:
-                site.waited_long = trio.current_time()
-            site.check()
-            self._check()
         if fate == "busy":
             mood = network.dice.choice(list(MOODS))
-        if fate == "part":
-            network.execute(self, commands[: network.dice.randrange(len(commands) + 1)], mood)
+        replies = network.execute(self, packet.commands, mood)
+        network.seen["batch begun early"] += self.transaction == "open"
+        self._answer(packet, replies)
+
+    async def _arrive(self, fate: str, packet: _Packet, mood: str, *, doomed: bool) -> bool:
+        """Go the way to the server. False: the packet does not get there, or not now, or not the whole of it."""
+        network = self._network
+        if fate == "drop":
+            self.break_off("the request was lost")
+        elif fate == "swallow":
+            self._stalled = True
+            return False
+        elif fate == "late":
+            self.break_off("reset")
+            self._late = True
+            network.nursery.start_soon(self._execute_late, packet, network.dice.uniform(3.0 if doomed else 0.01, 7.0))
+            if doomed:
+                self._fall(packet, "after it has sent")
+        elif fate == "delay":
+            await trio.sleep(seconds := network.dice.uniform(0.001, 1.0))
+            if seconds >= AWAY_SECONDS:
+                self.site.waited_long = trio.current_time()
+            self.site.check()
+        elif fate == "part":
+            network.execute(self, packet.commands[: network.dice.randrange(len(packet.commands) + 1)], mood)
             self.break_off("the connection broke in the middle")
             self._close()
-            return
-        replies = network.execute(self, commands, mood)
-        network.seen["batch begun early"] += self.transaction == "open"
-        brings = (b"XREADGROUP" in names or TAKE in scripts) and any(
-            reply and (name == b"XREADGROUP" or script is TAKE)
-            for name, script, reply in zip(names, scripts, replies, strict=True)
-        )
-        if (changes or brings) and site.falls("after"):
-            self._fall(commands, "after")
-        fate = network.draw(site, network.weather.chances[1], matters=changes or brings)
-        if ((brings or changes) and site.next_fate == "lose") or (brings and site.next_fate == "mute"):
+            return False
+        self._check()
+        return True
+
+    def _answer(self, packet: _Packet, replies: list[Reply]) -> None:
+        """Bring the replies back, as far as they get."""
+        network, site = self._network, self.site
+        brings = packet.brings(replies)
+        if (packet.changes or brings) and site.falls("after"):
+            self._fall(packet, "after")
+        fate = network.draw(site, network.weather.chances[1], matters=packet.changes or brings)
+        if ((brings or packet.changes) and site.next_fate == "lose") or (brings and site.next_fate == "mute"):
             fate, site.next_fate = site.next_fate, ""
-        self._note(fate, commands)
+        self._note(fate, packet)
         if fate == "lose":
             self.break_off("the reply was lost")
         elif fate == "mute":
@@ -494,25 +369,25 @@ class SimConnection:
         self._version = network.version
         self._arrived.set()
 
-    def _is_fated(self, commands: list[list[bytes]], scripts: list[Script | None], *, changes: bool) -> bool:
+    def _is_fated(self, packet: _Packet) -> bool:
         """Whether this is what was to come late next."""
         match self.site.next_fate:
             case "late":
-                return changes
+                return packet.changes
             case "commit late":
-                return SETTLE in scripts
+                return SETTLE in packet.scripts
             case "release late":
-                return RELEASE in scripts
+                return RELEASE in packet.scripts
             case "raise late":
-                return any(command[0] == b"INCR" for command in commands)
+                return b"INCR" in packet.names
             case "take late":
-                return self._would_bring(commands)
+                return self._would_bring(packet)
         return False
 
-    def _would_bring(self, commands: list[list[bytes]]) -> bool:
+    def _would_bring(self, packet: _Packet) -> bool:
         """Whether something lies in a pool that is asked for what it has."""
-        for command in commands:
-            if self._network.called(command) is TAKE:
+        for command, script in zip(packet.commands, packet.scripts, strict=True):
+            if script is TAKE:
                 count = int(command[2])
                 (_, *streams), (_, group, _, pool, *_) = command[3 : 3 + count], command[3 + count :]
                 look = b"".join([pack("XPENDING", stream, group, "-", "+", 1, pool) for stream in streams])
@@ -520,17 +395,17 @@ class SimConnection:
                     return True
         return False
 
-    def _note(self, fate: str, commands: list[list[bytes]]) -> None:
+    def _note(self, fate: str, packet: _Packet) -> None:
         if fate and fate != "delay":
             self.site.troubles.append(trio.current_time())
-            if any(command[0] == b"HINCRBY" for command in commands):
+            if b"HINCRBY" in packet.names:
                 self.site.beats_lost.append(trio.current_time())
         if fate:
             self._network.seen[f"fault: {fate}"] += 1
-            self._network.note(self.site.name, f"{fate}: {show(commands)}")
+            self._network.note(self.site.name, f"{fate}: {packet}")
 
-    def _fall(self, commands: list[list[bytes]], when: str) -> None:
-        self._network.note(self.site.name, f"killed {when} {show(commands)}")
+    def _fall(self, packet: _Packet, when: str) -> None:
+        self._network.note(self.site.name, f"killed {when} {packet}")
         self.site.kill()
         raise Killed(self.site.name)
 
@@ -538,14 +413,14 @@ class SimConnection:
         if self._broken:
             raise Unavailable(self._broken, ambiguous=True)
 
-    async def _execute_late(self, commands: list[list[bytes]], seconds: float) -> None:
+    async def _execute_late(self, packet: _Packet, seconds: float) -> None:
         life = self._network.restarts
         await trio.sleep(seconds)
         if life != self._network.restarts:
             return
-        self._network.note(self.site.name, f"executed late: {show(commands)}")
+        self._network.note(self.site.name, f"executed late: {packet}")
         self.site.troubles.append(trio.current_time())  # a read gives something to whoever has left by then
-        self._network.execute(self, commands, self._network.mood)
+        self._network.execute(self, packet.commands, self._network.mood)
         self.inner.close()
 
     async def receive(self) -> list[Reply]:
@@ -611,17 +486,3 @@ class SimBlockingConnection:
     def close(self) -> None:
         self._connection.break_off("closed")
         self._connection._close()
-
-
-def _calls(command: list[bytes], *scripts: Script) -> bool:
-    """Whether a command runs one of these."""
-    return (command[0] == b"EVALSHA" and command[1] in [script.sha.encode() for script in scripts]) or (
-        command[0] == b"EVAL" and command[1] in [script.source.encode() for script in scripts]
-    )
-
-
-def show(commands: list[list[bytes]]) -> str:
-    """The commands' names."""
-    scripts = {script.sha.encode(): script.name.upper() for script in SCRIPTS}
-    names = [f"{c[0].decode()} {scripts.get(c[1], '')}" if c[0] == b"EVALSHA" else c[0].decode() for c in commands]
-    return " ".join(names[:8]) + (f" … {len(names)}" if len(names) > 8 else "")

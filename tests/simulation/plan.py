@@ -9,7 +9,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from random import Random
 
-from simulation.network import CALM, MOODS, Weather
+from simulation.weather import CALM, MOODS, Weather
 
 from canvasbus import Event, event
 from canvasbus.contract.registry import registry

@@ -24,8 +24,9 @@ from uuid import UUID
 import trio
 from simulation import lockstep
 from simulation.lockstep import Killed, Life, Thread, ask
-from simulation.network import SimServer, Site
+from simulation.network import SimServer
 from simulation.plan import STALE_SECONDS, Happening, Placed, Publish
+from simulation.site import Site
 
 from canvasbus import BufferFull, CanvasbusError, EncodeError, Producer, Unavailable, clock
 from canvasbus.produce.buffer import SPOOL_BYTES, Buffer

@@ -1,8 +1,8 @@
 """Run seeds of the simulation: real workers and publishers on a server in memory, in virtual time, with faults.
 
 What takes part and what happens: plan.py. The processes: world.py, what their handlers do: handlers.py, programs with a
-Producer: producers.py. What happens to them and to the server: faults.py, and on the road to it: network.py. What is
-written down of it: history.py. What must be so in the end, said without looking at how the bus works: judge.py. Bugs
+Producer: producers.py. What happens to them (site.py) and to the server: faults.py, on the road to it: network.py, and to
+one packet: weather.py. What is written down of it: history.py. What must be so in the end, said without looking at how the bus works: judge.py. Bugs
 that are planted to see that it finds them: mutants.py.
 
 python tests/simulation/run.py --seeds 1000 [--jobs 2] [--from N]      many seeds, figures at the end

@@ -14,9 +14,12 @@ import trio
 from simulation.faults import Faults, groups_of
 from simulation.handlers import Handlers
 from simulation.history import History, Instance
-from simulation.network import CALM, CALM_SECONDS, HotLoop, Killed, Network, SimServer, Site
+from simulation.lockstep import Killed
+from simulation.network import HotLoop, Network, SimServer
 from simulation.plan import STALE_SECONDS, Placed, Plan, Publish, input_of
 from simulation.producers import Programs
+from simulation.site import CALM_SECONDS, Site
+from simulation.weather import CALM
 from studio import Eyes, replace_server
 
 from canvasbus import EncodeError, Unavailable, clock
