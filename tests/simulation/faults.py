@@ -11,11 +11,13 @@ import trio
 from simulation.history import Cut
 from simulation.plan import Happening, input_of
 from simulation.site import CALM_SECONDS, Site
+from simulation.weather import CALM
 from studio import Eyes
 from waiting import TrioClock
 
 from canvasbus import clock
 from canvasbus.bus import Retention
+from canvasbus.consume.liveness import DEAD_SECONDS
 from canvasbus.transport.resp import pairs
 
 if TYPE_CHECKING:
@@ -102,9 +104,14 @@ class Faults:
             site.leaving_since = trio.current_time()
 
     async def _pause(self, what: Happening, site: Site) -> None:
+        """Stop a process as SIGSTOP does. The weather is calm in a long pause: who loses a packet takes nobody for dead."""
         self._world.history.deaths["paused"] += 1
         site.awake = trio.Event()
+        if what.seconds > DEAD_SECONDS:
+            self._network.weather = CALM
         await trio.sleep(what.seconds)
+        if not self._world.healed:
+            self._network.weather = self._plan.weather
         site.awake.set()
         site.calm_from = trio.current_time() + CALM_SECONDS
 
