@@ -132,7 +132,7 @@ MUTANTS = (
         "claimed by age",
         "3",
         (words(sweep.Sweep, "_sweep", "    dead = self._watcher.judge(now, beats, owners)\n", BY_AGE),),
-        frozenset({"pause"}),
+        frozenset({"pause", "company"}),
         classic=True,
     ),
     Mutant(

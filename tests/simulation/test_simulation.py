@@ -15,14 +15,14 @@ def told(result: Result) -> str:
 def test_seeds_are_sound_and_take_every_way_of_recovery() -> None:
     """Nothing is wrong in any of forty, and each way of recovery is taken in some."""
     seen: Counter[str] = Counter()
-    for seed in range(40):
+    for seed in range(60, 100):
         result = simulate(seed)
         assert not result.wrong, told(result)
         seen += result.seen
     assert never(seen) == []
 
 
-@pytest.mark.parametrize("seed", range(40, 100))
+@pytest.mark.parametrize("seed", range(60))
 def test_a_seed_is_sound(seed: int) -> None:
     """Nothing is wrong; one a test, so that processes share them."""
     result = simulate(seed)
