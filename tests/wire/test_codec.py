@@ -617,41 +617,6 @@ def test_expiry_is_wall_time() -> None:
         assert expiry(None) is None
 
 
-@pytest.mark.parametrize(
-    ("value", "type_name", "says"),
-    [
-        ("", None, "not JSON"),
-        ("[1]", None, "JSON object"),
-        ("{}", None, "names no event type"),
-        ('{"text": "a"}', None, "names no event type"),
-        ('{"text": "a"}', "codec.plian", r"did you mean 'codec\.plain'"),
-        ("{}", "zzz", "is the module that declares it imported"),
-        ('{"txt": "a"}', "codec.plain", "no field 'txt'; its fields are .*text"),
-        ('{"text": 1}', "codec.plain", r"Expected `str`.*\$\.text"),
-        ("{}", "codec.everything", r"codec\.everything v3: .*`name`"),
-        ('{"type": "codec.plain", "data": {}, "specversion": "1.0"}', "codec.tree", "the object says"),
-        ('{"type": "codec.plain", "data": {}, "version": 7}', None, "codec.plain v7 is not known here, only v1 is"),
-        ('{"type": "codec.everything", "data": {}, "version": 2}', None, "v2 is not known here, only v3 is"),
-        ('{"type": "codec.plain", "data": 3}', None, "Expected `object`"),
-        ('{"type": 3, "data": {}}', None, "not a CloudEvents object"),
-        ('{"text": "\\ud800"}', "codec.plain", "codec.plain v1"),
-        ('{"values": [' + "9" * 5000 + "]}", "codec.numbers", "not JSON"),
-    ],
-)
-def test_what_a_person_gives_is_refused_in_their_words(value: str, type_name: str | None, says: str) -> None:
-    """from_json: the giver's mistakes are EncodeErrors that name what is wrong."""
-    with pytest.raises(EncodeError, match=says):
-        from_json(value, type_name=type_name)
-
-
-def test_bare_data_and_whole_objects_are_both_taken() -> None:
-    """With the type named the object is the data; with `type` and `data` in it, it is an envelope and may carry an id."""
-    assert from_json('{"text": "a"}', type_name="codec.plain")[0].text == "a"  # type: ignore[attr-defined]
-    ident = uuid4()
-    made, around = from_json(f'{{"type": "codec.plain", "id": "{ident}", "data": {{"text": "b"}}}}')
-    assert (made.text, around.event_id) == ("b", ident)  # type: ignore[attr-defined]
-
-
 def test_a_dead_letter_comes_back_whole() -> None:
     """Every field, and the entry's bytes exactly, survive the dead-letter stream."""
     record = deadletter.DeadLetterRecord(
