@@ -2,6 +2,8 @@
 
 import argparse
 import logging
+import shlex
+from collections import Counter
 from pathlib import Path
 
 from canvasbus import clock
@@ -16,6 +18,7 @@ COLUMNS = (
     Column("SPOOL"),
     Column("OWNER"),
     Column("NAMESPACE"),
+    Column("PARTITIONS", right=True),
     Column("EVENTS", right=True),
     Column("SIZE", right=True),
     Column("OLDEST", right=True),
@@ -46,8 +49,8 @@ def _row(process: Spooled) -> list[Cell | str]:
     owner = Cell(f"alive, pid {process.pid or '?'}", "green") if process.alive else Cell("dead", "yellow")
     oldest = NOTHING if process.oldest is None else ago(clock.time() - process.oldest.timestamp())
     return [
-        process.name, owner, process.namespace or NOTHING, f"{process.events:,}", size(process.size), oldest,
-        f"{process.settled:,}", process.server or NOTHING,
+        process.name, owner, process.namespace or NOTHING, str(process.partitions or NOTHING), f"{process.events:,}",
+        size(process.size), oldest, f"{process.settled:,}", process.server or NOTHING,
     ]  # fmt: skip
 
 
@@ -78,7 +81,7 @@ def _damaged(found: Contents) -> list[tuple[str, Damage, bool]]:
 
 
 def run_drain(context: Context, args: argparse.Namespace) -> int:
-    """1 when something could not be sent, or its fate is unknown."""
+    """1 when something could not be sent, its fate is unknown, or it waits for a producer of another kind."""
     out, settings, root = context.out, context.settings, Path(args.path)
     found = [process for process in look_into(root).processes if process.namespace in (settings.namespace, None)]
     partitions = len(context.partitions)
@@ -100,8 +103,30 @@ def run_drain(context: Context, args: argparse.Namespace) -> int:
     bad = {word: getattr(done, word) for word in ("refused", "unknown", "dropped", "quarantined", "spool_errors")}
     if any(bad.values()):
         out.note(f"{', '.join(f'{number:,} {word}' for word, number in bad.items() if number)}: {done.last_error}")
-        return 1
-    return 0
+    left = _left(context, root)
+    return 1 if left or any(bad.values()) else 0
+
+
+def _left(context: Context, root: Path) -> bool:
+    """Say for whom waits what dead processes left and this drain was not for."""
+    waiting: Counter[tuple[str, int]] = Counter()
+    for process in look_into(root).processes:
+        if not process.alive and process.namespace is not None and process.partitions is not None:
+            waiting[process.namespace, process.partitions] += process.events
+    mine = (context.settings.namespace, len(context.partitions))
+    left = {whose: events for whose, events in waiting.items() if events and whose != mine}
+    for (namespace, partitions), events in sorted(left.items()):
+        of = count(events, "event") + (" is" if events == 1 else " are")
+        if namespace != mine[0]:
+            why = f"of namespace {namespace!r}: drain once more with --namespace {shlex.quote(namespace)}"
+        else:
+            wait = "it waits" if events == 1 else "they wait"
+            why = (
+                f"because {wait} for a producer with partitions={partitions}, and {mine[1]} is the number here: drain with "
+                f"--partitions {partitions} and the --url of a server where the namespace has so many, or none yet"
+            )
+        context.out.note(f"{of} left in {root}, {why}")
+    return bool(left)
 
 
 def _tell(context: Context, now: ProducerStatistics) -> None:
