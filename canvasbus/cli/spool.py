@@ -9,7 +9,7 @@ from pathlib import Path
 from canvasbus import clock
 from canvasbus.cli.context import Context
 from canvasbus.cli.output import NOTHING, Cell, Column, ago, size
-from canvasbus.errors import Unavailable
+from canvasbus.errors import ConfigError, Unavailable
 from canvasbus.operate.spool import Contents, Damage, Spooled, drain, look_into
 from canvasbus.operate.words import count
 from canvasbus.produce.producer import ProducerStatistics
@@ -29,9 +29,15 @@ PATIENCE = 10.0
 """Seconds without progress after which `drain` gives up."""
 
 
+def _root(args: argparse.Namespace) -> Path:
+    if not args.path:  # of a variable that is not set; it would be the working directory
+        raise ConfigError("PATH is empty: name the folder that Producer(spool=PATH) names")
+    return Path(args.path)
+
+
 def run_list(context: Context, args: argparse.Namespace) -> int:
     """Whose files lie in the spool, and what they hold."""
-    found, out = look_into(Path(args.path)), context.out
+    found, out = look_into(_root(args)), context.out
     for process in found.processes if out.json else ():
         out.record(process)
     if found.processes and not out.json:
@@ -56,7 +62,7 @@ def _row(process: Spooled) -> list[Cell | str]:
 
 def run_verify(context: Context, args: argparse.Namespace) -> int:
     """1 when something cannot be read, or was set aside."""
-    found, out = look_into(Path(args.path)), context.out
+    found, out = look_into(_root(args)), context.out
     damaged = _damaged(found)
     for name, damage, set_aside in damaged:
         if out.json:
@@ -82,7 +88,7 @@ def _damaged(found: Contents) -> list[tuple[str, Damage, bool]]:
 
 def run_drain(context: Context, args: argparse.Namespace) -> int:
     """1 when something could not be sent, its fate is unknown, or it waits for a producer of another kind."""
-    out, settings, root = context.out, context.settings, Path(args.path)
+    out, settings, root = context.out, context.settings, _root(args)
     found = [process for process in look_into(root).processes if process.namespace in (settings.namespace, None)]
     partitions = len(context.partitions)
     alive = [process for process in found if process.alive]

@@ -74,6 +74,17 @@ def test_list_says_when_there_is_nothing(run_bare: Run, tmp_path: Path) -> None:
         run_bare("spool", verb, str(tmp_path / "no")).failed(2, "/no: No such file")
 
 
+@pytest.mark.parametrize("verb", ["list", "verify", "drain"])
+def test_no_spool(run_bare: Run, left: Path, spool: Path, tmp_path: Path, verb: str) -> None:
+    """A folder with something else in it is a mistake, and the spool in a folder of it may be meant; so is no name."""
+    spool.rename(tmp_path / "t7")
+    (other := tmp_path / "etc").mkdir()
+    (other / "passwd").touch()
+    run_bare("spool", verb, str(other)).failed(1, f"no spool is in {other}\n")
+    run_bare("spool", verb, str(tmp_path)).failed(1, f"no spool is in {tmp_path}; there is one in {tmp_path / 't7'}\n")
+    run_bare("spool", verb, "").failed(2, "PATH is empty")
+
+
 def test_verify(run_bare: Run, living: Producer, left: Path, spool: Path) -> None:
     """A sound spool: 0. A flipped byte: 1, with the file and how much of it can be read; nothing is changed."""
     ran = run_bare("spool", "verify", str(spool))
