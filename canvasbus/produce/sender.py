@@ -183,27 +183,29 @@ class Sender:
         if waiting:
             self.nudge()
         if not self.buffer.wait_settled(deadline):
-            self.tell_left("the program ends", self.flush_timeout)
+            self.tell_left("the program ends", self.flush_timeout, waiting=self.buffer.waiting)
         # No wait for the thread: being a daemon it ends with the interpreter, and it must not log meanwhile.
         self.stop(0.0 if not self.buffer.keeps or self.buffer.waiting else 1.0)  # but for an empty spool to be removed
 
-    def tell_left(self, when: str, seconds: float) -> None:
-        """Say what did not reach the server within its time, before it is dropped or left to the next Producer."""
-        if self.buffer.waiting:
+    def tell_left(self, when: str, seconds: float, waiting: int) -> None:
+        """Say what did not reach the server within its time, and is dropped or left to the next Producer."""
+        if waiting:
             self._log(
                 logging.WARNING, "%s: %s and %s did not reach the server within %g s%s%s",
-                self._server.name, when, _events(self.buffer.waiting), seconds, self._because(), self._kept(),
+                self._server.name, when, _events(waiting), seconds, self._because(), self._kept(waiting),
             )  # fmt: skip
 
     def _because(self) -> str:
         return f" ({self.last_error})" if self._troubled and self.last_error else ""
 
-    def _kept(self) -> str:
-        return (
-            f"; what is in {self.buffer.keeps} is sent by the next Producer with that spool"
-            if self.buffer.keeps
-            else ""
-        )
+    def _kept(self, waiting: int) -> str:
+        if not self.buffer.keeps:
+            return ""
+        lost = waiting - (kept := self.buffer.kept())
+        told = f"; {lost:,} of them are not in {self.buffer.keeps}, and lost" if lost > 0 else ""
+        if kept:
+            told += f"; what is in {self.buffer.keeps} is sent by the next Producer with that spool"
+        return told
 
     def _log(self, level: int, text: str, *args: object, trace: bool = False) -> None:
         """Tell the log. What one of its handlers raises is counted: no event is lost by it, and no publish fails."""
