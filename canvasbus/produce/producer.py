@@ -385,10 +385,10 @@ class Producer:
             return self._closed
         self._buffer.close("closed")
         stored = self.flush(timeout)
-        waiting = 0 if stored else self._buffer.waiting
+        waiting, lost = 0 if stored else self._buffer.waiting, sender.lost()
         sender.stop(1.0 if stored else 0.1)
         # Behind it, since a spool that was removed a moment ago is made again by it.
-        sender.tell_left("the Producer is closed", self._flush_timeout if timeout is None else timeout, waiting)
+        sender.tell_end("the Producer is closed", self._flush_timeout if timeout is None else timeout, waiting, lost)
         self._closed = stored
         return stored
 

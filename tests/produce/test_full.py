@@ -35,7 +35,7 @@ def test_drop_oldest(away: MemoryServer, namespace: str, soon: Soon, warnings: C
         kept = 1000 - now.dropped - 1
         assert numbers(namespace) == [0, *range(1000 - kept, 1000)]
         assert bus.statistics().stored == kept + 1
-    assert len(warnings()) == 1 and "switched off" in warnings()[0]
+    assert len(warnings()) == 2 and "switched off" in warnings()[0] and f"{now.dropped} dropped in all" in warnings()[1]
 
 
 def test_drop_oldest_with_publish_many(away: MemoryServer, namespace: str, soon: Soon) -> None:
