@@ -195,7 +195,8 @@ class Producer:
         self._skipped = 0
         self._closed: bool | None = None
         """What the first `close` returned."""
-        self._codec = Codec(source, limit=min(max_event_bytes, buffer_bytes))
+        limited_by = "buffer_bytes" if buffer_bytes < max_event_bytes else "max_event_bytes"
+        self._codec = Codec(source, limit=min(max_event_bytes, buffer_bytes), limited_by=limited_by)
         self._encode = self._codec.encode
         if where.scheme == "off":
             return
