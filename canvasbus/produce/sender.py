@@ -194,10 +194,11 @@ class Sender:
         if self._told_end:
             return
         self._told_end = True
+        goal = "the server and a replica of it" if self._replicated else "the server"
         if waiting:
             self._log(
-                logging.WARNING, "%s: %s and %s did not reach the server within %g s%s%s%s",
-                self._server.name, when, _events(waiting), seconds, self._because(), self._kept(waiting),
+                logging.WARNING, "%s: %s and %s did not reach %s within %g s%s%s%s",
+                self._server.name, when, _events(waiting), goal, seconds, self._because(), self._kept(waiting),
                 f"; {lost} before that" if lost else "",
             )  # fmt: skip
         elif lost:

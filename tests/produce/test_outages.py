@@ -137,6 +137,16 @@ def test_closing_tells_what_was_dropped_when_nothing_waits(
     assert len(warnings()) == told
 
 
+def test_closing_without_a_replica(server: ServerProcess, namespace: str, soon: Soon, warnings: Warnings) -> None:
+    """Who wants a replica to have the events is told that none has, not that the server has none of them."""
+    bus = Producer(server.url, namespace=namespace, durability="replicated")
+    bus.publish(PaintingMade())
+    soon(lambda: "no replica" in str(bus.statistics().last_error))
+    bus.close(timeout=0)
+    said = "1 event did not reach the server and a replica of it within 0 s ("
+    assert said in warnings()[-1] and "the server has it, but no replica" in warnings()[-1]
+
+
 def test_a_server_that_stops_answering(server: ServerProcess, namespace: str) -> None:
     """A frozen server: publish goes on, flush and close return in time, and the callers are told that it is late."""
     bus = Producer(server.url, namespace=namespace)
