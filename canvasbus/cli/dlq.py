@@ -8,9 +8,11 @@ import msgspec
 
 from canvasbus import clock
 from canvasbus.cli.context import Context
+from canvasbus.cli.groups import named
 from canvasbus.cli.output import Cell, Column, ago, moment, safe, safe_block, short
 from canvasbus.errors import CanvasbusError, ConfigError
 from canvasbus.operate.deadletter import DeadLetter, Filter, dead_letters
+from canvasbus.operate.groups import groups
 
 COLUMNS = (
     Column("ID"),
@@ -25,10 +27,12 @@ ERROR_WIDTH = 100
 
 
 def run_list(context: Context, args: argparse.Namespace) -> int:
-    """The newest dead letters, the newest last."""
+    """The newest dead letters, the newest last. 1 when there is no such group."""
     out = context.out
     wanted = Filter(group=args.group, event_type=args.type, reason=args.reason)
     found = context.link.run(dead_letters(context.partitions, wanted, limit=args.count))
+    if not found.letters:
+        check_group(context, args.group)
     if out.json:
         for letter in found.letters:
             out.record(for_machines(letter))
@@ -40,6 +44,13 @@ def run_list(context: Context, args: argparse.Namespace) -> int:
         if found.more:
             out.note(f"there are older ones: -n {args.count * 10} shows more")
     return 0
+
+
+def check_group(context: Context, name: str | None) -> None:
+    """Nothing of this group matches: raises CanvasbusError where there is neither such a group nor what one left."""
+    if name is None or context.link.run(dead_letters(context.partitions, Filter(group=name), limit=1)).letters:
+        return
+    named(name, context.link.run(groups(context.partitions, trust_lag=context.link.server.shared)), context)
 
 
 def run_show(context: Context, args: argparse.Namespace) -> int:

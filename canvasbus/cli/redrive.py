@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from canvasbus.cli.confirm import confirm
 from canvasbus.cli.context import Context
-from canvasbus.cli.dlq import COLUMNS, for_machines, row
+from canvasbus.cli.dlq import COLUMNS, check_group, for_machines, row
 from canvasbus.cli.times import start_of
 from canvasbus.errors import ConfigError
 from canvasbus.ids import id_order
@@ -21,7 +21,7 @@ SHOWN = 10
 
 
 def run_redrive(context: Context, args: argparse.Namespace) -> int:
-    """0 also when nothing matched."""
+    """0 also when nothing matched; 1 when there is no such group."""
     if args.rate is not None and not 0 < args.rate <= 1e6:
         raise ConfigError(f"--rate {args.rate:g}: letters a second, above 0")
     letters = _chosen(context, args)
@@ -35,7 +35,7 @@ def run_redrive(context: Context, args: argparse.Namespace) -> int:
 
 
 def run_purge(context: Context, args: argparse.Namespace) -> int:
-    """0 also when nothing matched."""
+    """0 also when nothing matched; 1 when there is no such group."""
     letters = _chosen(context, args)
     if not _agreed(context, args, letters, "be removed for good"):
         return 0
@@ -56,6 +56,8 @@ def _chosen(context: Context, args: argparse.Namespace) -> list[DeadLetter]:
     if one and not args.group and len({letter.group for letter in found}) > 1:
         groups = ", ".join(sorted({letter.group for letter in found}))
         raise ConfigError(f"{one} was given up by {groups}: name one with --group")
+    if not found:
+        check_group(context, args.group)
     inside = [
         letter
         for letter in found

@@ -2,12 +2,14 @@
 
 import argparse
 import logging
+import shlex
+from collections import Counter
 from pathlib import Path
 
 from canvasbus import clock
 from canvasbus.cli.context import Context
 from canvasbus.cli.output import NOTHING, Cell, Column, ago, size
-from canvasbus.errors import Unavailable
+from canvasbus.errors import ConfigError, Unavailable
 from canvasbus.operate.spool import Contents, Damage, Spooled, drain, look_into
 from canvasbus.operate.words import count
 from canvasbus.produce.producer import ProducerStatistics
@@ -16,6 +18,7 @@ COLUMNS = (
     Column("SPOOL"),
     Column("OWNER"),
     Column("NAMESPACE"),
+    Column("PARTITIONS", right=True),
     Column("EVENTS", right=True),
     Column("SIZE", right=True),
     Column("OLDEST", right=True),
@@ -26,9 +29,15 @@ PATIENCE = 10.0
 """Seconds without progress after which `drain` gives up."""
 
 
+def _root(args: argparse.Namespace) -> Path:
+    if not args.path:  # of a variable that is not set; it would be the working directory
+        raise ConfigError("PATH is empty: name the folder that Producer(spool=PATH) names")
+    return Path(args.path)
+
+
 def run_list(context: Context, args: argparse.Namespace) -> int:
     """Whose files lie in the spool, and what they hold."""
-    found, out = look_into(Path(args.path)), context.out
+    found, out = look_into(_root(args)), context.out
     for process in found.processes if out.json else ():
         out.record(process)
     if found.processes and not out.json:
@@ -46,14 +55,14 @@ def _row(process: Spooled) -> list[Cell | str]:
     owner = Cell(f"alive, pid {process.pid or '?'}", "green") if process.alive else Cell("dead", "yellow")
     oldest = NOTHING if process.oldest is None else ago(clock.time() - process.oldest.timestamp())
     return [
-        process.name, owner, process.namespace or NOTHING, f"{process.events:,}", size(process.size), oldest,
-        f"{process.settled:,}", process.server or NOTHING,
+        process.name, owner, process.namespace or NOTHING, str(process.partitions or NOTHING), f"{process.events:,}",
+        size(process.size), oldest, f"{process.settled:,}", process.server or NOTHING,
     ]  # fmt: skip
 
 
 def run_verify(context: Context, args: argparse.Namespace) -> int:
     """1 when something cannot be read, or was set aside."""
-    found, out = look_into(Path(args.path)), context.out
+    found, out = look_into(_root(args)), context.out
     damaged = _damaged(found)
     for name, damage, set_aside in damaged:
         if out.json:
@@ -78,8 +87,8 @@ def _damaged(found: Contents) -> list[tuple[str, Damage, bool]]:
 
 
 def run_drain(context: Context, args: argparse.Namespace) -> int:
-    """1 when something could not be sent, or its fate is unknown."""
-    out, settings, root = context.out, context.settings, Path(args.path)
+    """1 when something could not be sent, its fate is unknown, or it waits for a producer of another kind."""
+    out, settings, root = context.out, context.settings, _root(args)
     found = [process for process in look_into(root).processes if process.namespace in (settings.namespace, None)]
     partitions = len(context.partitions)
     alive = [process for process in found if process.alive]
@@ -100,8 +109,30 @@ def run_drain(context: Context, args: argparse.Namespace) -> int:
     bad = {word: getattr(done, word) for word in ("refused", "unknown", "dropped", "quarantined", "spool_errors")}
     if any(bad.values()):
         out.note(f"{', '.join(f'{number:,} {word}' for word, number in bad.items() if number)}: {done.last_error}")
-        return 1
-    return 0
+    left = _left(context, root)
+    return 1 if left or any(bad.values()) else 0
+
+
+def _left(context: Context, root: Path) -> bool:
+    """Say for whom waits what dead processes left and this drain was not for."""
+    waiting: Counter[tuple[str, int]] = Counter()
+    for process in look_into(root).processes:
+        if not process.alive and process.namespace is not None and process.partitions is not None:
+            waiting[process.namespace, process.partitions] += process.events
+    mine = (context.settings.namespace, len(context.partitions))
+    left = {whose: events for whose, events in waiting.items() if events and whose != mine}
+    for (namespace, partitions), events in sorted(left.items()):
+        of = count(events, "event") + (" is" if events == 1 else " are")
+        if namespace != mine[0]:
+            why = f"of namespace {namespace!r}: drain once more with --namespace {shlex.quote(namespace)}"
+        else:
+            wait = "it waits" if events == 1 else "they wait"
+            why = (
+                f"because {wait} for a producer with partitions={partitions}, and {mine[1]} is the number here: drain with "
+                f"--partitions {partitions} and the --url of a server where the namespace has so many, or none yet"
+            )
+        context.out.note(f"{of} left in {root}, {why}")
+    return bool(left)
 
 
 def _tell(context: Context, now: ProducerStatistics) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from canvasbus.errors import ConfigError
+from canvasbus.errors import CanvasbusError, ConfigError
 from canvasbus.produce import spoolfolder
 from canvasbus.produce.producer import Producer, ProducerStatistics
 from canvasbus.produce.spool import read_record, records
@@ -16,6 +16,9 @@ from canvasbus.wire import later
 from canvasbus.wire.codec import decode_envelope
 from canvasbus.wire.keys import LATER_INBOX
 from canvasbus.wire.outgoing import Outgoing
+
+_NO_MATTER = ("lost+found", ".gitkeep")
+"""What lies in a folder that is empty."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +70,25 @@ class Contents:
 
 
 def look_into(root: Path) -> Contents:
-    """Read every byte of a spool and change nothing. Raises ConfigError when it is none or cannot be read."""
+    """Read every byte of a spool and change nothing. Raises ConfigError when it cannot be read, and CanvasbusError when other
+    things lie there, and no spool. An empty folder is an empty spool."""
     try:
         processes = [found for path in spoolfolder.folders(root) if (found := _process(path)) is not None]
         aside = [Damage(path.name, 0, path.stat().st_size) for path in spoolfolder.aside(root)]
+        others = [] if processes or aside else sorted(path for path in root.iterdir() if path.name not in _NO_MATTER)
     except OSError as error:
         raise ConfigError(f"{error.filename or root}: {error.strerror}") from None
+    if others:
+        inner = next((f"; there is one in {path}" for path in others if _is_spool(path)), "")
+        raise CanvasbusError(f"no spool is in {root}{inner}")
     return Contents(tuple(processes), tuple(aside))
+
+
+def _is_spool(path: Path) -> bool:
+    try:
+        return bool(spoolfolder.folders(path))
+    except OSError:  # no folder, or not to be read by this user
+        return False
 
 
 def _process(path: Path) -> Spooled | None:

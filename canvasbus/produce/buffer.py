@@ -238,6 +238,10 @@ class Buffer:
             self._told += drops
             self._changed.notify_all()
 
+    def kept(self) -> int:
+        """How many of those that wait stay in what it `keeps`, as far as can be seen now."""
+        return 0
+
     def leave(self) -> tuple[list[bytes], list[bytes]]:
         """Nothing is taken any more. Returns the ids of events that are lost by that, and of those that may be stored."""
         return [], []

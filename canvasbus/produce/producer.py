@@ -195,7 +195,8 @@ class Producer:
         self._skipped = 0
         self._closed: bool | None = None
         """What the first `close` returned."""
-        self._codec = Codec(source, limit=min(max_event_bytes, buffer_bytes))
+        limited_by = "buffer_bytes" if buffer_bytes < max_event_bytes else "max_event_bytes"
+        self._codec = Codec(source, limit=min(max_event_bytes, buffer_bytes), limited_by=limited_by)
         self._encode = self._codec.encode
         if where.scheme == "off":
             return
@@ -385,9 +386,10 @@ class Producer:
             return self._closed
         self._buffer.close("closed")
         stored = self.flush(timeout)
-        if not stored:
-            sender.tell_left("the Producer is closed", self._flush_timeout if timeout is None else timeout)
+        waiting, lost = 0 if stored else self._buffer.waiting, sender.lost()
         sender.stop(1.0 if stored else 0.1)
+        # Behind it, since a spool that was removed a moment ago is made again by it.
+        sender.tell_end("the Producer is closed", self._flush_timeout if timeout is None else timeout, waiting, lost)
         self._closed = stored
         return stored
 

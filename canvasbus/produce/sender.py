@@ -98,6 +98,7 @@ class Sender:
         self._quiet_until = 0.0
         self._told_failed = 0
         self._muted = ""
+        self._told_end = False
         self.callback_errors = 0
         self.log_errors = 0
         self.duplicates = 0
@@ -182,28 +183,43 @@ class Sender:
             self.buffer.close("muted")
         if waiting:
             self.nudge()
-        if not self.buffer.wait_settled(deadline):
-            self.tell_left("the program ends", self.flush_timeout)
+        self.buffer.wait_settled(deadline)
+        self.tell_end("the program ends", self.flush_timeout, self.buffer.waiting, self.lost())
         # No wait for the thread: being a daemon it ends with the interpreter, and it must not log meanwhile.
         self.stop(0.0 if not self.buffer.keeps or self.buffer.waiting else 1.0)  # but for an empty spool to be removed
 
-    def tell_left(self, when: str, seconds: float) -> None:
-        """Say what did not reach the server within its time, before it is dropped or left to the next Producer."""
-        if self.buffer.waiting:
+    def tell_end(self, when: str, seconds: float, waiting: int, lost: str) -> None:
+        """Say, once, what did not reach the server within its time, and is dropped or left to the next Producer; and what was
+        lost before."""
+        if self._told_end:
+            return
+        self._told_end = True
+        goal = "the server and a replica of it" if self._replicated else "the server"
+        if waiting:
             self._log(
-                logging.WARNING, "%s: %s and %s did not reach the server within %g s%s%s",
-                self._server.name, when, _events(self.buffer.waiting), seconds, self._because(), self._kept(),
+                logging.WARNING, "%s: %s and %s did not reach %s within %g s%s%s%s",
+                self._server.name, when, _events(waiting), goal, seconds, self._because(), self._kept(waiting),
+                f"; {lost} before that" if lost else "",
             )  # fmt: skip
+        elif lost:
+            self._log(logging.WARNING, "%s: %s; of its events %s in all", self._server.name, when, lost)
+
+    def lost(self) -> str:
+        """What became so far of the events that are not, or not known to be, on the server; "": there are none."""
+        words = ("dropped", "refused", "unknown")
+        return ", ".join(f"{number:,} {word}" for word in words if (number := getattr(self.buffer, word)))
 
     def _because(self) -> str:
         return f" ({self.last_error})" if self._troubled and self.last_error else ""
 
-    def _kept(self) -> str:
-        return (
-            f"; what is in {self.buffer.keeps} is sent by the next Producer with that spool"
-            if self.buffer.keeps
-            else ""
-        )
+    def _kept(self, waiting: int) -> str:
+        if not self.buffer.keeps:
+            return ""
+        lost = waiting - (kept := self.buffer.kept())
+        told = f"; {lost:,} of them are not in {self.buffer.keeps}, and lost" if lost > 0 else ""
+        if kept:
+            told += f"; what is in {self.buffer.keeps} is sent by the next Producer with that spool"
+        return told
 
     def _log(self, level: int, text: str, *args: object, trace: bool = False) -> None:
         """Tell the log. What one of its handlers raises is counted: no event is lost by it, and no publish fails."""

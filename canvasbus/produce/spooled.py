@@ -475,8 +475,16 @@ class SpooledBuffer(Buffer):
             with self.lock:
                 self.spool_errors += 1
                 self._measure()
+                bare = len(self._unlogged) + len(
+                    self._hand.unlogged.intersection(self._hand.numbers[self._hand.settled :])
+                )
             if lost:
                 less = f"{lost:,} events that were on disk alone are lost"
+            elif bare:
+                less = (
+                    f"{self._trouble_text}: {bare:,} events are in memory only now, and lost when this process ends before the "
+                    "server has them"
+                )
             else:
                 less = "no event is lost by that, all are in memory"
             self._lament(f"somebody removed files of the spool {self.keeps}; {less}: keep cleaners away from it", True)
@@ -558,6 +566,15 @@ class SpooledBuffer(Buffer):
         log.delete()
         if folder not in self._folders.values():
             folder.remove()
+
+    def kept(self) -> int:
+        with self.lock:
+            files = [
+                (log, each, each.size, log.ledger.unsettled(each))
+                for log in self._all_logs()
+                for each in log.ledger.segments
+            ]
+        return sum(events for log, segment, size, events in files if events and not log.is_gone(segment, size))
 
     def leave(self) -> tuple[list[bytes], list[bytes]]:
         lost: list[bytes] = []

@@ -89,15 +89,24 @@ class Codec:
     compares the bytes with msgspec's.
     """
 
-    __slots__ = ("_plans", "limit", "registry", "source")
+    __slots__ = ("_plans", "limit", "limited_by", "registry", "source")
 
-    def __init__(self, source: str = "", *, limit: int = MAX_EVENT_BYTES, registry: Registry = registry) -> None:
+    def __init__(
+        self,
+        source: str = "",
+        *,
+        limit: int = MAX_EVENT_BYTES,
+        limited_by: str = "max_event_bytes",
+        registry: Registry = registry,
+    ) -> None:
+        """`limited_by`: the setting that `limit` comes from."""
         if not isinstance(source, str):  # it would be stored, and nobody could read it
             raise ConfigError(f"source={source!r}: a text is wanted, which says who publishes")
         if has_surrogates(source):
             raise ConfigError(f"source={source!r}: it has a lone surrogate, which UTF-8 cannot carry; leave it out")
         self.source = source
         self.limit = limit
+        self.limited_by = limited_by
         self.registry = registry
         self._plans: dict[type, _Plan] = {}
 
@@ -140,7 +149,7 @@ class Codec:
             tail = (_encode(causation_id), _encode(traceparent), payload, _encode(expires_on))
             data = b"".join((HEAD, raw_id, plan.middle, key_bytes, *tail))
         if len(data) > self.limit:
-            raise _too_large(plan, data, self.limit)
+            raise _too_large(plan, data, self)
         return Outgoing(raw_id, plan.declared.name, key, data)
 
     def encode_for(
@@ -359,10 +368,10 @@ def _cannot(plan: _Plan, error: Exception) -> EncodeError:
     return EncodeError(f"{plan.declared.name} v{plan.declared.version} cannot be published: {said}")
 
 
-def _too_large(plan: _Plan, data: bytes, limit: int) -> EncodeError:
+def _too_large(plan: _Plan, data: bytes, codec: Codec) -> EncodeError:
     return EncodeError(
-        f"{plan.declared.name} v{plan.declared.version} is {len(data):,} bytes, over the limit of {limit:,}. "
-        "Store the large part elsewhere and publish its URI and sha256"
+        f"{plan.declared.name} v{plan.declared.version} is {len(data):,} bytes, over the limit of {codec.limit:,} "
+        f"({codec.limited_by}). Store the large part elsewhere and publish its URI and sha256"
     )
 
 

@@ -55,7 +55,7 @@ def event_id(eyes: Eyes) -> str:
         (("--type", "sculpture.*"), ["12-0"]),
         (("--reason", "rejected"), ["11-0"]),
         (("-n", "1"), ["12-0"]),
-        (("--group", "nobody"), []),
+        (("--group", "archive", "--type", "sculpture.*"), []),
     ],
 )
 def test_listing_and_filters(run: Run, event_id: str, argv: tuple[str, ...], shown: list[str]) -> None:
@@ -136,7 +136,16 @@ def test_no_letters_is_good_news(run: Run) -> None:
     """A note, exit code 0."""
     ran = run("dlq", "list")
     assert (ran.code, ran.out) == (0, "") and "no dead letters in" in ran.err
-    assert "no dead letters match in" in run("dlq", "list", "--group", "x").err
+    assert "no dead letters match in" in run("dlq", "list", "--type", "x").err
+
+
+def test_a_mistyped_group(run: Run, eyes: Eyes, event_id: str) -> None:
+    """A group that is not there has no good news: exit code 1, and the one that may have been meant. Of a group that is there
+    it is good news that nothing matches."""
+    eyes.call("HSET", eyes.keys.groups, "framer", "{}")
+    for verb in ("list", "redrive", "purge"):
+        run("dlq", verb, "--group", "framr").failed(1, "no group 'framr'", "did you mean framer?")
+        assert run("dlq", verb, "--group", "framer", "--reason", "rejected").code == 0
 
 
 def test_redriving_by_hand(run: Run, event_id: str, eyes: Eyes) -> None:

@@ -74,6 +74,17 @@ def test_list_says_when_there_is_nothing(run_bare: Run, tmp_path: Path) -> None:
         run_bare("spool", verb, str(tmp_path / "no")).failed(2, "/no: No such file")
 
 
+@pytest.mark.parametrize("verb", ["list", "verify", "drain"])
+def test_no_spool(run_bare: Run, left: Path, spool: Path, tmp_path: Path, verb: str) -> None:
+    """A folder with something else in it is a mistake, and the spool in a folder of it may be meant; so is no name."""
+    spool.rename(tmp_path / "t7")
+    (other := tmp_path / "etc").mkdir()
+    (other / "passwd").touch()
+    run_bare("spool", verb, str(other)).failed(1, f"no spool is in {other}\n")
+    run_bare("spool", verb, str(tmp_path)).failed(1, f"no spool is in {tmp_path}; there is one in {tmp_path / 't7'}\n")
+    run_bare("spool", verb, "").failed(2, "PATH is empty")
+
+
 def test_verify(run_bare: Run, living: Producer, left: Path, spool: Path) -> None:
     """A sound spool: 0. A flipped byte: 1, with the file and how much of it can be read; nothing is changed."""
     ran = run_bare("spool", "verify", str(spool))
@@ -110,12 +121,26 @@ def test_drain_leaves_the_living_alone(run: Run, eyes: Eyes, living: Producer, l
 
 
 def test_drain_in_another_namespace(run: Run, eyes: Eyes, spool: Path) -> None:
-    """Only the namespace that the command is told is sent."""
+    """Only the namespace that the command is told is sent; whoever reads of success shall know of the others."""
     bus = Producer(NOWHERE, namespace="elsewhere", spool=spool)
     bus.publish(PaintingMade())
     bus.close(timeout=0)
-    assert run("spool", "drain", str(spool)).code == 0
+    ran = run("spool", "drain", str(spool))
+    assert ran.code == 1 and "1 event is left in" in ran.err and "--namespace elsewhere" in ran.err
     assert eyes.count("painting.made") == 0 and len(spoolfolder.folders(spool)) == 1
+
+
+def test_drain_with_other_partitions(run: Run, eyes: Eyes, spool: Path, namespace: str) -> None:
+    """What a producer with more partitions left is not sent into fewer: it is left, and what to do is said."""
+    bus = Producer(NOWHERE, namespace=namespace, partitions=2, spool=spool)
+    bus.publish_many(PaintingMade(number=n) for n in range(6))
+    bus.close(timeout=0)
+    ran = run("spool", "drain", str(spool))
+    assert ran.code == 1 and "6 events are left in" in ran.err and "--partitions 2" in ran.err
+    assert eyes.count("painting.made") == 0 and len(spoolfolder.folders(spool)) == 1
+    titles, row = (line.split() for line in run("spool", "list", str(spool)).lines)
+    assert row[titles.index("PARTITIONS")] == "2"
+    assert run("spool", "drain", str(spool), "--partitions", "2").code == 0 and list(spool.iterdir()) == []
 
 
 def test_drain_of_a_damaged_spool(run: Run, eyes: Eyes, left: Path, spool: Path) -> None:

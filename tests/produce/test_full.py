@@ -35,7 +35,7 @@ def test_drop_oldest(away: MemoryServer, namespace: str, soon: Soon, warnings: C
         kept = 1000 - now.dropped - 1
         assert numbers(namespace) == [0, *range(1000 - kept, 1000)]
         assert bus.statistics().stored == kept + 1
-    assert len(warnings()) == 1 and "switched off" in warnings()[0]
+    assert len(warnings()) == 2 and "switched off" in warnings()[0] and f"{now.dropped} dropped in all" in warnings()[1]
 
 
 def test_drop_oldest_with_publish_many(away: MemoryServer, namespace: str, soon: Soon) -> None:
@@ -51,9 +51,9 @@ def test_drop_oldest_with_publish_many(away: MemoryServer, namespace: str, soon:
 
 
 def test_an_event_over_the_buffer_is_refused(away: MemoryServer, namespace: str) -> None:
-    """An event that could never fit into the buffer is an EncodeError, not a dropped event."""
+    """An event that could never fit into the buffer is an EncodeError that names the setting, not a dropped event."""
     bus = Producer(away.name, namespace=namespace, buffer_bytes=1000)
-    with pytest.raises(EncodeError, match="over the limit of 1,000"):
+    with pytest.raises(EncodeError, match=r"over the limit of 1,000 \(buffer_bytes\)"):
         bus.publish(PaintingMade(title="x" * 1000))
     bus.close(timeout=0)
 

@@ -12,6 +12,7 @@ from servers import ServerProcess, free_port
 from studio import Eyes, PaintingMade, SculptureMade
 
 from canvasbus import Producer
+from canvasbus.transport.memory import MemoryServer
 
 Soon = Callable[..., Any]
 Warnings = Callable[[], list[str]]
@@ -106,6 +107,44 @@ def test_closing_tells_what_is_lost(namespace: str, warnings: Callable[[], list[
     said = warnings()[-1]
     assert "the Producer is closed and 3 events did not reach the server within 0.1 s" in said
     assert "nobody listens there" in said
+
+
+def test_closing_tells_what_was_dropped_before(namespace: str, warnings: Callable[[], list[str]]) -> None:
+    """Most of what is lost in an outage is dropped long before the end: at close that is told, too."""
+    with Producer(f"redis://127.0.0.1:{free_port()}", namespace=namespace, buffer_bytes=20_000, flush_timeout=0) as bus:
+        for number in range(3000):
+            bus.publish(PaintingMade(number=number))
+        now = bus.statistics()
+    assert now.dropped > 2000 and now.dropped + now.waiting_events == 3000
+    assert f"{now.waiting_events} events did not reach" in (said := warnings()[-1]), said
+    assert said.endswith(f"; {now.dropped:,} dropped before that")
+
+
+def test_closing_tells_what_was_dropped_when_nothing_waits(
+    away: MemoryServer, namespace: str, warnings: Callable[[], list[str]]
+) -> None:
+    """Also when the server is there again, and all the rest is stored; once, though the program's end comes as well."""
+    bus = Producer(away.name, namespace=namespace, buffer_bytes=20_000)
+    for number in range(300):
+        bus.publish(PaintingMade(number=number))
+    away.set_connected(True)
+    assert bus.flush(timeout=10) is False and bus.close() is True
+    assert (
+        warnings()[-1] == f"{bus.name}: the Producer is closed; of its events {bus.statistics().dropped} dropped in all"
+    )
+    told = len(warnings())
+    bus._sender.at_exit(0.0)  # type: ignore[union-attr]
+    assert len(warnings()) == told
+
+
+def test_closing_without_a_replica(server: ServerProcess, namespace: str, soon: Soon, warnings: Warnings) -> None:
+    """Who wants a replica to have the events is told that none has, not that the server has none of them."""
+    bus = Producer(server.url, namespace=namespace, durability="replicated")
+    bus.publish(PaintingMade())
+    soon(lambda: "no replica" in str(bus.statistics().last_error))
+    bus.close(timeout=0)
+    said = "1 event did not reach the server and a replica of it within 0 s ("
+    assert said in warnings()[-1] and "the server has it, but no replica" in warnings()[-1]
 
 
 def test_a_server_that_stops_answering(server: ServerProcess, namespace: str) -> None:

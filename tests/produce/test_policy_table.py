@@ -67,6 +67,7 @@ def test_server_away(program: Program, policy: str, end: str) -> None:
     # reported at the end
     said = re.findall(r"the program ends and (\d+) events? did not reach the server", err)
     assert said == ([str(waiting)] if end in TELLS else [])
+    assert (f"; {dropped:,} dropped before that" in err) is (policy == "drop_oldest" and end in TELLS)
     assert ("is sent by the next Producer" in err) is (policy == "spool" and end in TELLS)
 
     # lost

@@ -118,7 +118,7 @@ def test_correlation(bus: Producer, eyes: Eyes) -> None:
         (lambda: PaintingMeasured(score=float("-inf")), "score"),
         (lambda: PaintingMade(occurred_on=datetime(2026, 1, 1)), "painting.made"),
         (lambda: PaintingMade(number="seven"), "number"),  # type: ignore[arg-type]
-        (lambda: PaintingMade(title="x" * 5000), "over the limit of 4,096"),
+        (lambda: PaintingMade(title="x" * 5000), r"over the limit of 4,096 \(max_event_bytes\)"),
         (lambda: "no event at all", "takes an Event"),
     ],
     ids=["nan", "infinity", "naive datetime", "wrong type", "too large", "no event"],

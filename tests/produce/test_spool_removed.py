@@ -314,10 +314,38 @@ def test_a_producer_whose_spool_is_removed(
     shutil.rmtree(root)
     bus.publish(PaintingMade(number=2))
     assert bus.close(timeout=0.01) is False and bus.statistics().dropped == 0
+    assert "next Producer" in warnings()[-1] and "and lost" not in warnings()[-1]
     away.set_connected(True)
     with Producer(away.name, namespace=namespace, spool=root) as bus:
         assert bus.flush(timeout=10) is True
     assert numbers(namespace) == [0, 1, 2] and list(root.iterdir()) == []
+
+
+def unlinked(root: Path) -> None:
+    root.parent.symlink_to(root.parent.with_name("nowhere"))
+
+
+@pytest.mark.parametrize("instead", [lambda root: root.parent.touch(), unlinked])
+def test_a_producer_whose_spool_cannot_be_made_again(
+    away: MemoryServer,
+    namespace: str,
+    tmp_path: Path,
+    soon: Soon,
+    warnings: Callable[[], list[str]],
+    instead: Callable[[Path], None],
+) -> None:
+    """Something else stands where its parent was: that the events are in memory only is told with the reason, and at close
+    that they are lost; nothing is promised of a next Producer."""
+    root = tmp_path / "volume" / "t7"
+    bus = Producer(away.name, namespace=namespace, spool=root)
+    bus.publish_many(PaintingMade(number=n) for n in range(3))
+    soon(lambda: warnings())
+    shutil.rmtree(root.parent)
+    instead(root)
+    soon(lambda: "somebody removed" in warnings()[-1])
+    assert "3 events are in memory only now, and lost when" in warnings()[-1] and "cannot be used (" in warnings()[-1]
+    assert bus.close(timeout=0.01) is False
+    assert f"3 of them are not in {root}, and lost" in warnings()[-1] and "next Producer" not in warnings()[-1]
 
 
 def test_killed_after_its_spool_was_removed(program: Program) -> None:
