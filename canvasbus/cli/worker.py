@@ -174,12 +174,13 @@ async def _serve(workers: tuple[Any, ...], url: str, settings: Any, host: str, p
     )
     for worker in workers:
         bus.add(worker)
+    reaching = _Reaching()
     async with trio.open_nursery() as probes:
         if port is not None:
-            await probes.start(serve_health, bus, host, port)
+            await probes.start(serve_health, bus, host, port, lambda: reaching.trouble)
         # Entering the bus waits for the server, too, but neither signals nor this program's log would be served there.
         async with until_signal() as told:
-            await _reach(url)
+            await reaching.reach(url, settings.namespace, settings.partitions)
         if not told.is_set():
             async with bus, until_signal():
                 await bus.wait_ready()
@@ -188,26 +189,39 @@ async def _serve(workers: tuple[Any, ...], url: str, settings: Any, host: str, p
         probes.cancel_scope.cancel()
 
 
-async def _reach(url: str) -> None:
-    """Wait for the server, and say so once a minute. Raises TransportError when it refuses."""
-    import trio
+class _Reaching:
+    """Waiting for a server that takes what every bus begins with."""
 
-    from canvasbus.errors import Unavailable
-    from canvasbus.transport.connect import open_server
+    def __init__(self) -> None:
+        self.trouble = ""
+        """Why it still waits; empty: it does not."""
 
-    server = open_server(url)
-    said = float("-inf")
-    while True:
+    async def reach(self, url: str, namespace: str, partitions: int) -> None:
+        """Wait for the server, and say so once a minute. Raises TransportError when it refuses."""
+        import trio
+
+        from canvasbus.errors import Unavailable
+        from canvasbus.produce.fenced import declare_partitions
+        from canvasbus.transport.connect import open_server
+        from canvasbus.transport.link import Link
+
+        link = Link(open_server(url))
+        said = float("-inf")
         try:
-            connection = await server.connect()
-        except Unavailable as error:
-            if trio.current_time() - said >= WAITING_SAID_EVERY:
-                said = trio.current_time()
-                get_logger("canvasbus.worker").warning("starting waits for the server", error=str(error))
-            await trio.sleep(0.2)
-        else:
-            await connection.aclose()
-            return
+            while True:
+                try:
+                    await link.run(declare_partitions(namespace, partitions))
+                except Unavailable as error:
+                    self.trouble = str(error)
+                    if trio.current_time() - said >= WAITING_SAID_EVERY:
+                        said = trio.current_time()
+                        get_logger("canvasbus.worker").warning("starting waits for the server", error=str(error))
+                    await trio.sleep(0.2)
+                else:
+                    self.trouble = ""
+                    return
+        finally:
+            await link.aclose()
 
 
 def _supervise(options: argparse.Namespace) -> int:

@@ -12,7 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 from servers import ServerProcess, free_port, python_path
+from studio import Eyes
+from waiting import until
 
 from canvasbus.cli.worker import main
 
@@ -107,6 +110,62 @@ def test_it_joins_when_the_server_comes(
     assert get(port, "/readyz") == (200, {"ready": True, "problems": []})
 
 
+def full(server: ServerProcess) -> Eyes:
+    """Let a server be at its maxmemory."""
+    eyes = Eyes(server.url, "any")
+    eyes.call("CONFIG", "SET", "maxmemory-policy", "noeviction", "maxmemory", "1")
+    return eyes
+
+
+def test_a_full_server_is_said_and_probed(
+    start: Callable[..., Any], make_server: Callable[..., ServerProcess], namespace: str
+) -> None:
+    """A server that takes nothing is waited for like one that is away: said, probed, and left with 0."""
+    server, port = make_server(), free_port()
+    full(server).close()
+    process = start("--url", server.url, "--namespace", namespace, "--health-port", str(port))
+
+    said = logged(process, "starting waits for the server")
+
+    assert "at its maxmemory limit" in said["error"]
+    status, body = get(port, "/readyz")
+    assert (status, body["problems"]) == (503, ["no worker has started", f"server: {said['error']}"])
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == 0
+
+
+def test_a_heartbeat_that_is_refused_is_said_and_probed(
+    start: Callable[..., Any], make_server: Callable[..., ServerProcess], namespace: str
+) -> None:
+    """To the others this worker looks dead; its own log and /readyz say why. With room it is ready again."""
+    server, port = make_server(), free_port()
+    process = start("--url", server.url, "--namespace", namespace, "--health-port", str(port))
+    logged(process, "worker joined")
+    eyes = full(server)
+
+    said = logged(process, "the server refuses this worker's heartbeat")
+
+    assert "at its maxmemory limit" in said["error"] and said["group"] == "early"
+    problem = f"worker early: its heartbeat is refused ({said['error']})"
+    assert get(port, "/readyz") == (503, {"ready": False, "problems": [problem]})
+    eyes.call("CONFIG", "SET", "maxmemory", "0")
+    trio.run(until, lambda: get(port, "/readyz")[0] == 200)
+    eyes.close()
+
+
+def test_a_server_that_does_not_answer_is_a_cause_in_words(
+    start: Callable[..., Any], make_server: Callable[..., ServerProcess], namespace: str
+) -> None:
+    """Stopped, not gone: /readyz says for how long it asked."""
+    server, port = make_server(), free_port()
+    process = start("--url", server.url, "--namespace", namespace, "--health-port", str(port))
+    logged(process, "worker joined")
+    server.freeze()
+    status, body = get(port, "/readyz")
+    server.thaw()
+    assert (status, body["problems"]) == (503, ["server: no answer within 2 s"])
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -130,12 +189,12 @@ import os, signal, sys
 import trio, trio.testing
 from canvasbus.cli import worker
 
-async def reach(url: str) -> None:
+async def reach(self: object, *about: object) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
     with trio.CancelScope(shield=True):
         await trio.testing.wait_all_tasks_blocked(0.01)
 
-worker._reach = reach
+worker._Reaching.reach = reach
 sys.exit(worker.main(sys.argv[1:]))
 """
 
