@@ -4,7 +4,8 @@
     canvasbus-worker my_workers:worker --processes 4    # or module:attribute
     canvasbus-worker my_workers:worker --reload         # while it is being written
 
-Exit codes: 0 after a drain, 1 when the server refuses the worker or a handler's process keeps dying, 2 for bad usage.
+Exit codes: 0 after a drain, 1 when the server refuses the worker or a handler's process keeps dying, 2 for bad usage,
+130 after Ctrl-C before it had begun.
 
 With --processes N or --reload this process becomes a supervisor (cli/supervisor.py) of programs like itself.
 """
@@ -50,11 +51,11 @@ def parser() -> Parser:
 def main(argv: list[str] | None = None) -> int:
     """Run the program; returns its exit code."""
     open_outlets()
-    known = parser()
-    options, rest = known.parse_known_args(argv)
-    if rest:
-        known.refuse_unknown(rest)
     try:
+        known = parser()
+        options, rest = known.parse_known_args(argv)
+        if rest:
+            known.refuse_unknown(rest)
         if options.processes < 1:
             raise ConfigError(f"--processes {options.processes}: there is at least one")
         if options.health_port is not None:
@@ -66,6 +67,8 @@ def main(argv: list[str] | None = None) -> int:
 
             die_with(options.supervised_by)
         return _work(options)
+    except KeyboardInterrupt:  # before anything has begun that could be drained
+        return 130
     except (ConfigError, ContractError) as error:
         return _fail(error, 2)
     except CanvasbusError as error:

@@ -205,3 +205,36 @@ def test_a_signal_in_the_moment_in_which_the_server_is_reached_is_heard(tmp_path
     arguments = ["early_workers:worker", "--url", f"redis://127.0.0.1:{free_port()}"]
     ended = subprocess.run([sys.executable, "-c", TOLD_AS_IT_REACHES_THE_SERVER, *arguments], cwd=tmp_path, timeout=20)
     assert ended.returncode == 0
+
+
+def interrupted(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "canvasbus.cli.worker", *arguments, "--url", f"redis://127.0.0.1:{free_port()}"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=20,
+        env=dict(os.environ) | {"PYTHONPATH": python_path(tmp_path)},
+    )
+
+
+def test_ctrl_c_while_modules_are_imported_is_silent(tmp_path: Path) -> None:
+    """Nothing has begun that could be drained: exit code 130, no traceback."""
+    (tmp_path / "interrupts.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n" + MODULE)
+    ended = interrupted(tmp_path, "interrupts:worker")
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "")
+
+
+INTERRUPTS_ITS_SUPERVISOR = """
+import os, signal, sys
+if "--supervised-by" in sys.orig_argv:
+    os.kill(os.getppid(), signal.SIGINT)
+    signal.pause()
+"""
+
+
+def test_ctrl_c_while_its_processes_start_is_silent(tmp_path: Path) -> None:
+    """A child whose Python is still starting is ended without a traceback, too."""
+    (tmp_path / "sitecustomize.py").write_text(INTERRUPTS_ITS_SUPERVISOR)
+    ended = interrupted(tmp_path, "early_workers:worker", "--processes", "2")
+    assert (ended.returncode, ended.stderr) == (0, "")
