@@ -22,6 +22,7 @@ from canvasbus.log import configure, get_logger
 
 WAITING_SAID_EVERY = 60.0
 HIGHEST_PORT = 65535
+MOST_PROCESSES = 1000
 
 
 def parser() -> Parser:
@@ -56,8 +57,10 @@ def main(argv: list[str] | None = None) -> int:
         options, rest = known.parse_known_args(argv)
         if rest:
             known.refuse_unknown(rest)
-        if options.processes < 1:
-            raise ConfigError(f"--processes {options.processes}: there is at least one")
+        if not 1 <= options.processes <= MOST_PROCESSES:
+            raise ConfigError(
+                f"--processes {options.processes}: use a number, at least 1 and at most {MOST_PROCESSES:,}"
+            )
         if options.health_port is not None:
             _check_ports(options.health_port, options.processes)
         if options.processes > 1 or options.reload:

@@ -172,12 +172,13 @@ def test_a_server_that_does_not_answer_is_a_cause_in_words(
         (("--health-port", "99999"), "--health-port 99999: a port lies between 1 and 65535"),
         (("--health-port", "0"), "--health-port 0: a port lies between 1 and 65535"),
         (("--health-port", "65535", "--processes", "2"), "2 processes need the ports up to 65536"),
+        (("--processes", "100000"), "--processes 100000: use a number, at least 1 and at most 1,000"),
     ],
 )
-def test_a_port_that_does_not_exist_is_bad_usage(
+def test_a_number_out_of_bounds_is_bad_usage(
     capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], says: str
 ) -> None:
-    """Ports outside 1..65535 exit with 2 and one line, for every process of a supervisor."""
+    """Ports outside 1..65535, for every process of a supervisor, and more processes than a machine runs: 2, one line."""
     assert main(["early_workers:worker", "--url", "redis://127.0.0.1:1", *arguments]) == 2
     said = capsys.readouterr().err
     assert says in said
