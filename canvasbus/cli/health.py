@@ -6,6 +6,7 @@ It names paused groups, which is no failure: what was paused to be put right mus
 """
 
 import json
+from collections.abc import Callable
 
 import trio
 
@@ -14,12 +15,18 @@ from canvasbus.errors import ConfigError, TransportError
 
 REQUEST_SECONDS = 5.0
 REQUEST_BYTES = 8192
+PING_SECONDS = 2.0
 
 
 async def serve_health(
-    bus: EventBus, host: str, port: int, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    bus: EventBus,
+    host: str,
+    port: int,
+    trouble: Callable[[], str] = lambda: "",
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serve until cancelled. Raises ConfigError when the port is taken."""
+    """Serve until cancelled; `trouble` says what the start still waits for. Raises ConfigError when the port is taken."""
     try:
         listeners = await trio.open_tcp_listeners(port, host=host)
     except OSError as error:
@@ -34,7 +41,7 @@ async def serve_health(
                     if not data:
                         return
                     head += data
-                await stream.send_all(await _answer(bus, head))
+                await stream.send_all(await _answer(bus, head, trouble()))
         except trio.BrokenResourceError:
             pass
         finally:
@@ -44,7 +51,7 @@ async def serve_health(
     await trio.serve_listeners(handle, listeners)
 
 
-async def _answer(bus: EventBus, head: bytes) -> bytes:
+async def _answer(bus: EventBus, head: bytes, trouble: str = "") -> bytes:
     method, _, rest = head.partition(b" ")
     path = rest.partition(b" ")[0].partition(b"?")[0]
     if method not in (b"GET", b"HEAD"):
@@ -56,18 +63,27 @@ async def _answer(bus: EventBus, head: bytes) -> bytes:
         return _response(200 if alive else 503, {"alive": alive})
     states = bus.statistics()
     problems = [f"worker {s.group} is {s.state}" for s in states if s.state not in ("running", "paused")]
+    problems += [f"worker {s.group}: its heartbeat is refused ({s.unheard})" for s in states if s.unheard]
     paused = [s.group for s in states if s.state == "paused"]
-    if not states:
-        problems.append("no worker has started")  # the probes are served before the bus is open
-    try:
-        with trio.fail_after(2):
-            await bus.link.call("PING")
-    except (TransportError, trio.TooSlowError) as error:
-        problems.append(f"server: {error or 'no answer for 2 s'}")
+    if states:
+        problems += await _unanswered(bus)
+    else:  # the probes are served before the bus is open
+        problems += ["no worker has started", *([f"server: {trouble}"] if trouble else [])]
     body = {"ready": not problems, "problems": problems} | ({"paused": paused} if paused else {})
     if resting := [f"{s.group}/{handler}" for s in states for handler in s.open_circuits]:
         body["resting"] = resting  # for people: a worker is no less ready because something outside is down
     return _response(200 if not problems else 503, body)
+
+
+async def _unanswered(bus: EventBus) -> list[str]:
+    try:
+        with trio.fail_after(PING_SECONDS):
+            await bus.link.call("PING")
+    except TransportError as error:
+        return [f"server: {error}"]
+    except trio.TooSlowError:
+        return [f"server: no answer within {PING_SECONDS:g} s"]
+    return []
 
 
 def _response(status: int, body: dict[str, object]) -> bytes:

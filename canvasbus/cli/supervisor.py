@@ -83,7 +83,7 @@ def supervise(commands: Sequence[list[str]], environ: dict[str, str], sources: S
     def pass_on(number: int, _frame: object) -> None:
         stopping.append(number)
         for child in children:
-            child.signal(number)
+            child.signal(signal.SIGTERM)  # drains as well, and is no traceback to a Python that is still starting
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, pass_on)
@@ -103,7 +103,7 @@ def supervise(commands: Sequence[list[str]], environ: dict[str, str], sources: S
             if child.process is None and not stopping and child.due <= time.monotonic():
                 child.start()
                 if stopping:  # told while it was being started
-                    child.signal(stopping[-1])
+                    child.signal(signal.SIGTERM)
         if stopping and not any(child.process for child in children):
             return worst
         if sources is not None and not stopping:

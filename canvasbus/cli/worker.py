@@ -4,7 +4,8 @@
     canvasbus-worker my_workers:worker --processes 4    # or module:attribute
     canvasbus-worker my_workers:worker --reload         # while it is being written
 
-Exit codes: 0 after a drain, 1 when the server refuses the worker or a handler's process keeps dying, 2 for bad usage.
+Exit codes: 0 after a drain, 1 when the server refuses the worker or a handler's process keeps dying, 2 for bad usage,
+130 after Ctrl-C before it had begun.
 
 With --processes N or --reload this process becomes a supervisor (cli/supervisor.py) of programs like itself.
 """
@@ -21,6 +22,7 @@ from canvasbus.log import configure, get_logger
 
 WAITING_SAID_EVERY = 60.0
 HIGHEST_PORT = 65535
+MOST_PROCESSES = 1000
 
 
 def parser() -> Parser:
@@ -50,13 +52,15 @@ def parser() -> Parser:
 def main(argv: list[str] | None = None) -> int:
     """Run the program; returns its exit code."""
     open_outlets()
-    known = parser()
-    options, rest = known.parse_known_args(argv)
-    if rest:
-        known.refuse_unknown(rest)
     try:
-        if options.processes < 1:
-            raise ConfigError(f"--processes {options.processes}: there is at least one")
+        known = parser()
+        options, rest = known.parse_known_args(argv)
+        if rest:
+            known.refuse_unknown(rest)
+        if not 1 <= options.processes <= MOST_PROCESSES:
+            raise ConfigError(
+                f"--processes {options.processes}: use a number, at least 1 and at most {MOST_PROCESSES:,}"
+            )
         if options.health_port is not None:
             _check_ports(options.health_port, options.processes)
         if options.processes > 1 or options.reload:
@@ -66,6 +70,8 @@ def main(argv: list[str] | None = None) -> int:
 
             die_with(options.supervised_by)
         return _work(options)
+    except KeyboardInterrupt:  # before anything has begun that could be drained
+        return 130
     except (ConfigError, ContractError) as error:
         return _fail(error, 2)
     except CanvasbusError as error:
@@ -174,12 +180,13 @@ async def _serve(workers: tuple[Any, ...], url: str, settings: Any, host: str, p
     )
     for worker in workers:
         bus.add(worker)
+    reaching = _Reaching()
     async with trio.open_nursery() as probes:
         if port is not None:
-            await probes.start(serve_health, bus, host, port)
+            await probes.start(serve_health, bus, host, port, lambda: reaching.trouble)
         # Entering the bus waits for the server, too, but neither signals nor this program's log would be served there.
         async with until_signal() as told:
-            await _reach(url)
+            await reaching.reach(url, settings.namespace, settings.partitions)
         if not told.is_set():
             async with bus, until_signal():
                 await bus.wait_ready()
@@ -188,26 +195,39 @@ async def _serve(workers: tuple[Any, ...], url: str, settings: Any, host: str, p
         probes.cancel_scope.cancel()
 
 
-async def _reach(url: str) -> None:
-    """Wait for the server, and say so once a minute. Raises TransportError when it refuses."""
-    import trio
+class _Reaching:
+    """Waiting for a server that takes what every bus begins with."""
 
-    from canvasbus.errors import Unavailable
-    from canvasbus.transport.connect import open_server
+    def __init__(self) -> None:
+        self.trouble = ""
+        """Why it still waits; empty: it does not."""
 
-    server = open_server(url)
-    said = float("-inf")
-    while True:
+    async def reach(self, url: str, namespace: str, partitions: int) -> None:
+        """Wait for the server, and say so once a minute. Raises TransportError when it refuses."""
+        import trio
+
+        from canvasbus.errors import Unavailable
+        from canvasbus.produce.fenced import declare_partitions
+        from canvasbus.transport.connect import open_server
+        from canvasbus.transport.link import Link
+
+        link = Link(open_server(url))
+        said = float("-inf")
         try:
-            connection = await server.connect()
-        except Unavailable as error:
-            if trio.current_time() - said >= WAITING_SAID_EVERY:
-                said = trio.current_time()
-                get_logger("canvasbus.worker").warning("starting waits for the server", error=str(error))
-            await trio.sleep(0.2)
-        else:
-            await connection.aclose()
-            return
+            while True:
+                try:
+                    await link.run(declare_partitions(namespace, partitions))
+                except Unavailable as error:
+                    self.trouble = str(error)
+                    if trio.current_time() - said >= WAITING_SAID_EVERY:
+                        said = trio.current_time()
+                        get_logger("canvasbus.worker").warning("starting waits for the server", error=str(error))
+                    await trio.sleep(0.2)
+                else:
+                    self.trouble = ""
+                    return
+        finally:
+            await link.aclose()
 
 
 def _supervise(options: argparse.Namespace) -> int:

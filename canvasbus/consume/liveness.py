@@ -18,6 +18,7 @@ only told, and should the loop turn again, the worker finds itself fenced and jo
 Not promised: a native call that holds the GIL for longer than the limit stops the thread too, and looks dead.
 """
 
+import math
 import sys
 import threading
 import traceback
@@ -30,7 +31,7 @@ from canvasbus.errors import TransportError
 from canvasbus.log import get_logger
 from canvasbus.transport.blocking import BlockingLink
 from canvasbus.transport.link import Link
-from canvasbus.transport.resp import Packet, Reply, ReplyError, pack
+from canvasbus.transport.resp import Packet, Reply, ReplyError, pack, translate
 from canvasbus.transport.server import Server
 from canvasbus.wire.keys import Keys
 
@@ -52,6 +53,9 @@ TELL_SECONDS = 2.0
 
 ANSWER_SECONDS = 2.0
 """A beat that is not answered for so long is lost."""
+
+COMPLAIN_SECONDS = 60.0
+"""Between two complaints about refused beats."""
 
 SILENT_SECONDS = ANSWER_SECONDS + 0.5
 
@@ -158,6 +162,9 @@ class Heart:
         `accepts` before each beat: what the worker takes, told where that is not known on the server."""
         self.beats = 0
         """Beats that the server took."""
+        self.refused = ""
+        """What the server says instead of counting; empty: it counts, or is away."""
+        self._complain_at = -math.inf
         self._server = server
         self._keys = keys
         self._consumer = consumer
@@ -218,7 +225,12 @@ class Heart:
     def _sent(self, replies: list[Reply], says: bytes) -> None:
         """A server at its maxmemory, say, answers and has not counted: that is no beat."""
         counts, told = replies[: len(self._keys)], replies[len(self._keys) :]
-        self.beats += not any(isinstance(count, ReplyError) for count in counts)
+        no = next((count for count in counts if isinstance(count, ReplyError)), None)
+        self.beats += no is None
+        self.refused = "" if no is None else str(translate(no, "beat"))
+        if self.refused and clock.monotonic() >= self._complain_at:
+            self._complain_at = clock.monotonic() + COMPLAIN_SECONDS
+            self._tell(log.error, "the server refuses this worker's heartbeat", error=self.refused)
         if told:
             self._said = b"" if any(isinstance(reply, ReplyError) for reply in told) else says
         elif 1 in counts:  # it had forgotten our beats, and the rest with them
@@ -229,24 +241,27 @@ class Heart:
             log.warning,
             "a handler blocks the loop: nothing else runs, timeouts included. Make it a plain function (those run in "
             "threads), or await trio.to_thread.run_sync",
-            seconds,
+            **self._where(seconds),
         )
 
     def _stuck(self, silent: float) -> None:
         self._tell(
             log.critical,
             "the worker's loop has made no progress; its heartbeat stops and others take over its events",
-            silent,
+            **self._where(silent),
         )
         if self._on_stuck:
             self._on_stuck()
 
-    def _tell(self, how: Callable[..., object], what: str, seconds: float) -> None:
-        """In a thread of its own: where nobody reads the log, telling would end the beat, and nobody would see a stuck
-        loop."""
+    def _where(self, seconds: float) -> dict[str, object]:
         frame = sys._current_frames().get(self._loop)
         stack = "".join(traceback.format_stack(frame)[-8:]) if frame else ""
-        facts = {"group": self._group, "seconds": round(seconds, 1), "stack": stack}
+        return {"seconds": round(seconds, 1), "stack": stack}
+
+    def _tell(self, how: Callable[..., object], what: str, **facts: object) -> None:
+        """In a thread of its own: where nobody reads the log, telling would end the beat, and nobody would see a stuck
+        loop."""
+        facts = {"group": self._group} | facts
         teller = threading.Thread(target=how, args=(what,), kwargs=facts, name="canvasbus-stuck", daemon=True)
         teller.start()
         teller.join(TELL_SECONDS)

@@ -86,6 +86,8 @@ class WorkerStatistics:
     """Events committed with acknowledgements."""
     not_ours: int
     """Outcomes dropped because the entry had been taken over."""
+    unheard: str
+    """Why the server refuses its heartbeat; empty: it does not."""
 
 
 class Runner:
@@ -197,6 +199,7 @@ class Runner:
             next_retry=min((lane.next_retry for lane in lanes), default=math.inf),
             derived=sum(settler.statistics.derived for settler in settlers),
             not_ours=sum(settler.statistics.not_ours for settler in settlers),
+            unheard=current.heart.refused if current else "",
         )
 
     def __repr__(self) -> str:

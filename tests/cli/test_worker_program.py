@@ -123,7 +123,7 @@ def get(port: int, path: str) -> tuple[int, dict[str, Any]]:
         (["unit_workers:broken"], "broken"),
         (["wont_import:worker"], "nothing_like_this"),
         (["unit_workers:worker", "unit_workers:worker"], "named twice"),
-        (["unit_workers:worker", "--processes", "0"], "at least one"),
+        (["unit_workers:worker", "--processes", "0"], "at least 1"),
         (["unit_workers:worker", "--grase", "3"], "unknown argument --grase 3; did you mean --grace?"),
         ([], "the following arguments are required: TARGET"),
         (["unit_workers:worker", "--url", "reds://localhost"], "did you mean redis://?"),
