@@ -122,13 +122,13 @@ def test_an_attempt_at_a_trimmed_entry_forgets_nothing(bench: Bench) -> None:
     assert bench.owners() == {a: ("me", 1)}
 
 
-@pytest.mark.parametrize("fence", ["dead", "1"])
-def test_a_fenced_worker_settles_nothing(bench: Bench, fence: str) -> None:
-    """Declared dead, or behind its own fence number: the script answers FENCED and has changed nothing."""
+@pytest.mark.parametrize(("fence", "answer"), [("dead", b"FENCED"), ("1", b"STALE")])
+def test_a_fenced_worker_settles_nothing(bench: Bench, fence: str, answer: bytes) -> None:
+    """Declared dead, or behind its own fence number: the script says which, and has changed nothing."""
     (a,) = bench.give("me")
     bench.call("SET", bench.keys.fence("me"), fence)
     before = bench.everything()
-    assert bench.settle("me", (2, a, "ack", 1, 4, "late")) == b"FENCED"
+    assert bench.settle("me", (2, a, "ack", 1, 4, "late")) == answer
     assert bench.everything() == before
 
 
@@ -136,7 +136,7 @@ def test_a_raised_fence_lets_only_the_new_number_through(bench: Bench) -> None:
     """After INCR the copy with the old number is refused and the one with the new number is executed."""
     (a,) = bench.give("me")
     assert bench.call("INCR", bench.keys.fence("me")) == 1
-    assert bench.settle("me", (2, a, "ack", 1, 4, "x"), fence=0) == b"FENCED"
+    assert bench.settle("me", (2, a, "ack", 1, 4, "x"), fence=0) == b"STALE"
     assert bench.settle("me", (2, a, "ack", 1, 4, "x"), fence=1) == [1]
     assert bench.call("XLEN", bench.derived) == 1
 
