@@ -41,6 +41,10 @@ class _Fenced(Unavailable):
     """Others have taken us for dead."""
 
 
+class _Away(Unavailable):
+    """There is no group to hand something back to."""
+
+
 _Entry = tuple[bytes, bytes, int]
 """Stream, id, and failures to write down once more, since that may still be on its way (0: none)."""
 
@@ -75,7 +79,9 @@ class Leaving:
             while self._back:
                 batch = self._back[:HAND_BACK_AT_ONCE]
                 try:
-                    await self._release(shared, _entries(batch))
+                    moved = await self._release(shared, _entries(batch))
+                    if moved < len(batch) and await self._group_is_new(shared):
+                        raise _Away("hand back: the consumer group was made anew")
                 except TransportError:
                     settlers = [subscription.settler for subscription in self._subscriptions]
                     doubtful = [settler for settler in settlers if settler.fence.in_doubt]
@@ -89,6 +95,12 @@ class Leaving:
                     delivery.topic.let_go((delivery.entry_id,))
                 for subscription in self._subscriptions:
                     subscription.recovery.handed_back()
+
+    async def _group_is_new(self, shared: SharedLink) -> bool:
+        """What we hold is not pending in it yet."""
+        for subscription in self._subscriptions:
+            await subscription.membership.report(shared)
+        return any(subscription.settler.holding.due for subscription in self._subscriptions)
 
     async def drain(self, shared: SharedLink, grace: float) -> None:
         """Stop reading, hand back what waits, and give the running handlers `grace` seconds."""
@@ -161,15 +173,25 @@ class Leaving:
                     if topic.acks:  # done, but the settler had no time to say so
                         await link.request(command("XACK", topic.stream, self._group, *topic.acks))
                         topic.held.difference_update(topic.acks)
+            away = False
             for subscription in self._staying:
                 if subscription.settler.fence.in_doubt:  # what it settles, or takes, is not handed back with the rest
                     await subscription.settler.fence.raise_number(link)  # if others have, handing back finds out
                 await subscription.membership.report(link)  # others may have made the group anew a moment ago
                 await subscription.settler.holding.run(link)
-                with suppress(_Fenced):  # others have what we held, of this partition
+                try:
                     await self._release_unheld(link, subscription)
                     topics = subscription.topics.values()
                     await self._release(link, [(t.stream, i, 0) for t in topics for i in t.held])
+                except _Fenced:  # others have what we held, of this partition
+                    pass
+                except _Away:
+                    away = True
+                    await subscription.membership.find_gone(link)
+            if away:
+                for subscription in self._staying:
+                    await subscription.membership.restore(link)
+                raise _Away("hand back: the consumer group was gone")
             await self._heart.wait_silent()  # behind what others wait for
             while self._staying:
                 with suppress(_Fenced):  # also by ourselves: the answer was lost
@@ -224,6 +246,9 @@ class Leaving:
         reply = check(await subscription.settler.fence.run(link, RELEASE, names, args), "hand back")
         if reply == b"FENCED":
             raise _Fenced("hand back: others have taken us for dead")
+        if reply == b"AWAY":
+            subscription.group_away()
+            raise _Away("hand back: the consumer group is gone")
         if reply == b"STALE":
             raise Unavailable("hand back: what raised the fence came late")
         return int(reply)

@@ -10,7 +10,8 @@ come. Everybody who reads hears of it at once (NOGROUP), the others within a sec
   same. A worker that is alone need not wait.
 
 What a worker holds at that moment is not pending any more, and nobody will be given it again: it is entered anew, in
-our name, so that it is handed back, or taken over, should we go. What lies behind the place where the group goes on
+our name, so that it is handed back, or taken over, should we go. Until then handing back, parking and what is looked up
+before it is committed wait (`Settler.ask_group`), and whoever leaves makes the group anew itself. What lies behind the place where the group goes on
 will be given to somebody again; we may commit it only if that is us (`Topic.doubt`). What was in a pool, or with a
 worker that was dead by then, is lost, which bus.loss tells, since nobody knows about it.
 
@@ -87,6 +88,7 @@ class Membership:
         self._made: int | None = None
         self._gone: dict[bytes, float] = {}
         self._complaints = Complaints(group)
+        settler.ask_group = self.report
 
     async def join(self, stream: bytes, event_type: str, start: str) -> bytes:
         """Make stream and group if need be; returns the last entry that the group was given. A group whose workers are
@@ -223,7 +225,7 @@ class Membership:
             for stream, groups in zip(asked, answers, strict=True):
                 if cursor_of(groups, self._group.encode()) is None:
                     self._gone.setdefault(stream, trio.current_time() + GATHER_SECONDS)
-        await self.report()
+        await self.report(link)
         (beating,) = await link.request(command("HLEN", self._keys.beats(self._group)))
         alone = check(beating, "look at heartbeats") <= 1
         for stream in list(self._gone):
@@ -234,6 +236,12 @@ class Membership:
         now = trio.current_time()
         for stream in [stream for stream, due in self._gone.items() if due <= now]:
             await self._renew(link, self._topics[stream], only_other=False)
+
+    async def restore(self, link: Link) -> None:
+        """Make anew what is gone, as soon as all have noted how far they had read. For whoever leaves, and reads no more."""
+        if self._gone:
+            await trio.sleep_until(self.due)
+            await self.renew(link)
 
     async def _renew(self, link: Link, topic: Topic, *, only_other: bool) -> None:
         group = self._group

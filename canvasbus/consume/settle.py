@@ -18,7 +18,7 @@ the runner join again under a new name.
 
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
@@ -65,6 +65,8 @@ CONFLICT = 2
 """What the settle script says of an outcome whose state has changed."""
 DOUBLE = 3
 """What it says of one whose event was handled under another entry."""
+AWAY = 4
+"""What it says of one that it was to look up in a group that is not there."""
 
 SURE_SECONDS = 0.5
 """Between two attempts at raising a fence that nothing but the certainty waits for."""
@@ -111,7 +113,7 @@ class Settler:
     ) -> None:
         self.consumer = consumer
         self.fence = Fence(keys.fence(consumer))
-        self.holding = Holding(self.fence, group, consumer, on_due=self.poke)
+        self.holding = Holding(self.fence, group, consumer, on_due=self._hold)
         self.reads_from = ""
         """The history of the server that the subscription reads from."""
         self.statistics = SettlerStatistics()
@@ -133,6 +135,10 @@ class Settler:
         self._work = trio.Event()
         self._passing = False
         self._compared = ""
+        self.ask_group: Callable[[Link], Awaitable[None]]
+        """Hears whether the group was made anew, and asks for `holding` then."""
+        self.on_away: Callable[[], None]
+        """Called when the group is not there."""
 
     def watch(self, topic: Topic) -> None:
         """Take care of this topic's acknowledgements."""
@@ -188,6 +194,11 @@ class Settler:
         commit = self.note_attempt(delivery, failures)
         commit.done = trio.Event()
         return commit.done
+
+    def _hold(self) -> None:
+        """The group is a new one; some of what is set aside may have waited for that."""
+        self._aside_until = -math.inf
+        self._work.set()
 
     def leave(self) -> None:
         """The worker leaves: what waits for somebody to clear a key is tried once more, and no longer waited for."""
@@ -302,6 +313,7 @@ class Settler:
     async def _commit(self, chunk: list[Commit]) -> None:
         backoff = ServerBackoff("settling waits for the server", self._group)
         look = any(commit.delivery.look for commit in chunk)
+        unsure = False
         while True:
             try:
                 if self.fence.in_doubt:  # of this very commit, or by a raising of ours that came late
@@ -322,6 +334,7 @@ class Settler:
                     return
             except (Unavailable, Refused) as error:
                 failure = error
+                unsure |= isinstance(error, Unavailable) and error.ambiguous
             self.statistics.repeated += 1
             refused = isinstance(failure, Unavailable) and not failure.ambiguous
             heavy = self.fence.in_doubt or any(commit.needs_memory for commit in chunk)
@@ -334,7 +347,33 @@ class Settler:
         turned_down = [(commit, why) for commit, why in zip(chunk, reply, strict=True) if isinstance(why, bytes)]
         for commit, why in turned_down:
             await self._refused([commit], translate(ReplyError(why.decode("utf-8", "replace")), "settle"))
+        if not unsure:  # else it may have been committed, and the group with the record of that is gone
+            reply = await self._wait_for_group(chunk, reply)
         self._finish(chunk, reply)
+
+    async def _wait_for_group(self, chunk: list[Commit], reply: list[int | bytes]) -> list[int | bytes]:
+        """An entry that is not found while its group is away, or in a new one of which we have not heard, is not with
+        others: its outcome waits until it is pending in our name again. Returns what is left to finish."""
+        waits = {i for i, why in enumerate(reply) if why == AWAY}
+        missing = {i for i, why in enumerate(reply) if why == 0 and not chunk[i].lost}
+        if missing:
+            try:
+                await self.ask_group(self._link)
+            except TransportError:
+                waits |= missing
+            else:
+                waits |= missing if self.holding.due else set()
+        waits = {i for i in waits if chunk[i].attempts is None}  # those are written again with what follows
+        for i in waits:
+            if self._leaves:
+                self._give_up(chunk[i], Unavailable("settle: the consumer group is gone"))
+            else:
+                self._set_aside(chunk[i])
+        if waits and self.holding.due:
+            self._aside_until = -math.inf
+        elif waits:
+            self.on_away()
+        return [b"" if i in waits else 0 if why == AWAY else why for i, why in enumerate(reply)]
 
     async def _raise_fence(self) -> None:
         if not await self.fence.raise_number(self._link):

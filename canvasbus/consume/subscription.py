@@ -90,6 +90,8 @@ class Subscription:
         self.settler = settler
         self.membership = Membership(keys, group, shared, self.topics, settler, codec)
         self.recovery = Recovery(group, shared, self.topics, settler, codec, on_due=self.interrupt)
+        settler.on_away = self.group_away
+        self._group_away = False
         self._room = trio.Event()
         self._asked: set[Lane] = set()
         self._blocked = False
@@ -151,6 +153,12 @@ class Subscription:
         ):
             self.interrupt()
 
+    def group_away(self) -> None:
+        """Somebody has found no group; a reader without room would not."""
+        self._group_away = True
+        self._room.set()
+        self.interrupt()
+
     def interrupt(self) -> None:
         """End a blocked read early."""
         self._cut = True
@@ -190,6 +198,9 @@ class Subscription:
                             epoch = self._link.epoch
                         if self.recovery.due:
                             await self.recovery.audit(self._link)
+                        if self._group_away:
+                            await self.membership.find_gone(self._link)
+                            self._group_away = False
                         await self._read()
                         backoff.reset()
                         self.away = False
@@ -244,7 +255,7 @@ class Subscription:
         count, topics = self._plan()
         if not topics:
             self._room = trio.Event()
-            if not self._plan()[1] and not self.recovery.stopping:
+            if not (self._plan()[1] or self.recovery.stopping or self._group_away):
                 with trio.move_on_at(self.membership.due):
                     await self._room.wait()
             return

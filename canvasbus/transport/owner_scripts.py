@@ -104,15 +104,17 @@ RELEASE: Final = Script(
 -- KEYS[1] our fence; KEYS[2] heartbeats; KEYS[3..] streams; the last one what the group's workers accept
 -- ARGV[1] fence value held; [2] group; [3] consumer; [4] pool; [5] 1: also leave; [6] seconds to keep the mark of the fence
 -- then (index of the stream in KEYS, entry id, delivery count to write or "")...
--- Returns FENCED, STALE, or the number of entries handed back
+-- Returns FENCED, STALE, AWAY (there is no group to hand some of them back to), or the number of entries handed back
 local fence = redis.call('GET', KEYS[1]) or '0'
 if fence ~= ARGV[1] then return redis.status_reply(fence == 'dead' and 'FENCED' or 'STALE') end
 local group, consumer, pool = ARGV[2], ARGV[3], ARGV[4]
-local moved = 0
+local moved, away = 0, false
 for at = 7, #ARGV, 3 do
   local stream, id, tries = KEYS[tonumber(ARGV[at])], ARGV[at + 1], ARGV[at + 2]
   local rows = redis.pcall('XPENDING', stream, group, id, id, 1, consumer)
-  if not rows.err and #rows == 1 and #redis.call('XRANGE', stream, id, id) > 0 then
+  if rows.err then
+    away = away or string.find(tostring(rows.err), 'NOGROUP', 1, true)
+  elseif #rows == 1 and #redis.call('XRANGE', stream, id, id) > 0 then
     if tries == '' then
       redis.call('XCLAIM', stream, group, pool, 0, id, 'JUSTID')
     else
@@ -121,6 +123,7 @@ for at = 7, #ARGV, 3 do
     moved = moved + 1
   end
 end
+if away then return redis.status_reply('AWAY') end
 if ARGV[5] == '1' then
   local owns = false
   for i = 3, #KEYS - 1 do

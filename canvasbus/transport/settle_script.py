@@ -27,8 +27,9 @@ SETTLE: Final = Script(
 --   "part", index of a hash, field, bytes (or "": delete), ms to live (or 0)
 --   "unmark", index of a string, entry       delete the mark if it names this entry
 -- Returns FENCED, STALE, or for each outcome 1 (committed), 0 (no longer ours), 2 (the state has changed; like 0 nothing was
--- done), 3 (the event was handled under another entry; acknowledged) or why it was refused. An error OVERWRITTEN: something
--- else lies where the bus keeps what is its own; with streams, which belong to everybody, it is WRONGTYPE
+-- done), 3 (the event was handled under another entry; acknowledged), 4 (there is no group to look in; nothing was done) or
+-- why it was refused. An error OVERWRITTEN: something else lies where the bus keeps what is its own; with streams, which
+-- belong to everybody, it is WRONGTYPE
 local fence = redis.pcall('GET', KEYS[1]) or '0'
 if type(fence) == 'table' then return redis.error_reply('OVERWRITTEN ' .. KEYS[1] .. ' holds no string') end
 if fence ~= ARGV[1] then return redis.status_reply(fence == 'dead' and 'FENCED' or 'STALE') end
@@ -112,15 +113,15 @@ for i = 1, tonumber(ARGV[6]) do
   elseif look or verb == 'try' or verb == 'park' then  -- XCLAIM takes from anybody
     -- pcall: a lost group must not end the batch half-way
     local rows = redis.pcall('XPENDING', stream, group, id, id, 1, consumer)
-    ours = not rows.err and #rows == 1
+    if rows.err then ours = 4 else ours = #rows == 1 end
   end
   if verb == 'try' then
-    if ours and #redis.call('XRANGE', stream, id, id) > 0 then  -- of a trimmed one XCLAIM would drop the record
+    if ours == true and #redis.call('XRANGE', stream, id, id) > 0 then  -- of a trimmed one XCLAIM would drop the record
       redis.pcall('XCLAIM', stream, group, consumer, 0, id, 'RETRYCOUNT', ARGV[at], 'JUSTID')
     end
     at = at + 1
   elseif verb == 'park' then
-    if ours and #redis.call('XRANGE', stream, id, id) > 0 then  -- else it is lost, which an audit will tell
+    if ours == true and #redis.call('XRANGE', stream, id, id) > 0 then  -- else it is lost, which an audit will tell
       local moved = redis.pcall('XCLAIM', stream, group, ARGV[at], 0, id, 'JUSTID')
       if moved.err then ours = moved.err end
     end

@@ -367,9 +367,10 @@ async def test_what_is_taken_again_before_its_return_is_heard_of_is_run(
         await until(lambda: runs == [0] and lane._queue)
         release, recovery = incarnation._leaving._release, subscription_of(bus).recovery
 
-        async def release_and_take(*args: Any) -> None:
-            await release(*args)
+        async def release_and_take(*args: Any) -> int:
+            moved = await release(*args)
             await recovery.take(FREE_POOL, 10)
+            return moved
 
         monkeypatch.setattr(incarnation._leaving, "_release", release_and_take)
         back = lane._queue.pop()

@@ -207,6 +207,8 @@ class Network:
             self.seen["audit"] += 1
         elif name in CALLS and reply in (b"FENCED", b"STALE"):
             self.seen["fenced" if reply == b"FENCED" else "raised late"] += 1
+        elif script is RELEASE and reply == b"AWAY":
+            self.seen["group away for a hand back"] += 1
         elif script is REAP:
             self.on_reap(command[4], command[4 + int(command[2])])
             if reply[0] > 0:
