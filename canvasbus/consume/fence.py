@@ -2,7 +2,8 @@
 
 Theory of operation. A request whose reply is lost may still be executed, late. Raising the number first, over a new
 connection, shuts it out: what bears the old number changes nothing any more. Others who take us for dead put a word in
-the number's place, so that it cannot be raised.
+the number's place, so that it cannot be raised; what a stranger has put there that no number of ours follows is taken
+for that word.
 """
 
 from collections.abc import Iterable
@@ -11,7 +12,8 @@ import trio
 
 from canvasbus.errors import TransportError, Unavailable
 from canvasbus.transport.link import Link, SharedLink
-from canvasbus.transport.resp import Argument, Reply, ReplyError, commands, translate
+from canvasbus.transport.owner_scripts import RAISE
+from canvasbus.transport.resp import Argument, Reply, ReplyError, code, commands, translate
 from canvasbus.transport.scripts import FENCE_SECONDS, Script
 
 
@@ -48,10 +50,14 @@ class Fence:
             steps = [("INCR", self.key)] * times
             replies = await link.request(commands(*steps, ("EXPIRE", self.key, FENCE_SECONDS)))
             raised = replies[times - 1]
+            if isinstance(raised, ReplyError) and code(raised) == "OOM":  # what needs no memory must not wait for this
+                raised = await link.run(RAISE.call([self.key], [times, FENCE_SECONDS]))
             if isinstance(raised, ReplyError):
-                if "not an integer" in str(raised):
+                if "not an integer" in str(raised) or "overflow" in str(raised):
                     return False
                 raise translate(raised, "settle")
+            if raised < 1:  # nobody gets from there to our number in time
+                return False
             # A server that lost its last seconds begins at 0 again: what was sent lately must not come true once more.
             times = min(self.number - raised + 1, 1000)
         self.number = raised

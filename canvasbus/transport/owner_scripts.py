@@ -5,6 +5,24 @@ from typing import Final
 
 from canvasbus.transport.scripts import Script
 
+RAISE: Final = Script(
+    "raise",
+    """
+-- Raise a fence at maxmemory, where INCR is refused: a server refuses a script's first write only, and this it never refuses.
+-- KEYS[1] the fence; ARGV[1] how many times; [2] seconds to keep it
+-- Returns its number
+redis.call('EXPIRE', KEYS[1], ARGV[2])
+local number
+for _ = 1, tonumber(ARGV[1]) do
+  number = redis.pcall('INCR', KEYS[1])
+  if type(number) == 'table' then return redis.error_reply(number.err) end
+end
+redis.call('EXPIRE', KEYS[1], ARGV[2])
+return number
+""",
+)
+
+
 REAP: Final = Script(
     "reap",
     """
