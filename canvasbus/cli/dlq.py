@@ -10,6 +10,7 @@ from canvasbus import clock
 from canvasbus.cli.context import Context
 from canvasbus.cli.groups import named
 from canvasbus.cli.output import Cell, Column, ago, moment, safe, safe_block, short
+from canvasbus.cli.times import start_of
 from canvasbus.errors import CanvasbusError, ConfigError
 from canvasbus.operate.deadletter import DeadLetter, Filter, dead_letters
 from canvasbus.operate.groups import groups
@@ -29,7 +30,7 @@ ERROR_WIDTH = 100
 def run_list(context: Context, args: argparse.Namespace) -> int:
     """The newest dead letters, the newest last. 1 when there is no such group."""
     out = context.out
-    wanted = Filter(group=args.group, event_type=args.type, reason=args.reason)
+    wanted = chosen_by(args)
     found = context.link.run(dead_letters(context.partitions, wanted, limit=args.count))
     if not found.letters:
         check_group(context, args.group)
@@ -44,6 +45,13 @@ def run_list(context: Context, args: argparse.Namespace) -> int:
         if found.more:
             out.note(f"there are older ones: -n {args.count * 10} shows more")
     return 0
+
+
+def chosen_by(args: argparse.Namespace, one: str | None = None) -> Filter:
+    """What the options of `list`, `redrive` and `purge` say; `one`: the letter that is named."""
+    since = start_of(args.since, "--since") if args.since else None
+    until = start_of(args.until, "--until") if args.until else None
+    return Filter(group=args.group, event_type=args.type, reason=args.reason, id=one, since=since, until=until)
 
 
 def check_group(context: Context, name: str | None) -> None:

@@ -55,6 +55,8 @@ def event_id(eyes: Eyes) -> str:
         (("--type", "sculpture.*"), ["12-0"]),
         (("--reason", "rejected"), ["11-0"]),
         (("-n", "1"), ["12-0"]),
+        (("--since", "11-0"), ["11-0", "12-0"]),
+        (("--until", "12-0", "-n", "1"), ["11-0"]),
         (("--group", "archive", "--type", "sculpture.*"), []),
     ],
 )
