@@ -13,6 +13,7 @@ from canvasbus.cli.output import Cell, Column, ago, moment, safe, safe_block, sh
 from canvasbus.cli.times import start_of
 from canvasbus.errors import CanvasbusError, ConfigError
 from canvasbus.operate.deadletter import DeadLetter, Filter, dead_letters
+from canvasbus.operate.entry import View
 from canvasbus.operate.groups import groups
 
 COLUMNS = (
@@ -100,7 +101,7 @@ def _age(when: datetime | None) -> str:
 def _show(context: Context, letter: DeadLetter) -> None:
     out = context.out
     original = letter.original(context.codec)
-    event = original.cloudevent if original else None
+    event = _here(original) if original else None
     record = letter.record
     if out.json:
         more = {"traceback": record.traceback, "event": event} if record else {}
@@ -125,6 +126,16 @@ def _show(context: Context, letter: DeadLetter) -> None:
         out.line(safe_block(record.traceback.rstrip()))
     out.line()
     out.line(safe_block(msgspec.json.format(msgspec.json.encode(event, enc_hook=str), indent=2).decode()))
+
+
+def _here(original: View) -> dict[str, Any]:
+    """The event, where what this process cannot read of it does not look like why it was given up."""
+    if original.reason is None:
+        return dict(original.cloudevent)
+    bare = {name: value for name, value in original.cloudevent.items() if name not in ("reason", "problem")}
+    hint = "; --module NAME imports the module that declares it" if original.reason == "unknown_type" else ""
+    why = f"{original.reason}: {original.cloudevent.get('problem', '')}{hint}"
+    return bare | {"this_command_cannot_read_it": why}
 
 
 def for_machines(letter: DeadLetter) -> dict[str, Any]:
