@@ -6,6 +6,7 @@ from typing import Any
 from canvasbus import clock
 from canvasbus.cli.context import Context
 from canvasbus.cli.output import NOTHING, Cell, Column, Output, ago, between_words, safe
+from canvasbus.cli.silence import say_waiting
 from canvasbus.config import FILE
 from canvasbus.operate.alerts import GROUP, desk
 from canvasbus.operate.plugins import beside, misspelt
@@ -41,6 +42,7 @@ def run_status(context: Context, _: argparse.Namespace) -> int:
     out.flush()
     silences = sum(1 for one in found.silences.values() if not one.until or one.until > now)
     out.note(f"{_count(len(open_), 'open incident')}, {_count(silences, 'silence')} in {context.where}")
+    say_waiting(context)
     if context.link.run(is_idle(context.partitions, GROUP)):
         out.note("no alerts worker is there: nobody is told of anything (canvasbus-worker alerts)")
     return 0

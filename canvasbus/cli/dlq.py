@@ -10,8 +10,10 @@ from canvasbus import clock
 from canvasbus.cli.context import Context
 from canvasbus.cli.groups import named
 from canvasbus.cli.output import Cell, Column, ago, moment, safe, safe_block, short
+from canvasbus.cli.times import start_of
 from canvasbus.errors import CanvasbusError, ConfigError
 from canvasbus.operate.deadletter import DeadLetter, Filter, dead_letters
+from canvasbus.operate.entry import View
 from canvasbus.operate.groups import groups
 
 COLUMNS = (
@@ -29,7 +31,7 @@ ERROR_WIDTH = 100
 def run_list(context: Context, args: argparse.Namespace) -> int:
     """The newest dead letters, the newest last. 1 when there is no such group."""
     out = context.out
-    wanted = Filter(group=args.group, event_type=args.type, reason=args.reason)
+    wanted = chosen_by(args)
     found = context.link.run(dead_letters(context.partitions, wanted, limit=args.count))
     if not found.letters:
         check_group(context, args.group)
@@ -44,6 +46,13 @@ def run_list(context: Context, args: argparse.Namespace) -> int:
         if found.more:
             out.note(f"there are older ones: -n {args.count * 10} shows more")
     return 0
+
+
+def chosen_by(args: argparse.Namespace, one: str | None = None) -> Filter:
+    """What the options of `list`, `redrive` and `purge` say; `one`: the letter that is named."""
+    since = start_of(args.since, "--since") if args.since else None
+    until = start_of(args.until, "--until") if args.until else None
+    return Filter(group=args.group, event_type=args.type, reason=args.reason, id=one, since=since, until=until)
 
 
 def check_group(context: Context, name: str | None) -> None:
@@ -92,7 +101,7 @@ def _age(when: datetime | None) -> str:
 def _show(context: Context, letter: DeadLetter) -> None:
     out = context.out
     original = letter.original(context.codec)
-    event = original.cloudevent if original else None
+    event = _here(original) if original else None
     record = letter.record
     if out.json:
         more = {"traceback": record.traceback, "event": event} if record else {}
@@ -117,6 +126,16 @@ def _show(context: Context, letter: DeadLetter) -> None:
         out.line(safe_block(record.traceback.rstrip()))
     out.line()
     out.line(safe_block(msgspec.json.format(msgspec.json.encode(event, enc_hook=str), indent=2).decode()))
+
+
+def _here(original: View) -> dict[str, Any]:
+    """The event, where what this process cannot read of it does not look like why it was given up."""
+    if original.reason is None:
+        return dict(original.cloudevent)
+    bare = {name: value for name, value in original.cloudevent.items() if name not in ("reason", "problem")}
+    hint = "; --module NAME imports the module that declares it" if original.reason == "unknown_type" else ""
+    why = f"{original.reason}: {original.cloudevent.get('problem', '')}{hint}"
+    return bare | {"this_command_cannot_read_it": why}
 
 
 def for_machines(letter: DeadLetter) -> dict[str, Any]:

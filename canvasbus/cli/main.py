@@ -100,6 +100,8 @@ def parser() -> Parser:
     sub.add_argument("--group", metavar="GROUP", help="only this group's")
     sub.add_argument("--type", metavar="GLOB", help="only events of these types")
     sub.add_argument("--reason", metavar="WORD", help="only these: exhausted, rejected, undecodable, unknown_type, …")
+    sub.add_argument("--since", metavar="WHEN", help="given up since: a time, 10m (ago) or an id")
+    sub.add_argument("--until", metavar="WHEN", help="given up before")
     sub.add_argument("-n", dest="count", type=number, default=50, metavar="N", help="at most N (default 50)")
     sub = add(dlq, "show", "dlq:run_show", "One dead letter: error, traceback, and the event.", typed)
     sub.add_argument("id", metavar="ID", help="its id in `dlq list`, or the id of the event")

@@ -6,11 +6,9 @@ from collections.abc import Callable, Sequence
 
 from canvasbus.cli.confirm import confirm
 from canvasbus.cli.context import Context
-from canvasbus.cli.dlq import COLUMNS, check_group, for_machines, row
-from canvasbus.cli.times import start_of
+from canvasbus.cli.dlq import COLUMNS, check_group, chosen_by, for_machines, row
 from canvasbus.errors import ConfigError
-from canvasbus.ids import id_order
-from canvasbus.operate.deadletter import DeadLetter, Filter, dead_letters
+from canvasbus.operate.deadletter import DeadLetter, dead_letters
 from canvasbus.operate.redrive import portions, purge, redrive
 from canvasbus.operate.words import count
 from canvasbus.transport.resp import Operation
@@ -49,22 +47,13 @@ def _chosen(context: Context, args: argparse.Namespace) -> list[DeadLetter]:
     if args.id and args.bare:
         raise ConfigError(f"{args.bare} and --id {args.id}: name one letter, or choose several by the other options")
     one = args.id or args.bare
-    since = start_of(args.since, "--since") if args.since else None
-    until = start_of(args.until, "--until") if args.until else None
-    wanted = Filter(group=args.group, event_type=args.type, reason=args.reason, id=one)
-    found = context.link.run(dead_letters(context.partitions, wanted, limit=10**9)).letters
+    found = context.link.run(dead_letters(context.partitions, chosen_by(args, one), limit=10**9)).letters
     if one and not args.group and len({letter.group for letter in found}) > 1:
         groups = ", ".join(sorted({letter.group for letter in found}))
         raise ConfigError(f"{one} was given up by {groups}: name one with --group")
     if not found:
         check_group(context, args.group)
-    inside = [
-        letter
-        for letter in found
-        if (since is None or id_order(letter.id) >= id_order(since))
-        and (until is None or id_order(letter.id) < id_order(until))
-    ]
-    return inside[: args.count]
+    return list(found[: args.count])
 
 
 def _agreed(context: Context, args: argparse.Namespace, letters: Sequence[DeadLetter], fate: str) -> bool:

@@ -17,7 +17,7 @@ from canvasbus.cli.times import seconds_of
 from canvasbus.contract.globs import globs_overlap
 from canvasbus.errors import CanvasbusError, ConfigError
 from canvasbus.ids import uuid7
-from canvasbus.operate.alerts import GROUP, desk
+from canvasbus.operate.alerts import GROUP, desk, not_taken
 from canvasbus.operate.plugins import beside
 from canvasbus.produce.fenced import declare_partitions
 from canvasbus.produce.once import PartitionSender
@@ -94,7 +94,17 @@ def run_list(context: Context, _: argparse.Namespace) -> int:
         out.table(COLUMNS, rows)
     elif not out.json:
         out.note(f"no silences in {context.where}")
+    if not out.json:
+        say_waiting(context)
     return 0
+
+
+def say_waiting(context: Context) -> None:
+    """Of silences that were added and that no worker has taken, so that they are in no list yet."""
+    waiting = context.link.run(not_taken(context.partitions[0], context.codec, clock.time()))
+    if waiting:
+        wait = "1 silence waits" if waiting == 1 else f"{waiting:,} silences wait"
+        context.out.note(f"{wait} for an alerts worker (canvasbus-worker alerts)")
 
 
 def run_expire(context: Context, args: argparse.Namespace) -> int:

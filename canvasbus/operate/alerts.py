@@ -10,12 +10,17 @@ from typing import Any
 import msgspec
 
 from canvasbus.consume.state import TOKEN
-from canvasbus.errors import CanvasbusError
+from canvasbus.errors import CanvasbusError, DecodeError
+from canvasbus.operate.entry import entries
 from canvasbus.operate.plugins import beside
-from canvasbus.transport.resp import Operation, check, command
+from canvasbus.transport.resp import Operation, ReplyError, check, command, pairs
+from canvasbus.wire.codec import Codec
 from canvasbus.wire.keys import Keys
 
 GROUP = "alerts"
+SILENCES = "silence.added"
+PAGE = 1000
+"""Silences that are looked at, at most."""
 
 
 def desk(partitions: Sequence[Keys]) -> Operation[Any]:
@@ -28,6 +33,26 @@ def desk(partitions: Sequence[Keys]) -> Operation[Any]:
         if raw:
             whole.join(_decoded(raw[TOKEN:], type_))
     return whole
+
+
+def not_taken(keys: Keys, codec: Codec, now: float) -> Operation[int]:
+    """How many silences in force no worker has been given yet; `now`: seconds since 1970. One partition tells of all, since a
+    copy lies in each."""
+    stream = keys.stream(SILENCES)
+    (rows,) = yield command("XINFO", "GROUPS", stream)
+    if isinstance(rows, ReplyError):
+        return 0  # no stream yet
+    given = {row[b"name"]: row[b"last-delivered-id"] for row in map(pairs, rows)}.get(GROUP.encode(), b"0-0")
+    (left,) = yield command("XRANGE", stream, b"(" + given, "+", "COUNT", PAGE)
+    waiting = set()
+    for entry in entries(SILENCES, keys.partition, check(left, "look for silences")):
+        try:
+            event: Any = codec.decode(entry.fields[1], stream_type=SILENCES, entry_id=entry.entry_id)[1]
+        except (DecodeError, IndexError):
+            continue  # the worker says so
+        if event.until is None or event.until.timestamp() > now:
+            waiting.add(event.silence_id)
+    return len(waiting)
 
 
 def _decoded(data: bytes, type_: Any) -> Any:

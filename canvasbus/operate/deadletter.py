@@ -64,9 +64,15 @@ class Filter:
     reason: str | None = None
     id: str | None = None
     """Its id in the dead-letter stream, or the id of the event inside."""
+    since: str | None = None
+    """The first id in the dead-letter stream."""
+    until: str | None = None
+    """The id behind the last."""
 
     def matches(self, letter: DeadLetter) -> bool:
-        record = letter.record
+        record, at = letter.record, id_order(letter.id)
+        if (self.since and at < id_order(self.since)) or (self.until and at >= id_order(self.until)):
+            return False
         if self.id is not None and self.id not in (letter.id, record.event_id if record else None):
             return False
         if record is None:

@@ -71,6 +71,7 @@ async def test_a_silence_is_added_listed_and_ended(server_url: str, namespace: s
         assert (listed["silence_id"], listed["model_name"], listed["severity"]) == (silence_id, "Style*", "*")
         assert listed["author"] == "ada"
         shown = await here.run("silence", "list")
+        assert "wait" not in shown.err
         assert "\x1b[2J" not in shown.out and silence_id in shown.out and "in 1h 59m" in shown.out
         await here.drift("StyleGAN")
         await here.drift("other")
@@ -182,6 +183,9 @@ async def test_silences_outlive_workers_and_reach_every_partition(
             partial(run, "silence", "add", "--severity", "info|warning", "--for", "1h", "--comment", "x")
         )
         assert ran.code == 0 and "no alerts worker has heard of it yet" in ran.err
+        for command in (("silence", "list"), ("alerts", "status")):
+            ran = await trio.to_thread.run_sync(partial(run, *command))
+            assert ran.code == 0 and "1 silence waits for an alerts worker" in ran.err
     async with shop(server_url, namespace, run, partitions=3) as here:
         for partition in range(3):
             eyes = Eyes(server_url, namespace, partition)

@@ -6,6 +6,7 @@ import sys
 from datetime import UTC, datetime
 from typing import Any
 
+import msgspec
 import pytest
 from cli.commands import Run
 from studio import Eyes, PaintingMade
@@ -55,6 +56,8 @@ def event_id(eyes: Eyes) -> str:
         (("--type", "sculpture.*"), ["12-0"]),
         (("--reason", "rejected"), ["11-0"]),
         (("-n", "1"), ["12-0"]),
+        (("--since", "11-0"), ["11-0", "12-0"]),
+        (("--until", "12-0", "-n", "1"), ["11-0"]),
         (("--group", "archive", "--type", "sculpture.*"), []),
     ],
 )
@@ -100,6 +103,20 @@ def test_one_letter_is_shown_whole(run: Run, event_id: str) -> None:
         assert part in ran.out, part
     (record,) = run("dlq", "show", "10-0", "--json").records
     assert record["traceback"] == TRACEBACK and record["event"]["data"] == {"title": "Dusk", "number": 3}
+
+
+def test_an_event_that_only_this_command_does_not_know(run: Run, eyes: Eyes, event_id: str) -> None:
+    """Its handler failed, that is the reason; that its class is not imported here is told as this command's affair."""
+    (row,) = eyes.call("XRANGE", eyes.keys.dead("framer"), "10-0", "10-0")
+    record = deadletter.decode(row[1][1])
+    strange = msgspec.structs.replace(
+        record, event_type="never.declare", fields=(b"e", record.fields[1].replace(b"painting.made", b"never.declare"))
+    )
+    eyes.call("XADD", eyes.keys.dead("framer"), "14-0", "e", deadletter.encode(strange))
+    (shown,) = run("dlq", "show", "14-0", "--json").records
+    assert shown["reason"] == "exhausted" and not {"reason", "problem"} & set(shown["event"])
+    assert "--module" in shown["event"]["this_command_cannot_read_it"]
+    assert "unknown_type" in shown["event"]["this_command_cannot_read_it"]
 
 
 def test_an_unreadable_event_is_shown_as_bytes(run: Run, event_id: str) -> None:

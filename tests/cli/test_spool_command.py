@@ -156,6 +156,19 @@ def test_drain_of_a_damaged_spool(run: Run, eyes: Eyes, left: Path, spool: Path)
     assert run("spool", "verify", str(spool)).code == 0
 
 
+def test_what_lies_behind_a_damaged_record(run: Run, eyes: Eyes, left: Path, spool: Path) -> None:
+    """The rest of the file is set aside with it, sound as it may be."""
+    (file,) = left.glob("*.log")
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    ran = run("spool", "drain", str(spool))
+    sent = numbers(eyes)
+    assert ran.code == 1 and "1 quarantined" in ran.err and sent == list(range(len(sent))) and 8 <= len(sent) <= 11
+    (aside,) = spool.iterdir()
+    assert aside.stat().st_size > len(data) // 3
+
+
 def test_drain_without_a_server(run_bare: Run, left: Path, spool: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One line with the reason; everything stays where it is. Without any URL: 2."""
     before = [path.read_bytes() for path in left.iterdir()]
