@@ -263,8 +263,12 @@ class Membership:
         if start:
             self.statistics.renewed += 1
             what = "the stream is another one" if other else f"it goes on after {start.decode()}"
+            redriven = topic.stream == self._keys.retry(group, topic.event_type)
             log.error(
-                "a consumer group was gone and has been made anew", group=group, topic=topic.event_type, what=what
+                "a consumer group was gone and has been made anew",
+                group=group,
+                topic=f"{topic.event_type} (its redriven events)" if redriven else topic.event_type,
+                what=f"{what}; what was pending in it may be lost: `canvasbus tail --type bus.loss --from 1h`",
             )
         await self._made_anew(link, [topic])
 

@@ -284,11 +284,19 @@ def _wanted(handler: Handler, got: str) -> str:
     return f"{handler.name} returned a {got}: return an event, Later, Cancel, an iterable of those, or None"
 
 
+_ON_TRIO = (
+    " (async handlers run on trio: use asyncio libraries in a plain def handler, which has a thread, by asyncio.run, or by "
+    "trio_asyncio)"
+)
+
+
 def _said(error: BaseException) -> str:
     try:
         text = str(error)
     except Exception:  # a user's class: whatever its __str__ raises, the failure is still told
         text = "(its text cannot be had: __str__ raises)"
+    if isinstance(error, RuntimeError) and text == "no running event loop":
+        text += _ON_TRIO
     return _plain(f"{type(error).__name__}: {text}"[:500])
 
 

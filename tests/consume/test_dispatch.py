@@ -1,5 +1,6 @@
 """Running handlers: what they are given, what they may return, how they may fail, and how long they may take."""
 
+import asyncio
 import threading
 from collections.abc import Iterator
 from itertools import pairwise
@@ -348,6 +349,21 @@ async def test_waits_follow_the_backoff(namespace: str, worker: Worker, virtual:
     for n, bound in enumerate((10, 20, 40, 40, 40)):
         waits = [t[n + 1] - t[n] for t in times.values()]
         assert 0 <= min(waits) < bound / 3 and bound / 2 < max(waits) <= bound + 1.1
+
+
+async def test_a_library_of_asyncio_is_told_of_trio(namespace: str, worker: Worker, memory: MemoryServer) -> None:
+    """The dead letter says why there is no event loop, and what to do."""
+
+    @worker.on(PaintingMade, retry=Backoff(attempts=1))
+    async def handle(event: PaintingMade) -> None:
+        asyncio.get_running_loop()
+
+    async with running(memory, worker, namespace=namespace) as bus:
+        await bus.publish(PaintingMade(number=0))
+        eyes = Eyes(memory, namespace)
+        (letter,) = await until(lambda: eyes.dead("framers"))
+    assert letter.error.startswith("RuntimeError: no running event loop (async handlers run on trio: ")
+    assert "a plain def handler" in letter.error
 
 
 class Unprintable(Exception):

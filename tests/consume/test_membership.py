@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import structlog.testing
 import trio
 from faulty import FaultyServer
 from servers import ServerProcess, binaries
@@ -231,6 +232,23 @@ async def test_a_new_stream_is_read_from_its_start(any_url: str, namespace: str,
     numbers = Counter(e.number for e in eyes.events("painting.framed"))
     assert numbers == dict.fromkeys(range(200 - framed, 200), 1)
     assert losses(eyes) == [("painting.made", "stream_recreated", None)]
+
+
+async def test_the_log_tells_what_may_be_lost_with_a_group(
+    virtual: Clock, memory: MemoryServer, namespace: str
+) -> None:
+    """A line for each stream, told apart from that of its redriven events, and where to look."""
+    eyes = Eyes(memory, namespace)
+    eyes.call("SADD", eyes.keys.retries("framers"), "painting.made")
+    with structlog.testing.capture_logs() as logs:
+        async with running(memory, framing(), namespace=namespace):
+            eyes.call("XGROUP", "DESTROY", eyes.stream(), "framers")
+            eyes.call("XGROUP", "DESTROY", eyes.keys.retry("framers", "painting.made"), "framers")
+            made = "a consumer group was gone and has been made anew"
+            told = await until(lambda: [log for log in logs if log["event"] == made][1:] and logs)
+    told = [log for log in told if log["event"] == made]
+    assert {log["topic"] for log in told} == {"painting.made", "painting.made (its redriven events)"}
+    assert all("pending in it may be lost: `canvasbus tail --type bus.loss" in log["what"] for log in told)
 
 
 async def test_another_kind_of_value_stops_its_own_topic_only(

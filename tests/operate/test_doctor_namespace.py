@@ -11,6 +11,7 @@ from operate.doctoring import Making, about, look, troubles
 from studio import Eyes, PaintingFramed, PaintingMade, SculptureMade, quiet, running
 from waiting import until
 
+from canvasbus.contract.bus_events import BusLoss
 from canvasbus.operate import groups
 from canvasbus.operate.doctor import ask_namespace as asking
 from canvasbus.operate.doctor import judge_groups
@@ -20,6 +21,7 @@ from canvasbus.operate.doctor.judge_namespace import judge_namespace
 from canvasbus.transport.blocking import BlockingLink
 from canvasbus.transport.connect import open_server
 from canvasbus.transport.rights import acl, user
+from canvasbus.wire.codec import Codec
 from canvasbus.worker import PER_INSTANCE, Context, Reject, Worker
 
 Findings = list[Finding]
@@ -526,3 +528,19 @@ def test_what_may_not_be_asked_is_not_concluded(making: Making, command: str) ->
     about_it = [f for f in found if f.check in ("namespace", "keys", "topics", "groups", "group")]
     assert command == "time" or not [f for f in about_it if f.level == "ok" and f.check != "namespace"]
     assert any(f.level == "note" and "may not" in f.found for f in found if f.check == "namespace") or command == "time"
+
+
+def test_losses_of_the_last_day_are_found(eyes: Eyes, examine: Callable[..., Findings]) -> None:
+    """How many, and of the newest why and whose; older ones, and what a stranger wrote, are no reason to fail."""
+    now = time.time_ns() // 1_000_000
+    stream = eyes.stream("bus.loss")
+    for hours, topic in ((25, "sculpture.made"), (2, "sculpture.made"), (1, "painting.made")):
+        loss = BusLoss(topic=topic, group="framers", reason="group_recreated", detail="x")
+        eyes.call("XADD", stream, f"{now - hours * 3_600_000}-0", "e", Codec().encode(loss).data)
+    found = about(examine(), "losses")
+    assert (found.level, found.group, found.topic) == ("warning", "framers", "painting.made")
+    assert found.found.startswith("2 bus.loss events in the last 24 hours; the newest 60 minutes ")
+    assert found.found.endswith("ago: group_recreated of group framers on topic painting.made")
+    assert "canvasbus tail --type bus.loss --from 24h" in found.advice
+    eyes.call("XADD", stream, "*", "e", "strange")
+    assert about(examine(), "losses").found == "3 bus.loss events in the last 24 hours"

@@ -36,6 +36,8 @@ PAIR_LIMIT = 2000
 GROUP_LIMIT = 500
 OWNER_LIMIT = 50
 """Consumers of one pair whose oldest entry is looked at, those with most entries first."""
+LOSS_SECONDS, LOSS_LIMIT = 86400, 500
+"""How far back losses are looked for, and how many."""
 SAMPLE = 20
 """Of the oldest pending entries of a pair: how many are looked for in the stream."""
 
@@ -291,9 +293,22 @@ def _letters(facts: NamespaceFacts, partitions: Sequence[Keys], group: GroupFact
             group.newest = None  # a stranger's
 
 
+def _losses(facts: NamespaceFacts, keys: Keys) -> Operation[None]:
+    since = f"{max(0, facts.now_ms - LOSS_SECONDS * 1000)}-0"
+    (rows,) = yield command("XREVRANGE", keys.stream("bus.loss"), "+", since, "COUNT", LOSS_LIMIT + 1)
+    if not facts.fine("XREVRANGE", rows) or not rows:
+        return
+    found = facts.at_most(LOSS_LIMIT, rows)
+    facts.losses += len(found)
+    entry_id, fields = found[0]
+    if facts.newest_loss is None or id_order(entry_id) > id_order(facts.newest_loss[0]):
+        facts.newest_loss = entry_id, fields[1]
+
+
 def _waiting(facts: NamespaceFacts, partitions: Sequence[Keys]) -> Operation[None]:
     """Full streams, events for later that nobody publishes, and records that stop who would do that."""
     for keys in partitions:
+        yield from _losses(facts, keys)
         (kept,) = yield command("HGETALL", keys.retention)
         if facts.fine("HGETALL", kept):
             facts.no_policies |= {text(name) for name, value in pairs(kept).items() if not is_policy(value)}

@@ -3,11 +3,13 @@
 from collections.abc import Iterator
 from shlex import quote
 
-from canvasbus.contract.bus_events import OWN_TYPES
+from canvasbus.contract.bus_events import OWN_TYPES, BusLoss
+from canvasbus.errors import DecodeError
 from canvasbus.operate.doctor.finding import Finding, Level
 from canvasbus.operate.doctor.judge_groups import judge_groups
 from canvasbus.operate.doctor.namespace import NamespaceFacts
 from canvasbus.operate.words import count, some, span, text
+from canvasbus.wire.codec import Codec
 
 LATE_SECONDS = 5.0
 """Timers are looked at twice a second; one that is later has nobody who looks."""
@@ -26,6 +28,7 @@ def judge_namespace(facts: NamespaceFacts, wanted: int | None) -> Iterator[Findi
     yield from _records(facts, wanted)
     yield from _keys(facts)
     yield from _topics(facts)
+    yield from _losses(facts)
     yield from _later(facts)
     yield from judge_groups(facts)
 
@@ -137,6 +140,31 @@ def _topics(facts: NamespaceFacts) -> Iterator[Finding]:
             topic=unread[0] if len(unread) == 1 else None,
             estimate=not facts.complete,
         )
+
+
+def _losses(facts: NamespaceFacts) -> Iterator[Finding]:
+    if facts.newest_loss is None:
+        return
+    entry_id, payload = facts.newest_loss
+    found = f"{count(facts.losses, 'bus.loss event')} in the last 24 hours"
+    topic = group = None
+    try:
+        loss = Codec().decode(payload, stream_type="bus.loss", entry_id=entry_id.decode())[1]
+    except DecodeError:
+        loss = None  # a stranger's
+    if isinstance(loss, BusLoss):
+        topic, group = loss.topic, loss.group
+        whose = f" of group {group}" if group else ""
+        found += f"; the newest {span(facts.age(entry_id))} ago: {loss.reason}{whose} on topic {topic}"
+    yield Finding(
+        "warning",
+        "losses",
+        found,
+        "`canvasbus tail --type bus.loss --from 24h` shows them",
+        topic=topic,
+        group=group,
+        estimate=not facts.complete,
+    )
 
 
 def _later(facts: NamespaceFacts) -> Iterator[Finding]:

@@ -111,6 +111,10 @@ class NamespaceFacts:
     full: dict[str, Full] = field(default_factory=dict)
     no_policies: set[str] = field(default_factory=set)
     """Types and globs of which something else than a retention is on record."""
+    losses: int = 0
+    """Entries of bus.loss of the last day, up to a limit."""
+    newest_loss: tuple[bytes, bytes] | None = None
+    """(id, event) of the newest of them."""
     overdue_seconds: float | None = None
     """By how much the first timer is late; None: none is due."""
     inbox_seconds: float | None = None
