@@ -82,6 +82,13 @@ def test_the_script_publishes(folder: Path, url: str) -> None:
     assert stored(folder, url) == 100
 
 
+def test_the_script_says_what_became_of_its_events(folder: Path) -> None:
+    """Without a server it ends in order, and shows how many events wait, and why."""
+    shown = run(folder, sys.executable, "publish_script.py", url="redis://127.0.0.1:1")
+
+    assert "waiting_events=100" in shown and "nobody listens" in shown
+
+
 def test_a_script_that_runs_again_publishes_once(folder: Path, url: str) -> None:
     """What it publishes under keys is there once, however often it runs."""
     for _ in range(2):
