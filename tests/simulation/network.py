@@ -25,7 +25,6 @@ from simulation.lockstep import Killed
 from simulation.site import Site
 from simulation.weather import CALLS, CALM, MOODS, under
 
-from canvasbus.consume.leaving import AWAY_SECONDS
 from canvasbus.errors import Unavailable
 from canvasbus.transport.memory import MemoryServer, _Socket, split
 from canvasbus.transport.owner_scripts import REAP, RELEASE, TAKE
@@ -340,9 +339,8 @@ class SimConnection:
             if doomed:
                 self._fall(packet, "after it has sent")
         elif fate == "delay":
-            await trio.sleep(seconds := network.dice.uniform(0.001, 1.0))
-            if seconds >= AWAY_SECONDS:
-                self.site.waited_long = trio.current_time()
+            self.site.delayed = trio.current_time()
+            await trio.sleep(network.dice.uniform(0.001, 1.0))
             self.site.check()
         elif fate == "part":
             network.execute(self, packet.commands[: network.dice.randrange(len(packet.commands) + 1)], mood)

@@ -39,8 +39,8 @@ class Site:
         self.connections: list[SimConnection] = []
         self.troubles: list[float] = []
         """When its packets met a fault."""
-        self.waited_long = -1.0
-        """When a packet was last on its way for as long as may be all that a worker has for leaving."""
+        self.delayed = -1.0
+        """When a packet of it was last delayed: by as much as may be all that a worker has for leaving."""
         self.beats_lost: list[float] = []
         """The same of heartbeats."""
         self.calm_from = 0.0

@@ -331,7 +331,7 @@ class World:
         now, network = trio.current_time(), self.network
         unwell = network.away or network.mood or now < network.calm_from or site.troubled(now) >= 1000
         since = site.leaving_since - 0.5
-        if site.kind != "worker" or unwell or any(time >= since for time in (*site.troubles, site.waited_long)):
+        if site.kind != "worker" or unwell or any(time >= since for time in (*site.troubles, site.delayed)):
             return
         names = {name.decode() for all_names in site.incarnations.values() for name in all_names[-1:]}
         for eyes in self.partitions:
