@@ -340,13 +340,14 @@ class EventBus:
     ) -> Awaitable[str | None]:
         """Publish and return the entry id once the server has the event (None on off://).
 
-        `expires_in`: seconds after which consumers skip the event and count it. `delay` (seconds from when the server
-        gets it) or `at` (an aware datetime): consumers get it then, or up to a second later, as long as any bus of the
-        namespace runs; meanwhile the server keeps it, and what is returned is the timer's name. `dedupe_key` names the
-        event, like "run-7:epoch-3": of several of a type with one key, published by whomever within `dedupe_window`, the
-        first is stored and no other; what is returned is its entry id. (With partitions: events that say the same and
-        have the same `key`.) Raises EncodeError, ContractError for a delay or a key that is none, Refused, and Unavailable when `patience` is used up or the outcome
-        cannot be known. Cancelled: it may still be stored.
+        `expires_in`: seconds after which consumers skip the event and count it (0 and less: at once). `delay` (seconds
+        from when the server gets it) or `at` (an aware datetime): consumers get it then, or up to a second later, as long
+        as any bus of the namespace runs; meanwhile the server keeps it, and what is returned is the timer's name.
+        `dedupe_key` names the event, like "run-7:epoch-3": of several of a type with one key, published by whomever
+        within `dedupe_window`, the first is stored and no other; what is returned is its entry id. (With partitions:
+        events that say the same and have the same `key`.) Raises EncodeError, ContractError for a delay or a key that is
+        none, Refused, and Unavailable when `patience` is used up or the outcome cannot be known. Cancelled: it may still
+        be stored.
         """
         # No coroutine of its own around the publisher's: that would cost 0.4 µs of 6.
         if self._server is None:

@@ -115,7 +115,7 @@ def _show(context: Context, letter: DeadLetter) -> None:
         "event": f"{record.event_type} {record.event_id or 'without a readable id'}, entry {record.entry_id}",
         "reason": f"{record.reason}, after {record.attempts} {'try' if record.attempts == 1 else 'tries'}",
         "handler": record.handler or "it never reached one",
-        "failed": f"{moment(record.first_failure)} first, {moment(record.last_failure)} last",
+        "failed": f"{moment(record.last_failure)} last, {moment(record.first_failure)} first under this worker",
         "worker": record.consumer,
     }
     for name, text in facts.items():

@@ -80,9 +80,9 @@ def run_set(context: Context, args: argparse.Namespace) -> int:
     policy = msgspec.structs.replace(known.get(args.type, Retention()), **changes)
     policies = check_policies({args.type: policy})
     context.link.run(declare(context.partitions, policies))
-    context.out.note(
-        f"on record for {args.type}: {', '.join(f'{k}={v}' for k, v in msgspec.to_builtins(policy).items())}"
-    )
+    names = ("age", "entries", "bytes", "cap", "when full")
+    on_record = ", ".join(f"{name} {cell}" for name, cell in zip(names, _cells(policy), strict=True))
+    context.out.note(f"on record for {args.type}: {on_record}")
     return 0
 
 

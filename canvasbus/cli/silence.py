@@ -75,7 +75,7 @@ def run_add(context: Context, args: argparse.Namespace) -> int:
 
 
 def run_list(context: Context, _: argparse.Namespace) -> int:
-    """Those in force."""
+    """Those in force; for machines also those that no worker has taken yet."""
     now, out = clock.time(), context.out
     silences = context.link.run(desk(context.partitions)).silences
     rows = []
@@ -83,7 +83,8 @@ def run_list(context: Context, _: argparse.Namespace) -> int:
         if one.until and one.until <= now:
             continue
         if out.json:
-            out.record({"silence_id": silence_id, "until": one.until or None, **_plain(one)})
+            until = one.until or None
+            out.record({"silence_id": silence_id, "until": until, **_plain(one.matcher, one), "taken": True})
             continue
         ends = f"in {ago(one.until - now)}" if one.until else Cell("never", "yellow")
         matcher = one.matcher
@@ -96,12 +97,20 @@ def run_list(context: Context, _: argparse.Namespace) -> int:
         out.note(f"no silences in {context.where}")
     if not out.json:
         say_waiting(context)
+        return 0
+    for event in _waiting(context):
+        until = event.until and event.until.timestamp()
+        out.record({"silence_id": event.silence_id, "until": until, **_plain(event, event), "taken": False})
     return 0
+
+
+def _waiting(context: Context) -> list[Any]:
+    return context.link.run(not_taken(context.partitions[0], context.codec, clock.time()))
 
 
 def say_waiting(context: Context) -> None:
     """Of silences that were added and that no worker has taken, so that they are in no list yet."""
-    waiting = context.link.run(not_taken(context.partitions[0], context.codec, clock.time()))
+    waiting = len(_waiting(context))
     if waiting:
         wait = "1 silence waits" if waiting == 1 else f"{waiting:,} silences wait"
         context.out.note(f"{wait} for an alerts worker (canvasbus-worker alerts)")
@@ -153,8 +162,7 @@ def _say(context: Context, taken: bool) -> None:
         )
 
 
-def _plain(one: Any) -> dict[str, str]:
-    matcher = one.matcher
+def _plain(matcher: Any, one: Any) -> dict[str, str]:
     return {
         "model_name": matcher.model_name,
         "severity": matcher.severity,

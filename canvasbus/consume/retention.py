@@ -216,7 +216,7 @@ class Trimmer:
                     [piece for name in counting for piece in self._pieces(event_type, policy, name)] if over else []
                 )
                 reply = yield from TRIM.call(names, [*args, *pieces])
-                left, removed, holder, is_full, more, first, *told = check(reply, f"trim {event_type}")
+                left, removed, holders, is_full, more, first, *told = check(reply, f"trim {event_type}")
                 if removed < 0:
                     break  # other groups are declared by now: at the next look
                 self.trimmed += removed
@@ -226,7 +226,8 @@ class Trimmer:
                     lost[name] = before + count, since
                 if not more:
                     if is_full and not drops:
-                        full[event_type] = Full(policy.when_full, holder.decode("utf-8", "replace"), left)
+                        held_by, *others = [name.decode("utf-8", "replace") for name in holders] or [""]
+                        full[event_type] = Full(policy.when_full, held_by, left, policy.cap or 0, tuple(others))
                     break
         finally:
             losses += [_dropped(event_type, policy, name, *about, first) for name, about in lost.items()]

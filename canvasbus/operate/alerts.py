@@ -35,24 +35,24 @@ def desk(partitions: Sequence[Keys]) -> Operation[Any]:
     return whole
 
 
-def not_taken(keys: Keys, codec: Codec, now: float) -> Operation[int]:
-    """How many silences in force no worker has been given yet; `now`: seconds since 1970. One partition tells of all, since a
-    copy lies in each."""
+def not_taken(keys: Keys, codec: Codec, now: float) -> Operation[list[Any]]:
+    """The silences in force, as they were added, that no worker has been given yet; `now`: seconds since 1970. One partition
+    tells of all, since a copy lies in each."""
     stream = keys.stream(SILENCES)
     (rows,) = yield command("XINFO", "GROUPS", stream)
     if isinstance(rows, ReplyError):
-        return 0  # no stream yet
+        return []  # no stream yet
     given = {row[b"name"]: row[b"last-delivered-id"] for row in map(pairs, rows)}.get(GROUP.encode(), b"0-0")
     (left,) = yield command("XRANGE", stream, b"(" + given, "+", "COUNT", PAGE)
-    waiting = set()
+    waiting = {}
     for entry in entries(SILENCES, keys.partition, check(left, "look for silences")):
         try:
             event: Any = codec.decode(entry.fields[1], stream_type=SILENCES, entry_id=entry.entry_id)[1]
         except (DecodeError, IndexError):
             continue  # the worker says so
         if event.until is None or event.until.timestamp() > now:
-            waiting.add(event.silence_id)
-    return len(waiting)
+            waiting[event.silence_id] = event
+    return list(waiting.values())
 
 
 def _decoded(data: bytes, type_: Any) -> Any:

@@ -195,8 +195,11 @@ class Producer:
         self._skipped = 0
         self._closed: bool | None = None
         """What the first `close` returned."""
-        limited_by = "buffer_bytes" if buffer_bytes < max_event_bytes else "max_event_bytes"
-        self._codec = Codec(source, limit=min(max_event_bytes, buffer_bytes), limited_by=limited_by)
+        sizes = {"max_event_bytes": max_event_bytes, "buffer_bytes": buffer_bytes}
+        if spool is not None:
+            sizes["spool_bytes"] = spool_bytes  # a larger one would fit into no empty spool
+        limited_by = min(sizes, key=sizes.__getitem__)
+        self._codec = Codec(source, limit=sizes[limited_by], limited_by=limited_by)
         self._encode = self._codec.encode
         if where.scheme == "off":
             return
@@ -238,12 +241,12 @@ class Producer:
     ) -> UUID | None:
         """Queue an event and return its id, at once; None when the bus is switched off (off://).
 
-        `expires_in`: seconds after which consumers skip the event and count it. `delay` (seconds from when the server
-        gets it) or `at` (an aware datetime): consumers get it then, or up to a second later; meanwhile the server
-        keeps it. `dedupe_key` names the event, like "run-7:epoch-3": of several of a type with one key, published by
-        whomever within `dedupe_window`, the first is stored and no other; all have the same id. (With partitions: events
-        that say the same and have the same `key`.) `on_delivery(id, error)`: called for this event, before the one of
-        the Producer. Raises EncodeError for an event that cannot be published, ContractError for a delay or a key that
+        `expires_in`: seconds after which consumers skip the event and count it (0 and less: at once). `delay` (seconds
+        from when the server gets it) or `at` (an aware datetime): consumers get it then, or up to a second later;
+        meanwhile the server keeps it. `dedupe_key` names the event, like "run-7:epoch-3": of several of a type with one
+        key, published by whomever within `dedupe_window`, the first is stored and no other; all have the same id. (With
+        partitions: events that say the same and have the same `key`.) `on_delivery(id, error)`: called for this event,
+        before the one of the Producer. Raises EncodeError for an event that cannot be published, ContractError for a delay or a key that
         is none, and BufferFull as `when_full` says or after `close`; none was queued.
         """
         sender = self._sender

@@ -101,13 +101,14 @@ for _, row in ipairs(groups.err and {} or groups) do
   for i = 1, #row, 2 do one[row[i]] = row[i + 1] end
   read[one['name']] = one
 end
-local floor, holder = '', ''
+local floor, holder, floors = '', '', {}
 for i = counting, last_counting do
   local one, id = read[ARGV[i]], '0-0'
   if one then
     id = after(one['last-delivered-id'])
     if one['pending'] > 0 then id = redis.call('XPENDING', KEYS[1], ARGV[i])[2] end
   end
+  floors[i] = id
   if floor == '' or before(id, floor) then floor, holder = id, ARGV[i] end
 end
 local function trim(id)
@@ -202,7 +203,15 @@ end
 local left = length - removed
 local first = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)[1]
 local full = (cap > 0 and left >= cap) and 1 or 0
-local result = {left, removed, held and holder or '', full, more, first and first[1] or ''}
+local holders = {}
+if held then
+  holders[1] = holder
+  for i = counting, last_counting do
+    local oldest = first and not before(first[1], floors[i])  -- it has not handled that one either
+    if full == 1 and oldest and ARGV[i] ~= holder then holders[#holders + 1] = ARGV[i] end
+  end
+end
+local result = {left, removed, holders, full, more, first and first[1] or ''}
 for _, word in ipairs(told) do result[#result + 1] = word end
 return result
 """,

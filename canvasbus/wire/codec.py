@@ -38,6 +38,8 @@ from canvasbus.wire.outgoing import HEAD, Alike, Outgoing
 
 MAX_EVENT_BYTES = 1024 * 1024
 """Default size limit of one encoded event, envelope included."""
+MAX_SOURCE = 1000
+"""Characters."""
 
 VERSIONS_AHEAD = 100
 """An event so many versions newer than the newest that is known here has a wrong number, not a newer worker."""
@@ -104,6 +106,10 @@ class Codec:
             raise ConfigError(f"source={source!r}: a text is wanted, which says who publishes")
         if has_surrogates(source):
             raise ConfigError(f"source={source!r}: it has a lone surrogate, which UTF-8 cannot carry; leave it out")
+        if len(source) > MAX_SOURCE:
+            raise ConfigError(
+                f"source={source[:20]!r}... is {len(source):,} characters: every event carries it, use at most {MAX_SOURCE:,}"
+            )
         self.source = source
         self.limit = limit
         self.limited_by = limited_by

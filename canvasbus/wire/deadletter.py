@@ -29,6 +29,7 @@ class DeadLetterRecord(Struct, frozen=True, kw_only=True):
     attempts: int
     """How often a handler was started."""
     first_failure: datetime
+    """The first under the worker that gave it up: those before it, which may have died of it, leave no time."""
     last_failure: datetime
     consumer: str
     """The worker incarnation that gave it up."""

@@ -11,6 +11,9 @@ WhenFull = Literal["block", "reject", "drop_with_loss_event"]
 MOST = 2**53 - 1
 """No number may be more: the server's Lua counts in doubles."""
 
+SHOWN = 5
+"""Names of groups in one text."""
+
 _Count = Annotated[int, Meta(ge=1, le=MOST)]
 
 
@@ -38,11 +41,21 @@ class Full(Struct, frozen=True):
     length: int
     """Entries."""
 
+    cap: int = 0
+    """What it may hold; 0: whoever wrote this did not say."""
+    others: tuple[str, ...] = ()
+    """More groups that have not handled the oldest entry."""
+
     def __str__(self) -> str:
-        who = (
-            f"group {self.group!r} has not handled the oldest: start or scale its workers, or `canvasbus groups forget`"
+        holds = f"the stream holds {self.length:,} entries" + (
+            f", its cap is {self.cap:,}" if self.cap else " and is at its cap"
         )
-        return f"the stream holds {self.length:,} entries, which is its cap; {who if self.group else 'raise it'}"
+        if not self.group:
+            return f"{holds}; raise it"
+        names = [repr(name) for name in (self.group, *self.others)]
+        more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
+        who = f"group {names[0]} has" if len(names) == 1 else f"groups {', '.join(names[:SHOWN])}{more} have"
+        return f"{holds}; {who} not handled the oldest: start or scale its workers, or `canvasbus groups forget`"
 
 
 _decode = msgspec.json.Decoder(Retention).decode

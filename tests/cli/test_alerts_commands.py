@@ -186,11 +186,14 @@ async def test_silences_outlive_workers_and_reach_every_partition(
         for command in (("silence", "list"), ("alerts", "status")):
             ran = await trio.to_thread.run_sync(partial(run, *command))
             assert ran.code == 0 and "1 silence waits for an alerts worker" in ran.err
+        (waiting,) = (await trio.to_thread.run_sync(partial(run, "silence", "list", "--json"))).records
     async with shop(server_url, namespace, run, partitions=3) as here:
         for partition in range(3):
             eyes = Eyes(server_url, namespace, partition)
             await until(partial(eyes.call, "GET", eyes.keys.state("alerts", "desk")), 20)
             eyes.close()
+        (taken,) = (await here.run("silence", "list", "--json")).records
+        assert (waiting.pop("taken"), taken.pop("taken")) == (False, True) and waiting == taken
         for model in models:
             await here.drift(model)
         await here.bus.publish(MetricThresholdBreached(model_name="m0", metric="accuracy"))

@@ -96,7 +96,7 @@ def test_one_letter_is_shown_whole(run: Run, event_id: str) -> None:
         event_id,
         "exhausted, after 3 tries",
         "studio.on_painting",
-        "2026-01-01T00:00:00.000Z first, 2026-01-01T00:00:09.000Z last",
+        "2026-01-01T00:00:09.000Z last, 2026-01-01T00:00:00.000Z first under this worker",
         '  File "x.py", line 1\nValueError: no\\x1b[2J\n',
         '"title": "Dusk"',
     ):

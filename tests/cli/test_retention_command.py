@@ -36,6 +36,7 @@ def test_settings_add_up(run: Run, eyes: Eyes) -> None:
     assert run("retention", "set", "painting.*", "--max-age", "36h", "--max-length", "5M").code == 0
     ran = run("retention", "set", "painting.*", "--cap", "10M", "--when-full", "reject", "--max-length", "any")
     assert ran.code == 0
+    assert "on record for painting.*: age 36h, entries any, bytes any, cap 10,000,000, when full reject" in ran.err
     (record,) = [r for r in run("retention", "list", "--json").records if r["type"] == "painting.*"]
     assert (record["max_age"], record["max_length"], record["cap"], record["when_full"]) == (
         129600.0,

@@ -15,6 +15,7 @@ from canvasbus import Producer, StreamFull, Unavailable
 from canvasbus.bus import Retention
 from canvasbus.consume.retention import Trimmer
 from canvasbus.transport.resp import Packet, ReplyError
+from canvasbus.wire.retention import Full, read_full
 from canvasbus.worker import Worker
 
 
@@ -171,6 +172,27 @@ def test_an_undeclared_group_holds_up_nobody_at_a_cap(any_url: str, namespace: s
     assert json.loads(eyes.call("GET", eyes.keys.full))["painting.made"]["group"] == "stranger"
 
 
+def test_all_that_hold_up_a_full_stream_are_named(any_url: str, namespace: str, eyes: Eyes) -> None:
+    """Every group that has not handled the oldest entry, no other, and the cap beside what is there."""
+    house = House(eyes, Retention(max_age=None, max_length=None, cap=3))
+    for name in ("quick", "slow-1", "slow-2"):
+        house.group(name)
+    house.add(*[f"{n}-1" for n in range(1, 11)])
+    house.ack("quick", *house.read("quick", 1))
+    house.read("slow-2", 5)
+    house.look()
+    full = read_full(eyes.call("GET", eyes.keys.full))["painting.made"]
+    assert str(full).startswith(
+        "the stream holds 10 entries, its cap is 3; groups 'slow-1', 'slow-2' have not handled the oldest: "
+    )
+
+
+def test_of_many_groups_the_first_are_named() -> None:
+    """And how many more there are."""
+    full = Full("block", "a", 9, 3, tuple("bcdefg"))
+    assert "groups 'a', 'b', 'c', 'd', 'e' and 2 more have not handled" in str(full)
+
+
 async def test_publishers_wait_at_the_cap(any_url: str, namespace: str, eyes: Eyes) -> None:
     """block: events wait, the statistics say whom for, and go on when the group has caught up."""
     eyes.call("XGROUP", "CREATE", eyes.stream(), "framers", "0", "MKSTREAM")
@@ -179,7 +201,7 @@ async def test_publishers_wait_at_the_cap(any_url: str, namespace: str, eyes: Ey
     async with running(any_url, namespace=namespace, retention=policy, patience=0.2) as bus:
         await bus.publish_many([PaintingMade(number=n) for n in range(25)])
         await until(lambda: eyes.call("GET", eyes.keys.full))
-        with pytest.raises(Unavailable, match=r"its cap; group 'framers' has not handled"):
+        with pytest.raises(Unavailable, match=r"its cap is 20; group 'framers' has not handled"):
             for _ in range(3):  # the first learns of it with its reply
                 await bus.publish(PaintingMade(number=99))
         with Producer(any_url, namespace=namespace) as producer:

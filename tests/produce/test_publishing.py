@@ -255,6 +255,7 @@ async def awaited(event_id: UUID, error: Exception | None) -> None:
         ("memory://x", {"flush_timeout": math.nan}, "flush_timeout=nan: a number is wanted"),
         ("memory://x", {"source": None}, "source=None: a text is wanted"),
         ("memory://x", {"source": "atelier-\udcff"}, "it has a lone surrogate"),
+        ("memory://x", {"source": "a" * 1001}, "is 1,001 characters: every event carries it, use at most 1,000"),
         ("memory://x", {"partitions": 4097}, "partitions=4097: a namespace has 1 to 4096"),
         ("memory://x", {"on_delivery": 5}, "on_delivery=5: a function is wanted"),
         ("memory://x", {"on_delivery": awaited}, "a plain function is wanted, nobody would await it"),

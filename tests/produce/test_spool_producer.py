@@ -12,7 +12,7 @@ import pytest
 from produce.spooling import die, drained, item, spooled
 from studio import Eyes, PaintingMade, SculptureMade, numbers
 
-from canvasbus import BufferFull, ConfigError, Producer, Unavailable
+from canvasbus import BufferFull, ConfigError, EncodeError, Producer, Unavailable
 from canvasbus.produce import spoolfile, spoolfolder
 from canvasbus.transport.memory import MemoryServer
 
@@ -219,6 +219,13 @@ def test_a_full_spool_is_told_once_a_minute(
     assert f"{now.dropped:,} dropped in all" in warnings()[1]
     errors = [error for error in told if error is not None]
     assert len(errors) == now.dropped and "in the spool" in str(errors[0])
+
+
+def test_what_no_empty_spool_would_take_is_refused(tmp_path: Path) -> None:
+    """An event over `spool_bytes` is told to whoever publishes it, instead of dropped later."""
+    with Producer("redis://127.0.0.1:1", spool=tmp_path, spool_bytes=1000, flush_timeout=0) as bus:
+        with pytest.raises(EncodeError, match=r"over the limit of 1,000 \(spool_bytes\)"):
+            bus.publish(PaintingMade(title="x" * 1000))
 
 
 @pytest.mark.parametrize(
