@@ -77,7 +77,7 @@ class Faults:
             case "group lost":
                 await self._be_busy(many=2)
                 if not self._world.healed:
-                    self._destroy(self._plan.groups[what.who % len(self._plan.groups)])
+                    self._destroy(self._plan.groups[what.who % len(self._plan.groups)], leave=what.how == "leave")
             case _:
                 assert "producer" in what.kind and self._world.programs is not None, what
                 await self._world.programs.happen(what)
@@ -100,8 +100,11 @@ class Faults:
                     await trio.sleep(0.01)
             await trio.sleep(0.6 if what.how == "mute" else 0.0)
         if not site.leave.is_set():
-            site.leave.set()
-            site.leaving_since = trio.current_time()
+            self._tell_to_leave(site)
+
+    def _tell_to_leave(self, site: Site) -> None:
+        site.leave.set()
+        site.leaving_since = trio.current_time()
 
     async def _pause(self, what: Happening, site: Site) -> None:
         """Stop a process as SIGSTOP does. The weather is calm in a long pause: who loses a packet takes nobody for dead."""
@@ -253,7 +256,8 @@ class Faults:
                 eyes.call("XTRIM", stream, "MINID", f"{milliseconds}-{sequence + 1}")
                 self._world.note("world", f"trimmed {len(rows)} entries")
 
-    def _destroy(self, group: str) -> None:
+    def _destroy(self, group: str, *, leave: bool) -> None:
+        """`leave`: one that has something of it in its hands is told to leave in this moment."""
         stream = self._world.eyes.stream(input_of(group))
         if group in self._world.history.lost_pending or not self._world.eyes.call("EXISTS", stream):
             return
@@ -261,14 +265,22 @@ class Faults:
         cursor = next((_order(info[b"last-delivered-id"]) for info in infos if info[b"name"] == group.encode()), None)
         if cursor is None:
             return
-        pending = {entry_id for entry_id, _, _ in self._world.eyes.pending(group, input_of(group))}
+        owners = {entry_id: owner for entry_id, owner, _ in self._world.eyes.pending(group, input_of(group))}
+        pending = set(owners)
+        running = {i: run for (of, part, i), run in self._world.handlers.active.items() if (of, part) == (group, 0)}
         there = self._world.eyes.call("XRANGE", stream, "-", "+")
         read = {row[0].decode() for row in there if _order(row[0]) <= cursor}
         history = self._world.history
         read |= {entry_id for entry_id, _ in [*history.trimmed[stream], *history.retained[stream]]}
-        self._world.history.lost_pending[group] = pending
-        self._world.history.lost_done[group] = read - pending
+        history.lost_pending[group] = pending
+        history.lost_done[group] = read - pending
+        history.lost_held[group] = {
+            i: run for i, run in running.items() if run.end == "runs" and run.consumer == owners.get(i)
+        }
         self._world.eyes.call("XGROUP", "DESTROY", stream, group)
+        sites = [run.site for run in history.lost_held[group].values() if not run.site.leave.is_set()]
+        if leave and sites:
+            self._tell_to_leave(sites[-1])
 
 
 def groups_of(eyes: Eyes, stream: bytes) -> list[dict[bytes, Any]]:

@@ -71,6 +71,8 @@ class History:
     """By group that was destroyed: the entry ids that were pending then."""
     lost_done: dict[str, set[str]] = field(default_factory=dict)
     """The same: those that were acknowledged."""
+    lost_held: dict[str, dict[str, Run]] = field(default_factory=dict)
+    """The same: what ran then, in whose name it was pending."""
     runs: list[Run] = field(default_factory=list)
     deaths: Counter[str] = field(default_factory=Counter)
     """Kills, pauses and cut networks: each may cost what ran an attempt. Stops do not."""

@@ -166,6 +166,8 @@ def _handled(plan: Plan, history: History, eyes: Eyes, group: str) -> Iterator[s
     bounds: dict[int | str, list[int]] = defaultdict(lambda: [0, 0, 0])
     for entry_id, n in entries.items():  # a topic may have an event twice when the group before it was lost
         least, most = (0, 2) if entry_id in loose[0] else (1, 2) if entry_id in loose[1] else (1, 1)
+        if not partition and _kept(history, group, entry_id):
+            least = 1
         bound = bounds[entry_id if n is None else n]
         bound[0] += 0 if n in history.stale else least
         bound[1] += most
@@ -191,6 +193,12 @@ def _handled(plan: Plan, history: History, eyes: Eyes, group: str) -> Iterator[s
         yield f"{group}: dead letters of what was not there: {sorted(stray_letters)}"
     for letter in letters:
         yield from _deserved(plan, history, codec, group, entries.get(letter.entry_id), letter)
+
+
+def _kept(history: History, group: str, entry_id: str) -> bool:
+    """Whether it was in the hands of a worker when its group was lost, and nothing has happened to that one."""
+    run = history.lost_held.get(group, {}).get(entry_id)
+    return run is not None and not run.died and not history.cut and run.site.well_since(run.began)
 
 
 def _derived(plan: Plan, history: History, eyes: Eyes, group: str) -> Iterator[str]:

@@ -22,6 +22,7 @@ from canvasbus.consume import (
     backoff,
     breaker,
     dispatch,
+    holding,
     leaving,
     outcomes,
     recovery,
@@ -259,6 +260,24 @@ MUTANTS = (
             ),
         ),
         frozenset({"group lost", "company"}),
+    ),
+    Mutant(
+        "what is held is not held in a new group",
+        "8",
+        (words(holding.Holding, "run", "[i for i in topic.held if id_order(i) <= id_order(start)]", "[]"),),
+        frozenset({"group lost, leave", "company", "calm"}),
+    ),
+    Mutant(
+        "who leaves does not wait for its group",
+        "9",
+        (words(leaving.Leaving, "_leave", "                away = True\n", "                pass\n"),),
+        frozenset({"group lost, leave", "company", "calm"}),
+    ),
+    Mutant(
+        "an outcome does not wait for its group",
+        "8",
+        (words(settle.Settler, "_commit", "if not unsure:", "if False:"),),
+        frozenset({"group lost, leave", "kill", "company"}),
     ),
     Mutant(
         "a server that restarted is believed",

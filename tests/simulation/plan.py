@@ -439,7 +439,8 @@ def _draw_happenings(plan: Plan, dice: Random) -> None:
         for _ in range(3):
             found.append(Happening(dice.uniform(0, plan.seconds), "trim"))
     if dice.random() < 0.1:
-        found.append(Happening(dice.uniform(0, plan.seconds), "group lost", dice.randrange(len(plan.groups))))
+        at, who = dice.uniform(0, plan.seconds), dice.randrange(len(plan.groups))
+        found.append(Happening(at, "group lost", who, 0.0, dice.choice(["", "leave"])))
     if dice.random() < 0.15:
         how = dice.choice(["refuse", "hole", "commit late"])
         found.append(Happening(dice.uniform(2.0, plan.seconds), "restart", 0, dice.choice([0.1, 0.5, 2.0]), how))

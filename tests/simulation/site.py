@@ -74,6 +74,11 @@ class Site:
             return 1000
         return sum(time > now - CALM_SECONDS for time in self.beats_lost)
 
+    def well_since(self, then: float) -> bool:
+        """Whether nothing has happened to it or to its packets from a moment on."""
+        ill = self.dead or self.unreachable or not self.awake.is_set() or self.calm_from > then
+        return not ill and not any(time >= then for time in self.troubles)
+
     def check(self) -> None:
         if self.dead:
             raise Killed(self.name)
