@@ -78,9 +78,12 @@ def server_url(_servers: Callable[[str], str]) -> str:
     return _servers(KINDS[0])
 
 
-@pytest.fixture(params=("memory", *KINDS))
+@pytest.fixture(
+    params=("memory", *KINDS[:1], *(pytest.param(kind, marks=pytest.mark.long) for kind in KINDS[1:])),
+)
 def any_url(request: pytest.FixtureRequest, _servers: Callable[[str], str]) -> str:
-    """memory://NAME (new each time) and every kind of real server, one after the other."""
+    """memory://NAME (new each time) and every kind of real server, one after the other. (Those behind the first are for
+    whoever has the time: a quarter of the suite's.)"""
     if request.param == "memory":
         return f"memory://test-{next(_numbers)}-{uuid.uuid4().hex[:6]}"
     return _servers(request.param)
