@@ -282,14 +282,18 @@ def _seen(plan: Plan, history: History, partitions: list[Eyes]) -> Iterator[str]
 
 def _unsure(plan: Plan, history: History, group: str, lost: set[int | None]) -> set[int | None]:
     """Events to which something happened: more than one worker ran them, or one that died, so that attempts may have been
-    forgotten or counted for a worker's death; their time was over; a batch ran them, which counts nothing; they were lost, or may have expired."""
+    forgotten or counted for a worker's death, also for one that came after an attempt was written down and before it began;
+    their time was over; a batch ran them, which counts nothing; they were lost, or may have expired."""
     lives = defaultdict(set)
     cut_short = set()
+    raised: Counter[int] = Counter()
     for run in history.runs:
         if run.group == group:
             lives[run.n].add(run.consumer)
-            if run.died or _too_slow(plan, run):
+            charged = run.suspect and (run.site.dead or run.attempt > raised[run.n] + 1)
+            if run.died or charged or _too_slow(plan, run):
                 cut_short.add(run.n)
+            raised[run.n] += run.end == "raised"
     moved = {n for n, consumers in lives.items() if len(consumers) > 1 or plan.batch or history.cut}
     return {*lost, *moved, *cut_short, *history.stale}
 
