@@ -34,7 +34,7 @@ HEAL_SECONDS = 40.0
 """In which everything must be done once the faults are over: the heartbeat limit, a lease, suspects one by one."""
 
 IDLE_SECONDS = 3.0
-IDLE_COMMANDS = 25.0
+IDLE_COMMANDS = 30.0
 """Packets a second that an idle worker may send, for each of its groups."""
 
 
