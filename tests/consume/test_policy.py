@@ -3,7 +3,7 @@
 from random import Random
 
 import pytest
-from studio import PaintingFramed, PaintingMade
+from studio import PaintingMade
 
 from canvasbus.consume.policy import (
     NEVER,
@@ -27,8 +27,6 @@ from canvasbus.consume.policy import (
 from canvasbus.errors import ContractError, DecodeError
 from canvasbus.worker import Worker
 
-EVENT = PaintingFramed(title="Dune")
-
 
 class Loaded(Random):
     """A random source that always draws the upper bound."""
@@ -41,7 +39,6 @@ class Loaded(Random):
     ("outcome", "failures", "expected"),
     [
         (Returned(), 0, Ack()),
-        (Returned((EVENT,)), 0, Ack((EVENT,))),
         (Returned(), 4, Ack()),
         (Raised(ValueError("x")), 0, Retry(0.5, 1)),
         (Raised(ValueError("x")), 1, Retry(1.0, 2)),
