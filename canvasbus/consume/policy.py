@@ -74,7 +74,7 @@ class Backoff:
     """Seconds; no wait is longer."""
 
     def __post_init__(self) -> None:
-        if self.attempts < 1 or self.base < 0 or self.cap < 0:
+        if not (self.attempts >= 1 and self.base >= 0 and self.cap >= 0):  # a NaN is none of these
             raise ContractError(f"{self!r}: attempts start at 1, base and cap at 0")
 
     def delay(self, failures: int, random: Random) -> float:

@@ -1,5 +1,6 @@
 """The table of outcomes and verdicts, and the waits between attempts."""
 
+import math
 from random import Random
 
 import pytest
@@ -89,8 +90,8 @@ def test_waits_double_up_to_the_cap(failures: int, bound: float) -> None:
     assert 0 <= min(drawn) < bound / 10 and bound * 0.9 < max(drawn) <= bound, "full jitter: evenly from 0 to the bound"
 
 
-@pytest.mark.parametrize("wrong", [{"attempts": 0}, {"base": -1}, {"cap": -0.1}])
-def test_a_backoff_that_cannot_be_is_refused(wrong: dict[str, int]) -> None:
+@pytest.mark.parametrize("wrong", [{"attempts": 0}, {"base": -1}, {"cap": -0.1}, {"cap": math.nan}])
+def test_a_backoff_that_cannot_be_is_refused(wrong: dict[str, float]) -> None:
     """At the line that declares it."""
     with pytest.raises(ContractError, match="attempts start at 1"):
         Backoff(**wrong)  # type: ignore[arg-type]
