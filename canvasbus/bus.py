@@ -75,7 +75,7 @@ class EventBus:
       (`canvasbus.worker.run` ends the process there).
     * `server` stands in for what the URL leads to (for tests and simulations).
 
-    Raises ConfigError for a URL that cannot work; entering raises Refused when the server will not have us, and waits
+    Raises ConfigError for a URL or an option that cannot work; entering raises Refused when the server will not have us, and waits
     for a server that is only away for `connect_timeout` seconds, then raises Unavailable.
     """
 
@@ -103,8 +103,11 @@ class EventBus:
     ) -> None:
         check_name("namespace", namespace)
         check_partition_count(partitions)
-        for name, value in {"max_event_bytes": max_event_bytes, "buffer_bytes": buffer_bytes}.items():
-            check_number(name, value)
+        for name, size in {"max_event_bytes": max_event_bytes, "buffer_bytes": buffer_bytes}.items():
+            check_number(name, size, least=1)
+        times = {"grace": grace, "park": park, "max_block": max_block, "connect_timeout": connect_timeout}
+        for name, seconds in (times if patience is None else {**times, "patience": patience}).items():
+            check_number(name, seconds, least=0)
         window_ms(dedupe_window, "dedupe_window")
         self._off = url.startswith("off://")
         self._server: Server | None = None if self._off else server or open_server(url)
@@ -429,7 +432,7 @@ class EventBus:
 
     @property
     def link(self) -> SharedLink:
-        """The shared link, for operations (see canvasbus.operate)."""
+        """The shared link, for operations (see canvasbus.operate). On off:// there is none: AttributeError."""
         return self._shared
 
     def publisher_statistics(self) -> PublisherStatistics:

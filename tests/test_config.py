@@ -5,7 +5,12 @@ from pathlib import Path
 import pytest
 
 from canvasbus.config import KEYS, Loaded, Settings, default_source, load, redacted
+from canvasbus.consume.leaving import GRACE_SECONDS
+from canvasbus.consume.liveness import MAX_BLOCK_SECONDS
+from canvasbus.consume.parking import PATIENCE_SECONDS
 from canvasbus.errors import ConfigError
+from canvasbus.produce.buffer import BUFFER_BYTES
+from canvasbus.wire.codec import MAX_EVENT_BYTES
 
 
 @pytest.fixture(autouse=True)
@@ -27,6 +32,13 @@ def test_without_anything_the_defaults_hold() -> None:
     assert loaded.settings == Settings(source=default_source())
     assert set(loaded.origins) == set(KEYS) and set(loaded.origins.values()) == {"default"}
     assert loaded.file is None and loaded.workers == {}
+
+
+def test_the_defaults_are_those_of_the_doors() -> None:
+    """A program that sets nothing behaves as a bus that is told nothing; settings lie below the doors and repeat them."""
+    default = Settings()
+    assert (default.grace, default.park, default.max_block) == (GRACE_SECONDS, PATIENCE_SECONDS, MAX_BLOCK_SECONDS)
+    assert (default.buffer_bytes, default.max_event_bytes) == (BUFFER_BYTES, MAX_EVENT_BYTES)
 
 
 @pytest.mark.parametrize(

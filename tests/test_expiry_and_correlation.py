@@ -126,11 +126,18 @@ async def test_events_belong_together(any_url: str, namespace: str, eyes: Eyes, 
 
 def test_a_bus_with_options_of_the_wrong_type_is_not_made() -> None:
     """Whose move it is: ConfigError at the bus, TypeError at the call of correlation."""
-    for options in ({"partitions": "4"}, {"buffer_bytes": "64MiB"}, {"max_event_bytes": "1"}):
+    sizes, seconds = ("buffer_bytes", "max_event_bytes"), ("grace", "park", "max_block", "connect_timeout", "patience")
+    for options in ({name: "4"} for name in ("partitions", *sizes, *seconds)):
         with pytest.raises(ConfigError, match="number is wanted, not a str"):
             EventBus("memory://", **options)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="partitions=4097: a namespace has 1 to 4096"):
         EventBus("memory://", partitions=4097)
+    for options in ({name: 0} for name in sizes):
+        with pytest.raises(ConfigError, match="=0: use a number from 1"):  # the first publish would wait for ever
+            EventBus("memory://", **options)  # type: ignore[arg-type]
+    for options in ({name: -1} for name in seconds):
+        with pytest.raises(ConfigError, match="=-1: use a number from 0"):
+            EventBus("memory://", **options)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"a uuid\.UUID is wanted"):
         EventBus("memory://").correlation("x")  # type: ignore[arg-type]
 

@@ -315,3 +315,11 @@ def test_every_command_is_mentioned() -> None:
 
     (commands,) = [a for a in parser()._actions if isinstance(a, argparse._SubParsersAction)]
     assert [name for name in commands.choices if f"canvasbus {name}" not in README] == []
+
+
+def test_the_planted_bugs_are_counted() -> None:
+    """The README says how many bugs the simulation is tested with."""
+    from simulation.mutants import MUTANTS
+
+    assert f"{len(MUTANTS)} bugs are planted" in README
+    assert [mutant.classic for mutant in MUTANTS].count(True) == 6, "the README speaks of six classic ones"

@@ -8,7 +8,6 @@ from typing import Any
 
 import trio
 
-from canvasbus import clock
 from canvasbus.consume.delivery import Delivery
 from canvasbus.consume.dispatch import Lane, log
 from canvasbus.consume.inbox import Inbox
@@ -82,7 +81,6 @@ class BatchLane(Lane):
     async def _run_batch(self, batch: list[Delivery]) -> None:
         set_correlation(None)
         set_trace(None)
-        started = clock.monotonic()
         try:
             with self.watchdog.outside(batch) as slot:
                 result = await self._call([d.event for d in batch], batch)
@@ -103,7 +101,6 @@ class BatchLane(Lane):
                     f"{len(batch)}"
                 )
                 result, failures = None, dict.fromkeys(range(len(batch)), outside)
-        self.statistics.durations[int((clock.monotonic() - started) * 1e6).bit_length()] += 1
         derived: dict[int, list[Event]] = {}
         try:
             for position, event in result or ():

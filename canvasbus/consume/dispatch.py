@@ -241,7 +241,6 @@ class Lane:
         queue, lot, watchdog = self._queue, self._lot, self.watchdog
         call, bare = self._call, self._bare
         statistics = self.statistics
-        durations = statistics.durations
         monotonic = clock.current().monotonic
         trace = None
         set_trace(trace)
@@ -277,8 +276,7 @@ class Lane:
                             topic.settler.poke()
                     else:
                         self._ended(delivery, None, result)
-                then, now = now, monotonic()
-                durations[int((now - then) * 1e6).bit_length()] += 1
+                now = monotonic()
                 if slot.cut:
                     return
                 if now - turn > _BREATHE:

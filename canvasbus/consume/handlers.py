@@ -18,7 +18,7 @@ from canvasbus.contract.event import Event
 from canvasbus.contract.globs import glob_matches, globs_overlap
 from canvasbus.contract.registry import registry
 from canvasbus.errors import ContractError
-from canvasbus.wire.keys import check_name
+from canvasbus.wire.keys import check_name, check_number
 from canvasbus.wire.marks import window_ms
 
 Start = datetime | str
@@ -145,8 +145,8 @@ class Worker:
         It returns None or an iterable of (position, event): the event derives from the one at that position. With
         `raise BatchFailure({position: error})` the rest is settled; any other exception runs the events one by one.
         """
-        if max_size < 1 or max_wait < 0:
-            raise ContractError(f"{self.name}: max_size starts at 1 and max_wait at 0")
+        check_number(f"worker {self.name!r}: max_size", max_size, whole=True, least=1, error=ContractError)
+        check_number(f"worker {self.name!r}: max_wait", max_wait, least=0, error=ContractError)
         return self._register(what, 1, timeout, retry, breaker, dedupe, start, BatchOptions(max_size, max_wait))
 
     def _register(
@@ -162,8 +162,10 @@ class Worker:
     ) -> Callable[[F], F]:
         if not what:
             raise ContractError(f"{self.name}: name at least one event class, type or glob")
-        if concurrency < 1 or timeout <= 0:
-            raise ContractError(f"{self.name}: concurrency starts at 1 and timeout above 0")
+        check_number(f"worker {self.name!r}: concurrency", concurrency, whole=True, least=1, error=ContractError)
+        check_number(f"worker {self.name!r}: timeout", timeout, error=ContractError)
+        if timeout <= 0:
+            raise ContractError(f"worker {self.name!r}: timeout={timeout!r}: use seconds above 0")
         if not isinstance(breaker, Breaker | None):
             raise ContractError(f"{self.name}: breaker={breaker!r} is no Breaker")
         begin: Start = start or ("latest" if self.group is PER_INSTANCE else "earliest")

@@ -25,12 +25,12 @@ GRACE_SECONDS = 25.0
 LEAVE_SECONDS = 3.0
 """What handing back and leaving the group may take at the very end."""
 
+AWAY_SECONDS = 0.5
+"""The same with a server that has just not answered."""
+
 HAND_BACK_AT_ONCE = 500
 HAND_BACK_SECONDS = 1.0
 """Between two attempts while the server cannot be reached."""
-
-AWAY_SECONDS = 0.5
-"""The same with a server that has just not answered."""
 
 _NOT_HANDED_BACK = "could not hand back; others take over in a few seconds"
 

@@ -5,7 +5,7 @@ Nothing here waits or talks to the server. A verdict that is not final comes bac
 
 import math
 import traceback
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from random import Random
 from typing import Any
 
@@ -53,8 +53,6 @@ class LaneStatistics:
     """Events that were stale when they came; skipped."""
     duplicates: int = 0
     """Events that the group had handled under another entry (`dedupe=`): not run, or run and not committed."""
-    durations: list[int] = field(default_factory=lambda: [0] * 40)
-    """Runs by duration: element i counts runs of less than 2^i microseconds (and at least 2^(i-1))."""
 
 
 class Outcomes:

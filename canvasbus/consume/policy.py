@@ -1,6 +1,6 @@
 """What an outcome means. Pure: no I/O, no clock; the only randomness comes in as an argument.
 
-    returned                       → Ack, with the events it returned
+    returned                       → Ack
     raised RetryLater(after)       → Retry; the handler's own word, not a failure, so it does not count
     raised Reject                  → DeadLetter "rejected"
     could not be read at all       → DeadLetter with the decoder's reason
@@ -23,7 +23,6 @@ from typing import Final
 
 from msgspec import Struct
 
-from canvasbus.contract.event import Event
 from canvasbus.errors import CanvasbusError, ContractError, DecodeError
 
 
@@ -75,7 +74,7 @@ class Backoff:
     """Seconds; no wait is longer."""
 
     def __post_init__(self) -> None:
-        if self.attempts < 1 or self.base < 0 or self.cap < 0:
+        if not (self.attempts >= 1 and self.base >= 0 and self.cap >= 0):  # a NaN is none of these
             raise ContractError(f"{self!r}: attempts start at 1, base and cap at 0")
 
     def delay(self, failures: int, random: Random) -> float:
@@ -130,9 +129,7 @@ class RetryRules:
 
 
 class Returned(Struct, frozen=True):
-    """The handler returned; these are the events that follow from it."""
-
-    events: tuple[Event, ...] = ()
+    """The handler returned, and what it returned can be committed."""
 
 
 class Raised(Struct, frozen=True):
@@ -145,9 +142,7 @@ Outcome = Returned | Raised
 
 
 class Ack(Struct, frozen=True):
-    """Done: acknowledge, and commit these events with it."""
-
-    events: tuple[Event, ...] = ()
+    """Done: acknowledge, and commit what follows from it."""
 
 
 class Retry(Struct, frozen=True):
@@ -199,7 +194,7 @@ def decide(
     """The verdict on one delivery that had failed `failures` times before this outcome. `overdue`: it has been parked
     for long enough. `spared`: something outside is down, which costs no attempt."""
     if isinstance(outcome, Returned):
-        return Ack(outcome.events)
+        return Ack()
     error = word_of(outcome.error)
     if isinstance(error, DecodeError):
         return Park() if error.reason == "newer_version" and not overdue else DeadLetter(error.reason)

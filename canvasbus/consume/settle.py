@@ -394,7 +394,7 @@ class Settler:
             if topics:
                 await self._acknowledge(topics)
             light = [commit for commit in self._commits if not commit.needs_memory][:COMMIT_ENTRIES]
-            if light and not self.fence.in_doubt:  # raising it takes memory
+            if light and not self.fence.in_doubt:  # a server that refuses to raise it would hold us in here
                 chosen = set(map(id, light))
                 self._commits = deque(commit for commit in self._commits if id(commit) not in chosen)
                 await self._commit(light)

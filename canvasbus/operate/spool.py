@@ -11,6 +11,7 @@ from canvasbus.errors import CanvasbusError, ConfigError
 from canvasbus.produce import spoolfolder
 from canvasbus.produce.producer import Producer, ProducerStatistics
 from canvasbus.produce.spool import read_record, records
+from canvasbus.produce.spoolfile import file_name
 from canvasbus.produce.spoolfolder import FoundLog
 from canvasbus.wire import later
 from canvasbus.wire.codec import decode_envelope
@@ -124,7 +125,7 @@ def _oldest(path: Path, log: FoundLog) -> datetime | None:
     segment = log.ledger.where(log.ledger.settled)
     if segment is None:
         return None
-    for record in records((path / f"{log.partition}-{segment.serial:08}.log").read_bytes()):
+    for record in records((path / file_name(log.partition, segment.serial)).read_bytes()):
         event = read_record(record)
         if isinstance(event, Outgoing) and record.number >= log.ledger.settled:
             return _occurred_on(event)

@@ -11,8 +11,9 @@ from datetime import UTC, datetime
 from canvasbus.errors import Refused
 from canvasbus.ids import id_order
 from canvasbus.operate.words import text
+from canvasbus.produce.fenced import partitions_in
 from canvasbus.transport.resp import Operation, ReplyError, check, code, command, commands, pairs
-from canvasbus.wire.keys import MAX_PARTITIONS, Keys
+from canvasbus.wire.keys import Keys
 from canvasbus.wire.retention import Full, read_full
 
 SCAN_COUNT = 1000
@@ -49,22 +50,12 @@ class TopicKey:
 
 
 def recorded_partitions(namespace: str) -> Operation[int | None]:
-    """How many partitions the namespace has on this server; None: nobody has used it yet.
-
-    Raises Refused when what is on record cannot be their number: publishing to none of 0 partitions would lose events,
-    and asking a billion of them would never end.
-    """
-    (reply,) = yield command("HGET", Keys(namespace, 0).meta, "partitions")
+    """How many partitions the namespace has on this server; None: nobody has used it yet. Raises Refused when what is on
+    record cannot be their number."""
+    keys = Keys(namespace, 0)
+    (reply,) = yield command("HGET", keys.meta, "partitions")
     value = check(reply, f"look at the namespace {namespace!r}")
-    if value is None:
-        return None
-    number = int(value) if value.isdigit() and len(value) < 10 else 0  # int() raises for thousands of digits
-    if not 1 <= number <= MAX_PARTITIONS:
-        raise Refused(
-            f"the namespace {namespace!r} has {value[:40]!r} on record as its number of partitions, which must be 1 to "
-            f"{MAX_PARTITIONS}: HDEL or correct it"
-        )
-    return number
+    return None if value is None else partitions_in(keys, value)
 
 
 def scan(pattern: bytes) -> Operation[set[bytes]]:

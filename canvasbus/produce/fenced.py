@@ -453,7 +453,9 @@ def declaration(meta: bytes, partitions: int) -> list[tuple[bytes | str | int, .
     return [("HSETNX", meta, "partitions", partitions), ("HGET", meta, "partitions")]
 
 
-def check_partitions(keys: Keys, partitions: int, value: bytes | None) -> None:
+def partitions_in(keys: Keys, value: bytes | None) -> int:
+    """The number of partitions as it is on record. Raises Refused when what is there cannot be one: publishing to none of 0
+    partitions would lose events, and asking a billion of them would never end."""
     # The length comes first: int() raises for more than 4300 digits.
     recorded = int(value) if value is not None and len(value) <= 9 and value.isdigit() else 0
     if not 1 <= recorded <= MAX_PARTITIONS:
@@ -461,6 +463,12 @@ def check_partitions(keys: Keys, partitions: int, value: bytes | None) -> None:
             f"{keys.meta.decode()} has {_shown(value)} on record as its number of partitions, which must be 1 to "
             f"{MAX_PARTITIONS}: HDEL or correct its field 'partitions'"
         )
+    return recorded
+
+
+def check_partitions(keys: Keys, partitions: int, value: bytes | None) -> None:
+    """Raises Refused when this process is set to another number of partitions than is on record."""
+    recorded = partitions_in(keys, value)
     if recorded != partitions:
         raise Refused(
             f"namespace {keys.namespace!r} has {recorded} partition{'s' if recorded > 1 else ''} on this server, this process "

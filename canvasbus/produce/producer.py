@@ -169,8 +169,10 @@ class Producer:
             if inspect.iscoroutinefunction(on_delivery):
                 raise ConfigError(f"on_delivery={on_delivery!r}: a plain function is wanted, nobody would await it")
         bounds = {"buffer_bytes": buffer_bytes, "max_event_bytes": max_event_bytes, "spool_bytes": spool_bytes}
-        for name, value in {**bounds, "max_block": max_block, "flush_timeout": flush_timeout}.items():
-            check_number(name, value)
+        for name, size in bounds.items():
+            check_number(name, size, least=1)
+        for name, seconds in {"max_block": max_block, "flush_timeout": flush_timeout}.items():
+            check_number(name, seconds, least=0)
         if spool is not None and not isinstance(spool, str | PathLike):
             raise ConfigError(f"spool={spool!r}: the path of a folder is wanted, not a {type(spool).__name__}")
         if spool == "":  # of a variable that is not set; it would be the working directory
@@ -179,13 +181,6 @@ class Producer:
         if when_full not in (None, without_waiting, "block", "raise"):
             which = "with" if spool is not None else "without"
             raise ConfigError(f"when_full={when_full!r}: {which} a spool use {without_waiting!r}, 'block' or 'raise'")
-        if buffer_bytes < 1 or max_event_bytes < 1 or spool_bytes < 1:
-            raise ConfigError(
-                f"buffer_bytes={buffer_bytes}, max_event_bytes={max_event_bytes}, spool_bytes={spool_bytes}: use positive "
-                "numbers"
-            )
-        if max_block < 0 or flush_timeout < 0:
-            raise ConfigError(f"max_block={max_block}, flush_timeout={flush_timeout}: use seconds from 0")
         window_ms(dedupe_window, "dedupe_window")
         self.source = source
         self.name = where.shown

@@ -58,6 +58,11 @@ class Whose(NamedTuple):
     """One in which all is settled is given up when it has more."""
 
 
+def file_name(partition: int, serial: int) -> str:
+    """Of one segment of one log, in the folder of its process (read back by `spoolfolder`)."""
+    return f"{partition}-{serial:08}.log"
+
+
 class Damaged(Exception):
     """A segment cannot be read any further."""
 
@@ -94,7 +99,7 @@ class Log:
 
     def path(self, segment: Segment) -> Path:
         """The file of a segment."""
-        return self._folder / f"{self.partition}-{segment.serial:08}.log"
+        return self._folder / file_name(self.partition, segment.serial)
 
     # --- writing -------------------------------------------------------------------------------------------------
 

@@ -15,19 +15,20 @@ TRIM: Final = Script(
 -- groups were declared when it was found out which count: one that came since might have to read what would go; [7] how
 -- many count; [8..] the names of those; then of these; then, if [5], for each of these its bus.loss in four pieces: what
 -- comes before its detail, how the detail begins, what lies between it and how many are lost, and the rest
--- Returns entries left, entries removed, the group that keeps older entries than the targets ask for ("": none does), 1
--- when the cap is reached, 1 when there is more to remove at once, the first entry left; then for each group that had not
--- handled all that was removed: its name, how many of these, the first of them. Entries removed is -1, and nothing was
--- done, when other groups are declared by now
+-- Returns entries left, entries removed, the groups that keep older entries than the targets ask for (the one that has
+-- handled least; when the cap is reached, those too that have not handled the first entry left), 1 when the cap is reached,
+-- 1 when there is more to remove at once, the first entry left; then for each group that had not handled all that was
+-- removed: its name, how many of these, the first of them. Entries removed is -1, and nothing was done, when other groups
+-- are declared by now
 local info = redis.pcall('XINFO', 'STREAM', KEYS[1])
-if info.err then return {0, 0, '', 0, 0, ''} end
+if info.err then return {0, 0, {}, 0, 0, ''} end
 local facts = {}
 for i = 1, #info, 2 do facts[info[i]] = info[i + 1] end
 local counting = 8 + tonumber(ARGV[6])
 local last_counting = counting + tonumber(ARGV[7]) - 1
-if redis.call('HLEN', KEYS[3]) ~= counting - 8 then return {0, -1, '', 0, 0, ''} end
+if redis.call('HLEN', KEYS[3]) ~= counting - 8 then return {0, -1, {}, 0, 0, ''} end
 for i = 8, counting - 1 do
-  if redis.call('HEXISTS', KEYS[3], ARGV[i]) == 0 then return {0, -1, '', 0, 0, ''} end
+  if redis.call('HEXISTS', KEYS[3], ARGV[i]) == 0 then return {0, -1, {}, 0, 0, ''} end
 end
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)

@@ -4,6 +4,7 @@ All keys of one partition share the hash tag `{namespace:partition}`, so that on
 server and in a Redis Cluster alike.
 """
 
+import math
 import re
 from binascii import crc32
 from numbers import Integral, Real
@@ -58,13 +59,23 @@ def check_name(kind: str, name: str) -> str:
     return name
 
 
-def check_number(name: str, value: object, *, whole: bool = False, error: type[Exception] = ConfigError) -> None:
-    """Raise `error` for what is no number: "4" and "64MiB" would fail somewhere inside, with words about Python."""
+def check_number(
+    name: str,
+    value: object,
+    *,
+    whole: bool = False,
+    least: float = -math.inf,
+    error: type[Exception] = ConfigError,
+) -> None:
+    """Raise `error` for what is no number: "4" and "64MiB" would fail somewhere inside, with words about Python. And for
+    one below `least`."""
     what = "a whole number" if whole else "a number"
     if isinstance(value, bool) or not isinstance(value, Integral if whole else Real):
         raise error(f"{name}={value!r}: {what} is wanted, not a {type(value).__name__}")
     if value != value:
         raise error(f"{name}={value!r}: {what} is wanted")
+    if value < least:
+        raise error(f"{name}={value!r}: use a number from {least:g}")
 
 
 def check_partition_count(partitions: object) -> None:

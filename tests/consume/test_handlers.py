@@ -1,6 +1,7 @@
 """Declaring handlers: what a worker listens to, and each declaration that is refused at import."""
 
 import functools
+import math
 from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any
@@ -92,7 +93,11 @@ def test_a_worker_needs_a_usable_name(name: str) -> None:
     "options",
     [
         {"concurrency": 0},
+        {"concurrency": 2.5},
+        {"concurrency": "4"},
         {"timeout": 0},
+        {"timeout": math.nan},
+        {"timeout": "30"},
         {"timeout": -1},
         {"start": "yesterday"},
         {"start": "12-"},
@@ -100,12 +105,12 @@ def test_a_worker_needs_a_usable_name(name: str) -> None:
     ],
 )
 def test_options_out_of_range_are_refused(options: dict[str, Any]) -> None:
-    """At the line that gives them."""
-    with pytest.raises(ContractError):
+    """At the line that gives them, and with the option's name."""
+    with pytest.raises(ContractError, match=f"{next(iter(options))}="):
         Worker("w").on(PaintingMade, **options)
 
 
-@pytest.mark.parametrize("options", [{"max_size": 0}, {"max_wait": -1}])
+@pytest.mark.parametrize("options", [{"max_size": 0}, {"max_size": 2.5}, {"max_wait": -1}, {"max_wait": math.nan}])
 def test_batch_options_out_of_range_are_refused(options: dict[str, Any]) -> None:
     """A batch has at least one event and waits no negative time."""
     with pytest.raises(ContractError):

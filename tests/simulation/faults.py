@@ -18,6 +18,7 @@ from waiting import TrioClock
 from canvasbus import clock
 from canvasbus.bus import Retention
 from canvasbus.consume.liveness import DEAD_SECONDS
+from canvasbus.ids import id_order
 from canvasbus.transport.resp import pairs
 
 if TYPE_CHECKING:
@@ -220,13 +221,13 @@ class Faults:
             name = row[b"name"].decode()
             if row[b"name"] in declared:
                 pending = {entry_id.encode() for entry_id, _, _ in eyes.pending(name, event_type)}
-                read[name] = _order(row[b"last-delivered-id"]), pending
+                read[name] = id_order(row[b"last-delivered-id"]), pending
 
         def told(gone: list[list[Any]]) -> None:
             self._world.note("world", f"{event_type}: retention removed {len(gone)} up to {gone[-1][0].decode()}")
             self._world.history.retained[stream] += [(row[0].decode(), row[1]) for row in gone]
             for name, (cursor, pending) in read.items():
-                early = [row[0].decode() for row in gone if row[0] in pending or _order(row[0]) > cursor]
+                early = [row[0].decode() for row in gone if row[0] in pending or id_order(row[0]) > cursor]
                 if early:
                     self._world.wrong(f"retention removed {early} of {event_type}, which {name} has not handled")
 
@@ -245,14 +246,14 @@ class Faults:
             stream = eyes.stream(event_type)
             if not eyes.call("EXISTS", stream):
                 continue
-            cursors = [_order(row[b"last-delivered-id"]) for row in groups_of(eyes, stream)]
+            cursors = [id_order(row[b"last-delivered-id"]) for row in groups_of(eyes, stream)]
             if len(cursors) < sum(input_of(group) == event_type for group in self._plan.groups):
                 continue
-            rows = [row for row in eyes.call("XRANGE", stream, "-", "+") if _order(row[0]) <= min(cursors)]
+            rows = [row for row in eyes.call("XRANGE", stream, "-", "+") if id_order(row[0]) <= min(cursors)]
             rows = rows[: self._world.dice.randrange(len(rows) + 1)]
             if rows:
                 self._world.history.trimmed[stream] += [(row[0].decode(), row[1]) for row in rows]
-                milliseconds, sequence = _order(rows[-1][0])
+                milliseconds, sequence = id_order(rows[-1][0])
                 eyes.call("XTRIM", stream, "MINID", f"{milliseconds}-{sequence + 1}")
                 self._world.note("world", f"trimmed {len(rows)} entries")
 
@@ -262,14 +263,14 @@ class Faults:
         if group in self._world.history.lost_pending or not self._world.eyes.call("EXISTS", stream):
             return
         infos = groups_of(self._world.eyes, stream)
-        cursor = next((_order(info[b"last-delivered-id"]) for info in infos if info[b"name"] == group.encode()), None)
+        cursor = next((id_order(info[b"last-delivered-id"]) for info in infos if info[b"name"] == group.encode()), None)
         if cursor is None:
             return
         owners = {entry_id: owner for entry_id, owner, _ in self._world.eyes.pending(group, input_of(group))}
         pending = set(owners)
         running = {i: run for (of, part, i), run in self._world.handlers.active.items() if (of, part) == (group, 0)}
         there = self._world.eyes.call("XRANGE", stream, "-", "+")
-        read = {row[0].decode() for row in there if _order(row[0]) <= cursor}
+        read = {row[0].decode() for row in there if id_order(row[0]) <= cursor}
         history = self._world.history
         read |= {entry_id for entry_id, _ in [*history.trimmed[stream], *history.retained[stream]]}
         history.lost_pending[group] = pending
@@ -285,8 +286,3 @@ class Faults:
 
 def groups_of(eyes: Eyes, stream: bytes) -> list[dict[bytes, Any]]:
     return [pairs(row) for row in eyes.call("XINFO", "GROUPS", stream)] if eyes.call("EXISTS", stream) else []
-
-
-def _order(entry_id: bytes) -> tuple[int, int]:
-    milliseconds, _, sequence = entry_id.partition(b"-")
-    return int(milliseconds), int(sequence)

@@ -56,7 +56,7 @@ class Life:
         self.files: set[int] = set()
         """Descriptors of its spool's files."""
         self.disk_steps = 0
-        """It dies at the so-manieth step on disk from now; 0: it does not."""
+        """It dies at the n-th step on disk from now; 0: it does not."""
         self.signals = 0.0
         """How often its main thread is interrupted where it has a lock or writes to its disk."""
         self.on_signal: Callable[[], None] = lambda: None

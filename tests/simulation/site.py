@@ -31,7 +31,7 @@ class Site:
         self.awake = trio.Event()
         self.awake.set()
         self.falls_at: tuple[int, str] | None = None
-        """It dies with the so-manieth packet from now that changes or brings something: "before" or "after" the server
+        """It dies with the n-th packet from now that changes or brings something: "before" or "after" the server
         has executed it."""
         self.next_fate = ""
         """What happens to the next packet that changes something ("late", "late and killed"), commits, hands back, raises a

@@ -30,4 +30,4 @@ def test_some_of_the_first_seeds_finds(name: str) -> None:
 
 def test_every_promise_has_a_bug_of_its_own() -> None:
     """The promises of DESIGN section 5 that a simulation can hold: all but order and the numbers."""
-    assert {mutant.promise for mutant in BY_NAME.values()} >= {"1", "2", "3", "4", "5", "6", "8", "9", "10"}
+    assert {mutant.promise for mutant in BY_NAME.values()} >= {*"123456789", "10"}
