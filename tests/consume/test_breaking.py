@@ -381,3 +381,48 @@ async def test_random_outages_lose_nothing(virtual: Clock, memory: MemoryServer,
         await quiet(eyes, timeout=60)
         assert (runner_of(bus).statistics().held, runner_of(bus).statistics().waiting) == (0, 0)
     assert framed(eyes) == dict.fromkeys(range(200), 1) and eyes.dead("callers") == []
+
+
+async def test_a_suspect_that_comes_while_the_probe_waits_for_its_turn_keeps_no_lane_shut(
+    virtual: Clock, memory: MemoryServer, namespace: str, eyes: Eyes
+) -> None:
+    """Suspects run alone one at a time in a process. While the probe waits until that of another lane is done, a suspect
+    of its own lane comes back from its retry, and stands before it. Both run in the end."""
+    eyes, dependency, finished = Eyes(memory, namespace), Dependency(), list[int]()
+    async with running(memory, namespace=namespace) as bus:
+        await bus.publish_many([PaintingMade(number=n) for n in range(4)])
+        await bus.publish(SculptureMade())
+    for topic in "painting.made", "sculpture.made":
+        stream = eyes.stream(topic)
+        eyes.call("XGROUP", "CREATE", stream, "callers", "0")
+        eyes.call("XREADGROUP", "GROUP", "callers", "~suspect", "STREAMS", stream, ">")
+    (entry, _, _), *_ = eyes.pending("callers", "sculpture.made")
+    eyes.call("XCLAIM", stream, "callers", "~suspect", 0, entry, "RETRYCOUNT", 0, "JUSTID")  # it has to run alone
+    worker, runs = Worker("callers"), Counter[int]()
+
+    @worker.on(
+        PaintingMade,
+        concurrency=2,
+        retry={ValueError: Backoff(attempts=5, base=20, cap=20), Exception: Backoff(attempts=5)},
+        breaker=Breaker(failures=1, pause=1),
+    )
+    async def call(event: PaintingMade) -> None:
+        runs[event.number] += 1
+        if event.number == 0 and runs[0] == 1:
+            raise ValueError("not the dependency's fault")
+        await dependency.call(event.number)
+        finished.append(event.number)
+
+    @worker.on(SculptureMade, concurrency=1, timeout=300)
+    async def carve(event: SculptureMade) -> None:
+        await trio.sleep(60)
+
+    dependency.down = True
+    async with running(memory, worker, namespace=namespace) as bus:
+        await until(lambda: bus.statistics()[0].open_circuits, 30)
+        dependency.down = False
+        await trio.sleep(900)
+        await bus.publish(PaintingMade(number=4))
+        await trio.sleep(100)
+        assert bus.statistics()[0].open_circuits == (), "it is up again, for a quarter of an hour"
+        assert sorted(finished) == [0, 1, 2, 3, 4]
