@@ -426,3 +426,34 @@ async def test_a_suspect_that_comes_while_the_probe_waits_for_its_turn_keeps_no_
         await trio.sleep(100)
         assert bus.statistics()[0].open_circuits == (), "it is up again, for a quarter of an hour"
         assert sorted(finished) == [0, 1, 2, 3, 4]
+
+
+async def test_a_probe_that_joins_a_batch_which_was_being_gathered_keeps_no_lane_shut(
+    virtual: Clock, memory: MemoryServer, namespace: str
+) -> None:
+    """A batch is gathered for longer than the circuit pauses. It opens meanwhile, by a suspect that runs alone, and the
+    probe comes into that batch, which fails. Once the dependency is back all are handled."""
+    eyes, dependency = Eyes(memory, namespace), Dependency()
+    async with running(memory, namespace=namespace) as bus:
+        await bus.publish(PaintingMade(number=0))
+    eyes.call("XGROUP", "CREATE", eyes.stream(), "callers", "0")
+    eyes.call("XREADGROUP", "GROUP", "callers", "~suspect", "STREAMS", eyes.stream(), ">")
+    ((entry, _, _),) = eyes.pending("callers")
+    eyes.call("XCLAIM", eyes.stream(), "callers", "~suspect", 0, entry, "RETRYCOUNT", 0, "JUSTID")  # it has to run alone
+    worker, finished = Worker("callers"), list[int]()
+
+    @worker.on_batch(PaintingMade, max_size=8, max_wait=10, breaker=Breaker(failures=1, pause=1))
+    async def call_all(events: list[PaintingMade]) -> None:
+        await dependency.call(events[0].number)
+        finished.extend(event.number for event in events)
+
+    dependency.down = True
+    async with running(memory, worker, namespace=namespace) as bus:
+        await bus.publish_many([PaintingMade(number=n) for n in range(1, 4)])
+        await until(lambda: bus.statistics()[0].open_circuits, 30)
+        await bus.publish(PaintingMade(number=4))
+        await trio.sleep(30)
+        dependency.down = False
+        await trio.sleep(900)
+        assert bus.statistics()[0].open_circuits == (), "it is up again, for a quarter of an hour"
+        assert sorted(finished) == [0, 1, 2, 3, 4]
