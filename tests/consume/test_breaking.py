@@ -457,3 +457,32 @@ async def test_a_probe_that_joins_a_batch_which_was_being_gathered_keeps_no_lane
         await trio.sleep(900)
         assert bus.statistics()[0].open_circuits == (), "it is up again, for a quarter of an hour"
         assert sorted(finished) == [0, 1, 2, 3, 4]
+
+
+async def test_a_suspect_in_a_batch_that_meets_an_outage_is_not_left_behind(
+    virtual: Clock, memory: MemoryServer, namespace: str
+) -> None:
+    """A suspect runs in a batch among others when the dependency goes down. When it is back, that suspect and those that
+    wait for their turn behind it are handled as well."""
+    eyes, dependency = Eyes(memory, namespace), Dependency()
+    async with running(memory, namespace=namespace) as bus:
+        await bus.publish_many([PaintingMade(number=n) for n in range(3)])
+    eyes.call("XGROUP", "CREATE", eyes.stream(), "callers", "0")
+    eyes.call("XREADGROUP", "GROUP", "callers", "~suspect", "STREAMS", eyes.stream(), ">")
+    async with running(memory, namespace=namespace) as bus:
+        await bus.publish_many([PaintingMade(number=n) for n in range(3, 6)])
+    worker, finished = Worker("callers"), list[int]()
+
+    @worker.on_batch(PaintingMade, max_size=8, max_wait=1, breaker=Breaker(failures=1))
+    async def call_all(events: list[PaintingMade]) -> None:
+        await dependency.call(events[0].number)
+        finished.extend(event.number for event in events)
+
+    dependency.down = True
+    async with running(memory, worker, namespace=namespace) as bus:
+        await until(lambda: bus.statistics()[0].open_circuits, 30)
+        await trio.sleep(20)
+        dependency.down = False
+        await until(lambda: not bus.statistics()[0].open_circuits, 120)
+        await trio.sleep(900)
+        assert sorted(finished) == [0, 1, 2, 3, 4, 5], "the dependency is up again, for a quarter of an hour"
