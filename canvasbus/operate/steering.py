@@ -98,8 +98,12 @@ def reset(partitions: Sequence[Keys], group: str, moves: Sequence[Move]) -> Oper
         (reply,) = yield command("XGROUP", "SETID", move.stream, group, move.to, *counted)
         check(reply, f"reset group {group!r} on {move.topic}")
         (passed,) = yield command("XRANGE", move.stream, "-", move.to, "COUNT", 1)
-        if check(passed, f"reset group {group!r} on {move.topic}"):  # else its place is the start, which need not be noted
-            (reply,) = yield command("HSET", cursors, move.stream, move.to)  # should the group be lost before it reads on
+        if check(
+            passed, f"reset group {group!r} on {move.topic}"
+        ):  # else its place is the start, which need not be noted
+            (reply,) = yield command(
+                "HSET", cursors, move.stream, move.to
+            )  # should the group be lost before it reads on
             check(reply, f"reset group {group!r} on {move.topic}")
 
 

@@ -439,7 +439,9 @@ async def test_a_probe_that_joins_a_batch_which_was_being_gathered_keeps_no_lane
     eyes.call("XGROUP", "CREATE", eyes.stream(), "callers", "0")
     eyes.call("XREADGROUP", "GROUP", "callers", "~suspect", "STREAMS", eyes.stream(), ">")
     ((entry, _, _),) = eyes.pending("callers")
-    eyes.call("XCLAIM", eyes.stream(), "callers", "~suspect", 0, entry, "RETRYCOUNT", 0, "JUSTID")  # it has to run alone
+    eyes.call(
+        "XCLAIM", eyes.stream(), "callers", "~suspect", 0, entry, "RETRYCOUNT", 0, "JUSTID"
+    )  # it has to run alone
     worker, finished = Worker("callers"), list[int]()
 
     @worker.on_batch(PaintingMade, max_size=8, max_wait=10, breaker=Breaker(failures=1, pause=1))
