@@ -73,7 +73,10 @@ class BatchLane(Lane):
             return
         log.info("a batch failed; its events run one by one", group=self.group, handler=self.handler.name)
         for delivery in batch:
-            if self.blocked or self._stopping:
+            probes = (
+                self.breaking is not None and delivery is self.breaking.probe
+            )  # who waits for its end waits for it alone
+            if (self.blocked and not probes) or self._stopping:
                 self._set_aside(delivery, tried=False)
             else:
                 await self._run_alone(delivery)

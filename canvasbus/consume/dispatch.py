@@ -418,6 +418,7 @@ class Lane:
         if self._stopping:  # nobody would take it up again, and the worker would wait for it
             self._put_down(delivery)
         elif delivery.suspect:
+            self.quarantine.ended(delivery)  # out of a batch that failed, it counts as running
             self.quarantine.add(delivery)
         else:
             assert self.breaking is not None

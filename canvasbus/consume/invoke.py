@@ -53,8 +53,14 @@ def _in_threads(handler: "Handler") -> Callable[..., Any]:
     limiter = trio.CapacityLimiter(handler.concurrency + 1)
 
     def call(*args: Any) -> Any:
-        result = function(*args)
-        return list(result) if isinstance(result, Iterator) else result  # the body of a generator runs here too
+        try:
+            result = function(*args)
+            return list(result) if isinstance(result, Iterator) else result  # the body of a generator runs here too
+        except BaseException as error:
+            if isinstance(error, _ABOVE) or (isinstance(error, BaseExceptionGroup) and error.subgroup(_ABOVE)):
+                # A thread gets no Ctrl-C, and nobody closes it: this is the handler's own failure.
+                raise RuntimeError(f"the handler raised {type(error).__name__}: {error}") from error
+            raise
 
     async def in_thread(*args: Any) -> Any:
         return await trio.to_thread.run_sync(call, *args, abandon_on_cancel=True, limiter=limiter)

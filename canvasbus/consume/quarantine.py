@@ -113,7 +113,7 @@ class Quarantine:
         while True:
             self._stirred = trio.Event()
             if breaking is not None and breaking.blocked:
-                if breaking.probe is not None and breaking.probe is self.first:
+                if breaking.probe is not None and self._lane_of(breaking.probe) is not None:
                     await self._run_next()
                     continue
             elif self._crowd and len(self._running) < self._beds:
@@ -134,11 +134,18 @@ class Quarantine:
 
     async def _run_next(self) -> None:
         async with self._lock:
-            delivery, breaking = self.first, self._breaking
-            if delivery is None or (breaking is not None and breaking.blocked and delivery is not breaking.probe):
+            breaking = self._breaking
+            # A probe has its turn wherever it stands: others may have come before it while it waited for the lock.
+            delivery = breaking.probe if breaking is not None and breaking.blocked else self.first
+            waiting = self._lane_of(delivery)
+            if delivery is None or waiting is None:
                 return  # it changed while others ran
-            (self._alone or self._crowd).popleft()
+            waiting.remove(delivery)
             await self._run_alone(delivery)
+
+    def _lane_of(self, delivery: Delivery | None) -> deque[Delivery] | None:
+        """Where it waits; None: not here."""
+        return next((waiting for waiting in (self._alone, self._crowd) if delivery in waiting), None)
 
     def __repr__(self) -> str:
         return f"<Quarantine {len(self._crowd)} + {len(self._alone)} wait, {len(self._running)} run among others>"

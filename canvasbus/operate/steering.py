@@ -97,6 +97,14 @@ def reset(partitions: Sequence[Keys], group: str, moves: Sequence[Move]) -> Oper
         counted = ("ENTRIESREAD", 0) if move.to == "0-0" else ()  # else the server's own lag would be unknown
         (reply,) = yield command("XGROUP", "SETID", move.stream, group, move.to, *counted)
         check(reply, f"reset group {group!r} on {move.topic}")
+        (passed,) = yield command("XRANGE", move.stream, "-", move.to, "COUNT", 1)
+        if check(
+            passed, f"reset group {group!r} on {move.topic}"
+        ):  # else its place is the start, which need not be noted
+            (reply,) = yield command(
+                "HSET", cursors, move.stream, move.to
+            )  # should the group be lost before it reads on
+            check(reply, f"reset group {group!r} on {move.topic}")
 
 
 def at_work(group: Group) -> str:

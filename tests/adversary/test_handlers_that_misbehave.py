@@ -233,3 +233,24 @@ async def test_a_name_that_cannot_be_sent(any_url: str, namespace: str, act: Any
         (letter,) = eyes.dead("framers")
     assert seen == {0, 2} and letter.error.startswith("ContractError") and "surrogates" in letter.error
     eyes.close()
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, GeneratorExit])
+async def test_a_thread_that_raises_what_is_meant_for_others(
+    virtual: Clock, memory: MemoryServer, namespace: str, eyes: Eyes, error: type[BaseException]
+) -> None:
+    """Ctrl-C reaches the main thread only, and nobody closes the coroutine of a thread: in a plain handler both are its own
+    failure. The worker lives, and the event ends in the dead letters, not in one worker after the other."""
+    worker, seen = Worker("framers"), set[int]()
+
+    @worker.on(PaintingMade, retry=Backoff(attempts=2))
+    def frame(event: PaintingMade) -> None:
+        if event.number == 1:
+            raise error("a library's own")
+        seen.add(event.number)
+
+    async with running(memory, worker, namespace=namespace) as bus:
+        await bus.publish_many([PaintingMade(number=n) for n in range(3)])
+        await quiet(eyes, timeout=60)
+    (letter,) = eyes.dead("framers")
+    assert seen == {0, 2} and (letter.reason, letter.attempts) == ("exhausted", 2)

@@ -381,3 +381,110 @@ async def test_random_outages_lose_nothing(virtual: Clock, memory: MemoryServer,
         await quiet(eyes, timeout=60)
         assert (runner_of(bus).statistics().held, runner_of(bus).statistics().waiting) == (0, 0)
     assert framed(eyes) == dict.fromkeys(range(200), 1) and eyes.dead("callers") == []
+
+
+async def test_a_suspect_that_comes_while_the_probe_waits_for_its_turn_keeps_no_lane_shut(
+    virtual: Clock, memory: MemoryServer, namespace: str, eyes: Eyes
+) -> None:
+    """Suspects run alone one at a time in a process. While the probe waits until that of another lane is done, a suspect
+    of its own lane comes back from its retry, and stands before it. Both run in the end."""
+    eyes, dependency, finished = Eyes(memory, namespace), Dependency(), list[int]()
+    async with running(memory, namespace=namespace) as bus:
+        await bus.publish_many([PaintingMade(number=n) for n in range(4)])
+        await bus.publish(SculptureMade())
+    for topic in "painting.made", "sculpture.made":
+        stream = eyes.stream(topic)
+        eyes.call("XGROUP", "CREATE", stream, "callers", "0")
+        eyes.call("XREADGROUP", "GROUP", "callers", "~suspect", "STREAMS", stream, ">")
+    (entry, _, _), *_ = eyes.pending("callers", "sculpture.made")
+    eyes.call("XCLAIM", stream, "callers", "~suspect", 0, entry, "RETRYCOUNT", 0, "JUSTID")  # it has to run alone
+    worker, runs = Worker("callers"), Counter[int]()
+
+    @worker.on(
+        PaintingMade,
+        concurrency=2,
+        retry={ValueError: Backoff(attempts=5, base=20, cap=20), Exception: Backoff(attempts=5)},
+        breaker=Breaker(failures=1, pause=1),
+    )
+    async def call(event: PaintingMade) -> None:
+        runs[event.number] += 1
+        if event.number == 0 and runs[0] == 1:
+            raise ValueError("not the dependency's fault")
+        await dependency.call(event.number)
+        finished.append(event.number)
+
+    @worker.on(SculptureMade, concurrency=1, timeout=300)
+    async def carve(event: SculptureMade) -> None:
+        await trio.sleep(60)
+
+    dependency.down = True
+    async with running(memory, worker, namespace=namespace) as bus:
+        await until(lambda: bus.statistics()[0].open_circuits, 30)
+        dependency.down = False
+        await trio.sleep(900)
+        await bus.publish(PaintingMade(number=4))
+        await trio.sleep(100)
+        assert bus.statistics()[0].open_circuits == (), "it is up again, for a quarter of an hour"
+        assert sorted(finished) == [0, 1, 2, 3, 4]
+
+
+async def test_a_probe_that_joins_a_batch_which_was_being_gathered_keeps_no_lane_shut(
+    virtual: Clock, memory: MemoryServer, namespace: str
+) -> None:
+    """A batch is gathered for longer than the circuit pauses. It opens meanwhile, by a suspect that runs alone, and the
+    probe comes into that batch, which fails. Once the dependency is back all are handled."""
+    eyes, dependency = Eyes(memory, namespace), Dependency()
+    async with running(memory, namespace=namespace) as bus:
+        await bus.publish(PaintingMade(number=0))
+    eyes.call("XGROUP", "CREATE", eyes.stream(), "callers", "0")
+    eyes.call("XREADGROUP", "GROUP", "callers", "~suspect", "STREAMS", eyes.stream(), ">")
+    ((entry, _, _),) = eyes.pending("callers")
+    eyes.call(
+        "XCLAIM", eyes.stream(), "callers", "~suspect", 0, entry, "RETRYCOUNT", 0, "JUSTID"
+    )  # it has to run alone
+    worker, finished = Worker("callers"), list[int]()
+
+    @worker.on_batch(PaintingMade, max_size=8, max_wait=10, breaker=Breaker(failures=1, pause=1))
+    async def call_all(events: list[PaintingMade]) -> None:
+        await dependency.call(events[0].number)
+        finished.extend(event.number for event in events)
+
+    dependency.down = True
+    async with running(memory, worker, namespace=namespace) as bus:
+        await bus.publish_many([PaintingMade(number=n) for n in range(1, 4)])
+        await until(lambda: bus.statistics()[0].open_circuits, 30)
+        await bus.publish(PaintingMade(number=4))
+        await trio.sleep(30)
+        dependency.down = False
+        await trio.sleep(900)
+        assert bus.statistics()[0].open_circuits == (), "it is up again, for a quarter of an hour"
+        assert sorted(finished) == [0, 1, 2, 3, 4]
+
+
+async def test_a_suspect_in_a_batch_that_meets_an_outage_is_not_left_behind(
+    virtual: Clock, memory: MemoryServer, namespace: str
+) -> None:
+    """A suspect runs in a batch among others when the dependency goes down. When it is back, that suspect and those that
+    wait for their turn behind it are handled as well."""
+    eyes, dependency = Eyes(memory, namespace), Dependency()
+    async with running(memory, namespace=namespace) as bus:
+        await bus.publish_many([PaintingMade(number=n) for n in range(3)])
+    eyes.call("XGROUP", "CREATE", eyes.stream(), "callers", "0")
+    eyes.call("XREADGROUP", "GROUP", "callers", "~suspect", "STREAMS", eyes.stream(), ">")
+    async with running(memory, namespace=namespace) as bus:
+        await bus.publish_many([PaintingMade(number=n) for n in range(3, 6)])
+    worker, finished = Worker("callers"), list[int]()
+
+    @worker.on_batch(PaintingMade, max_size=8, max_wait=1, breaker=Breaker(failures=1))
+    async def call_all(events: list[PaintingMade]) -> None:
+        await dependency.call(events[0].number)
+        finished.extend(event.number for event in events)
+
+    dependency.down = True
+    async with running(memory, worker, namespace=namespace) as bus:
+        await until(lambda: bus.statistics()[0].open_circuits, 30)
+        await trio.sleep(20)
+        dependency.down = False
+        await until(lambda: not bus.statistics()[0].open_circuits, 120)
+        await trio.sleep(900)
+        assert sorted(finished) == [0, 1, 2, 3, 4, 5], "the dependency is up again, for a quarter of an hour"

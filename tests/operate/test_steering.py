@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+import trio
 from seeds import seeds
-from studio import Eyes
+from studio import Eyes, PaintingMade, framing, quiet, running
+from waiting import until
 
 from canvasbus.errors import CanvasbusError
 from canvasbus.operate import steering
@@ -220,3 +222,26 @@ def test_a_worker_that_starts_in_the_last_moment_keeps_its_group(eyes: Eyes, lin
         replies = link.request(wish) if isinstance(wish, Packet) else []
     assert result is False
     assert len(link.run(groups([eyes.keys]))) == 1
+
+
+async def test_a_group_that_was_set_forward_and_is_lost_goes_on_where_it_was(any_url: str, namespace: str) -> None:
+    """Set to the latest entry, before anything is read from there somebody destroys the group: what it had handled, or was
+    to skip, is not handled again."""
+    eyes = Eyes(any_url, namespace)
+    async with running(any_url, framing(), namespace=namespace) as bus:
+        await bus.publish_many([PaintingMade(number=n) for n in range(5)])
+        await quiet(eyes, "framers")
+        await trio.sleep(1.5)
+        eyes._link.run(steering.pause([eyes.keys], "framers", by="me"))
+        await until(lambda: bus.statistics()[0].state == "paused")
+        moves = eyes._link.run(steering.plan([eyes.keys], "framers", "latest", lambda topic: topic == "painting.made"))
+        eyes._link.run(steering.reset([eyes.keys], "framers", moves))
+        eyes._link.run(steering.resume([eyes.keys], "framers"))
+        await until(lambda: bus.statistics()[0].state == "running")
+        await trio.sleep(1.5)
+        eyes.call("XGROUP", "DESTROY", eyes.stream(), "framers")
+        await until(lambda: eyes.count("bus.loss") > 0)
+        await bus.publish(PaintingMade(number=5))
+        await quiet(eyes, "framers")
+        assert sorted(e.number for e in eyes.events("painting.framed")) == [0, 1, 2, 3, 4, 5]
+    eyes.close()
