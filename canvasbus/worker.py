@@ -26,6 +26,7 @@ from canvasbus.consume.breaker import Breaker
 from canvasbus.consume.context import Context
 from canvasbus.consume.handlers import Worker
 from canvasbus.consume.instances import PER_INSTANCE
+from canvasbus.consume.invoke import without_ctrl_c
 from canvasbus.consume.middleware import Handle, Middleware
 from canvasbus.consume.middleware.gate import gate
 from canvasbus.consume.middleware.log_context import log_context
@@ -108,7 +109,7 @@ async def until_signal() -> AsyncIterator[trio.Event]:
     """Run the block until SIGTERM or SIGINT, which sets the event that it is given: the block may have come to its own
     end in the same moment. A second signal while the program drains ends the process at once."""
     told = trio.Event()
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals, without_ctrl_c():
         async with trio.open_nursery() as nursery:
 
             async def watch() -> None:

@@ -28,7 +28,7 @@ def run_redrive(context: Context, args: argparse.Namespace) -> int:
         return 0
     pause = 1 / args.rate if args.rate else 0.0
     moved = _each(context, [[letter] for letter in able] if pause else portions(able), redrive, pause)
-    _report(context, "redriven", moved, letters)
+    _report(context, "redriven", moved, len(able), foreign=len(letters) - len(able))
     return 0
 
 
@@ -38,7 +38,7 @@ def run_purge(context: Context, args: argparse.Namespace) -> int:
     if not _agreed(context, args, letters, "be removed for good"):
         return 0
     removed = _each(context, [letters], purge, 0.0)
-    _report(context, "purged", removed, letters)
+    _report(context, "purged", removed, len(letters))
     return 0
 
 
@@ -99,9 +99,8 @@ def _each(
     return done
 
 
-def _report(context: Context, what: str, done: int, letters: Sequence[DeadLetter]) -> None:
-    foreign = sum(letter.record is None for letter in letters) if what == "redriven" else 0
-    gone = len(letters) - foreign - done
+def _report(context: Context, what: str, done: int, asked: int, *, foreign: int = 0) -> None:
+    gone = asked - done
     if context.out.json:
         context.out.record({what: done, "gone": gone, "foreign": foreign})
         return

@@ -73,9 +73,8 @@ class BatchLane(Lane):
             return
         log.info("a batch failed; its events run one by one", group=self.group, handler=self.handler.name)
         for delivery in batch:
-            probes = (
-                self.breaking is not None and delivery is self.breaking.probe
-            )  # who waits for its end waits for it alone
+            # A probe came into a batch that was being gathered: the breaker waits for its end, and for nothing else.
+            probes = self.breaking is not None and delivery is self.breaking.probe
             if (self.blocked and not probes) or self._stopping:
                 self._set_aside(delivery, tried=False)
             else:

@@ -15,15 +15,19 @@ from canvasbus.wire.deadletter import DeadLetterRecord
 from canvasbus.wire.keys import Keys
 
 AT_ONCE = 100
+WIDEST = 5000
+"""Words of one entry that a script can add: Lua's stack takes some 8,000."""
 BYTES_AT_ONCE = 1024 * 1024
 
 
 def portions(letters: Iterable[DeadLetter]) -> list[list[DeadLetter]]:
-    """Letters of one group and partition each, few enough for one step. Foreign ones are left out."""
+    """Letters of one group and partition each, few enough for one step. What no step could move is left out: what is no
+    dead letter, and a stranger's entry with thousands of fields."""
     result: list[list[DeadLetter]] = []
     size = 0
     for letter in letters:
-        if letter.record is None or not letter.record.fields or len(letter.record.fields) % 2:
+        words = len(letter.record.fields) if letter.record is not None else 0
+        if not 0 < words <= WIDEST or words % 2:
             continue
         last = result[-1] if result else []
         same = last and (last[0].group, last[0].partition) == (letter.group, letter.partition)
@@ -31,7 +35,7 @@ def portions(letters: Iterable[DeadLetter]) -> list[list[DeadLetter]]:
             result.append([])
             size = 0
         result[-1].append(letter)
-        size += sum(map(len, letter.record.fields))
+        size += sum(map(len, letter.record.fields)) if letter.record is not None else 0
     return result
 
 

@@ -98,12 +98,9 @@ def reset(partitions: Sequence[Keys], group: str, moves: Sequence[Move]) -> Oper
         (reply,) = yield command("XGROUP", "SETID", move.stream, group, move.to, *counted)
         check(reply, f"reset group {group!r} on {move.topic}")
         (passed,) = yield command("XRANGE", move.stream, "-", move.to, "COUNT", 1)
-        if check(
-            passed, f"reset group {group!r} on {move.topic}"
-        ):  # else its place is the start, which need not be noted
-            (reply,) = yield command(
-                "HSET", cursors, move.stream, move.to
-            )  # should the group be lost before it reads on
+        if check(passed, f"reset group {group!r} on {move.topic}"):
+            # Should the group be lost before it reads on. (Where nothing is passed, it begins at the start anyway.)
+            (reply,) = yield command("HSET", cursors, move.stream, move.to)
             check(reply, f"reset group {group!r} on {move.topic}")
 
 

@@ -1,5 +1,6 @@
 """Handlers that do what they should not: one event may suffer for it, never its neighbours or the worker."""
 
+import signal
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
@@ -10,7 +11,7 @@ from studio import Eyes, PaintingFramed, PaintingMade, quiet, running
 from trio.abc import Clock
 
 from canvasbus.transport.memory import MemoryServer
-from canvasbus.worker import Backoff, BatchFailure, Cancel, Context, Later, Reject, RetryLater, Worker
+from canvasbus.worker import Backoff, BatchFailure, Cancel, Context, Later, Reject, RetryLater, Worker, until_signal
 
 
 async def stale_cancellation() -> None:
@@ -252,5 +253,27 @@ async def test_a_thread_that_raises_what_is_meant_for_others(
     async with running(memory, worker, namespace=namespace) as bus:
         await bus.publish_many([PaintingMade(number=n) for n in range(3)])
         await quiet(eyes, timeout=60)
+    (letter,) = eyes.dead("framers")
+    assert seen == {0, 2} and (letter.reason, letter.attempts) == ("exhausted", 2)
+
+
+async def test_a_handler_that_raises_the_ctrl_c_that_the_program_takes_as_a_signal(
+    virtual: Clock, memory: MemoryServer, namespace: str, eyes: Eyes
+) -> None:
+    """In canvasbus-worker nobody is interrupted by Ctrl-C: what a handler raises is its own."""
+    worker, seen = Worker("framers"), set[int]()
+
+    @worker.on(PaintingMade, retry=Backoff(attempts=2))
+    async def frame(event: PaintingMade) -> None:
+        if event.number == 1:
+            raise KeyboardInterrupt
+        seen.add(event.number)
+
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    async with running(memory, worker, namespace=namespace) as bus, until_signal():
+        await bus.publish_many([PaintingMade(number=n) for n in range(3)])
+        await quiet(eyes, timeout=60)
+    for number, handler in zip((signal.SIGTERM, signal.SIGINT), before, strict=True):
+        signal.signal(number, handler)
     (letter,) = eyes.dead("framers")
     assert seen == {0, 2} and (letter.reason, letter.attempts) == ("exhausted", 2)

@@ -195,3 +195,18 @@ async def test_purging_removes_what_was_chosen(any_url: str, namespace: str, eye
     assert eyes._link.run(purge([eyes.keys], chosen[1:])) == 3
     assert [letter.id for letter in letters(eyes)] == [chosen[0].id]
     assert eyes._link.run(purge([eyes.keys], chosen)) == 1
+
+
+async def test_a_letter_that_is_too_wide_for_a_script_holds_up_no_others(
+    any_url: str, namespace: str, eyes: Eyes
+) -> None:
+    """A stranger's entry with thousands of fields stays in place; the letters behind it go back to work."""
+    framers = Framers()
+    async with running(any_url, framers.worker, namespace=namespace) as bus:
+        eyes.call("XADD", eyes.stream(), "*", *(word for n in range(4200) for word in (f"f{n}", "v")))
+        await bus.publish(PaintingMade(number=1))
+        await until(lambda: len(eyes.dead("framers")) == 2)
+        framers.mended = True
+        assert sum(eyes._link.run(redrive([eyes.keys], portion)) for portion in portions(letters(eyes))) == 1
+        await until(lambda: framers.seen == [1])
+    assert [letter.reason for letter in eyes.dead("framers")] == ["foreign"]

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-import trio
 from seeds import seeds
 from studio import Eyes, PaintingMade, framing, quiet, running
 from waiting import until
@@ -231,14 +230,14 @@ async def test_a_group_that_was_set_forward_and_is_lost_goes_on_where_it_was(any
     async with running(any_url, framing(), namespace=namespace) as bus:
         await bus.publish_many([PaintingMade(number=n) for n in range(5)])
         await quiet(eyes, "framers")
-        await trio.sleep(1.5)
         eyes._link.run(steering.pause([eyes.keys], "framers", by="me"))
         await until(lambda: bus.statistics()[0].state == "paused")
         moves = eyes._link.run(steering.plan([eyes.keys], "framers", "latest", lambda topic: topic == "painting.made"))
         eyes._link.run(steering.reset([eyes.keys], "framers", moves))
         eyes._link.run(steering.resume([eyes.keys], "framers"))
         await until(lambda: bus.statistics()[0].state == "running")
-        await trio.sleep(1.5)
+        beats = eyes.call("HGETALL", eyes.keys.beats("framers"))
+        await until(lambda: eyes.call("HGETALL", eyes.keys.beats("framers")) != beats)  # and told where it stands
         eyes.call("XGROUP", "DESTROY", eyes.stream(), "framers")
         await until(lambda: eyes.count("bus.loss") > 0)
         await bus.publish(PaintingMade(number=5))
