@@ -43,7 +43,9 @@ class Handlers:
         breaker = Breaker(3, 10.0, 0.5, 2.0, (ConnectionError,)) if "breaker" in plan.parts else None
         if plan.batch:
 
-            @worker.on_batch(takes, max_size=plan.concurrency, max_wait=0.05, timeout=plan.timeout, retry=retry)
+            @worker.on_batch(
+                takes, max_size=plan.concurrency, max_wait=0.05, timeout=plan.timeout, retry=retry, breaker=breaker
+            )
             async def handle_batch(events: list[Any], ctxs: list[Context]) -> list[tuple[int, Event]]:
                 for event, ctx in zip(events, ctxs, strict=True):
                     await self._handle(site, group, event.n, ctx)

@@ -211,10 +211,13 @@ class Plan:
         )
 
 
+_WISHES = {"kills", "calm", "company", "batch", "spool", "small", "blocks", "nervous"}
+
+
 def draw(seed: int, *, wanted: AbstractSet[str] = frozenset()) -> Plan:
     """The plan of a seed. Wanted parts, kinds of happenings and "kills" are there whatever the seed says of them;
-    "calm" weather is without lost packets, "company" means two processes at least, "spool", "small", "blocks" and "nervous" say how
-    Producers are. A happening may be wanted in one way only, like "stop, commit late"."""
+    "calm" weather is without lost packets, "company" means two processes at least, "batch" that handlers take several events,
+    "spool", "small", "blocks" and "nervous" say how Producers are. A happening may be wanted in one way only, like "stop, commit late"."""
     dice = Random(seed)
     plan = Plan(seed)
     plan.groups = dice.choice([("framers",), ("framers",), ("framers", "taggers"), ("framers", "hangers")])
@@ -233,7 +236,7 @@ def draw(seed: int, *, wanted: AbstractSet[str] = frozenset()) -> Plan:
     _draw_happenings(plan, dice)
     if "kills" in wanted and "kills" not in plan.behaviours.values():
         _draw_killer(plan, dice)
-    for wish in sorted(wanted - PARTS.keys() - {"kills", "calm", "company", "spool", "small", "blocks", "nervous"}):
+    for wish in sorted(wanted - PARTS.keys() - _WISHES):
         if "producer" in wish:
             continue
         kind, _, how = wish.partition(", ")
@@ -339,8 +342,12 @@ def _draw_parts(plan: Plan, dice: Random, wanted: set[str]) -> None:
         plan.attempts = 6
         start = dice.uniform(0.0, plan.seconds * 0.7)
         plan.away = start, start + dice.uniform(3.0, 5.0)
-    if plan.parts & {"state", "timers", "breaker"}:
+    if "batch" in wanted:
+        plan.batch, plan.parts = True, plan.parts - {"state", "timers"}
+    if plan.parts & {"state", "timers"}:
         plan.batch = False
+    if plan.batch and "breaker" in plan.parts:  # each of six attempts would take as long as all of its batch
+        plan.behaviours = {n: "quick" if how in ("slow", "hangs") else how for n, how in plan.behaviours.items()}
     plan.keep = dice.choice([1, 1, 5])
     plan.cap = dice.choice([None, 10, 20, 40])
 
