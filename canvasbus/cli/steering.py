@@ -3,23 +3,25 @@
 import argparse
 import getpass
 import socket
+from datetime import UTC, datetime
 
 from canvasbus.cli.confirm import confirm
 from canvasbus.cli.context import Context
 from canvasbus.cli.groups import named
-from canvasbus.cli.output import Cell, Column, ago
+from canvasbus.cli.output import Cell, Column, ago, moment
 from canvasbus.cli.times import seconds_of, start_of
 from canvasbus.contract.globs import glob_matches
 from canvasbus.errors import CanvasbusError
+from canvasbus.ids import id_order
 from canvasbus.operate import steering
 from canvasbus.operate.groups import Count, Group, groups
 from canvasbus.operate.words import count
 
 MOVES = (
-    Column("TOPIC"),
+    Column("TOPIC", flexible=True),
     Column("FROM", right=True),
     Column("TO", right=True),
-    Column("HANDLED AGAIN", right=True),
+    Column("AGAIN", right=True),
     Column("SKIPPED", right=True),
 )
 
@@ -136,7 +138,12 @@ def _row(move: steering.Move, partitioned: bool) -> list[Cell]:
     name = f"{move.topic} [{move.partition}]" if partitioned else move.topic
     again = Cell(str(move.again), "yellow" if move.again.value else "dim")
     skipped = Cell(str(move.skipped), "yellow" if move.skipped.value else "dim")
-    return [Cell(name), Cell(move.at), Cell(move.to), again, skipped]
+    return [Cell(name), Cell(_place(move.at)), Cell(_place(move.to)), again, skipped]
+
+
+def _place(entry_id: str) -> str:
+    milliseconds, _ = id_order(entry_id)
+    return "start" if not milliseconds else moment(datetime.fromtimestamp(milliseconds / 1000, UTC))
 
 
 def _for_machines(move: steering.Move, *, done: bool) -> dict[str, object]:

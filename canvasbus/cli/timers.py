@@ -39,8 +39,11 @@ def run(context: Context, args: argparse.Namespace) -> int:
         out.flush()
     if coming.total > len(coming.timers):
         out.note(f"{coming.total:,} timers in all: -n {args.count * 10} shows more")
-    elif not coming.total and not out.json:
+    elif not coming.total and not coming.unsorted and not out.json:
         out.note(f"no timers in {context.where}")
     if late or coming.unsorted:
-        out.note("some are late or not sorted in: timers come only while a worker or an EventBus of the namespace runs")
+        out.note(
+            "some are late or not sorted in yet: both are done within a second or two while a worker or an EventBus of the "
+            "namespace runs, and not at all while none does"
+        )
     return 1 if late or coming.unsorted else 0

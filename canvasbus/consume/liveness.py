@@ -165,6 +165,7 @@ class Heart:
         self.refused = ""
         """What the server says instead of counting; empty: it counts, or is away."""
         self._complain_at = -math.inf
+        self._complained = False
         self._server = server
         self._keys = keys
         self._consumer = consumer
@@ -229,8 +230,11 @@ class Heart:
         self.beats += no is None
         self.refused = "" if no is None else str(translate(no, "beat"))
         if self.refused and clock.monotonic() >= self._complain_at:
-            self._complain_at = clock.monotonic() + COMPLAIN_SECONDS
+            self._complain_at, self._complained = clock.monotonic() + COMPLAIN_SECONDS, True
             self._tell(log.error, "the server refuses this worker's heartbeat", error=self.refused)
+        elif self._complained and not self.refused:
+            self._complained = False
+            self._tell(log.info, "the server takes this worker's heartbeat again")
         if told:
             self._said = b"" if any(isinstance(reply, ReplyError) for reply in told) else says
         elif 1 in counts:  # it had forgotten our beats, and the rest with them

@@ -276,7 +276,8 @@ class Membership:
         keys, group, where = self._keys, self._group, stream.decode()
         details = {
             "group_recreated": f"group {group} was missing on {where} and goes on behind the last entry that its workers "
-            "had been given; what had been handed back or left by the dead is lost",
+            "had been given; what had been handed back, parked for newer workers or left by the dead comes no more, unless "
+            f"somebody sets the group back: `canvasbus groups reset {group}`",
             "stream_recreated": f"{where} is another stream than before, and group {group} reads it from its start; what "
             "was in the old one is lost",
         }

@@ -151,7 +151,7 @@ def _worker(wanted_by: str, module: ModuleType, path: str) -> "Worker":
         except (Exception, SystemExit) as error:  # a package may load its worker when it is asked for
             raise _told(error, module.__name__, wanted_by) from error
     if not isinstance(found, Worker):
-        raise ConfigError(f"{wanted_by} is a {type(found).__name__}, not a canvasbus Worker")
+        raise ConfigError(f"{wanted_by} is of type {type(found).__name__}, not a canvasbus Worker")
     return found
 
 

@@ -445,7 +445,7 @@ def declare_partitions(namespace: str, partitions: int) -> Operation[None]:
     if partitions > MAX_PARTITIONS:  # before it is on record, where it would stop everybody
         raise Refused(f"partitions={partitions}: a namespace has {MAX_PARTITIONS} at most")
     replies = yield commands(*declaration(keys.meta, partitions))
-    check(replies[0], "look at the namespace")
+    check(replies[0], "declare the namespace")
     check_partitions(keys, partitions, check(replies[1], "look at the namespace"))
 
 

@@ -179,8 +179,8 @@ class Producer:
             raise ConfigError("spool='': the path of a folder is wanted; None: no spool")
         without_waiting: WhenFull = "drop_oldest" if spool is None else "spool"
         if when_full not in (None, without_waiting, "block", "raise"):
-            which = "with" if spool is not None else "without"
-            raise ConfigError(f"when_full={when_full!r}: {which} a spool use {without_waiting!r}, 'block' or 'raise'")
+            which = "with a spool" if spool is not None else "without spool=FOLDER"
+            raise ConfigError(f"when_full={when_full!r}: {which} use {without_waiting!r}, 'block' or 'raise'")
         window_ms(dedupe_window, "dedupe_window")
         self.source = source
         self.name = where.shown

@@ -324,9 +324,12 @@ def test_a_heart_in_trouble_keeps_its_pace(kind: Any) -> None:
     progress.mark()
     heart = Heart(server, [Keys()], "g", "me", progress, every=1.0)
     heart._stop = pauses = Pauses(5)
-    heart._run()
+    with structlog.testing.capture_logs() as logs:
+        heart._run()
     assert pauses.seconds == [0.0, 1.0, 1.0, 1.0, 1.0, 1.0]
     assert server.struck == 3 and heart.beats == 2
+    told = ["the server refuses this worker's heartbeat", "the server takes this worker's heartbeat again"]
+    assert [entry["event"] for entry in logs] == (told if kind == "answer" else [])
 
 
 async def test_a_heart_in_a_task_beats_on_trios_clock(

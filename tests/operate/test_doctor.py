@@ -12,12 +12,15 @@ from tls import make_certificates, tls_config
 from waiting import TurnedClock
 
 from canvasbus import Producer, clock
+from canvasbus.contract.bus_events import BusLoss
+from canvasbus.operate import groups
 from canvasbus.operate.doctor.examine import without_server
 from canvasbus.operate.doctor.finding import Finding
 from canvasbus.operate.doctor.judge_server import judge_address, judge_server
 from canvasbus.operate.doctor.server import ServerFacts
 from canvasbus.transport import address as addresses
 from canvasbus.transport.rights import acl, user
+from canvasbus.wire.codec import Codec
 
 # --- all is well ------------------------------------------------------------------------------------------------------
 
@@ -153,6 +156,25 @@ def test_a_server_that_is_nearly_full_and_full(making: Making) -> None:
     found = look(url)
     assert troubles(found) == [("error", "writes"), ("error", "memory")]
     assert "maxmemory limit (OOM" in about(found, "writes").found
+
+
+def test_who_lives_is_not_known_while_the_server_takes_no_heartbeat(
+    making: Making, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker whose heartbeats are refused is no leaked name, and nobody is told to delete it."""
+    url, eyes = making()
+    eyes.call("HSET", eyes.keys.meta, "partitions", 1)
+    eyes.call("HSET", eyes.keys.groups, "framers", '{"types": ["painting.made"]}')
+    eyes.call("XGROUP", "CREATE", eyes.stream(), "framers", "0", "MKSTREAM")
+    eyes.call("XGROUP", "CREATECONSUMER", eyes.stream(), "framers", "w-1")
+    monkeypatch.setattr(groups, "ALIVE_MS", 0)
+    said = {"group": "no worker of group framers runs", "leaked names": "group framers: 1 name of consumers"}
+    assert all(about(look(url), check).found.startswith(words) for check, words in said.items())
+    eyes.call("SETRANGE", "x", 50_000_000, "x")
+    eyes.call("CONFIG", "SET", "maxmemory", "40mb")
+    found = look(url)
+    assert ("error", "writes") in troubles(found) and not said.keys() & {finding.check for finding in found}
+    assert "framers (workers unknown)" in about(found, "groups").found
 
 
 def test_memory_without_a_limit_or_with_too_large_a_one(making: Making) -> None:
@@ -334,6 +356,20 @@ def test_each_role_is_known_by_its_rights(making: Making) -> None:
     assert rights[0].found.endswith("a producer and an operator do") and "xreadgroup" in rights[1].found
     assert "CONFIG GET (the ACL of this user forbids it)" in about(found, "not told").found
     assert (about(found, "durability").level, about(found, "capabilities").level) == ("note", "note")
+
+
+def test_what_the_clock_is_needed_for_where_it_is_not_told(making: Making) -> None:
+    """A producer may not ask for the time: ages are by our clock, and how fast the server answers is not said."""
+    url, eyes = making()
+    eyes.call("HSET", eyes.keys.meta, "partitions", 1)
+    for days, id_ in ((2, 1), (0.1, 2)):
+        loss = BusLoss(topic="painting.made", group="framers", reason="dropped", detail=f"loss {id_}")
+        added = int((clock.time() - days * 86400) * 1000)
+        eyes.call("XADD", eyes.keys.stream("bus.loss"), f"{added}-{id_}", "e", Codec().encode(loss).data)
+    found = as_user(url, eyes, "producer")
+    assert "1 bus.loss event in the last 24 hours; the newest 2 hours ago" in about(found, "losses").found
+    assert about(found, "server").found.endswith("it answers")
+    assert "TIME is not told" in about(found, "clock").found
 
 
 def test_an_operator_leaves_nothing_in_the_acl_log(making: Making) -> None:

@@ -58,7 +58,7 @@ def test_a_worker_of_the_working_directory(folder: Path) -> None:
         ("studio_good.py", r"a module is written studio_good:worker"),
         ("studio_good:wroker", "studio_good has no 'wroker'; its workers: worker"),
         ("studio_none:worker", "has no 'worker'; it declares no Worker"),
-        ("studio_none:thing", "is a int, not a canvasbus Worker"),
+        ("studio_none:thing", "is of type int, not a canvasbus Worker"),
         ("studio_lazy:worker", r"studio_lazy needs the module studio_nowhere, .*studio_lazy\.py, line 2"),
         ("studio_good:", "has no ''"),
         (":worker", "is not a module name"),

@@ -231,9 +231,9 @@ def test_what_no_empty_spool_would_take_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "part"),
     [
-        ({"when_full": "spool"}, "without a spool"),
+        ({"when_full": "spool"}, "without spool=FOLDER use"),
         ({"spool": "folder", "when_full": "drop_oldest"}, "with a spool"),
-        ({"spool": "folder", "spool_bytes": 0}, "positive"),
+        ({"spool": "folder", "spool_bytes": 0}, "spool_bytes=0: use a number from 1"),
         ({"spool": "file"}, "is no folder"),
         ({"spool": "file/below"}, "is no folder"),
         ({"spool": "a\0b"}, "is no path"),

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from canvasbus import clock
 from canvasbus.consume.instances import is_instance
 from canvasbus.errors import Refused
 from canvasbus.ids import id_order
@@ -55,6 +56,8 @@ def ask_namespace(namespace: str, wanted: int | None) -> Operation[NamespaceFact
     (now,) = yield command("TIME")
     if facts.fine("TIME", now):
         facts.now_ms = int(now[0]) * 1000 + int(now[1]) // 1000
+    else:  # ours, which is off by what the clocks differ
+        facts.now_ms = clock.time_ns() // 1_000_000
     facts.partitions = min(facts.recorded or wanted or 1, PARTITION_LIMIT)
     facts.complete = facts.partitions == (facts.recorded or wanted or 1)
     partitions = [Keys(namespace, partition) for partition in range(facts.partitions)]

@@ -30,6 +30,8 @@ def examine(
         yield from judge_server(facts)
         yield from judge_rights(lacking(link, keys, group="group", event_type="type"), facts.user)
         found = link.run(ask_namespace(namespace, wanted))
+        if facts.write_error:  # no heartbeat comes through either
+            found.forget_who_lives()
         yield from judge_namespace(found, wanted)
         yield from judge_started(tables, found)
     except TransportError as error:

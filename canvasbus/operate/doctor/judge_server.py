@@ -93,7 +93,7 @@ def judge_server(facts: ServerFacts) -> Iterator[Finding]:
 
 def _kind(facts: ServerFacts) -> Finding:
     info = facts.info
-    pace = f"answers in {facts.round_trip * 1000:.2g} ms"
+    pace = "answers" if facts.round_trip is None else f"answers in {facts.round_trip * 1000:.2g} ms"
     if not info:
         return Finding("note", "server", f"its kind and version are not known; it {pace}")
     kind = "Valkey" if "valkey_version" in info else "Redis"
@@ -319,7 +319,7 @@ def _memory(facts: ServerFacts) -> Iterator[Finding]:
 
 
 def _clock(facts: ServerFacts) -> Iterator[Finding]:
-    if facts.clock_offset is None:
+    if facts.clock_offset is None or facts.round_trip is None:
         yield Finding("note", "clock", "how the clocks differ is not known: TIME is not told")
         return
     ahead, doubt = facts.clock_offset, facts.round_trip / 2

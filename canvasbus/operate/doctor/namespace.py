@@ -143,6 +143,11 @@ class NamespaceFacts:
         self.complete = self.complete and len(found) <= limit
         return found[:limit]
 
+    def forget_who_lives(self) -> None:
+        """The server takes no heartbeats: who has none may work all the same."""
+        for group in self.groups.values():
+            group.lifeless = None
+
     def age(self, entry_id: bytes) -> float:
         """Seconds since an entry was added, by its id."""
         return max(0.0, (self.now_ms - id_order(entry_id)[0]) / 1000)

@@ -63,7 +63,7 @@ class ServerFacts:
     """What it answers to a write; empty: it takes writes; None: not tried, the user may not."""
     clock_offset: float | None = None
     """Seconds by which the server's clock is ahead of ours; None: not told."""
-    round_trip: float = 0.0
+    round_trip: float | None = None
     """Seconds for one question and its answer, by which the offset may be wrong."""
 
     def number(self, name: str) -> int | None:
@@ -97,8 +97,8 @@ def ask(keys: Keys) -> Operation[ServerFacts]:
         facts.user = user.decode(errors="backslashreplace")
     before, started = clock.time(), clock.monotonic()
     now = yield from _answer(facts, forbidden, "TIME")
-    facts.round_trip = clock.monotonic() - started
     if now is not None:
+        facts.round_trip = clock.monotonic() - started
         facts.clock_offset = int(now[0]) + int(now[1]) / 1e6 - (before + facts.round_trip / 2)
     if "xadd" not in forbidden:
         # Not a key of a topic: should a stream be there all the same, an entry would be added.
