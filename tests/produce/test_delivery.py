@@ -79,13 +79,13 @@ def test_told_of_drops(memory: MemoryServer, namespace: str) -> None:
 
 
 def test_told_of_a_drop_where_nothing_waits(memory: MemoryServer, namespace: str, tmp_path: Path) -> None:
-    """An event that is larger than the spool is dropped though the sender has nothing to do: flush says False when its
-    callback has been called."""
+    """An event that is larger than the spool, with what that adds to it, is dropped though the sender has nothing to do:
+    flush says False when its callback has been called."""
     called = threading.Event()
     with Producer(memory.name, namespace=namespace, spool=tmp_path, spool_bytes=3000) as bus:
         for _ in range(5):
             called.clear()
-            bus.publish(PaintingMade(title="x" * 4000), on_delivery=lambda *_: called.set())
+            bus.publish(PaintingMade(title="x" * 1440), on_delivery=lambda *_: called.set())
             assert bus.flush(timeout=10) is False and called.is_set()
             bus.publish(PaintingMade())
             assert bus.flush(timeout=10) is True
