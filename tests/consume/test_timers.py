@@ -343,6 +343,17 @@ async def test_a_delay_is_no_longer_after_the_servers_clock_was_ahead(any_url: s
     assert {event.title for event in eyes.events("sculpture.made")} == {"a", "b"}
 
 
+async def test_what_waited_long_in_the_inbox_comes(any_url: str, namespace: str, eyes: Eyes) -> None:
+    """Producers alone were there for hours, and published more with a delay than is sorted in one step."""
+    begun = int(eyes.call("TIME")[0]) * 1000 - 2 * maintain.INBOX_MS
+    for n in range(2 * maintain.AT_ONCE + 1):
+        envelope = b'{"type":"sculpture.made","data":{"title":"%d"}}' % n
+        eyes.call("XADD", eyes.stream(LATER_INBOX), f"{begun + n}-0", "e", b"+10\nsculpture.made\n" + envelope)
+    async with running(any_url, namespace=namespace):
+        await until(lambda: eyes.count("sculpture.made") == 2 * maintain.AT_ONCE + 1)
+    assert eyes.count(LATER_INBOX) <= 1
+
+
 async def test_timers_whose_events_somebody_has_deleted_are_told(any_url: str, namespace: str, eyes: Eyes) -> None:
     """They cannot come any more; bus.loss says so, and how many they were."""
     eyes.call("ZADD", eyes.keys.timers, 1, "a", 2, "b")
