@@ -43,7 +43,9 @@ end
 if #rows > 0 then
   if not read then redis.call('XGROUP', 'CREATE', KEYS[3], ARGV[3], '0') end
   redis.call('XREADGROUP', 'GROUP', ARGV[3], ARGV[3], 'COUNT', #rows, 'NOACK', 'STREAMS', KEYS[3], '>')
-  redis.call('XTRIM', KEYS[3], 'MINID', string.format('%.0f', now - ARGV[2]))
+  -- Never past what was read: the rest may have waited for somebody who does this for longer than that.
+  local upto = math.min(now - ARGV[2], tonumber(string.match(rows[#rows][1], '^%d+')))
+  redis.call('XTRIM', KEYS[3], 'MINID', string.format('%.0f', upto))
 end
 local coming = redis.call('ZRANGEBYSCORE', KEYS[1], '(' .. at, '+inf', 'WITHSCORES', 'LIMIT', 0, 1)
 local more = redis.call('HLEN', KEYS[2]) - redis.call('ZCARD', KEYS[1])
