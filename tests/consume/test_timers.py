@@ -354,6 +354,17 @@ async def test_what_waited_long_in_the_inbox_comes(any_url: str, namespace: str,
     assert eyes.count(LATER_INBOX) <= 1
 
 
+async def test_a_short_delay_behind_thousands_of_long_ones(any_url: str, namespace: str, eyes: Eyes) -> None:
+    """It comes on time: what is in the inbox is sorted step by step without a pause, and not five hundred a look."""
+    async with running(any_url, namespace=namespace) as bus:
+        await until(lambda: eyes.call("EXISTS", eyes.keys.maintainer))
+        for _ in range(10 * maintain.AT_ONCE):
+            bus.publish_nowait(SculptureMade(title="far"), delay=3600)
+        await bus.publish(SculptureMade(title="near"), delay=0.1)
+        await until(lambda: eyes.call("EXISTS", eyes.stream("sculpture.made")), timeout=2.5)
+    assert [event.title for event in eyes.events("sculpture.made")] == ["near"]
+
+
 async def test_timers_whose_events_somebody_has_deleted_are_told(any_url: str, namespace: str, eyes: Eyes) -> None:
     """They cannot come any more; bus.loss says so, and how many they were."""
     eyes.call("ZADD", eyes.keys.timers, 1, "a", 2, "b")
