@@ -14,8 +14,8 @@ DUE: Final = Script(
 -- KEYS[3] the inbox (stream: due time in ms, or + and ms after the entry's own, newline, body)
 -- ARGV[1] how many at most, of each; [2] for how many ms what was read stays: publishers look there what became of theirs;
 -- [3] group of the inbox: how far it is read must go and come with it, or what was published already would be again
--- Returns ms until the next timer that is not due (-1: none), how many bodies there are more than timers, then the types
--- and names of those that are due, in turn
+-- Returns ms until the next timer that is not due (-1: none; 0: there may be more in the inbox), how many bodies there are
+-- more than timers, then the types and names of those that are due, in turn
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 local at = string.format('%.0f', now)
@@ -50,6 +50,7 @@ end
 local coming = redis.call('ZRANGEBYSCORE', KEYS[1], '(' .. at, '+inf', 'WITHSCORES', 'LIMIT', 0, 1)
 local more = redis.call('HLEN', KEYS[2]) - redis.call('ZCARD', KEYS[1])
 local result = {coming[2] and math.ceil(tonumber(coming[2]) - now) or -1, more}
+if #rows == tonumber(ARGV[1]) then result[1] = 0 end
 for _, timer in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', at, 'LIMIT', 0, ARGV[1])) do
   local body = redis.call('HGET', KEYS[2], timer) or ''
   local head = string.sub(body, 1, (string.find(body, '\\n', 1, true) or 1) - 1)
