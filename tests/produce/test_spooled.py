@@ -247,6 +247,33 @@ def test_a_disk_without_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert b.waiting == 0 == b.spool_statistics()["spool_events"]
 
 
+@pytest.mark.parametrize("more", [0, 5])
+def test_what_was_sent_while_the_disk_was_full_is_not_sent_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: int
+) -> None:
+    """That it is settled could not be written down, and the process is killed: then, or when there is room again and it
+    has gone on."""
+    from canvasbus import clock
+
+    b, items, offset = spooled(tmp_path), [item() for _ in range(10 + more)], 0.0
+    real_clock, real = clock.monotonic, spoolfile._raw_write
+    monkeypatch.setattr(clock, "monotonic", lambda: real_clock() + offset)
+    for each in items[:10]:
+        b.add(each, 0)
+
+    def full(fd: int, data: bytes, size: int) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(spoolfile, "_raw_write", full)
+    assert drained(b) == items[:10] and b.spool_errors == 1
+    monkeypatch.setattr(spoolfile, "_raw_write", real)
+    offset = 1.1
+    for each in items[10:]:
+        b.add(each, 0)
+    die(b)
+    assert drained(spooled(tmp_path)) == items[10:]
+
+
 def test_a_batch_that_is_on_disk_in_parts(tmp_path: Path) -> None:
     """One event of a batch could not be written down: after a crash all the others are doubted together, and when they
     were sent in parts, from the first part on whose fate nobody knew."""
