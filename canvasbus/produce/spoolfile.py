@@ -141,6 +141,8 @@ class Log:
                     self._note(frame_settled(number))
             except OSError as error:
                 self.error = error
+                if ledger.done():
+                    self._empty(ledger.segments[-1])
         return [self.path(segment) for segment in gone]
 
     def begin_anew(self, damaged: Damaged) -> None:
@@ -224,6 +226,17 @@ class Log:
             self._begin(self.ledger.next)
         _write(self._fd, data)
         self.ledger.wrote(len(data))
+
+    def _empty(self, segment: Segment) -> None:
+        """All in the last segment is settled, and there is no room to say so: with its events there, whoever adopted the log
+        would send them again."""
+        try:
+            os.truncate(self.path(segment), 0)
+        except OSError:
+            return
+        self.close()  # what comes next begins a segment
+        self.ledger.bytes -= segment.size
+        segment.size = 0
 
     # --- reading -------------------------------------------------------------------------------------------------
 
