@@ -10,8 +10,10 @@ from trio.abc import Clock
 from waiting import until
 
 from canvasbus import Event, event
+from canvasbus.bus import Retention
 from canvasbus.config import Settings
 from canvasbus.consume.parking import PATIENCE_SECONDS
+from canvasbus.consume.retention import Trimmer, declare
 from canvasbus.contract.registry import Registry
 from canvasbus.transport.memory import MemoryServer
 from canvasbus.wire.codec import VERSIONS_AHEAD, Codec
@@ -189,3 +191,24 @@ async def test_a_parked_event_keeps_its_trace(any_url: str, namespace: str, eyes
         await until(lambda: eyes.count("painting.framed") == 1)
     ((framed, _),) = eyes.entries("painting.framed")
     assert framed.traceparent == said
+
+
+async def test_what_is_dropped_at_the_cap_while_parked_is_told_once(
+    any_url: str, namespace: str, eyes: Eyes, mosaic: Mosaic
+) -> None:
+    """By who drops it, in one step, and not once more by the newer worker that comes for it; of what is left none is lost."""
+    seen: list[Any] = []
+    async with running(any_url, mosaic.worker(seen), namespace=namespace) as bus:
+        for number in range(20):
+            eyes.put(mosaic.newer(number), mosaic.name)
+        await until(lambda: runner_of(bus).statistics().parked == 20)
+        await until(lambda: runner_of(bus).statistics().held == 0)
+    policy = Retention(max_age=None, max_length=None, cap=10, when_full="drop_with_loss_event")
+    eyes._link.run(declare([eyes.keys], {mosaic.name: policy}))
+    eyes._link.run(Trimmer(eyes.keys).look(0.0))
+    assert [loss.lost for loss in eyes.events("bus.loss")] == [11]
+    mosaic.deploy()
+    async with running(any_url, mosaic.worker(seen), namespace=namespace):
+        await until(lambda: not eyes.pending("layers", mosaic.name))
+    assert sorted(seen) == [("Later", n) for n in range(11, 20)]
+    assert [loss.lost for loss in eyes.events("bus.loss")] == [11]
