@@ -19,6 +19,7 @@ from canvasbus.transport.connect import open_server
 from canvasbus.transport.memory import MemoryServer
 from canvasbus.transport.settle_script import SETTLE
 from canvasbus.transport.timer_scripts import DUE, FIRE
+from canvasbus.wire.codec import MAX_EVENT_BYTES
 from canvasbus.wire.keys import LATER_INBOX
 from canvasbus.worker import Backoff, Cancel, Later, Worker
 
@@ -363,6 +364,22 @@ async def test_a_short_delay_behind_thousands_of_long_ones(any_url: str, namespa
         await bus.publish(SculptureMade(title="near"), delay=0.1)
         await until(lambda: eyes.call("EXISTS", eyes.stream("sculpture.made")), timeout=2.5)
     assert [event.title for event in eyes.events("sculpture.made")] == ["near"]
+
+
+def test_many_large_ones_go_in_small_steps(any_url: str, namespace: str, eyes: Eyes) -> None:
+    """Five hundred of a megabyte in one step would keep the server from everybody else for seconds."""
+    keys = [eyes.keys.timers, eyes.keys.timer_bodies, eyes.stream(LATER_INBOX)]
+    for _ in range(24):
+        eyes.put(b"0\nsculpture.made\n" + bytes(MAX_EVENT_BYTES), LATER_INBOX)
+    steps = []
+    for _ in range(9):
+        coming, _, *due = eyes._link.run(DUE.call(keys, [500, 3600_000, "~timers"]))
+        steps.append((coming, eyes.call("ZCARD", keys[0]), len(due) // 2))
+        for timer in due[1::2]:
+            eyes.call("ZREM", keys[0], timer)
+            eyes.call("HDEL", keys[1], timer)
+    assert sum(fired for *_, fired in steps) == 24 and max(lying for _, lying, _ in steps) <= 8
+    assert steps[0][0] == 0 and steps[-1] == (-1, 0, 0)
 
 
 async def test_timers_whose_events_somebody_has_deleted_are_told(any_url: str, namespace: str, eyes: Eyes) -> None:
