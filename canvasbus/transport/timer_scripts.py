@@ -25,7 +25,15 @@ for _, row in ipairs(groups.err and {} or groups) do
   for i = 1, #row, 2 do one[row[i]] = row[i + 1] end
   if one['name'] == ARGV[3] then read = one['last-delivered-id'] end
 end
-local rows = redis.call('XRANGE', KEYS[3], read and '(' .. read or '-', '+', 'COUNT', ARGV[1])
+local most, large = tonumber(ARGV[1]), 4194304  -- and so many bytes, each time: the server does nothing else meanwhile
+local rows, bytes, from = {}, 0, read and '(' .. read or '-'
+while from and #rows < most and bytes < large do
+  local page = redis.call('XRANGE', KEYS[3], from, '+', 'COUNT', math.min(most - #rows, 4))
+  for _, row in ipairs(page) do
+    rows[#rows + 1], bytes = row, bytes + #row[2][2]
+  end
+  from = page[1] and '(' .. page[#page][1]
+end
 for _, row in ipairs(rows) do
   local value = row[2][2]
   local newline = string.find(value, '\\n', 1, true) or 1
@@ -50,12 +58,15 @@ end
 local coming = redis.call('ZRANGEBYSCORE', KEYS[1], '(' .. at, '+inf', 'WITHSCORES', 'LIMIT', 0, 1)
 local more = redis.call('HLEN', KEYS[2]) - redis.call('ZCARD', KEYS[1])
 local result = {coming[2] and math.ceil(tonumber(coming[2]) - now) or -1, more}
-if #rows == tonumber(ARGV[1]) then result[1] = 0 end
+if #rows == most or bytes >= large then result[1] = 0 end
+bytes = 0
 for _, timer in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', at, 'LIMIT', 0, ARGV[1])) do
+  if bytes >= large then break end
   local body = redis.call('HGET', KEYS[2], timer) or ''
   local head = string.sub(body, 1, (string.find(body, '\\n', 1, true) or 1) - 1)
   result[#result + 1] = string.match(head, '^(.*) %d+$') or head
   result[#result + 1] = timer
+  bytes = bytes + #body
 end
 return result
 """,
