@@ -21,7 +21,7 @@ from canvasbus.operate.steering import plan, reset
 from canvasbus.transport.connect import open_server
 from canvasbus.transport.memory import MemoryServer
 from canvasbus.transport.settle_script import SETTLE
-from canvasbus.worker import Backoff, Breaker, Context, Later, Worker
+from canvasbus.worker import Backoff, Breaker, Context, Later, RetryLater, Worker
 
 Clock = trio.testing.MockClock
 DAY = 24 * 3600.0
@@ -357,6 +357,76 @@ async def test_a_double_is_no_probe(virtual: Clock, memory: MemoryServer, namesp
         down = False
         await quiet(eyes, timeout=600)
         assert framed(eyes) == dict.fromkeys(range(-1, 20), 1) and called.count(-1) == 1
+
+
+@pytest.mark.parametrize("batch", [False, True])
+@pytest.mark.parametrize("suspects", [(), (0,), (1,), (0, 1)])
+async def test_a_twin_keeps_no_circuit_open(
+    virtual: Clock, memory: MemoryServer, namespace: str, batch: bool, suspects: tuple[int, ...]
+) -> None:
+    """The one event of a lane lies on the stream twice, and its handler finds the dependency down. Whichever of the two
+    entries were with a worker that died, the other one does not take the place of the one that can probe, for ever."""
+    eyes, worker, down = Eyes(memory, namespace), Worker("framers"), True
+    options: dict[str, Any] = {"dedupe": DAY, "breaker": Breaker(failures=1, pause=1)}
+
+    def frame(event: PaintingMade) -> PaintingFramed:
+        if down:
+            raise ConnectionError("no frames")
+        return PaintingFramed(number=event.number)
+
+    if batch:
+
+        @worker.on_batch(PaintingMade, max_size=2, **options)
+        async def frame_all(events: list[PaintingMade]) -> list[tuple[int, PaintingFramed]]:
+            return [(index, frame(event)) for index, event in enumerate(events)]
+    else:
+
+        @worker.on(PaintingMade, concurrency=2, **options)
+        async def frame_one(event: PaintingMade) -> PaintingFramed:
+            return frame(event)
+
+    async with running(memory, namespace=namespace) as bus:
+        await bus.publish(PaintingMade(number=1))
+    copy(eyes)
+    eyes.call("XGROUP", "CREATE", eyes.stream(), "framers", "0")
+    eyes.call("XREADGROUP", "GROUP", "framers", "~free", "STREAMS", eyes.stream(), ">")
+    entries = [entry for entry, _, _ in eyes.pending("framers")]
+    for index in suspects:
+        eyes.call("XCLAIM", eyes.stream(), "framers", "~suspect", 0, entries[index], "RETRYCOUNT", 0, "JUSTID")
+    async with running(memory, worker, namespace=namespace) as bus:
+        await until(lambda: bus.statistics()[0].open_circuits, 30)
+        await trio.sleep(20)
+        down = False
+        await trio.sleep(300)
+        assert bus.statistics()[0].open_circuits == (), "it is up again, for five minutes"
+        await quiet(eyes)
+    assert framed(eyes) == {1: 1} and eyes.dead("framers") == []
+
+
+async def test_a_twin_whose_other_entry_waits_for_long_keeps_no_circuit_open(
+    virtual: Clock, memory: MemoryServer, namespace: str
+) -> None:
+    """An event that said "in an hour" lies on the stream twice. While it waits, its twin leaves the probe to others."""
+    eyes, worker, down = Eyes(memory, namespace), Worker("framers"), True
+
+    @worker.on(PaintingMade, concurrency=1, dedupe=DAY, breaker=Breaker(failures=1, pause=1))
+    async def frame(event: PaintingMade) -> PaintingFramed:
+        if event.number == 0 and down:
+            raise RetryLater(3600)
+        if down:
+            raise ConnectionError("no frames")
+        return PaintingFramed(number=event.number)
+
+    async with running(memory, worker, namespace=namespace) as bus:
+        await bus.publish_many([PaintingMade(number=0), PaintingMade(number=1)])
+        copy(eyes, 0)
+        await until(lambda: bus.statistics()[0].open_circuits, 30)
+        await trio.sleep(20)
+        down = False
+        await trio.sleep(300)
+        assert bus.statistics()[0].open_circuits == (), "it is up again, for five minutes"
+        await quiet(eyes, timeout=3600)
+    assert framed(eyes) == {0: 1, 1: 1} and eyes.dead("framers") == []
 
 
 @pytest.mark.parametrize("kind", ["redis", "valkey"])

@@ -1,12 +1,15 @@
 """Events of a newer version than their reader knows: parked, taken up by those who know it, given up after a day."""
 
 import itertools
+from collections import Counter
 from typing import Any
 
 import pytest
 import trio
+from faulty import FaultyServer
 from studio import Eyes, PaintingFramed, PaintingMade, quiet, runner_of, running, subscription_of
 from trio.abc import Clock
+from versions import LAID, Era
 from waiting import until
 
 from canvasbus import Event, event
@@ -17,7 +20,7 @@ from canvasbus.consume.retention import Trimmer, declare
 from canvasbus.contract.registry import Registry
 from canvasbus.transport.memory import MemoryServer
 from canvasbus.wire.codec import VERSIONS_AHEAD, Codec
-from canvasbus.worker import Worker
+from canvasbus.worker import Backoff, Worker
 
 _numbers = itertools.count()
 
@@ -212,3 +215,53 @@ async def test_what_is_dropped_at_the_cap_while_parked_is_told_once(
         await until(lambda: not eyes.pending("layers", mosaic.name))
     assert sorted(seen) == [("Later", n) for n in range(11, 20)]
     assert [loss.lost for loss in eyes.events("bus.loss")] == [11]
+
+
+async def test_a_newer_version_that_kills_its_worker_is_given_up_beside_an_old_worker(
+    virtual: Clock, memory: MemoryServer, namespace: str
+) -> None:
+    """Of six events of the newer version one kills every worker that runs it. An old worker gets hold of what the dead
+    held, and parks it; all the same the killer ends as the only dead letter, after one death in the crowd, one among
+    suspects and two alone, and its neighbours are handled."""
+    eyes, old, new, done = Eyes(memory, namespace), Era(1), Era(2), Counter[int]()
+
+    def laying(killed: trio.Event) -> Worker:
+        worker = Worker("layers")
+
+        @worker.on(LAID, retry=Backoff(attempts=2, base=0.1))
+        async def lay(event: Any) -> None:
+            await trio.sleep(1)
+            if event.number == 3:
+                killed.set()
+                await trio.sleep_forever()
+            await trio.sleep(1)
+            done[event.number] += 1
+
+        return worker
+
+    async def live() -> bool:
+        killed, faulty = trio.Event(), FaultyServer(memory)
+
+        async def work() -> None:
+            async with new.running(faulty, laying(killed), namespace=namespace):
+                await trio.sleep_forever()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(work)
+            with trio.move_on_after(60):
+                await killed.wait()
+                faulty.cut()
+            nursery.cancel_scope.cancel()
+        return killed.is_set()
+
+    async with old.running(memory, laying(trio.Event()), namespace=namespace):
+        async with new.running(memory, namespace=namespace) as bus:
+            await bus.publish_many([new.event(number=n) for n in range(6)])
+        deaths = 0
+        while await live():
+            deaths += 1
+            assert deaths < 9
+            await trio.sleep(20)  # the old worker has it all by now
+    (letter,) = eyes.dead("layers")
+    assert (letter.reason, letter.attempts, deaths) == ("lost_workers", 2, 4)
+    assert done == {n: 1 for n in range(6) if n != 3} and not eyes.pending("layers", LAID)
