@@ -72,6 +72,8 @@ class Breaking:
         self._tried: deque[Delivery] = deque()
         self.probe: Delivery | None = None
         """The one delivery that may run while the circuit is open."""
+        self._suspects_turn = False
+        """Which of the two kinds that were tried is the probe next: also where nothing becomes of it, each has its turn."""
         self._came = trio.Event()
         self._turned = trio.Event()
 
@@ -176,9 +178,11 @@ class Breaking:
             if self._fresh:
                 break
             suspect = self._suspect()
-            if suspect is not None and (not self._tried or self.circuit.probes % 2):
+            if suspect is not None and (not self._tried or self._suspects_turn):
+                self._suspects_turn = False
                 return suspect
             if self._tried:
+                self._suspects_turn = True
                 return self._tried.popleft()
         return self._fresh.popleft()
 

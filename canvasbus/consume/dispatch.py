@@ -410,7 +410,10 @@ class Lane:
             return
         if delivery.suspect:  # its attempt was written before it began
             delivery.topic.settler.note_attempt(delivery, delivery.failures)
-        self._wait(delivery, TWIN_SECONDS)
+        if self.blocked:  # it can be no probe, and back so soon it would be one before all others, for ever
+            self._set_aside(delivery)
+        else:
+            self._wait(delivery, TWIN_SECONDS)
 
     # --- while the circuit is open -------------------------------------------------------------------------------
 
