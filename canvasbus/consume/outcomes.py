@@ -161,7 +161,8 @@ class Outcomes:
                 event_type=envelope.type,
                 version=envelope.version,
             )
-        delivery.topic.settler.park(delivery, version_pool(envelope.type, envelope.version))
+        pool = version_pool(envelope.type, envelope.version, suspects=delivery.suspect)
+        delivery.topic.settler.park(delivery, pool)
 
     def lost(self, delivery: Delivery) -> None:
         """Its body was trimmed before it was handled: acknowledge, and publish `bus.loss`."""

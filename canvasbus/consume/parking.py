@@ -5,7 +5,8 @@ worker neither keeps such an entry nor hands it back, for it would read it again
 script, to the pool `~v:<type>:<n>`, a name in the group's pending list that nobody is. Any worker that has version n or
 a newer one registered takes from there, a batch at a time and only as far as its lane has room. An entry moves through
 a pool at most once for each time that an old worker gets hold of it, which takes a read, a death or a hand-back: there
-is no loop.
+is no loop. Suspects have a pool of their own, `~vs:<type>:<n>`: what may have killed a newer worker would else come to
+the next as any other, to kill it and make suspects of its neighbours, as often as the old worker gets hold of it.
 
 When no newer worker comes, the entries go to the dead letters, whence they can be redriven: after `patience` seconds on
 the server's clock, a day by default. Should that clock jump, they go there early; nothing is lost by it.
@@ -21,11 +22,12 @@ import trio
 from canvasbus.consume.complaints import Complaints
 from canvasbus.consume.delivery import Topic
 from canvasbus.consume.subscription import Subscription
+from canvasbus.consume.taking import SUSPECTS_AT_ONCE
 from canvasbus.errors import TransportError
 from canvasbus.transport.link import SharedLink
 from canvasbus.transport.resp import ReplyError, chunks, commands
 from canvasbus.wire.codec import Codec
-from canvasbus.wire.keys import version_in
+from canvasbus.wire.keys import holds_suspects, version_in
 
 PATIENCE_SECONDS = 24 * 3600.0
 """How long an event of a version that nobody knows waits for somebody who does."""
@@ -90,5 +92,6 @@ class Parking:
         known = self._registry.latest(topic.event_type)
         theirs = known is None or known.version < version
         lain = self._patience if theirs else None
-        if not await subscription.recovery.take(pool, min(TAKE_AT_ONCE, topic.lane.free), topic=topic, lain=lain):
+        most = min(SUSPECTS_AT_ONCE if holds_suspects(pool) else TAKE_AT_ONCE, topic.lane.free)
+        if not await subscription.recovery.take(pool, most, topic=topic, lain=lain):
             self._on_fenced()

@@ -18,7 +18,7 @@ from canvasbus.transport.link import Link, SharedLink
 from canvasbus.transport.owner_scripts import TAKE
 from canvasbus.transport.resp import Argument, ReplyError, check, command, is_no_group, translate
 from canvasbus.wire.codec import Codec
-from canvasbus.wire.keys import SUSPECT_POOL
+from canvasbus.wire.keys import holds_suspects
 
 AUDIT_PAGE = 1000
 
@@ -139,7 +139,7 @@ class Recovery:
         """Take up to `limit` entries out of a pool. False: we are fenced. With `topic` only its entries, after which an
         empty pool is forgotten; with `lain` only those that have lain there for so many seconds, to be given up."""
         topics = [t for t in self._topics.values() if t.lane.free > 0 and topic in (None, t)]
-        suspects = pool == SUSPECT_POOL
+        suspects = holds_suspects(pool)
         if suspects:
             topics = [t for t in topics if t.lane.quarantine.wants]
         if not topics or limit <= 0 or self.paused:

@@ -38,18 +38,25 @@ TYPES = {
 }
 """What follows the hash tag in a key → what the key holds, in the words of TYPE."""
 
-_VERSION_POOL = re.compile(r"~v:(.+):([0-9]{1,9})")
+_VERSION_POOL = re.compile(r"~(v|vs):(.+):([0-9]{1,9})")
 
 
-def version_pool(event_type: str, version: int) -> str:
-    """Owner of entries that wait for a worker that knows this version of the type."""
-    return f"~v:{event_type}:{version}"
+def version_pool(event_type: str, version: int, *, suspects: bool = False) -> str:
+    """Owner of entries that wait for a worker that knows this version of the type; of those whose worker died, if
+    `suspects`."""
+    return f"~{'vs' if suspects else 'v'}:{event_type}:{version}"
 
 
 def version_in(pool: str) -> int | None:
     """The version that entries in this pool wait for; None: it is no such pool."""
     found = _VERSION_POOL.fullmatch(pool)
-    return int(found[2]) if found else None
+    return int(found[3]) if found else None
+
+
+def holds_suspects(pool: str) -> bool:
+    """True for a pool of entries whose worker died."""
+    found = _VERSION_POOL.fullmatch(pool)
+    return pool == SUSPECT_POOL or (found is not None and found[1] == "vs")
 
 
 def check_name(kind: str, name: str) -> str:

@@ -16,6 +16,7 @@ from canvasbus.wire.keys import (
     SUSPECT_POOL,
     TYPES,
     Keys,
+    holds_suspects,
     partition_of,
     version_in,
     version_pool,
@@ -88,9 +89,13 @@ def test_a_namespace_that_would_move_keys_is_refused(name: str) -> None:
 
 
 def test_a_version_pool_names_its_type_and_version() -> None:
-    """~v:<type>:<n>; other pools and consumers name none."""
+    """~v:<type>:<n>, for suspects ~vs:<type>:<n>; other pools and consumers name none."""
     assert version_pool("drift.detected", 12) == "~v:drift.detected:12"
-    assert version_in(version_pool("drift.detected", 12)) == 12
+    assert version_pool("drift.detected", 12, suspects=True) == "~vs:drift.detected:12"
+    for suspects in (False, True):
+        pool = version_pool("drift.detected", 12, suspects=suspects)
+        assert version_in(pool) == 12 and holds_suspects(pool) == suspects
+    assert holds_suspects(SUSPECT_POOL) and not holds_suspects(FREE_POOL)
     others = (
         FREE_POOL,
         SUSPECT_POOL,
@@ -101,5 +106,6 @@ def test_a_version_pool_names_its_type_and_version() -> None:
         "~v:a:x",
         "v:a:1",
         "~v:a:1 ",
+        "~vx:a:1",
     )
     assert {version_in(name) for name in others} == {None}
