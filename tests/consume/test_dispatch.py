@@ -14,7 +14,7 @@ from studio import Eyes, PaintingFramed, PaintingMade, SculptureMade, quiet, run
 from trio.abc import Clock
 from waiting import until
 
-from canvasbus import Event, ids
+from canvasbus import DecodeError, Event, ids
 from canvasbus.bus import EventBus
 from canvasbus.transport.memory import MemoryServer
 from canvasbus.worker import Backoff, BatchFailure, Context, Reject, RetryLater, Worker
@@ -404,6 +404,28 @@ async def test_whatever_a_handler_raises_becomes_a_dead_letter(
     assert letter.reason == "exhausted" and len(letter.error) <= 1000
     assert sorted(seen) == [1, 2]
     assert eyes.count("handler.failed") == 1
+
+
+async def test_what_a_handler_could_not_read_itself_is_not_parked(
+    virtual: Clock, memory: MemoryServer, namespace: str, worker: Worker
+) -> None:
+    """A handler reads another message and lets a DecodeError "newer_version" pass. That tells nothing of its own event,
+    which would come back at once, ten times a second and for ever: it is a dead letter."""
+    eyes, runs = Eyes(memory, namespace), 0
+
+    @worker.on(PaintingMade)
+    async def handle(event: PaintingMade) -> None:
+        nonlocal runs
+        runs += 1
+        raise DecodeError("of something else", reason="newer_version")
+
+    async with running(memory, worker, namespace=namespace) as bus:
+        await bus.publish(PaintingMade())
+        await trio.sleep(60)
+        assert runs == 1 and runner_of(bus).statistics().parked == 0
+    (letter,) = eyes.dead("framers")
+    assert (letter.reason, letter.attempts, bool(letter.handler)) == ("newer_version", 1, True)
+    assert not eyes.pending("framers")
 
 
 async def test_a_dead_letter_passes_any_size_limit(any_url: str, namespace: str, eyes: Eyes, worker: Worker) -> None:
