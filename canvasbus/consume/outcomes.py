@@ -101,7 +101,7 @@ class Outcomes:
                 delivery.failures,
                 self._handler.retry,
                 self._random,
-                overdue=delivery.overdue,
+                overdue=delivery.overdue or delivery.error is None,  # what the handler could not read is something else
                 spared=spared,
             )
         except Exception as error:  # an exception class of the handler's own that lacks what its base has
