@@ -114,6 +114,29 @@ async def test_what_a_dead_worker_held_runs_side_by_side(virtual: Clock, lives: 
     assert lives.eyes.dead("framers") == []
 
 
+async def test_what_a_dead_worker_held_runs_in_batches(
+    virtual: Clock, memory: MemoryServer, namespace: str
+) -> None:
+    """A handler of batches gets its suspects as many at a time, and not one by one, each after a wait for more (320
+    suspects and five seconds took 37 minutes)."""
+    eyes, sizes = Eyes(memory, namespace), list[int]()
+    async with running(memory, namespace=namespace) as bus:
+        await bus.publish_many([PaintingMade(number=n) for n in range(10 * BEDS)])
+    eyes.call("XGROUP", "CREATE", eyes.stream(), "framers", "0")
+    eyes.call("XREADGROUP", "GROUP", "framers", "~suspect", "STREAMS", eyes.stream(), ">")
+    worker = Worker("framers")
+
+    @worker.on_batch(PaintingMade, max_size=100, max_wait=5)
+    async def frame_all(events: list[PaintingMade]) -> None:
+        sizes.append(len(events))
+        await trio.sleep(2)
+
+    async with running(memory, worker, namespace=namespace):
+        began = trio.current_time()
+        await quiet(eyes, timeout=4000)
+    assert trio.current_time() - began < 10 * (5 + 2) * 1.5 and sizes == [BEDS] * 10
+
+
 @pytest.mark.parametrize("batch", [False, True])
 async def test_the_killer_among_few_then_alone(virtual: Clock, lives: Lives, batch: bool) -> None:
     """First death among all, second among eight at most; those eight run alone after that, and only there the killer's
