@@ -95,7 +95,7 @@ class Lane:
                 on_room=on_room,
             )
         self.quarantine = Quarantine(
-            handler.concurrency,
+            handler.batch.max_size if handler.batch else handler.concurrency,
             quarantine,
             self.breaking,
             start=self._start_suspects,

@@ -28,7 +28,7 @@ from canvasbus.consume.breaking import Breaking
 from canvasbus.consume.delivery import Delivery
 
 BEDS = 32
-"""Suspects of one lane that run side by side, at most (and never more than its concurrency): so many have to run alone
+"""Suspects of one lane that run side by side, at most (and never more than its concurrency, or fit in a batch): so many have to run alone
 when one of them kills the worker."""
 
 ALONE_KEPT = 64
@@ -43,7 +43,7 @@ class Quarantine:
 
     def __init__(
         self,
-        concurrency: int,
+        most: int,
         lock: trio.Lock,
         breaking: Breaking | None,
         *,
@@ -51,8 +51,9 @@ class Quarantine:
         run_alone: Callable[[Delivery], Awaitable[None]],
         on_room: Callable[[], None],
     ) -> None:
-        """`lock`: one runs alone in this process, over all lanes. `start` runs deliveries in the slots."""
-        self._beds = min(concurrency, BEDS)
+        """`most`: deliveries that the lane runs at a time. `lock`: one runs alone in this process, over all lanes. `start`
+        runs deliveries in the slots."""
+        self._beds = min(most, BEDS)
         self._lock = lock
         self._breaking = breaking
         self._start = start

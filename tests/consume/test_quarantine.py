@@ -114,9 +114,7 @@ async def test_what_a_dead_worker_held_runs_side_by_side(virtual: Clock, lives: 
     assert lives.eyes.dead("framers") == []
 
 
-async def test_what_a_dead_worker_held_runs_in_batches(
-    virtual: Clock, memory: MemoryServer, namespace: str
-) -> None:
+async def test_what_a_dead_worker_held_runs_in_batches(virtual: Clock, memory: MemoryServer, namespace: str) -> None:
     """A handler of batches gets its suspects as many at a time, and not one by one, each after a wait for more (320
     suspects and five seconds took 37 minutes)."""
     eyes, sizes = Eyes(memory, namespace), list[int]()
