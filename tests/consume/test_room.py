@@ -1,9 +1,11 @@
-"""A reader that is told to look again does so at once, whatever it is doing."""
+"""Room in a lane: a reader that is told of it looks again at once, and nothing takes more than there is."""
 
 from typing import Any
 
+import pytest
 import trio
-from studio import PaintingMade, running, subscription_of
+from studio import Eyes, PaintingFramed, PaintingMade, SculptureMade, runner_of, running, subscription_of
+from trio.abc import Clock
 from waiting import until
 
 from canvasbus.transport.memory import MemoryServer
@@ -32,3 +34,32 @@ async def test_an_interruption_while_asking_is_not_lost(memory: MemoryServer, na
         subscription._link.request = interrupted  # type: ignore[method-assign]
         await until(lambda: len(asked) > 4)
         assert asked[4] - asked[3] < 0.5
+
+
+@pytest.mark.parametrize("pool", ["~free", "~suspect"])
+async def test_a_pool_is_taken_from_as_far_as_each_lane_has_room(
+    virtual: Clock, memory: MemoryServer, namespace: str, pool: str
+) -> None:
+    """A hundred paintings were handed back; a worker paints two at a time, and has room for any number of sculptures. It
+    takes two, and leaves the others to its colleagues, as it does when it reads."""
+    eyes = Eyes(memory, namespace)
+    async with running(memory, namespace=namespace) as bus:
+        await bus.publish_many([PaintingMade(number=n) for n in range(100)])
+        await bus.publish_many([SculptureMade(), PaintingFramed()])
+    for topic in "painting.made", "sculpture.made", "painting.framed":
+        eyes.call("XGROUP", "CREATE", eyes.stream(topic), "makers", "0")
+        eyes.call("XREADGROUP", "GROUP", "makers", pool, "STREAMS", eyes.stream(topic), ">")
+    worker, carved = Worker("makers"), list[str]()
+
+    @worker.on(PaintingMade, concurrency=2)
+    async def paint(event: PaintingMade) -> None:
+        await trio.sleep_forever()
+
+    @worker.on("sculpture.*", "painting.framed", concurrency=500)
+    async def carve(event: object) -> None:
+        carved.append(type(event).__name__)
+
+    async with running(memory, worker, namespace=namespace, grace=0.1) as bus:
+        await trio.sleep(20)
+        assert runner_of(bus).statistics().held == 2 and len(carved) == 2
+        assert [owner for _, owner, _ in eyes.pending("makers")].count(pool) == 98
