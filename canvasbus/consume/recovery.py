@@ -136,8 +136,9 @@ class Recovery:
             start = b"(" + rows[-1][0]
 
     async def take(self, pool: str, limit: int, *, topic: Topic | None = None, lain: float | None = None) -> bool:
-        """Take up to `limit` entries out of a pool. False: we are fenced. With `topic` only its entries, after which an
-        empty pool is forgotten; with `lain` only those that have lain there for so many seconds, to be given up."""
+        """Take up to `limit` entries out of a pool, as far as the lanes have room. False: we are fenced. With `topic` only
+        its entries, after which an empty pool is forgotten; with `lain` only those that have lain there for so many
+        seconds, to be given up."""
         topics = [t for t in self._topics.values() if t.lane.free > 0 and topic in (None, t)]
         suspects = holds_suspects(pool)
         if suspects:
@@ -147,6 +148,9 @@ class Recovery:
         fence = self._settler.fence
         args: list[Argument] = [self._group, self._settler.consumer, pool, limit]
         args += [int((lain or 0.0) * 1000), 1 if topic else 0]
+        lanes = list(dict.fromkeys(t.lane for t in topics))
+        args += [lanes.index(t.lane) + 1 for t in topics]
+        args += [lane.free for lane in lanes]
         self._asking += suspects
         try:
             reply = await fence.run(self._shared, TAKE, [t.stream for t in topics], args)

@@ -81,14 +81,18 @@ TAKE: Final = Script(
 -- KEYS[1] our fence; KEYS[2..] streams
 -- ARGV[1] fence value held; [2] group; [3] consumer; [4] pool; [5] how many at most; [6] milliseconds for which each
 -- must have lain there; [7] 1: forget the pool where it is empty now
+-- then, if some streams are to share a lower limit: for each stream the number of its limit, and those limits
 -- Returns FENCED, STALE, or a flat list: index of the stream in KEYS, entry id, deliveries counted, fields (empty: trimmed)
 local fence = redis.call('GET', KEYS[1]) or '0'
 if fence ~= ARGV[1] then return redis.status_reply(fence == 'dead' and 'FENCED' or 'STALE') end
 local group, consumer, pool, left, idle = ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5]), tonumber(ARGV[6])
-local result = {}
+local result, room = {}, {}
+for i = 7 + #KEYS, #ARGV do room[#room + 1] = tonumber(ARGV[i]) end
 for i = 2, #KEYS do
   if left <= 0 then break end
-  local rows = redis.pcall('XPENDING', KEYS[i], group, '-', '+', left, pool)
+  local lane = tonumber(ARGV[6 + i]) or 1
+  local most = math.min(left, room[lane] or left)
+  local rows = most > 0 and redis.pcall('XPENDING', KEYS[i], group, '-', '+', most, pool) or {}
   if not rows.err then
     for _, row in ipairs(rows) do
       if row[3] >= idle then
@@ -102,6 +106,7 @@ for i = 2, #KEYS do
         result[#result + 1] = row[4]
         result[#result + 1] = #body > 0 and body[1][2] or {}
         left = left - 1
+        if room[lane] then room[lane] = room[lane] - 1 end
       end
     end
     if ARGV[7] == '1' and #redis.call('XPENDING', KEYS[i], group, '-', '+', 1, pool) == 0 then
