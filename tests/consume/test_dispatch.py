@@ -673,6 +673,30 @@ async def test_batch_failure_settles_the_rest(any_url: str, namespace: str, eyes
     assert sorted(n for batch in batches for n in batch) == [0, 1, 2, 3, 3, 4, 5, 6, 7, 7]
 
 
+@pytest.mark.parametrize("wrong", [False, True])
+async def test_a_batch_failure_means_the_same_for_one_event(
+    virtual: Clock, memory: MemoryServer, namespace: str, worker: Worker, wrong: bool
+) -> None:
+    """A handler always ends with BatchFailure, also where nothing failed. Run one by one, its events are done, with what it
+    derives from them; a position that is none is the same error as in a batch."""
+    eyes = Eyes(memory, namespace)
+
+    @worker.on_batch(PaintingMade, max_size=6, retry=Backoff(attempts=2, base=0.1))
+    async def handle(events: list[PaintingMade]) -> None:
+        if len(events) > 1:
+            raise ValueError("not together")
+        bad = {int(wrong): ValueError("bad")} if events[0].number == 3 else {}
+        raise BatchFailure(bad, [(0, PaintingFramed(number=event.number)) for event in events])
+
+    async with running(memory, worker, namespace=namespace) as bus:
+        await bus.publish_many([PaintingMade(number=n) for n in range(6)])
+        await quiet(eyes, timeout=60)
+    (letter,) = eyes.dead("framers")
+    assert letter.attempts == 2
+    assert ("the positions [1] of a batch of 1" in letter.error) == wrong
+    assert sorted(e.number for e in eyes.events("painting.framed")) == [0, 1, 2, 4, 5]
+
+
 async def test_any_other_error_runs_a_batch_one_by_one(
     any_url: str, namespace: str, eyes: Eyes, worker: Worker
 ) -> None:

@@ -116,6 +116,34 @@ async def test_a_run_that_was_put_off_has_no_word_left(virtual: Clock, memory: M
     assert runs == pytest.approx([0, 10], abs=0.1)
 
 
+async def test_what_is_left_of_a_run_has_no_word_for_the_next(
+    virtual: Clock, memory: MemoryServer, namespace: str
+) -> None:
+    """A run timed out, and something that it left behind, a thread say, asks for more time, too late: while the event waits
+    for its next attempt, and while that runs. The next attempt has its own time, and no more."""
+    ctxs: list[Context] = []
+    ends: list[float] = []
+    worker = Worker("framers")
+
+    @worker.on(PaintingMade, timeout=5, retry=Backoff(attempts=2, base=10, cap=10))
+    async def frame(event: PaintingMade, ctx: Context) -> None:
+        ctxs.append(ctx)
+        began = trio.current_time()
+        try:
+            await trio.sleep(2)
+            ctxs[0].extend(1 if ctx is ctxs[0] else 100)
+            await trio.sleep_forever()
+        finally:
+            ends.append(trio.current_time() - began)
+
+    async with running(memory, worker, namespace=namespace) as bus:
+        await bus.publish(PaintingMade())
+        await until(lambda: len(ends) == 1)
+        ctxs[0].extend(100)
+        await until(lambda: len(ends) == 2, 200)
+    assert ends == pytest.approx([5, 5])
+
+
 @pytest.mark.parametrize("asks", [True, False])
 async def test_a_plain_function_is_not_complained_of_while_its_time_lasts(
     virtual: Clock, memory: MemoryServer, namespace: str, asks: bool

@@ -22,7 +22,7 @@ from canvasbus.transport.memory import MemoryServer
 from canvasbus.transport.owner_scripts import RELEASE, TAKE
 from canvasbus.transport.settle_script import SETTLE
 from canvasbus.wire.keys import FREE_POOL
-from canvasbus.worker import Backoff, Breaker, Later, Worker
+from canvasbus.worker import Backoff, Breaker, Context, Later, Worker
 
 
 def lane_of(bus: EventBus) -> Lane:
@@ -403,3 +403,33 @@ async def test_what_is_handed_back_is_taken_while_the_last_that_was_taken_still_
         for number, (entry_id, _, _) in enumerate(eyes.pending("framers")):
             eyes.call("XCLAIM", eyes.stream(), "framers", "~free", 0, entry_id, "JUSTID")
             await until(lambda number=number: running_now == list(range(number + 1)), 5)
+
+
+async def test_what_fails_within_the_grace_time_has_failed(any_url: str, namespace: str, eyes: Eyes) -> None:
+    """Eight events run when their worker is told to leave, and fail. Each failure counts for whoever is given them next: an
+    event that fails at each restart has no end otherwise."""
+    attempts: list[int] = []
+    for life in range(3):
+        worker, begun, go_on = Worker("framers"), trio.Event(), trio.Event()
+
+        @worker.on(PaintingMade, concurrency=8, retry=Backoff(attempts=3, base=60))
+        async def frame(
+            event: PaintingMade, ctx: Context, begun: trio.Event = begun, go_on: trio.Event = go_on
+        ) -> None:
+            attempts.append(ctx.attempt)
+            if len(attempts) % 8 == 0:
+                begun.set()
+            await go_on.wait()
+            raise ValueError("no frame")
+
+        async with running(any_url, worker, namespace=namespace) as bus:
+            if life == 0:
+                await bus.publish_many([PaintingMade(number=n) for n in range(8)])
+            with trio.fail_after(10):
+                await begun.wait()
+            runner_of(bus).stop()
+            await until(lambda bus=bus: runner_of(bus).state == "draining")
+            go_on.set()
+    assert attempts == [1] * 8 + [2] * 8 + [3] * 8
+    assert [letter.attempts for letter in eyes.dead("framers")] == [3] * 8
+    assert not eyes.pending("framers")
