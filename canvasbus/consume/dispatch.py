@@ -478,6 +478,11 @@ class Lane:
         self._check_quiet()
         return rest
 
+    @property
+    def put_off(self) -> list[Delivery]:
+        """Deliveries that wait for a retry: after `stop`, those whose run has ended since."""
+        return [item[2] for item in self._waiting]
+
     async def wait_quiet(self) -> None:
         """Return when, after `stop`, no handler runs any more and every outcome is settled."""
         await self._quiet.wait()

@@ -174,6 +174,8 @@ class Leaving:
                         await link.request(command("XACK", topic.stream, self._group, *topic.acks))
                         topic.held.difference_update(topic.acks)
             away = False
+            # What failed within the grace time may not have been written down yet.
+            failures = {(d.topic, d.entry_id): d.failures for lane in self._lanes for d in lane.put_off}
             for subscription in self._staying:
                 if subscription.settler.fence.in_doubt:  # what it settles, or takes, is not handed back with the rest
                     await subscription.settler.fence.raise_number(link)  # if others have, handing back finds out
@@ -182,7 +184,8 @@ class Leaving:
                 try:
                     await self._release_unheld(link, subscription)
                     topics = subscription.topics.values()
-                    await self._release(link, [(t.stream, i, 0) for t in topics for i in t.held])
+                    held = [(t.stream, i, failures.get((t, i), 0)) for t in topics for i in t.held]
+                    await self._release(link, held)
                 except _Fenced:  # others have what we held, of this partition
                     pass
                 except _Away:
