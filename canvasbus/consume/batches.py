@@ -26,8 +26,26 @@ class BatchLane(Lane):
     async def _call_one(self, delivery: Delivery) -> Any:
         if self.inbox is not None and (why := await self.inbox.judge(delivery)):
             return why
-        result = await self._call([delivery.event], [delivery])
+        failures: dict[int, BaseException] = {}
+        try:
+            result = await self._call([delivery.event], [delivery])
+        except BaseException as error:
+            word = word_of(error)
+            if not isinstance(word, BatchFailure):
+                raise
+            result, failures = word.events, self._failures(word, 1)
+        if failures:
+            raise failures[0]
         return [event for _, event in result or ()] or None
+
+    def _failures(self, word: BatchFailure, size: int) -> dict[int, BaseException]:
+        """What a handler says of the events of a batch; the same of all, if there are positions that are none."""
+        if word.failures.keys() <= set(range(size)):
+            return dict(word.failures)
+        outside = ValueError(
+            f"{self.handler.name} raised BatchFailure for the positions {sorted(word.failures)} of a batch of {size}"
+        )
+        return dict.fromkeys(range(size), outside)
 
     async def _run_batches(self) -> None:
         options = self.handler.batch
@@ -96,13 +114,7 @@ class BatchLane(Lane):
             if not isinstance(word, BatchFailure):
                 await self._run_apart(batch, error)
                 return
-            result, failures = word.events, dict(word.failures)
-            if not failures.keys() <= set(range(len(batch))):
-                outside = ValueError(
-                    f"{self.handler.name} raised BatchFailure for the positions {sorted(failures)} of a batch of "
-                    f"{len(batch)}"
-                )
-                result, failures = None, dict.fromkeys(range(len(batch)), outside)
+            result, failures = word.events, self._failures(word, len(batch))
         derived: dict[int, list[Event]] = {}
         try:
             for position, event in result or ():
