@@ -16,10 +16,11 @@ T = TypeVar("T")
 class Context:
     """The second argument of a handler."""
 
-    __slots__ = ("_delivery", "_group", "_ran", "resources")
+    __slots__ = ("_delivery", "_group", "_number", "_ran", "resources")
 
     def __init__(self, delivery: Delivery, group: str, resources: Any = None) -> None:
         self._delivery = delivery
+        self._number = delivery.runs
         self._group = group
         self._ran: Run | None = None
         self.resources: Any = resources
@@ -94,7 +95,8 @@ class Context:
         if not (isfinite(seconds) and seconds > 0):
             raise ValueError(f"ctx.extend({seconds!r}): a positive number of seconds is wanted")
         delivery = self._delivery
-        delivery.extended = max(delivery.extended, clock.monotonic() + seconds)
+        if delivery.runs == self._number:  # else something that an earlier run has left behind
+            delivery.extended = max(delivery.extended, clock.monotonic() + seconds)
 
     @property
     def handler(self) -> str:

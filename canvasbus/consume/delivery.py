@@ -90,6 +90,8 @@ class Delivery(msgspec.Struct, eq=False):
     """It was parked for newer workers for so long that it is given up."""
     extended: float = 0.0
     """Until when this run may go on by its own word, on our monotonic clock; 0: it said none."""
+    runs: int = 0
+    """Changes with each run, so that what one leaves behind has no word in the next."""
     first_failure: datetime | None = None
     mark: bytes | None = None
     """What the mark of its event said when it was read (see `inbox`), empty: there was none; None: nobody has looked."""

@@ -386,6 +386,7 @@ class Lane:
         after = self._outcomes.ended(delivery, outcome, result, spared=spared)
         if after is not None:
             delivery.extended = 0.0
+            delivery.runs += 1
             if spared and not self._stopping:
                 self._set_aside(delivery)
                 return

@@ -70,6 +70,7 @@ class Watchdog:
         slot.delivery, *slot.others = deliveries
         for delivery in deliveries:
             delivery.extended = 0.0  # each run has its own word
+            delivery.runs += 1
         self._outside.add(slot)
         self.work.set()
         try:
