@@ -1,6 +1,7 @@
 """A lane whose dependency is down: it rests and probes, no attempt is used up, nothing is lost, the others go on."""
 
 import json
+import threading
 from collections import Counter
 from itertools import pairwise
 from random import Random
@@ -488,3 +489,38 @@ async def test_a_suspect_in_a_batch_that_meets_an_outage_is_not_left_behind(
         await until(lambda: not bus.statistics()[0].open_circuits, 120)
         await trio.sleep(900)
         assert sorted(finished) == [0, 1, 2, 3, 4, 5], "the dependency is up again, for a quarter of an hour"
+
+
+async def test_a_probe_that_hangs_in_a_thread_keeps_no_lane_shut(
+    virtual: Clock, memory: MemoryServer, namespace: str
+) -> None:
+    """A plain function cannot be cut short. Such a probe has failed when its time is over: it keeps its slot, and the others
+    are probed with in those that are left. What it says in the end is its own outcome."""
+    eyes, hanging, down, finished = Eyes(memory, namespace), threading.Event(), True, list[int]()
+    worker = Worker("callers")
+
+    @worker.on(PaintingMade, concurrency=4, timeout=5, breaker=Breaker(failures=1, pause=1, cap=4))
+    def call(event: PaintingMade) -> PaintingFramed:
+        if event.number == 1:
+            hanging.wait()
+        elif down:
+            raise ConnectionRefusedError("nobody there")
+        finished.append(event.number)
+        return PaintingFramed(number=event.number)
+
+    try:
+        async with running(memory, worker, namespace=namespace) as bus:
+            await bus.publish(PaintingMade(number=0))
+            await until(lambda: bus.statistics()[0].open_circuits, 30)
+            await bus.publish(PaintingMade(number=1))
+            await until(lambda: bus.statistics()[0].timeouts == 1, 30)
+            down = False
+            await bus.publish_many([PaintingMade(number=n) for n in range(2, 6)])
+            await trio.sleep(120)
+            assert bus.statistics()[0].open_circuits == (), "it is up again, for two minutes"
+            assert sorted(finished) == [0, 2, 3, 4, 5] and bus.statistics()[0].running == 1
+            hanging.set()
+            await quiet(eyes, timeout=60)
+    finally:
+        hanging.set()
+    assert framed(eyes) == dict.fromkeys(range(6), 1) and eyes.dead("callers") == []
