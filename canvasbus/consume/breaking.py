@@ -8,6 +8,9 @@ A probe that failed is not tried again before others were: an event that is itse
 lane shut. So there is one new delivery for each probe if there is one, read or fetched for the purpose, and the few
 tried last are kept in hand until then. Suspects are probes only where there is nothing else, and run alone as ever.
 
+A plain function cannot be cut short, and one that hangs must not keep the lane shut either. As a probe it has failed when
+its time is over, and others are probes beside it; unless it is seen that such a run comes to a good end, only slowly.
+
 While the circuit opens for the first time its deliveries are kept, for most outages are shorter than a pause. When a
 probe has failed, too, all but those few are handed back: it may be only this process that cannot get through, and the
 others, if their circuits are closed, shall have the work. Nothing is lost meanwhile: what is in hand is pending under
@@ -72,6 +75,10 @@ class Breaking:
         self._tried: deque[Delivery] = deque()
         self.probe: Delivery | None = None
         """The one delivery that may run while the circuit is open."""
+        self._late: set[Delivery] = set()
+        """Probes that were not waited for and still run."""
+        self._patient = False
+        """One of them came to a good end: the next ones are waited for."""
         self._suspects_turn = False
         """Which of the two kinds that were tried is the probe next: also where nothing becomes of it, each has its turn."""
         self._came = trio.Event()
@@ -96,6 +103,9 @@ class Breaking:
         error = outcome.error if isinstance(outcome, Raised) else None
         down = error is not None and self._breaker.concerns(error)
         now = trio.current_time()
+        if delivery in self._late:
+            self._late.remove(delivery)
+            self._patient |= self.blocked and not down
         if delivery is self.probe:
             self.probe = None
             self.circuit.judge(now, failed=down)
@@ -107,6 +117,15 @@ class Breaking:
         elif error is not None and down and self.circuit.failed(now, self._statistics.handled):
             self._opened(now, error)
         return down and self.blocked
+
+    def late(self, delivery: Delivery) -> None:
+        """The time of a run is over, and nobody can end it."""
+        if delivery is self.probe and not self._patient:
+            self._late.add(delivery)
+            self.probe = None
+            self.circuit.judge(trio.current_time(), failed=True)
+            self._unload()
+            self._turned.set()
 
     def stir(self) -> None:
         """A suspect has come; there may be nothing else to probe with."""
@@ -135,7 +154,7 @@ class Breaking:
         rest = [*self._tried, *self._fresh]
         self._tried.clear()
         self._fresh.clear()
-        self.wanted = 0
+        self.wanted, self._patient = 0, False
         log.info(
             "what a handler calls is back; its lane goes on",
             group=self._group,

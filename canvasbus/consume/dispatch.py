@@ -94,6 +94,7 @@ class Lane:
                 hand_back=self._unload,
                 on_room=on_room,
             )
+            self.watchdog.on_late = self.breaking.late
         self.quarantine = Quarantine(
             handler.batch.max_size if handler.batch else handler.concurrency,
             quarantine,

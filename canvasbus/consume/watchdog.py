@@ -9,7 +9,7 @@ Python cannot stop a thread, so the timeout of a plain function is only counted 
 the function returns, and what it returns then is its outcome.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -61,6 +61,8 @@ class Watchdog:
         self._group = group
         self._statistics = statistics
         self._outside: set[Slot] = set()
+        self.on_late: Callable[[Delivery], None] | None = None
+        """Called once with each delivery that runs too long and cannot be ended."""
 
     @contextmanager
     def outside(self, deliveries: Sequence[Delivery]) -> Iterator[Slot]:
@@ -92,7 +94,7 @@ class Watchdog:
     async def run(self) -> None:
         """Watch until cancelled."""
         timeout = self._handler.timeout
-        warned: set[int] = set()
+        warned: set[Delivery] = set()
         while True:
             started = [slot for slot in (*self.slots, *self._outside) if slot.delivery is not None]
             if not started:
@@ -102,6 +104,7 @@ class Watchdog:
                 continue
             now = clock.monotonic()
             wait = timeout
+            warned.intersection_update([slot.delivery for slot in started])
             for slot in started:
                 left = max(slot.started + timeout, slot.extended) - now
                 if left > 0:
@@ -109,8 +112,8 @@ class Watchdog:
                 elif self._handler.is_async:
                     slot.cut = True
                     slot.scope.cancel()
-                elif id(slot.delivery) not in warned:
-                    warned.add(id(slot.delivery))
+                elif slot.delivery is not None and slot.delivery not in warned:
+                    warned.add(slot.delivery)
                     self._statistics.timeouts += 1
                     log.warning(
                         "a plain function runs longer than its timeout; a thread cannot be stopped",
@@ -118,6 +121,9 @@ class Watchdog:
                         handler=self._handler.name,
                         timeout=timeout,
                     )
+                    if self.on_late is not None:
+                        for delivery in (slot.delivery, *slot.others):
+                            self.on_late(delivery)
             await trio.sleep(max(wait, 0.001))
 
     def __repr__(self) -> str:

@@ -524,3 +524,26 @@ async def test_a_probe_that_hangs_in_a_thread_keeps_no_lane_shut(
     finally:
         hanging.set()
     assert framed(eyes) == dict.fromkeys(range(6), 1) and eyes.dead("callers") == []
+
+
+async def test_a_plain_function_that_is_only_slow_closes_the_circuit(
+    virtual: Clock, memory: MemoryServer, namespace: str
+) -> None:
+    """Each run takes twice its timeout, which is only told, and comes to a good end: so do its probes."""
+    eyes, down = Eyes(memory, namespace), True
+    worker = Worker("callers")
+
+    @worker.on(PaintingMade, concurrency=2, timeout=5, breaker=Breaker(failures=1, pause=1, cap=4))
+    def call(event: PaintingMade) -> PaintingFramed:
+        if down:
+            raise ConnectionRefusedError("nobody there")
+        trio.from_thread.run(trio.sleep, 10)
+        return PaintingFramed(number=event.number)
+
+    async with running(memory, worker, namespace=namespace) as bus:
+        await bus.publish_many([PaintingMade(number=n) for n in range(6)])
+        await until(lambda: bus.statistics()[0].open_circuits, 30)
+        down = False
+        await until(lambda: not bus.statistics()[0].open_circuits, 60)
+        await quiet(eyes, timeout=120)
+    assert framed(eyes) == dict.fromkeys(range(6), 1) and eyes.dead("callers") == []
