@@ -19,7 +19,7 @@ from waiting import until
 from canvasbus.bus import EventBus
 from canvasbus.cli.health import _answer
 from canvasbus.transport.memory import MemoryServer
-from canvasbus.worker import Backoff, BatchFailure, Breaker, Reject, Worker
+from canvasbus.worker import Backoff, BatchFailure, Breaker, Reject, Worker, rate_limit
 
 OPENED = "what a handler calls is down; its lane rests, and tries again from time to time"
 CLOSED = "what a handler calls is back; its lane goes on"
@@ -547,3 +547,22 @@ async def test_a_plain_function_that_is_only_slow_closes_the_circuit(
         await until(lambda: not bus.statistics()[0].open_circuits, 60)
         await quiet(eyes, timeout=120)
     assert framed(eyes) == dict.fromkeys(range(6), 1) and eyes.dead("callers") == []
+
+
+async def test_whoever_is_put_off_tells_nothing_of_the_outside(
+    virtual: Clock, memory: MemoryServer, namespace: str
+) -> None:
+    """A handler with a rate limit meets an outage of an hour. Those that the limit puts off were not even run, so as probes
+    they do not close the circuit: no event is given up."""
+    dependency, eyes = Dependency(), Eyes(memory, namespace)
+    dependency.down = True
+    worker = calling(dependency, breaker=Breaker(failures=3, within=1000))
+    worker.use(rate_limit(1, per=10))
+    async with running(memory, worker, namespace=namespace) as bus:
+        await bus.publish_many([PaintingMade(number=n) for n in range(30)])
+        await until(lambda: bus.statistics()[0].open_circuits, 60)
+        await trio.sleep(3600)
+        assert bus.statistics()[0].open_circuits and eyes.dead("callers") == []
+        dependency.down = False
+        await until(lambda: eyes.count("painting.framed") == 30, 600)
+    assert framed(eyes) == dict.fromkeys(range(30), 1) and eyes.dead("callers") == []
