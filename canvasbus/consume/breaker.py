@@ -5,7 +5,8 @@
     open        nothing is run for `pause` seconds, twice as long after each probe that fails, never longer than `cap`;
                 of that, half is for sure and half is drawn, so that many workers do not come back in step.
     half open   one run, the probe. If it fails in the same way the circuit is open again; whatever else becomes of it
-                (an exception of another kind, too) came from something that answers, and closes the circuit.
+                (an exception of another kind, too) came from something that answers, and closes the circuit. Only
+                RetryLater says nothing: another one is the probe.
 
 What the share is for: of a thousand runs a second five may time out within half a minute although all is well. Runs that
 went well are not recorded one by one, which would be paid for by every event: a failure remembers how many there had

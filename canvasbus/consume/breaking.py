@@ -27,7 +27,7 @@ import trio
 from canvasbus.consume.breaker import Breaker, Circuit
 from canvasbus.consume.delivery import Delivery
 from canvasbus.consume.outcomes import LaneStatistics
-from canvasbus.consume.policy import Outcome, Raised, opened
+from canvasbus.consume.policy import Outcome, Raised, RetryLater, opened, word_of
 from canvasbus.log import get_logger
 
 TRIED_KEPT = 8
@@ -75,6 +75,8 @@ class Breaking:
         self._tried: deque[Delivery] = deque()
         self.probe: Delivery | None = None
         """The one delivery that may run while the circuit is open."""
+        self._put_off: set[Delivery] = set()
+        """Probes that were put off by their own word."""
         self._late: set[Delivery] = set()
         """Probes that were not waited for and still run."""
         self._patient = False
@@ -91,12 +93,12 @@ class Breaking:
 
     def keep(self, delivery: Delivery, *, tried: bool = False) -> None:
         """Hold a delivery for as long as the circuit is open."""
-        if tried:
+        if tried or delivery in self._put_off:
             self._tried.append(delivery)
         else:
             self._fresh.append(delivery)
             self.wanted = 0
-            self._came.set()
+        self._came.set()
 
     def ended(self, delivery: Delivery, outcome: Outcome | None) -> bool:
         """A run has ended. True: the outside is down, and the event shall not pay for it."""
@@ -106,7 +108,10 @@ class Breaking:
         if delivery in self._late:
             self._late.remove(delivery)
             self._patient |= self.blocked and not down
-        if delivery is self.probe:
+        if delivery is self.probe and error is not None and isinstance(word_of(error), RetryLater):
+            self._put_off.add(delivery)  # back soon, it must not be one before all others each time
+            self.lapsed(delivery)  # put off, by a rate limit for example, it may not have got as far as the outside
+        elif delivery is self.probe:
             self.probe = None
             self.circuit.judge(now, failed=down)
             if down:
@@ -154,6 +159,7 @@ class Breaking:
         rest = [*self._tried, *self._fresh]
         self._tried.clear()
         self._fresh.clear()
+        self._put_off.clear()
         self.wanted, self._patient = 0, False
         log.info(
             "what a handler calls is back; its lane goes on",

@@ -19,7 +19,7 @@ from waiting import until
 from canvasbus.bus import EventBus
 from canvasbus.cli.health import _answer
 from canvasbus.transport.memory import MemoryServer
-from canvasbus.worker import Backoff, BatchFailure, Breaker, Reject, Worker, rate_limit
+from canvasbus.worker import Backoff, BatchFailure, Breaker, Reject, RetryLater, Worker, rate_limit
 
 OPENED = "what a handler calls is down; its lane rests, and tries again from time to time"
 CLOSED = "what a handler calls is back; its lane goes on"
@@ -566,3 +566,27 @@ async def test_whoever_is_put_off_tells_nothing_of_the_outside(
         dependency.down = False
         await until(lambda: eyes.count("painting.framed") == 30, 600)
     assert framed(eyes) == dict.fromkeys(range(30), 1) and eyes.dead("callers") == []
+
+
+async def test_whoever_is_put_off_again_and_again_leaves_the_probe_to_others(
+    virtual: Clock, memory: MemoryServer, namespace: str
+) -> None:
+    """One event says "in half a second" each time, and never asks the dependency; the other one would close the circuit."""
+    worker, down, finished = Worker("callers"), True, list[int]()
+
+    @worker.on(PaintingMade, concurrency=1, breaker=Breaker(failures=1, pause=1))
+    async def call(event: PaintingMade) -> None:
+        if event.number == 0:
+            raise RetryLater(0.5)
+        if down:
+            raise ConnectionRefusedError("nobody there")
+        finished.append(event.number)
+
+    async with running(memory, worker, namespace=namespace) as bus:
+        await bus.publish_many([PaintingMade(number=n) for n in range(2)])
+        await until(lambda: bus.statistics()[0].open_circuits, 30)
+        await trio.sleep(20)
+        assert bus.statistics()[0].open_circuits
+        down = False
+        await trio.sleep(120)
+        assert bus.statistics()[0].open_circuits == () and finished == [1]
