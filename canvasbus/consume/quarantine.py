@@ -28,8 +28,8 @@ from canvasbus.consume.breaking import Breaking
 from canvasbus.consume.delivery import Delivery
 
 BEDS = 32
-"""Suspects of one lane that run side by side, at most (and never more than its concurrency, or fit in a batch): so many have to run alone
-when one of them kills the worker."""
+"""Suspects of one lane that run side by side, at most (and never more than its concurrency, or fit in a batch): so many
+have to run alone when one of them kills the worker."""
 
 ALONE_KEPT = 64
 """Suspects that wait in hand for their turn alone; at the bound no more are fetched."""
