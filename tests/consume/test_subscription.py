@@ -321,11 +321,11 @@ async def test_an_acknowledgement_that_is_refused_does_not_count(any_url: str, n
     with structlog.testing.capture_logs() as logs:
         async with running(faulty, worker, namespace=namespace) as bus:
             settler = subscription_of(bus).settler
-            faulty.faults.append(Fault("answer", b"XACK", "OOM command not allowed", times=2))
+            faulty.faults.append(Fault("answer", b"$4\r\nXACK", "OOM command not allowed", times=2))
             await bus.publish(PaintingMade(number=1))
             await quiet(eyes)
             await until(lambda: (settler.statistics.acked, settler.statistics.repeated) == (1, 2))
-            faulty.faults.append(Fault("answer", b"XACK", "WRONGTYPE no stream"))
+            faulty.faults.append(Fault("answer", b"$4\r\nXACK", "WRONGTYPE no stream"))
             await bus.publish(PaintingMade(number=2))
             await until(lambda: [log for log in logs if log["event"].startswith("acknowledging was refused")])
             assert settler.statistics.acked == 1
