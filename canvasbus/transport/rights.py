@@ -184,6 +184,7 @@ _OPERATOR = (
     Right("HSET retention type policy", "set the retention"),
     Right("HDEL retention type", "set the retention"),
     *_TRIM,
+    Right("XACK stream group 0-0", "trim at a cap, and tell once what is lost"),
     Right("XLEN dead", "count dead letters"),
     Right("XREVRANGE dead + -", "read dead letters"),
     Right("XREAD STREAMS stream $", "tail"),
