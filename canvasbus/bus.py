@@ -75,8 +75,8 @@ class EventBus:
       (`canvasbus.worker.run` ends the process there).
     * `server` stands in for what the URL leads to (for tests and simulations).
 
-    Raises ConfigError for a URL or an option that cannot work; entering raises Refused when the server will not have us, and waits
-    for a server that is only away for `connect_timeout` seconds, then raises Unavailable.
+    Raises ConfigError for a URL or an option that cannot work; entering raises Refused when the server will not have us,
+    and waits for a server that is only away for `connect_timeout` seconds, then raises Unavailable.
     """
 
     def __init__(

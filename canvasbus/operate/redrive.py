@@ -26,8 +26,8 @@ def portions(letters: Iterable[DeadLetter]) -> list[list[DeadLetter]]:
     result: list[list[DeadLetter]] = []
     size = 0
     for letter in letters:
-        words = len(letter.record.fields) if letter.record is not None else 0
-        if not 0 < words <= WIDEST or words % 2:
+        fields = letter.record.fields if letter.record is not None else ()
+        if not 0 < len(fields) <= WIDEST or len(fields) % 2:
             continue
         last = result[-1] if result else []
         same = last and (last[0].group, last[0].partition) == (letter.group, letter.partition)
@@ -35,7 +35,7 @@ def portions(letters: Iterable[DeadLetter]) -> list[list[DeadLetter]]:
             result.append([])
             size = 0
         result[-1].append(letter)
-        size += sum(map(len, letter.record.fields)) if letter.record is not None else 0
+        size += sum(map(len, fields))
     return result
 
 

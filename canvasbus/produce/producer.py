@@ -242,8 +242,8 @@ class Producer:
         meanwhile the server keeps it. `dedupe_key` names the event, like "run-7:epoch-3": of several of a type with one
         key, published by whomever within `dedupe_window`, the first is stored and no other; all have the same id. (With
         partitions: events that say the same and have the same `key`.) `on_delivery(id, error)`: called for this event,
-        before the one of the Producer. Raises EncodeError for an event that cannot be published, ContractError for a delay or a key that
-        is none, and BufferFull as `when_full` says or after `close`; none was queued.
+        before the one of the Producer. Raises EncodeError for an event that cannot be published, ContractError for a delay
+        or a key that is none, and BufferFull as `when_full` says or after `close`; none was queued.
         """
         sender = self._sender
         if sender is None:

@@ -64,6 +64,16 @@ def calling(dependency: Dependency, name: str = "callers", *, batch: bool = Fals
     return worker
 
 
+def suspect(eyes: Eyes, topic: str = "painting.made", *, alone: bool = False) -> None:
+    """What lies there was in the hands of a worker that died; `alone`: it has to run alone next."""
+    stream = eyes.stream(topic)
+    eyes.call("XGROUP", "CREATE", stream, "callers", "0")
+    eyes.call("XREADGROUP", "GROUP", "callers", "~suspect", "STREAMS", stream, ">")
+    if alone:
+        entries = [entry for entry, _, _ in eyes.pending("callers", topic)]
+        eyes.call("XCLAIM", stream, "callers", "~suspect", 0, *entries, "RETRYCOUNT", 0, "JUSTID")
+
+
 def framed(eyes: Eyes) -> Counter[int]:
     return Counter(event.number for event in eyes.events("painting.framed"))
 
@@ -393,12 +403,8 @@ async def test_a_suspect_that_comes_while_the_probe_waits_for_its_turn_keeps_no_
     async with running(memory, namespace=namespace) as bus:
         await bus.publish_many([PaintingMade(number=n) for n in range(4)])
         await bus.publish(SculptureMade())
-    for topic in "painting.made", "sculpture.made":
-        stream = eyes.stream(topic)
-        eyes.call("XGROUP", "CREATE", stream, "callers", "0")
-        eyes.call("XREADGROUP", "GROUP", "callers", "~suspect", "STREAMS", stream, ">")
-    (entry, _, _), *_ = eyes.pending("callers", "sculpture.made")
-    eyes.call("XCLAIM", stream, "callers", "~suspect", 0, entry, "RETRYCOUNT", 0, "JUSTID")  # it has to run alone
+    suspect(eyes)
+    suspect(eyes, "sculpture.made", alone=True)
     worker, runs = Worker("callers"), Counter[int]()
 
     @worker.on(
@@ -437,12 +443,7 @@ async def test_a_probe_that_joins_a_batch_which_was_being_gathered_keeps_no_lane
     eyes, dependency = Eyes(memory, namespace), Dependency()
     async with running(memory, namespace=namespace) as bus:
         await bus.publish(PaintingMade(number=0))
-    eyes.call("XGROUP", "CREATE", eyes.stream(), "callers", "0")
-    eyes.call("XREADGROUP", "GROUP", "callers", "~suspect", "STREAMS", eyes.stream(), ">")
-    ((entry, _, _),) = eyes.pending("callers")
-    eyes.call(
-        "XCLAIM", eyes.stream(), "callers", "~suspect", 0, entry, "RETRYCOUNT", 0, "JUSTID"
-    )  # it has to run alone
+    suspect(eyes, alone=True)
     worker, finished = Worker("callers"), list[int]()
 
     @worker.on_batch(PaintingMade, max_size=8, max_wait=10, breaker=Breaker(failures=1, pause=1))
@@ -470,8 +471,7 @@ async def test_a_suspect_in_a_batch_that_meets_an_outage_is_not_left_behind(
     eyes, dependency = Eyes(memory, namespace), Dependency()
     async with running(memory, namespace=namespace) as bus:
         await bus.publish_many([PaintingMade(number=n) for n in range(3)])
-    eyes.call("XGROUP", "CREATE", eyes.stream(), "callers", "0")
-    eyes.call("XREADGROUP", "GROUP", "callers", "~suspect", "STREAMS", eyes.stream(), ">")
+    suspect(eyes)
     async with running(memory, namespace=namespace) as bus:
         await bus.publish_many([PaintingMade(number=n) for n in range(3, 6)])
     worker, finished = Worker("callers"), list[int]()
