@@ -304,10 +304,8 @@ class FencedSender:
         self._watching = True
         for event_type, sadd, last in zip(fresh, replies[::2], replies[1::2], strict=True):
             check(sadd, f"publish {event_type}")
-            if isinstance(last, ReplyError) and code(last) != "WRONGTYPE":  # that one is told by the XADD itself
-                check(last, f"publish {event_type}")
+            self._cursors[event_type] = last_in(last, event_type)
             self._heads[event_type] = XaddHeads(self.keys.stream(event_type))
-            self._cursors[event_type] = last[0][0] if isinstance(last, list) and last else b"0-0"
 
     def _may_begin(self, following: Sequence[Outgoing] | None) -> bool:
         """Whether nothing has to be asked or written down before this batch is sent."""
@@ -436,6 +434,14 @@ class FencedSender:
 
     def __repr__(self) -> str:
         return f"<FencedSender {self.keys!r} {self.statistics}>"
+
+
+def last_in(reply: Reply, event_type: str) -> bytes:
+    """The last entry of a stream, of which XREVRANGE was asked for one."""
+    if isinstance(reply, ReplyError) and code(reply) == "WRONGTYPE":  # that one is told by the XADD itself
+        return b"0-0"
+    entries = check(reply, f"publish {event_type}")
+    return entries[0][0] if entries else b"0-0"
 
 
 def declare_partitions(namespace: str, partitions: int) -> Operation[None]:

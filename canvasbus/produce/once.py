@@ -15,15 +15,23 @@ Everything else is as in a fenced batch: caps of streams (which make a double wa
 confirmation by a replica. With the latter the fence is raised along with each script, only so that there is something
 written behind it for WAIT to wait for: a script that found all its marks writes nothing.
 
+A mark has an end, and a server may be away, or a program not started again, for longer than that. So the sender knows
+where the streams ended before a run (asked once for each, then from the answers), and a spool notes it. Before a run is
+sent again so late, it is looked for behind these entries, and what is found gets its mark back. (Not each time: what
+another publisher stored under the same key a window ago lies there, too, and would count for this one.) Where the stream
+was trimmed past the place the marks alone decide.
+
 What a dead process left in its spool with a run on its way is sent as that process sent it, whatever is set now: a fenced
 batch has left no marks, and the script no fence that would stop its late copy.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from operator import attrgetter
 
+from canvasbus import clock
 from canvasbus.errors import CanvasbusError, Unavailable
 from canvasbus.produce.fenced import (
     FencedSender,
@@ -32,13 +40,18 @@ from canvasbus.produce.fenced import (
     SenderStatistics,
     check_partitions,
     declaration,
+    last_in,
 )
+from canvasbus.produce.lost import look_for
 from canvasbus.transport.resp import Operation, Packet, Reply, ReplyError, check, code, commands, pack, translate
 from canvasbus.transport.scripts import FENCE_SECONDS, ONCE
 from canvasbus.wire.keys import LATER_INBOX, Keys
 from canvasbus.wire.marks import WINDOW_SECONDS, window_ms
-from canvasbus.wire.outgoing import Outgoing
+from canvasbus.wire.outgoing import Outgoing, types_of
 from canvasbus.wire.retention import read_full
+
+BY_MARKS = ""
+"""What stands in a note instead of the incarnation of a fenced sender."""
 
 _once = attrgetter("once")
 
@@ -83,10 +96,11 @@ class PartitionSender:
         self._suspected = (b"", False)
         """First event id of the run that a dead process had on its way, and whether it went by marks."""
 
-    def suspect(self, run: Sequence[Outgoing], cursors: Mapping[str, bytes]) -> None:
-        """Whoever had this incarnation before died with this run on its way: see FencedSender.suspect."""
-        self._suspected = (run[0].raw_id, not cursors)
-        (self._fenced if cursors else self._marked).suspect(run, cursors)
+    def suspect(self, run: Sequence[Outgoing], cursors: Mapping[str, bytes], *, by_marks: bool) -> None:
+        """Somebody died with this run on its way; where that was a fenced one, under this incarnation: see
+        FencedSender.suspect."""
+        self._suspected = (run[0].raw_id, by_marks)
+        (self._marked if by_marks else self._fenced).suspect(run, cursors)
 
     def runs(self, batch: Sequence[Outgoing]) -> Sequence[Sequence[Outgoing]]:
         """The batch in pieces that `send` takes, in order; nearly always one."""
@@ -140,14 +154,19 @@ class _MarkedSender(FencedSender):
         note: Note | None,
     ) -> None:
         super().__init__(keys, replicated=replicated, partitions=partitions, note=note)
+        self.incarnation = BY_MARKS
         self.statistics = statistics
         self._window = window
         self._by_hash = True
         self._undeclared = False
         self._maybe = b""  # first event id of a batch that may be on the server since some try: marks found are its own
+        self._since = 0.0
+        """When the batch in hand was sent first."""
 
     def suspect(self, batch: Sequence[Outgoing], cursors: Mapping[str, bytes]) -> None:
+        super().suspect(batch, cursors)
         self._maybe = batch[0].raw_id
+        self._since = -math.inf
 
     def unsure_of(self, batch: Sequence[Outgoing]) -> bool:
         return super().unsure_of(batch) or batch[0].raw_id == self._maybe
@@ -168,12 +187,29 @@ class _MarkedSender(FencedSender):
         yield from ()
         return None  # send it again
 
+    def _renew_marks(self, batch: Sequence[Outgoing]) -> Operation[None]:
+        """What is on the server bears a mark again."""
+        found, _ = yield from look_for(batch, self.keys, self._cursors, self._scan_limit)
+        behind = {item.raw_id: b"~" if item.type == LATER_INBOX else b"" for item in batch}
+        steps = [
+            ("SET", self.keys.once(event_id.hex()), behind[event_id] + entry_id, "NX", "PX", self._window)
+            for event_id, entry_id in found.items()
+        ]
+        for reply in (yield commands(*steps)) if steps else ():
+            check(reply, f"publish {batch[0].type}")
+
     def _look_for_room(self, batch: Sequence[Outgoing]) -> Operation[dict[str, CanvasbusError]]:
         if batch[0].raw_id == self._maybe:  # what is there already must not be called refused
             return {}
         return (yield from super()._look_for_room(batch))
 
     def _prepare(self, batch: Sequence[Outgoing]) -> Operation[None]:
+        fresh = types_of(batch) - self._cursors.keys()
+        if fresh:
+            ends = yield commands(*(("XREVRANGE", self.keys.stream(name), "+", "-", "COUNT", 1) for name in fresh))
+            self._cursors |= {name: last_in(end, name) for name, end in zip(fresh, ends, strict=True)}
+        if batch[0].raw_id == self._maybe and clock.monotonic() - self._since > self._window / 2000:
+            yield from self._renew_marks(batch)
         if self._undeclared:
             replies = yield commands(*declaration(self.keys.meta, self._partitions))
             check(replies[0], "publish")
@@ -181,6 +217,8 @@ class _MarkedSender(FencedSender):
             self._undeclared = False
 
     def _packet(self, batch: Sequence[Outgoing], following: Sequence[Outgoing] | None) -> Packet:
+        if batch[0].raw_id != self._maybe:
+            self._since = clock.monotonic()
         keys = self.keys
         types = dict.fromkeys(item.type for item in batch)
         places = {event_type: at for at, event_type in enumerate(types, 4)}
@@ -219,7 +257,10 @@ class _MarkedSender(FencedSender):
                 refused += 1
                 continue
             results.append(answer[1:])
-            known += answer[:1] == b"="
+            if answer[:1] == b"=":
+                known += 1
+            else:
+                self._cursors[item.type] = answer[1:].lstrip(b"~")
         statistics = self.statistics
         statistics.batches += 1
         statistics.events += len(batch) - refused

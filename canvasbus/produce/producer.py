@@ -119,8 +119,7 @@ class Producer:
 
     An event that is published under a `dedupe_key` is stored once, also when the program is started again and publishes it
     anew, or another one does, within `dedupe_window` seconds (a day). With `dedupe=True` every event is held to that by
-    its id. What it costs on the server is written in `canvasbus.wire.marks`. With a spool such a program must be started
-    again within that time after it was killed: what it had on its way is known by that, and stored twice later on.
+    its id. What it costs on the server is written in `canvasbus.wire.marks`.
 
     With `tracing=True`, or with a provider, each publishing is an OpenTelemetry span, for which the extra `otel` is needed.
 

@@ -15,7 +15,7 @@ from canvasbus.errors import BufferFull, CanvasbusError, Refused, TransportError
 from canvasbus.produce import process
 from canvasbus.produce.buffer import Buffer, OnDelivery
 from canvasbus.produce.fenced import Result, declare_partitions
-from canvasbus.produce.once import Dedupe, PartitionSender
+from canvasbus.produce.once import BY_MARKS, Dedupe, PartitionSender
 from canvasbus.produce.spool import Sending
 from canvasbus.transport.blocking import BlockingLink
 from canvasbus.transport.server import Server
@@ -49,7 +49,7 @@ class _Lane:
     def resume(self, items: Sequence[Outgoing], left: Sending) -> None:
         """Go on in place of the process that died with these events on their way."""
         self.sender = self._new_sender(left.fence)
-        self.sender.suspect(items, left.cursors)
+        self.sender.suspect(items, left.cursors, by_marks=left.fence == BY_MARKS)
 
 
 class Sender:

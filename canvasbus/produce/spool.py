@@ -57,7 +57,7 @@ class Sending(msgspec.Struct, frozen=True, array_like=True):
     start: int
     end: int
     fence: str
-    """The incarnation of the sender, whose fence key it watches."""
+    """The incarnation of the sender, whose fence key it watches; "": the events bear marks (see `once`)."""
     cursors: dict[str, bytes]
     """Event type → the last entry of its stream before the batch."""
 

@@ -75,18 +75,18 @@ def test_what_a_dead_process_stored_is_not_refused(marking: Marking, any_url: st
     heir.eyes.call("SET", heir.keys.full, msgspec.json.encode(full))
     assert isinstance(heir.send(SculptureMade(title="other"))[0], bytes)  # now it has heard of it
     assert isinstance(heir.send(*made(3))[0], StreamFull)
-    heir.sender.suspect(run, {})
+    heir.sender.suspect(run, {"painting.made": b"0-0"}, by_marks=True)
     assert heir.drive(run) == stored and heir.sender.statistics.found == 2
 
 
 def test_a_key_is_stored_once(driver: Driver) -> None:
     """The second time nothing is stored, also inside one batch; all get the entry id of the first, which its mark
-    holds. A batch costs one packet, the first one a second for loading the script."""
+    holds. A batch costs one packet, the first one two more: where the stream ends, and to load the script."""
     driver.eyes.call("SCRIPT", "FLUSH")  # other tests use this server, too
     first = driver.drive(keyed(driver, 1, 2))
-    assert driver.packets == 2 and driver.numbers() == [1, 2] and rows(driver) == first
+    assert driver.packets == 3 and driver.numbers() == [1, 2] and rows(driver) == first
     assert driver.drive(keyed(driver, 3, 2, 3, 1)) == [rows(driver)[2], first[1], rows(driver)[2], first[0]]
-    assert driver.packets == 3 and driver.numbers() == [1, 2, 3]
+    assert driver.packets == 4 and driver.numbers() == [1, 2, 3]
     assert [mark(driver, item) for item in keyed(driver, 1, 2)] == first
     now = driver.sender.statistics
     assert (now.events, now.duplicates, now.batches, now.found) == (6, 3, 2, 0)
@@ -179,6 +179,63 @@ def test_the_mark_has_the_window_as_its_time_to_live(driver: Driver) -> None:
     assert driver.eyes.call("PTTL", name) <= 5_000_000
 
 
+def forget(driver: Driver, *items: Outgoing) -> None:
+    """Their marks have expired."""
+    for item in items:
+        assert driver.eyes.call("DEL", driver.keys.once(item.raw_id.hex())) == 1
+
+
+@pytest.mark.parametrize("delay", [None, 60.0])
+def test_a_lost_answer_and_an_outage_longer_than_the_window(driver: Driver, delay: float | None) -> None:
+    """What was stored before it is found by its place, bears its mark again, and is stored once; what was not is now."""
+    with clock.using(TurnedClock()) as time:
+        driver.drive(keyed(driver, 0, delay=delay))
+        batch = keyed(driver, 1, 2, delay=delay)
+
+        def still_away(*expired: Outgoing) -> None:
+            forget(driver, *expired)
+            time.turn(0.6 * DAY_MS / 1000)  # type: ignore[attr-defined]
+            raise Unavailable("still away")
+
+        driver.fault(SCRIPT, "lost reply")
+        driver.fault(SCRIPT, lambda: still_away(*batch))
+        driver.fault(b"", "lost reply")
+        results = [*driver.drive(batch)]
+        lost = keyed(driver, 3, delay=delay)
+        driver.fault(SCRIPT, "lost request")
+        driver.fault(SCRIPT, still_away)
+        results += driver.drive(lost)
+        stream = "~later" if delay else "painting.made"
+        there = [row[0] for row in driver.eyes.call("XRANGE", driver.keys.stream(stream), "-", "+")]
+        assert results == [b"~" * bool(delay) + entry_id for entry_id in there[1:]]
+        assert [mark(driver, item) for item in [*batch, *lost]] == results
+    assert (driver.sender.statistics.found, driver.sender.statistics.lost) == (2, 0)
+
+
+def test_a_dead_process_whose_marks_have_expired(marking: Marking, any_url: str, namespace: str) -> None:
+    """Whoever adopts its run looks behind the entries that it has noted: what is there is not stored again, what is not
+    is. Of a stream that was trimmed past the place only the marks would know."""
+    notes: list[dict[str, bytes]] = []
+    options: dict[str, Any] = {"dedupe": Dedupe(always=True)}
+    dead = marking(any_url, namespace, **options, note=lambda run, fence, cursors: notes.append(dict(cursors)))
+    dead.send(*made(0))
+    run = dead.encoded(*made(1), SculptureMade(), *made(2))
+    eyes = dead.eyes
+    eyes.call("SET", eyes.stream("sculpture.made"), "none")
+    first, refused, last = dead.drive(run)
+    assert isinstance(refused, Refused) and eyes.call("DEL", eyes.stream("sculpture.made"))
+    forget(dead, run[0], run[2])
+    assert notes[-1] == {"painting.made": rows(dead)[0], "sculpture.made": b"0-0"}
+    heir = marking(any_url, namespace, **options)
+    heir.sender.suspect(run, notes[-1], by_marks=True)
+    assert heir.drive(run) == [first, *rows(heir, "sculpture.made"), last] and heir.numbers() == [0, 1, 2]
+    assert heir.sender.statistics.found == 2
+    forget(dead, run[0], run[2])
+    eyes.call("XTRIM", eyes.stream(), "MAXLEN", 1)
+    heir.sender.suspect(run, notes[-1], by_marks=True)
+    assert heir.drive(run)[2] == last and heir.numbers() == [2, 1]
+
+
 # --- faults -----------------------------------------------------------------------------------------------------------
 
 
@@ -241,13 +298,14 @@ def test_refused_while_it_is_unsure(driver: Driver) -> None:
 
 def test_patience(driver: Driver) -> None:
     """Given up as Unavailable; ambiguous says whether it may be there."""
+    driver.drive(keyed(driver, 0))
     for fault in ("lost request", "lost reply"):
         driver.plan = [(b"", fault)] * 50  # type: ignore[list-item]
         (result,) = driver.drive(keyed(driver, 1), patience=1)
         assert isinstance(result, Unavailable) and result.ambiguous
     driver.plan = []
     (result,) = driver.drive(keyed(driver, 1))
-    assert rows(driver) == [result] and driver.sender.statistics.given_up == 2
+    assert rows(driver)[1:] == [result] and driver.sender.statistics.given_up == 2
 
 
 def test_a_batch_that_no_replica_confirms(
@@ -404,7 +462,8 @@ def test_full_since_the_answer_was_lost(driver: Driver) -> None:
 
 
 def said(answers: list[list[Any]]) -> tuple[PartitionSender, Any]:
-    """Send one marked event to a server that gives these answers."""
+    """Send one marked event to a server that gives these answers, after it has said where the stream ends."""
+    answers.insert(0, [[]])
     sender = PartitionSender(Keys("scripted"))
     operation = sender.send([Codec().encode_for(PaintingMade(), None, dedupe_key="1")])
     try:

@@ -398,6 +398,25 @@ def test_threads_that_publish_until_they_are_killed(
         assert by_title[title] in (list(range(count)), list(range(count + 1)))
 
 
+@pytest.mark.parametrize("dedupe", [False, True])
+def test_a_restart_after_the_marks_have_expired(program: Program, dedupe: bool) -> None:
+    """Killed with a batch that has arrived, and started again when the window is over: it is stored once."""
+    program.run(
+        f"""
+        bus = producer(spool=SPOOL, dedupe={dedupe}, on_delivery=lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+        bus.publish_many([PaintingMade(number=n) for n in range(10)])
+        bus.flush(10)
+        """,
+        code=-9,
+    )
+    eyes = Eyes(program.url, program.namespace)
+    marks = eyes.call("KEYS", eyes.keys.once("*"))
+    assert len(marks) == 10 * dedupe and (not marks or eyes.call("DEL", *marks))
+    eyes.close()
+    program.run(f"with producer(spool=SPOOL, dedupe={dedupe}) as bus: assert bus.flush(10)")
+    assert program.stored() == list(range(10))
+
+
 def test_files_that_may_not_grow(program: Program) -> None:
     """A limit on the size of files, as a full disk is one: publishing goes on from memory, is told and counted, and
     what is on disk is sound."""
