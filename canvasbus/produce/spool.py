@@ -12,6 +12,9 @@ A log takes the events of one process for one partition, in order. It lies in se
               batch is sent at a time: the fate of all before it is known
     settled   the fate of every event below `number` is known
 
+Behind the header of each segment stands a settled record that is longer than it need be: on a full disk, where nothing can be
+added, what is settled and being sent is written into its room.
+
 Numbers grow and may leave gaps: an event that could not be written down stays in memory and has a number all the same.
 
 A record is believed when its checksum is right. Nothing behind the first that is not whole is read: the length of a
@@ -41,6 +44,9 @@ SEGMENT_BYTES: Final = 8 * 1024 * 1024
 RESTING_BYTES: Final = 1024 * 1024
 """A log in which all is settled begins a new segment when it has grown so far, in a small spool sooner: what nobody needs
 any more must never fill it."""
+
+SPARE_BYTES: Final = 512
+"""Room kept in each segment. It lies within the first page of 4 KiB, so that a process that is killed writes all or nothing."""
 
 LAST_NUMBER: Final = 1 << 62
 """No log gets so far; what is beyond was written by nobody."""
@@ -118,6 +124,14 @@ def frame_settled(number: int) -> bytes:
     return frame(SETTLED, number, b"")
 
 
+def frame_spare(settled: int, sending: Sending | None) -> bytes:
+    """Both notes in SPARE_BYTES; what is being sent only where that fits, as it does with five types or so."""
+    note = frame_sending(sending) if sending is not None else b""
+    if len(note) + HEAD_BYTES >= SPARE_BYTES:
+        note = b""
+    return frame(SETTLED, settled, bytes(SPARE_BYTES - HEAD_BYTES - len(note))) + note
+
+
 def records(data: bytes, at: int = 0, base: int = 0) -> Iterator[Record]:
     """The records in `data` from `at` on, up to the first that is not whole. `base`: where in the file `data` begins."""
     size = len(data)
@@ -174,6 +188,8 @@ class Segment:
     """The highest number of an event in it; -1: there is none."""
     events: int = 0
     """How many events are in it; of one that was found, how many were not settled then."""
+    spare: int = 0
+    """Where in the file the room for notes begins; 0: there is none."""
 
 
 class Ledger:
@@ -264,6 +280,8 @@ class Found(NamedTuple):
     """How far the log had got at the end of it."""
     unsettled: int
     """Its events with a number from the log's `settled` on."""
+    spare: int
+    """See Segment."""
 
 
 def look(data: bytes, settled: int | None = None) -> Found | None:
@@ -274,18 +292,19 @@ def look(data: bytes, settled: int | None = None) -> Found | None:
         return None
     header = read_record(found[0])
     assert isinstance(header, Header)
-    sending, reached, last = header.sending, header.settled, -1
+    sending, reached, last, spare = header.sending, header.settled, -1, 0
     for record in found[1:]:
         if record.kind == EVENT:
             last = max(last, record.number)
         elif record.kind == SETTLED:
-            reached, sending = max(reached, record.number), None
-        elif isinstance(said := read_record(record), Sending):
-            sending = said
+            reached = max(reached, record.number)
+            spare = spare or (found[0].end if record.payload else 0)
+        elif isinstance(said := read_record(record), Sending) and (sending is None or said.start >= sending.start):
+            sending = said  # one that lies before an older one was written into the spare room
     if sending is not None:
         reached = max(reached, sending.start)
         sending = sending if sending.end > reached else None
     if settled is not None:
         reached, sending = settled, None
     unsettled = sum(record.kind == EVENT and record.number >= reached for record in found)
-    return Found(header, found[0].number, last, size, reached, sending, unsettled)
+    return Found(header, found[0].number, last, size, reached, sending, unsettled, spare)

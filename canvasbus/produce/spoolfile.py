@@ -25,6 +25,7 @@ from canvasbus.produce.spool import (
     frame_header,
     frame_sending,
     frame_settled,
+    frame_spare,
     records,
 )
 from canvasbus.wire.outgoing import Outgoing
@@ -121,14 +122,18 @@ class Log:
         self.ledger.wrote(len(data), events)
 
     def note_sending(self, sending: Sending) -> None:
-        """Write down what is about to be sent. Raises OSError."""
+        """Write down what is about to be sent. Raises OSError when that takes the spare room, or is not possible at all."""
         self.ledger.sending = sending
         if self.ledger.segments:
-            self._note(frame_sending(sending))
+            try:
+                self._note(frame_sending(sending))
+            except OSError:
+                self._note_in_place()
+                raise
 
     def settle(self, number: int, events: int) -> list[Path]:
         """The fate of everything below `number` is known, `events` of which are on disk. Returns files to be deleted.
-        Sets `error` when that cannot be written down."""
+        Sets `error` when that takes the spare room, or is not possible at all."""
         ledger = self.ledger
         gone = ledger.settle(number, events)
         self.error = None
@@ -141,8 +146,7 @@ class Log:
                     self._note(frame_settled(number))
             except OSError as error:
                 self.error = error
-                if ledger.done():
-                    self._empty(ledger.segments[-1])
+                self._note_in_place()
         return [self.path(segment) for segment in gone]
 
     def begin_anew(self, damaged: Damaged) -> None:
@@ -203,14 +207,16 @@ class Log:
             os.close(old)
 
     def _create(self, segment: Segment, rest: bytes = b"") -> tuple[int, int]:
-        """Make the file of a segment: a header, and the rest. Returns its descriptor and its size."""
+        """Make the file of a segment: a header, spare room, and the rest. Returns its descriptor and its size."""
         ledger, whose = self.ledger, self._whose
         header = Header(
             namespace=whose.namespace, partition=self.partition, partitions=whose.partitions, server=whose.server,
             pid=os.getpid(), host=socket.gethostname(), created=clock.time(),
             settled=ledger.settled, sending=ledger.sending,
         )  # fmt: skip
-        data = frame_header(header, segment.first) + rest
+        head = frame_header(header, segment.first)
+        segment.spare = len(head)
+        data = head + frame_spare(ledger.settled, ledger.sending) + rest
         path = self.path(segment)
         fd = os.open(path, _APPEND | os.O_TRUNC, 0o600)
         try:
@@ -227,16 +233,22 @@ class Log:
         _write(self._fd, data)
         self.ledger.wrote(len(data))
 
-    def _empty(self, segment: Segment) -> None:
-        """All in the last segment is settled, and there is no room to say so: with its events there, whoever adopted the log
-        would send them again."""
-        try:
-            os.truncate(self.path(segment), 0)
-        except OSError:
+    def _note_in_place(self) -> None:
+        """Nothing can be added: say how far the log has got in the room that was kept for it. Without that, whoever adopted the
+        log would send again what was sent since."""
+        ledger, segment = self.ledger, self.ledger.segments[-1]
+        if not segment.spare or self.is_gone(segment, segment.size):
             return
-        self.close()  # what comes next begins a segment
-        self.ledger.bytes -= segment.size
-        segment.size = 0
+        try:
+            fd = os.open(
+                self.path(segment), os.O_WRONLY | os.O_CLOEXEC
+            )  # what is open to append writes at the end only
+            try:
+                os.pwrite(fd, frame_spare(ledger.settled, ledger.sending), segment.spare)
+            finally:
+                os.close(fd)
+        except OSError:
+            pass
 
     # --- reading -------------------------------------------------------------------------------------------------
 

@@ -183,7 +183,7 @@ def read_folder(path: Path) -> list[FoundLog]:
         if seen is None:
             continue
         ledger = log.ledger
-        ledger.segments.insert(0, Segment(serial, seen.first, seen.size, seen.last, seen.unsettled))
+        ledger.segments.insert(0, Segment(serial, seen.first, seen.size, seen.last, seen.unsettled, seen.spare))
         ledger.bytes += seen.size
         ledger.events += seen.unsettled
         ledger.next = max(ledger.next, seen.first, seen.last + 1)

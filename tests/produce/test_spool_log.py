@@ -16,6 +16,7 @@ from canvasbus.produce import spool, spoolfile, spoolfolder
 from canvasbus.produce.spool import (
     EVENT,
     HEADER,
+    SPARE_BYTES,
     Header,
     Ledger,
     Record,
@@ -26,6 +27,7 @@ from canvasbus.produce.spool import (
     frame_header,
     frame_sending,
     frame_settled,
+    frame_spare,
     look,
     read_record,
     records,
@@ -161,6 +163,28 @@ def test_a_batch_that_is_settled_is_on_its_way_no_more() -> None:
     assert look(data).sending == first  # type: ignore[union-attr]
     assert look(data + frame_settled(1)).sending is None  # type: ignore[union-attr]
     assert look(data + frame_settled(1) + frame_sending(second)).sending == second  # type: ignore[union-attr]
+
+
+def test_notes_in_the_spare_room() -> None:
+    """They lie before older ones, and count; what is added behind them later counts, too. Their size is always the same."""
+    first, second, third = (Sending(n, n + 1, "p-me", {"painting.made": b"5-0"}) for n in (0, 1, 2))
+    events = b"".join(event(n, item()) for n in range(3))
+
+    def found(settled: int, sending: Sending | None, more: bytes = b"") -> tuple[int, Sending | None]:
+        spare = frame_spare(settled, sending)
+        assert len(spare) == SPARE_BYTES
+        seen = look(header() + spare + events + frame_sending(first) + more)
+        assert seen is not None and seen.spare == len(header())
+        return seen.settled, seen.sending
+
+    assert found(0, None) == (0, first)
+    assert found(1, None) == (1, None)
+    assert found(1, second) == (1, second) == found(1, second, frame_settled(1))
+    assert found(1, second, frame_settled(2)) == (2, None)
+    assert found(1, second, frame_settled(2) + frame_sending(third)) == (2, third)
+    long = Sending(1, 2, "p-me", {"painting.made" * 100: b"5-0"})
+    assert found(1, long) == (1, None)
+    assert look(header() + events).spare == 0  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("seed", seeds(20, "spool ledger"))

@@ -274,6 +274,41 @@ def test_what_was_sent_while_the_disk_was_full_is_not_sent_again(
     assert drained(spooled(tmp_path)) == items[10:]
 
 
+@pytest.mark.parametrize("heirs", [0, 1])
+def test_what_was_sent_of_a_log_while_the_disk_was_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, heirs: int
+) -> None:
+    """Killed between two batches, or with one on its way: the next one knows what is settled and what is to be looked for;
+    so it is when that one has a full disk and is killed, too."""
+    items = [item(100) for _ in range(60)]
+    b, real = spooled(tmp_path), spoolfile._raw_write
+    b.add_many(items, 0)
+
+    def full(fd: int, data: bytes, size: int) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    left = items
+    for heir in range(heirs + 1):
+        b._batch_bytes = 1000
+        monkeypatch.setattr(spoolfile, "_raw_write", full if heir == heirs else real)
+        for number in range(3):
+            batch = b.take()
+            assert batch == (0, left[:10]) and b.note is not None
+            assert (b.doubt is None) == (number > 0 or heir == 0)
+            b.note(batch[1], "me", {"painting.made": f"{number}-0".encode()})
+            if number < 2:
+                b.settle(*batch, stored=10)
+                left = left[10:]
+        assert b.spool_errors == (5 if heir == heirs else 0)
+        die(b)
+        b = spooled(tmp_path)
+    monkeypatch.setattr(spoolfile, "_raw_write", real)
+    assert b.take() == (0, left[:10]) and b.doubt is not None
+    assert (b.doubt.fence, b.doubt.cursors) == ("me", {"painting.made": b"2-0"})
+    b.settle(0, left[:10], stored=10)
+    assert drained(b) == left[10:]
+
+
 def test_a_batch_that_is_on_disk_in_parts(tmp_path: Path) -> None:
     """One event of a batch could not be written down: after a crash all the others are doubted together, and when they
     were sent in parts, from the first part on whose fate nobody knew."""
@@ -486,7 +521,7 @@ def test_damaged_again(tmp_path: Path) -> None:
     b, items = spooled(tmp_path), [item() for _ in range(20)]
     b.add_many(items, 0)
     pieces = []
-    for at in (900, 500):
+    for at in (1400, 1000):
         die(b)
         (file,) = tmp_path.rglob("*.log")
         data = bytearray(file.read_bytes())
