@@ -36,6 +36,8 @@ TELL_SECONDS = 60.0
 """Between two words in the log about the same failure."""
 
 AT_ONCE = 500
+BODIES_AT_ONCE = 20
+"""When they are looked through they are copied, and each may be as large as an event."""
 INBOX_MS = 3_600_000
 """How long publishers find in the inbox what they are unsure of."""
 
@@ -152,7 +154,8 @@ class Maintainer:
         back = gone = 0
         cursor: bytes | int = 0
         while True:
-            reply = await self._shared.run(MATCH.call(timers, [1 if bodies else 0, cursor, AT_ONCE]))
+            page = [1, cursor, BODIES_AT_ONCE] if bodies else [0, cursor, AT_ONCE]
+            reply = await self._shared.run(MATCH.call(timers, page))
             cursor, *counts = check(reply, "look for lost timers")
             back, gone = back + counts[0], gone + counts[1]
             if int(cursor) == 0:
