@@ -18,8 +18,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from canvasbus.consume.handlers import Worker
-from canvasbus.contract.bus_events import OWN_TYPES
-from canvasbus.contract.globs import glob_matches
+from canvasbus.contract.globs import listens
 from canvasbus.contract.registry import Registry
 from canvasbus.transport.resp import Operation, ReplyError, chunks, commands, pairs
 from canvasbus.wire.codec import VERSIONS_AHEAD
@@ -57,10 +56,7 @@ class Accepted(Struct, frozen=True):
         """What it would do with an event of this version."""
         reads = self.types.get(event_type)
         if reads is None:
-            listens = event_type in self.types or (
-                event_type not in OWN_TYPES and any(glob_matches(glob, event_type) for glob in self.globs)
-            )
-            return Does.GIVE_UP if listens else Does.LEAVE
+            return Does.GIVE_UP if listens(event_type, self.types, self.globs) else Does.LEAVE
         oldest, newest = reads
         if oldest <= version <= newest:
             return Does.TAKE

@@ -13,9 +13,8 @@ from canvasbus.consume.instances import PER_INSTANCE, PerInstance
 from canvasbus.consume.lifespan import opener
 from canvasbus.consume.middleware import Middleware, check_middleware
 from canvasbus.consume.policy import Backoff, RetryRules
-from canvasbus.contract.bus_events import OWN_TYPES
 from canvasbus.contract.event import Event
-from canvasbus.contract.globs import glob_matches, globs_overlap
+from canvasbus.contract.globs import globs_overlap, listens
 from canvasbus.contract.registry import registry
 from canvasbus.errors import ContractError
 from canvasbus.wire.keys import check_name, check_number
@@ -72,9 +71,7 @@ class Handler:
 
     def matches(self, event_type: str) -> bool:
         """True when the handler serves the type by name or by pattern."""
-        if event_type in self.types:
-            return True
-        return event_type not in OWN_TYPES and any(glob_matches(g, event_type) for g in self.globs)
+        return listens(event_type, self.types, self.globs)
 
 
 @dataclass(eq=False)

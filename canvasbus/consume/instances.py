@@ -20,9 +20,9 @@ from collections.abc import Iterable
 from contextlib import suppress
 from typing import Final
 
-import msgspec
 import trio
 
+from canvasbus.consume.declaration import read_group
 from canvasbus.consume.liveness import Heart, Watcher, count_in
 from canvasbus.errors import TransportError
 from canvasbus.log import get_logger
@@ -52,15 +52,6 @@ class PerInstance(enum.Enum):
 
 PER_INSTANCE: Final = PerInstance.PER_INSTANCE
 """As a group: one of its own for every process, so that each sees all events."""
-
-
-def is_instance(declaration: bytes) -> bool:
-    """True for what an instance declares of itself in `Keys.groups`."""
-    try:
-        about = msgspec.json.decode(declaration)
-    except (msgspec.MsgspecError, ValueError, RecursionError):
-        return False
-    return isinstance(about, dict) and about.get("instance") is True
 
 
 def forget(
@@ -125,7 +116,7 @@ class Instances:
     async def _look(self) -> None:
         keys = self._keys
         declared = pairs(check(await self._shared.call("HGETALL", keys.groups), "look for groups"))
-        groups = [name.decode("utf-8", "replace") for name, about in declared.items() if is_instance(about)]
+        groups = [name.decode("utf-8", "replace") for name, about in declared.items() if read_group("", about).instance]
         beats: dict[str, dict[bytes, bytes]] = {}
         for some in chunks(groups):
             replies = await self._shared.request(commands(*(("HGETALL", keys.beats(group)) for group in some)))

@@ -1,7 +1,6 @@
 """How a worker joins: it makes its groups, checks that its user may do what it will need, and finds topics of globs."""
 
-import json
-
+from canvasbus.consume.declaration import declaration
 from canvasbus.consume.dispatch import Lane
 from canvasbus.consume.handlers import Handler, Worker
 from canvasbus.consume.instances import PER_INSTANCE
@@ -56,14 +55,12 @@ class Joining:
     async def _declare(self, subscription: Subscription) -> None:
         """Say that this group exists and what it reads."""
         handlers = self._worker.handlers
-        about: dict[str, object] = {
-            "types": sorted({t for h in handlers for t in h.types}),
-            "globs": sorted({g for h in handlers for g in h.globs}),
-        }
-        if self._worker.group is PER_INSTANCE:
-            about["instance"] = True
-        declaration = subscription.membership.declaration = json.dumps(about)
-        reply = await self._shared.call("HSET", subscription.keys.groups, self._group, declaration)
+        about = subscription.membership.declaration = declaration(
+            (name for handler in handlers for name in handler.types),
+            (glob for handler in handlers for glob in handler.globs),
+            instance=self._worker.group is PER_INSTANCE,
+        )
+        reply = await self._shared.call("HSET", subscription.keys.groups, self._group, about)
         check(reply, f"join group {self._group!r}")
 
     async def _check_rights(self, subscription: Subscription) -> None:

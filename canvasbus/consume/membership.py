@@ -73,7 +73,7 @@ class Membership:
         settler: Settler,
         codec: Codec,
     ) -> None:
-        self.declaration = "{}"
+        self.declaration = b"{}"
         """What the group reads, for `Keys.groups`."""
         self.statistics = MembershipStatistics()
         self._keys = keys

@@ -17,8 +17,9 @@ from canvasbus.consume.inbox import Inbox
 from canvasbus.consume.invoke import for_above
 from canvasbus.consume.policy import Ack, DeadLetter, Outcome, Park, Raised, Retry, Returned, decide
 from canvasbus.consume.timers import Cancel, Later
-from canvasbus.contract.bus_events import OWN_TYPES, BusLoss, HandlerFailed
+from canvasbus.contract.bus_events import BusLoss, HandlerFailed
 from canvasbus.contract.event import Event
+from canvasbus.contract.globs import OWN_TYPES
 from canvasbus.log import get_logger
 from canvasbus.wire import later
 from canvasbus.wire.codec import Codec

@@ -29,8 +29,9 @@ from msgspec import Struct
 
 from canvasbus import ids
 from canvasbus.consume import instances
+from canvasbus.consume.declaration import Group, read_group
 from canvasbus.consume.liveness import count_in
-from canvasbus.contract.bus_events import OWN_TYPES, BusLoss
+from canvasbus.contract.bus_events import BusLoss
 from canvasbus.contract.globs import glob_matches
 from canvasbus.errors import ConfigError, TransportError
 from canvasbus.transport.resp import Operation, ReplyError, check, chunks, command, commands, pairs, translate
@@ -103,21 +104,6 @@ def read_policies(keys: Keys) -> Operation[dict[str, Retention]]:
                 f"the retention of {name!r} on record is none ({error}): `canvasbus retention set` or `clear` it"
             ) from None
     return found
-
-
-class Group(Struct, frozen=True):
-    """A group as its workers have declared it in `Keys.groups`."""
-
-    name: str
-    types: frozenset[str] = frozenset()
-    globs: frozenset[str] = frozenset()
-    instance: bool = False
-
-    def listens_to(self, event_type: str) -> bool:
-        """True when it reads the type or will as soon as it finds it."""
-        return event_type in self.types or (
-            event_type not in OWN_TYPES and any(glob_matches(glob, event_type) for glob in self.globs)
-        )
 
 
 class Looked(Struct):
@@ -347,24 +333,6 @@ def _seen(value: bytes | None) -> tuple[int, int, bool]:
     if len(parts) == 3 and all(part.isdigit() and len(part) < 20 for part in parts):
         return int(parts[0]), int(parts[1]), parts[2] == b"1"
     return -1, 0, False
-
-
-class _Declaration(Struct, frozen=True):
-    types: frozenset[str]
-    globs: frozenset[str]
-    instance: bool = False
-
-
-_decode_declaration = msgspec.json.Decoder(_Declaration).decode
-
-
-def read_group(name: str, about: bytes) -> Group:
-    """A declaration; one that is none, which a stranger wrote, says that the group reads nothing."""
-    try:
-        said = _decode_declaration(about)
-    except (msgspec.MsgspecError, ValueError, RecursionError):
-        return Group(name)
-    return Group(name, said.types, said.globs, said.instance)
 
 
 def _pairs(flat: Sequence[bytes]) -> list[tuple[str, bytes]]:

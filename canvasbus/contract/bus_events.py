@@ -53,7 +53,3 @@ class BusLoss(Event):
     """One sentence for a person."""
     lost: Count | None = None
     """How many entries are gone; None: unknown."""
-
-
-OWN_TYPES = frozenset({"handler.failed", "bus.loss"})
-"""The types that globs do not match."""

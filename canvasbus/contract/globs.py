@@ -1,5 +1,17 @@
 """Patterns of type names: drift.*, *.detected, *. Pure; whoever only asks which types are meant needs nothing else."""
 
+from collections.abc import Collection, Iterable
+
+OWN_TYPES = frozenset({"handler.failed", "bus.loss"})
+"""The bus's own, which no pattern means: whoever wants them names them."""
+
+
+def listens(event_type: str, types: Collection[str], globs: Iterable[str]) -> bool:
+    """True when these names or patterns mean the type."""
+    return event_type in types or (
+        event_type not in OWN_TYPES and any(glob_matches(glob, event_type) for glob in globs)
+    )
+
 
 def glob_matches(pattern: str, text: str) -> bool:
     """True when `pattern`, in which * stands for any characters, matches the whole text. In one pass: a regular expression

@@ -28,7 +28,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from canvasbus.consume.accepting import Accepted, acceptances
-from canvasbus.consume.instances import is_instance
+from canvasbus.consume.declaration import read_group
 from canvasbus.consume.liveness import count_in
 from canvasbus.consume.pausing import Pause, answer, question
 from canvasbus.ids import id_order
@@ -141,7 +141,7 @@ def groups(partitions: Sequence[Keys], *, trust_lag: bool = True, only: str | No
     for keys in partitions:
         (declared,) = yield command("HGETALL", keys.groups)
         for raw, declaration in pairs(check(declared, "look for groups")).items():
-            found.setdefault(text(raw), _Found()).instance |= is_instance(declaration)
+            found.setdefault(text(raw), _Found()).instance |= read_group("", declaration).instance
     where = yield from topic_keys(partitions)
     where += yield from _retries(partitions, sorted(found))
     seconds, micros = check((yield command("TIME"))[0], "ask the time")

@@ -15,8 +15,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from canvasbus.consume.accepting import Accepted, Does, acceptances
+from canvasbus.consume.declaration import Group, read_group
 from canvasbus.consume.liveness import DEAD_SECONDS
-from canvasbus.consume.retention import Group, read_group
 from canvasbus.operate.groups import without_life
 from canvasbus.operate.words import text
 from canvasbus.transport.resp import Operation, ReplyError, check, chunks, command, commands, pairs

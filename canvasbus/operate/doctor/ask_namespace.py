@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import msgspec
 
 from canvasbus import clock
-from canvasbus.consume.instances import is_instance
+from canvasbus.consume.declaration import read_group
 from canvasbus.errors import Refused
 from canvasbus.ids import id_order
 from canvasbus.operate.doctor.namespace import GroupFacts, NamespaceFacts, Owner, Reading, StreamFacts
@@ -142,7 +142,7 @@ def _declared(facts: NamespaceFacts, partitions: Sequence[Keys]) -> Operation[No
                 for name, about in pairs(reply).items():
                     group = facts.groups.setdefault(name, GroupFacts(name))
                     group.declared = True
-                    group.instance = group.instance or is_instance(about)
+                    group.instance = group.instance or read_group("", about).instance
     for names in chunks(facts.at_most(GROUP_LIMIT, sorted(facts.groups))):
         forms = [("GET", partitions[0].paused("") + name) for name in names]
         for name, reply in zip(names, (yield commands(*forms)), strict=True):

@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 from shlex import quote
 
-from canvasbus.contract.bus_events import OWN_TYPES, BusLoss
+from canvasbus.contract.bus_events import BusLoss
+from canvasbus.contract.globs import OWN_TYPES
 from canvasbus.errors import DecodeError
 from canvasbus.operate.doctor.finding import Finding, Level
 from canvasbus.operate.doctor.judge_groups import judge_groups
