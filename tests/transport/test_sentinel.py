@@ -138,3 +138,35 @@ async def test_a_sentinel_that_says_nothing_is_passed_over(
     frozen.freeze()
     with trio.fail_after(4):
         assert await ask(url_of(frozen, awake), "PING") == b"PONG"
+
+
+async def test_the_master_counts_for_more_than_the_sentinel_asked_last(
+    ask: Ask, liars: Callable[..., Scripted], sentinel: Callable[..., SentinelProcess]
+) -> None:
+    """The machine that is lost had the master and a sentinel: what is told is that the master is away. Nor is it Refused
+    because the next sentinel wants a password: the master may come back, or another one."""
+    dead, away = free_port(), free_port()
+    master = rf"master at 127\.0\.0\.1:{dead}: nobody listens"
+    for other in (away, sentinel(dead, "requirepass nobody-knows")):
+        knows = liars(place("127.0.0.1", dead))
+        with pytest.raises(Unavailable, match=master):
+            await ask(url_of(knows, other), "PING")
+
+
+async def test_a_wrong_password_of_the_master_stays_refused(ask: Ask, liars: Callable[..., Scripted]) -> None:
+    """Whatever the other sentinels say, or that they say nothing: no waiting mends it."""
+    master = liars()
+    master.pong = b"-NOAUTH Authentication required.\r\n"
+    knows = liars(place("127.0.0.1", master.url.rpartition(":")[2]))
+    with pytest.raises(Refused, match="Authentication required"):
+        await ask(url_of(knows, free_port()), "PING")
+
+
+async def test_a_sentinel_that_forbids_the_question_says_which_user(
+    ask: Ask, sentinel: Callable[..., SentinelProcess]
+) -> None:
+    """Its own ACL is in the way: it is a sentinel all the same, and a user for it can be named."""
+    one = sentinel(free_port(), "user default on nopass ~* &* +@all -sentinel")
+    with pytest.raises(Refused, match=r"given by \?sentinel_username= and \?sentinel_password=") as raised:
+        await ask(url_of(one), "PING")
+    assert "that is no sentinel" not in str(raised.value)
