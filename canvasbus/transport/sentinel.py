@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from canvasbus.errors import Refused, TransportError, Unavailable
 from canvasbus.transport.address import Address, place
 from canvasbus.transport.remote import RemoteServer
-from canvasbus.transport.resp import Packet, Reply, ReplyError, command
+from canvasbus.transport.resp import Packet, Reply, ReplyError, code, command
 
 if TYPE_CHECKING:
     from canvasbus.transport.remote_threads import RemoteBlockingConnection
@@ -48,6 +48,8 @@ class SentinelServer:
     def _search(self) -> _Search:
         address = self._address
         failures: list[TransportError] = []
+        masters: list[TransportError] = []
+        """What is wrong with each that was announced: it counts for more than what is wrong with a sentinel."""
         ignorant: list[RemoteServer] = []
         tried: set[tuple[str, int]] = set()
         count = len(address.sentinels)
@@ -55,6 +57,8 @@ class SentinelServer:
             sentinel = self._sentinel(number)
             try:
                 answer = yield sentinel, command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", address.master)
+                if isinstance(answer, ReplyError) and code(answer) == "NOPERM":
+                    raise Refused(f"{sentinel.name}: its user may not ask for the master ({answer})")
                 if isinstance(answer, ReplyError):
                     raise Refused(f"{sentinel.name}: that is no sentinel ({answer}); redis:// leads to a server")
             except TransportError as error:
@@ -71,16 +75,16 @@ class SentinelServer:
             try:
                 role = yield master, command("ROLE")
             except TransportError as error:
-                failures.append(_announced(error))
+                masters.append(_announced(error))
                 continue
             if (
                 isinstance(role, ReplyError) or role[0] == b"master"
             ):  # forbidden by an ACL, it is the first write that tells
                 self._first = number
                 return
-            failures.append(Unavailable(f"{master.name}: it is a {role[0].decode()}, and no other is agreed on yet"))
-        if tried:
-            raise failures[-1]
+            masters.append(Unavailable(f"{master.name}: it is a {role[0].decode()}, and no other is agreed on yet"))
+        if masters:  # one that may come back counts for more than one that refuses us
+            raise next((error for error in reversed(masters) if isinstance(error, Unavailable)), masters[-1])
         if ignorant:
             yield from self._tell_unknown(ignorant[0], failures)
         kind = Refused if all(isinstance(error, Refused) for error in failures) else Unavailable
@@ -162,7 +166,7 @@ async def _ask(server: RemoteServer, packet: Packet) -> "tuple[RemoteConnection,
 
 def _with_hint(error: TransportError) -> TransportError:
     """The credentials before the @ are the master's, which nobody guesses."""
-    if isinstance(error, Refused) and ("password" in str(error)):
+    if isinstance(error, Refused) and ("password" in str(error) or "NOPERM" in str(error)):
         return Refused(f"{error}; a sentinel's own is given by ?sentinel_username= and ?sentinel_password=")
     return error
 
