@@ -291,6 +291,49 @@ def test_a_child_does_not_keep_its_parent_alive(program: Program) -> None:
     assert program.stored() == [0, 1]
 
 
+def test_a_child_that_is_forked_while_something_is_adopted(program: Program) -> None:
+    """The parent has just locked what a dead process left when it forks, and is killed then: the child, which goes on, keeps
+    nobody from adopting that once more."""
+    url, program.url = program.url, "redis://127.0.0.1:1"
+    program.run(
+        """
+        bus = producer(spool=SPOOL)
+        bus.publish(PaintingMade(number=0))
+        os.kill(os.getpid(), signal.SIGKILL)
+        """,
+        code=-9,
+    )
+    process = program.start(
+        """
+        from canvasbus.produce import spoolfolder
+        read, reading, forked = spoolfolder.read_folder, threading.Event(), threading.Event()
+        def read_folder(path):
+            reading.set()
+            forked.wait()
+            return read(path)
+        spoolfolder.read_folder = read_folder
+        bus = producer(spool=SPOOL)
+        reading.wait()
+        if os.fork() == 0:
+            print("forked", flush=True)
+            sys.stdin.readline()
+            os._exit(0)
+        forked.set()
+        while not bus.statistics().recovered:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGKILL)
+        """
+    )
+    assert process.stdin is not None and process.stdout is not None
+    assert process.stdout.readline() == "forked\n" and process.wait(20) == -9
+    program.url = url
+    drain(program)
+    stored = program.stored()
+    process.stdin.write("\n")
+    process.communicate(timeout=20)
+    assert stored == [0]
+
+
 def test_multiprocessing_children_leave_nothing_behind(program: Program) -> None:
     """Children of a pool publish and end in order: all is stored and the spool is empty."""
     program.run(
