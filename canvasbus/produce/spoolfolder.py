@@ -7,11 +7,15 @@
 Whoever holds the lock writes and deletes; a folder whose lock can be had belongs to a dead process, and is adopted with
 it. Numbers of folders grow, so that what was left first is sent first. A folder may be deleted between its name is read
 and its lock is had: a lock counts only when it is still the one that the name leads to.
+
+A forked child shares the locks of its parent, who may be about to get one in another thread: it closes its copies of all
+that are open (`_held`), or what the parent leaves would count as that of the living for as long as the child lives.
 """
 
 import errno
 import os
 import re
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +27,20 @@ from canvasbus.produce.spoolfile import Log, Whose, discard, set_aside
 _FOLDER = re.compile(r"([0-9]{6,9})-[0-9a-f]{32}")
 """A name that is nearly this one is somebody else's: it is neither read nor removed."""
 _SEGMENT = re.compile(r"([0-9]{1,9})-([0-9]{1,9})\.log")
+
+_held: set[int] = set()
+"""The locks that this process has open."""
+_opening = threading.RLock()
+"""Nobody forks between the opening or closing of a lock and its entry in `_held`."""
+
+
+def _after_fork() -> None:
+    _opening.release()
+    while _held:
+        os.close(_held.pop())
+
+
+os.register_at_fork(before=_opening.acquire, after_in_parent=_opening.release, after_in_child=_after_fork)
 
 
 class Folder:
@@ -45,13 +63,12 @@ class Folder:
             path.mkdir(0o700, parents=True, exist_ok=True)
         lock = _locked(self.path, os.O_CREAT)
         old, self._lock = self._lock, lock
-        os.close(old)
+        _let_go(old)
 
     def release(self) -> None:
-        """Let go of the lock; the files stay. In a forked child this ends the child's share of it alone."""
+        """Let go of the lock; the files stay."""
         lock, self._lock = self._lock, -1
-        if lock >= 0:
-            os.close(lock)
+        _let_go(lock)
 
     def remove(self) -> None:
         """Delete the folder, whose logs are deleted."""
@@ -122,7 +139,9 @@ def _locked(path: Path, flags: int) -> int:
     import fcntl
 
     name = path / "lock"
-    lock = os.open(name, os.O_RDWR | os.O_CLOEXEC | flags, 0o600)
+    with _opening:
+        lock = os.open(name, os.O_RDWR | os.O_CLOEXEC | flags, 0o600)
+        _held.add(lock)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if os.fstat(lock).st_ino != name.stat().st_ino:
@@ -133,9 +152,16 @@ def _locked(path: Path, flags: int) -> int:
         except OSError:  # the disk is full
             pass
     except BaseException:
-        os.close(lock)
+        _let_go(lock)
         raise
     return lock
+
+
+def _let_go(lock: int) -> None:
+    with _opening:
+        if lock in _held:  # a forked child has closed those of its parent
+            _held.remove(lock)
+            os.close(lock)
 
 
 def folders(root: Path) -> list[Path]:
