@@ -8,12 +8,14 @@ import pytest
 import trio
 from consume.house import DROPS, House, sending
 from seeds import seeds
-from studio import Eyes, PaintingFramed, PaintingMade, SculptureMade, quiet, running
+from studio import Eyes, PaintingFramed, PaintingMade, SculptureMade, framing, quiet, runner_of, running
+from trio.abc import Clock
 from waiting import until
 
 from canvasbus import Producer, StreamFull, Unavailable
 from canvasbus.bus import Retention
-from canvasbus.consume.retention import Trimmer
+from canvasbus.consume.retention import Trimmer, declare
+from canvasbus.transport.memory import MemoryServer
 from canvasbus.transport.resp import Packet, ReplyError
 from canvasbus.wire.retention import Full, read_full
 from canvasbus.worker import Worker
@@ -73,6 +75,41 @@ def test_a_stream_far_over_its_cap_is_brought_down_in_one_look(any_url: str, nam
     assert sum(told.lost for told in house.told()) == 39_011
     assert loss.lost == 39_011 and "from 9991-1 on; the stream begins with 49002-1 now" in loss.detail
     assert len(house.left()) == 999
+
+
+async def test_what_a_dead_worker_held_is_told_once(virtual: Clock, memory: MemoryServer, namespace: str) -> None:
+    """By whoever drops it at the cap, in one step, and not once more, one by one, by those who take over from the dead."""
+    eyes = Eyes(memory, namespace)
+    async with running(memory, framing(), namespace=namespace):
+        pass
+    async with running(memory, namespace=namespace) as bus:
+        await bus.publish_many([PaintingMade(number=n) for n in range(20)])
+    eyes.call("XREADGROUP", "GROUP", "framers", "ghost", "STREAMS", eyes.stream(), ">")
+    eyes._link.run(declare([eyes.keys], {"painting.made": DROPS}))
+    eyes._link.run(Trimmer(eyes.keys).look(0.0))
+    assert [loss.lost for loss in eyes.events("bus.loss")] == [11]
+    async with running(memory, framing(), namespace=namespace):
+        await until(lambda: not eyes.pending("framers"), 30)
+    assert sorted(framed.number for framed in eyes.events("painting.framed")) == list(range(11, 20))
+    assert [loss.lost for loss in eyes.events("bus.loss")] == [11]
+
+
+async def test_what_a_worker_that_leaves_held_is_told_once(any_url: str, namespace: str, eyes: Eyes) -> None:
+    """What was dropped out of its hands it can hand back to nobody; it is told, and nobody has to take it over."""
+    worker = Worker("framers")
+
+    @worker.on(PaintingMade, concurrency=20)
+    async def frame(event: PaintingMade) -> None:
+        await trio.sleep_forever()
+
+    async with running(any_url, worker, namespace=namespace, grace=0) as bus:
+        await bus.publish_many([PaintingMade(number=n) for n in range(20)])
+        await until(lambda: runner_of(bus).statistics().held == 20)
+        eyes._link.run(declare([eyes.keys], {"painting.made": DROPS}))
+        eyes._link.run(Trimmer(eyes.keys).look(0.0))
+    assert [loss.lost for loss in eyes.events("bus.loss")] == [11]
+    assert {owner for _, owner, _ in eyes.pending("framers")} == {"~free"}
+    assert len(eyes.pending("framers")) == 9 and eyes.consumers("framers") == {"~free"}
 
 
 @pytest.mark.parametrize("seed", seeds(8, "drop"))
