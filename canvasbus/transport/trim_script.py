@@ -174,9 +174,9 @@ local function drop(most)
   for _, group in ipairs(lagging) do
     local rows = group.there and redis.call('XPENDING', KEYS[1], group.name, head, '(' .. begins, most) or {}
     group.lost = group.lost + #rows
-    for _, row in ipairs(rows) do  -- out of the pools: who takes them from there would tell of them once more
-      if string.sub(row[2], 1, 1) == '~' then redis.pcall('XACK', KEYS[1], group.name, row[1]) end
-    end
+    -- Whoever took them out of a pool, or over from the dead, would tell of them once more. Who lives and has them in hand
+    -- goes on with them: what was given to nobody before him is committed all the same, what is looked up is lost, as told.
+    for _, row in ipairs(rows) do redis.pcall('XACK', KEYS[1], group.name, row[1]) end
     if group.lost > 0 then
       local since = rows[1] and rows[1][1] or group.first or head
       for _, word in ipairs({group.name, group.lost, since}) do told[#told + 1] = word end
