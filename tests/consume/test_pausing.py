@@ -1,5 +1,7 @@
 """A paused group: its workers stop reading, finish what they hold, stay, and go on."""
 
+import contextlib
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -186,3 +188,45 @@ async def test_a_group_that_is_set_back_handles_again_under_the_same_ids(
     assert seen == [*range(20), *range(20)]
     ids = [envelope.id for envelope, _ in eyes.entries("painting.framed")]
     assert ids[:20] == ids[20:] and len(set(ids)) == 20
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_what_is_held_when_a_group_is_set_back_is_handled_once(
+    any_url: str, namespace: str, eyes: Eyes, workers: int
+) -> None:
+    """Paintings that wait to be tried again were not handled yet. Set back to the start the group is given them once more, by
+    way of the same worker or of its colleague: they are framed once all the same, those that were framed twice."""
+    waits, tried = True, Counter[int]()
+
+    def framing() -> Worker:
+        worker = Worker("framers")
+
+        @worker.on(PaintingMade)
+        async def frame(event: PaintingMade) -> PaintingFramed:
+            tried[event.number] += 1
+            if waits and event.number % 2:
+                raise RetryLater(after=3)
+            return PaintingFramed(number=event.number)
+
+        return worker
+
+    async with contextlib.AsyncExitStack() as stack:
+        buses = [
+            await stack.enter_async_context(running(any_url, framing(), namespace=namespace)) for _ in range(workers)
+        ]
+        await buses[0].publish_many([PaintingMade(number=n) for n in range(10)])
+        await until(lambda: len(tried) == 10 and eyes.count("painting.framed") == 5)
+        pause(eyes)
+        await until(lambda: all(state(bus) == "paused" and not subscription_of(bus)._blocked for bus in buses))
+        assert len(eyes.pending("framers")) == 5
+        waits = False
+        moves = eyes._link.run(steering.plan([eyes.keys], "framers", "earliest", lambda _: True))
+        eyes._link.run(steering.reset([eyes.keys], "framers", moves))
+        resume(eyes)
+        await until(
+            lambda: eyes.count("painting.framed") >= 15 and not any(runner_of(b).statistics().waiting for b in buses)
+        )
+        await until(lambda: not any(runner_of(bus).statistics().held for bus in buses))
+        await quiet(eyes)
+    framed = Counter(framed.number for framed in eyes.events("painting.framed"))
+    assert framed == {n: 1 if n % 2 else 2 for n in range(10)}
