@@ -14,6 +14,7 @@ What can go wrong, and what happens then:
   made anew (`membership`).
 * The new connection leads to another server, or to one that restarted: it may lack the last seconds. What was read
   before is looked up before it is committed (`Topic.doubt`); what it gives us again while we hold it is not run twice.
+* The group was set back while it was paused: the same, for what we still held.
 * The server is away or refuses: backoff, a warning a minute, never a hot loop, never giving up.
 """
 
@@ -169,6 +170,8 @@ class Subscription:
     def pause(self, paused: bool) -> None:
         """Read and take nothing, or go on, from wherever the group's cursors are by then."""
         self.recovery.paused = paused
+        for topic in self.topics.values():  # set back meanwhile, the group gives what we hold to somebody once more
+            topic.doubt_held()
         if paused:
             self.interrupt()
         else:
