@@ -66,6 +66,26 @@ def test_who_has_adopted_what_a_dead_one_left(run_bare: Run, left: Path, living:
     assert [(r["alive"], r["pid"], r["events"]) for r in found] == [(True, os.getpid(), 20), (True, os.getpid(), 1)]
 
 
+@pytest.mark.parametrize("verb", ["list", "verify"])
+def test_what_is_sent_while_it_is_looked_at(
+    run_bare: Run, left: Path, spool: Path, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    """A file that has just been read goes, since its events are stored: it is looked at anew, and nothing is wrong."""
+    read, looks = spoolfolder.read_folder, list[Path]()
+
+    def and_settle(path: Path) -> list[spoolfolder.FoundLog]:
+        found = read(path)
+        looks.append(path)
+        if len(looks) == 1:
+            (path / "0-00000001.log").unlink()
+        return found
+
+    monkeypatch.setattr(spoolfolder, "read_folder", and_settle)
+    ran = run_bare("spool", verb, str(spool))
+    assert (ran.code, len(looks)) == (0, 2)
+    assert "No such file" not in ran.out + ran.err
+
+
 def test_list_says_when_there_is_nothing(run_bare: Run, tmp_path: Path) -> None:
     """An empty spool is empty; a folder that is not there is a mistake, told in one line."""
     ran = run_bare("spool", "list", str(tmp_path))
