@@ -76,7 +76,9 @@ def look_into(root: Path) -> Contents:
     try:
         processes = [found for path in spoolfolder.folders(root) if (found := _process(path)) is not None]
         aside = [Damage(path.name, 0, path.stat().st_size) for path in spoolfolder.aside(root)]
-        others = [] if processes or aside else sorted(path for path in root.iterdir() if path.name not in _NO_MATTER)
+        # A Producer may have begun, or all that was here may have been sent, meanwhile.
+        there = set() if processes or aside else set(root.iterdir()) - set(spoolfolder.folders(root))
+        others = sorted(path for path in there if path.name not in _NO_MATTER and path.exists())
     except OSError as error:
         raise ConfigError(f"{error.filename or root}: {error.strerror}") from None
     if others:
@@ -101,6 +103,7 @@ def _process(path: Path) -> Spooled | None:
         if damaged and alive:  # what it is just writing looks torn; a moment later it does not
             again = {(file, intact) for log in spoolfolder.read_folder(path) for file, intact, _ in log.damaged}
             damaged = {key: size for key, size in damaged.items() if key in again}
+        oldest = min(filter(None, (_oldest(path, log) for log in logs)), default=None)
     except FileNotFoundError:
         return None if not path.exists() else _process(path)  # sent and deleted meanwhile
     header = next((log.header for log in logs if log.header), None)
@@ -114,7 +117,7 @@ def _process(path: Path) -> Spooled | None:
         server=header.server if header else None,
         events=sum(log.ledger.events for log in logs),
         size=sum(log.ledger.bytes for log in logs),
-        oldest=min(filter(None, (_oldest(path, log) for log in logs)), default=None),
+        oldest=oldest,
         settled=sum(log.ledger.settled for log in logs),
         sending=sum(sent.end - sent.start for log in logs if (sent := log.ledger.sending)),
         damaged=tuple(Damage(file.name, intact, size) for (file, intact), size in sorted(damaged.items())),
