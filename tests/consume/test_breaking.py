@@ -526,6 +526,112 @@ async def test_a_probe_that_hangs_in_a_thread_keeps_no_lane_shut(
     assert framed(eyes) == dict.fromkeys(range(6), 1) and eyes.dead("callers") == []
 
 
+async def test_a_probe_that_cannot_be_cancelled_keeps_no_lane_shut(
+    virtual: Clock, memory: MemoryServer, namespace: str
+) -> None:
+    """An async handler that waits behind a shield, for a thread of its own for example, is as little to be ended as a plain
+    function, and no more waited for. What it says in the end is that its time was over."""
+    eyes, hanging, down, finished = Eyes(memory, namespace), trio.Event(), True, list[int]()
+    worker = Worker("callers")
+
+    @worker.on(PaintingMade, concurrency=4, timeout=5, breaker=Breaker(failures=1, pause=1, cap=4))
+    async def call(event: PaintingMade) -> PaintingFramed:
+        if event.number == 1:
+            with trio.CancelScope(shield=True):
+                await hanging.wait()
+        elif down:
+            raise ConnectionRefusedError("nobody there")
+        finished.append(event.number)
+        return PaintingFramed(number=event.number)
+
+    async with running(memory, worker, namespace=namespace) as bus:
+        await bus.publish(PaintingMade(number=0))
+        await until(lambda: bus.statistics()[0].open_circuits, 30)
+        await bus.publish(PaintingMade(number=1))
+        await trio.sleep(20)
+        down = False
+        await bus.publish_many([PaintingMade(number=n) for n in range(2, 6)])
+        await trio.sleep(120)
+        resting, running_yet, before = bus.statistics()[0].open_circuits, bus.statistics()[0].running, sorted(finished)
+        hanging.set()
+        assert resting == (), "it is up again, for two minutes"
+        assert before == [0, 2, 3, 4, 5] and running_yet == 1
+        await quiet(eyes, timeout=60)
+    assert framed(eyes) == dict.fromkeys(range(6), 1) and eyes.dead("callers") == []
+
+
+async def test_a_suspect_that_hangs_in_a_thread_is_not_waited_for_by_the_next_probe(
+    virtual: Clock, memory: MemoryServer, namespace: str
+) -> None:
+    """Nothing but suspects is there to probe with, and the first of them hangs. The second would have to wait until that one
+    has run: it is no probe, but what comes is."""
+    eyes, hanging, down, finished = Eyes(memory, namespace), threading.Event(), True, list[int]()
+    async with running(memory, namespace=namespace) as bus:
+        await bus.publish_many([PaintingMade(number=n) for n in range(3)])
+    suspect(eyes, alone=True)
+    worker = Worker("callers")
+
+    @worker.on(PaintingMade, concurrency=4, timeout=5, breaker=Breaker(failures=1, pause=1, cap=4))
+    def call(event: PaintingMade) -> PaintingFramed:
+        if event.number == 1:
+            hanging.wait()
+        elif down:
+            raise ConnectionRefusedError("nobody there")
+        finished.append(event.number)
+        return PaintingFramed(number=event.number)
+
+    try:
+        async with running(memory, worker, namespace=namespace) as bus:
+            await until(lambda: bus.statistics()[0].timeouts == 1, 60)
+            await trio.sleep(60)
+            down = False
+            await bus.publish_many([PaintingMade(number=n) for n in range(3, 6)])
+            await trio.sleep(120)
+            assert bus.statistics()[0].open_circuits == (), "it is up again, for two minutes"
+            assert {3, 4, 5} <= set(finished)
+            hanging.set()
+            await quiet(eyes, timeout=60)
+    finally:
+        hanging.set()
+    assert framed(eyes) == dict.fromkeys(range(6), 1) and eyes.dead("callers") == []
+
+
+async def test_a_suspect_that_runs_for_hours_keeps_no_other_lane_shut(
+    virtual: Clock, memory: MemoryServer, namespace: str
+) -> None:
+    """One suspect runs alone at a time in a process. One that would have to wait for that of another lane is no probe, but
+    what comes is."""
+    eyes, down, finished = Eyes(memory, namespace), True, list[int]()
+    async with running(memory, namespace=namespace) as bus:
+        await bus.publish_many([PaintingMade(number=n) for n in range(2)])
+        await bus.publish(SculptureMade())
+    suspect(eyes, alone=True)
+    suspect(eyes, "sculpture.made", alone=True)
+    worker = Worker("callers")
+
+    @worker.on(SculptureMade, timeout=10_000)
+    async def carve(event: SculptureMade) -> None:
+        await trio.sleep(7200)
+
+    @worker.on(PaintingMade, concurrency=4, breaker=Breaker(failures=1, pause=1, cap=4))
+    async def call(event: PaintingMade) -> PaintingFramed:
+        if down:
+            raise ConnectionRefusedError("nobody there")
+        finished.append(event.number)
+        return PaintingFramed(number=event.number)
+
+    async with running(memory, worker, namespace=namespace) as bus:
+        await until(lambda: bus.statistics()[0].open_circuits, 30)
+        await trio.sleep(60)
+        down = False
+        await bus.publish_many([PaintingMade(number=n) for n in range(2, 5)])
+        await trio.sleep(300)
+        assert bus.statistics()[0].open_circuits == (), "it is up again, for five minutes"
+        assert sorted(finished) == [2, 3, 4]
+        await quiet(eyes, timeout=8000)
+    assert framed(eyes) == dict.fromkeys(range(5), 1) and eyes.dead("callers") == []
+
+
 async def test_a_plain_function_that_is_only_slow_closes_the_circuit(
     virtual: Clock, memory: MemoryServer, namespace: str
 ) -> None:
