@@ -8,8 +8,9 @@ A probe that failed is not tried again before others were: an event that is itse
 lane shut. So there is one new delivery for each probe if there is one, read or fetched for the purpose, and the few
 tried last are kept in hand until then. Suspects are probes only where there is nothing else, and run alone as ever.
 
-A plain function cannot be cut short, and one that hangs must not keep the lane shut either. As a probe it has failed when
-its time is over, and others are probes beside it; unless it is seen that such a run comes to a good end, only slowly.
+A plain function cannot be cut short, nor can what waits behind a shield, and one that hangs must not keep the lane shut
+either. As a probe it has failed when its time is over, and others are probes beside it; unless it is seen that such a run
+comes to a good end, only slowly.
 
 While the circuit opens for the first time its deliveries are kept, for most outages are shorter than a pause. When a
 probe has failed, too, all but those few are handed back: it may be only this process that cannot get through, and the

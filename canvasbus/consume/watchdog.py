@@ -6,7 +6,8 @@ sleeps until exactly then. `ctx.extend` only ever moves a deadline further away,
 wakes up, finds the run entitled to more, and sleeps again. That is also why any thread may call it.
 
 Python cannot stop a thread, so the timeout of a plain function is only counted and told: the slot stays taken until
-the function returns, and what it returns then is its outcome.
+the function returns, and what it returns then is its outcome. An async handler that waits behind a shield (for a thread of
+its own, by `trio.to_thread.run_sync`) holds its slot for as long, and has timed out when it ends.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -62,7 +63,7 @@ class Watchdog:
         self._statistics = statistics
         self._outside: set[Slot] = set()
         self.on_late: Callable[[Delivery], None] | None = None
-        """Called once with each delivery that runs too long and cannot be ended."""
+        """Called with each delivery that runs too long and cannot be ended."""
 
     @contextmanager
     def outside(self, deliveries: Sequence[Delivery]) -> Iterator[Slot]:
@@ -110,6 +111,8 @@ class Watchdog:
                 if left > 0:
                     wait = min(wait, left)
                 elif self._handler.is_async:
+                    if slot.cut:  # cancelled a while ago, and it runs all the same: behind a shield, or in a thread
+                        self._late(slot)
                     slot.cut = True
                     slot.scope.cancel()
                 elif slot.delivery is not None and slot.delivery not in warned:
@@ -121,10 +124,13 @@ class Watchdog:
                         handler=self._handler.name,
                         timeout=timeout,
                     )
-                    if self.on_late is not None:
-                        for delivery in (slot.delivery, *slot.others):
-                            self.on_late(delivery)
+                    self._late(slot)
             await trio.sleep(max(wait, 0.001))
+
+    def _late(self, slot: Slot) -> None:
+        if self.on_late is not None and slot.delivery is not None:
+            for delivery in (slot.delivery, *slot.others):
+                self.on_late(delivery)
 
     def __repr__(self) -> str:
         return f"<Watchdog of {self._group}/{self._handler.name}, {self.running} running>"
