@@ -596,7 +596,7 @@ async def test_a_suspect_that_hangs_in_a_thread_is_not_waited_for_by_the_next_pr
     assert framed(eyes) == dict.fromkeys(range(6), 1) and eyes.dead("callers") == []
 
 
-async def test_a_suspect_that_runs_for_hours_keeps_no_other_lane_shut(
+async def test_a_suspect_that_runs_for_long_keeps_no_other_lane_shut(
     virtual: Clock, memory: MemoryServer, namespace: str
 ) -> None:
     """One suspect runs alone at a time in a process. One that would have to wait for that of another lane is no probe, but
@@ -609,9 +609,9 @@ async def test_a_suspect_that_runs_for_hours_keeps_no_other_lane_shut(
     suspect(eyes, "sculpture.made", alone=True)
     worker = Worker("callers")
 
-    @worker.on(SculptureMade, timeout=10_000)
+    @worker.on(SculptureMade, timeout=500)
     async def carve(event: SculptureMade) -> None:
-        await trio.sleep(7200)
+        await trio.sleep(300)
 
     @worker.on(PaintingMade, concurrency=4, breaker=Breaker(failures=1, pause=1, cap=4))
     async def call(event: PaintingMade) -> PaintingFramed:
@@ -621,15 +621,16 @@ async def test_a_suspect_that_runs_for_hours_keeps_no_other_lane_shut(
         return PaintingFramed(number=event.number)
 
     async with running(memory, worker, namespace=namespace) as bus:
+        await bus.publish(PaintingMade(number=5))
         await until(lambda: bus.statistics()[0].open_circuits, 30)
-        await trio.sleep(60)
+        await trio.sleep(20)
         down = False
         await bus.publish_many([PaintingMade(number=n) for n in range(2, 5)])
-        await trio.sleep(300)
-        assert bus.statistics()[0].open_circuits == (), "it is up again, for five minutes"
-        assert sorted(finished) == [2, 3, 4]
-        await quiet(eyes, timeout=8000)
-    assert framed(eyes) == dict.fromkeys(range(5), 1) and eyes.dead("callers") == []
+        await trio.sleep(60)
+        assert bus.statistics()[0].open_circuits == (), "it is up again, for a minute"
+        assert {2, 3, 4, 5} <= set(finished)
+        await quiet(eyes, timeout=400)
+    assert framed(eyes) == dict.fromkeys(range(6), 1) and eyes.dead("callers") == []
 
 
 async def test_a_plain_function_that_is_only_slow_closes_the_circuit(
