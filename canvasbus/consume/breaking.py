@@ -6,7 +6,7 @@ end of each pause one delivery is the probe, whose outcome closes the circuit or
 
 A probe that failed is not tried again before others were: an event that is itself the trouble must not keep a healthy
 lane shut. So there is one new delivery for each probe if there is one, read or fetched for the purpose, and the few
-tried last are kept in hand until then. Suspects are probes only where there is nothing else, and run alone as ever.
+tried last are kept in hand until then. Suspects are probes only where there is nothing else and none runs alone, as ever they do.
 
 A plain function cannot be cut short, nor can what waits behind a shield, and one that hangs must not keep the lane shut
 either. As a probe it has failed when its time is over, and others are probes beside it; unless it is seen that such a run
@@ -18,7 +18,6 @@ others, if their circuits are closed, shall have the work. Nothing is lost meanw
 this worker's name, as always.
 """
 
-import math
 from collections import deque
 from collections.abc import Callable
 from random import Random
@@ -36,7 +35,7 @@ TRIED_KEPT = 8
 would pass."""
 
 FRESH_SECONDS = 1.0
-"""How long a probe waits for a delivery that was not tried yet."""
+"""How long a probe waits for a delivery that was not tried yet, each time."""
 
 log = get_logger("canvasbus.worker")
 
@@ -198,7 +197,7 @@ class Breaking:
             self._came = trio.Event()
             self.wanted = 1
             self._on_room()
-            with trio.move_on_after(FRESH_SECONDS if self._tried or self._suspect() else math.inf):
+            with trio.move_on_after(FRESH_SECONDS):  # then a suspect may be free to run that had to wait for another
                 await self._came.wait()
             self.wanted = 0
             if self._fresh:

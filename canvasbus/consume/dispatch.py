@@ -90,7 +90,7 @@ class Lane:
                 self._random,
                 halt=self._halt,
                 resume=self._resume,
-                suspect=lambda: self.quarantine.first,
+                suspect=lambda: self.quarantine.probe,
                 hand_back=self._unload,
                 on_room=on_room,
             )

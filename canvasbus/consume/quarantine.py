@@ -76,6 +76,12 @@ class Quarantine:
         """The one whose turn it is."""
         return self._alone[0] if self._alone else self._crowd[0] if self._crowd else None
 
+    @property
+    def probe(self) -> Delivery | None:
+        """One that may run at once, for a breaker to probe with. While another runs alone, in whatever lane, that is none:
+        it may take hours, and what could be probed with meanwhile would not even be read."""
+        return None if self._lock.locked() else self.first
+
     def add(self, delivery: Delivery) -> None:
         """Take a suspect, also one that has run and has to run again."""
         if delivery.alone or delivery.failures:
@@ -134,8 +140,11 @@ class Quarantine:
         self._start(chosen)
 
     async def _run_next(self) -> None:
+        breaking = self._breaking
+        if breaking is not None and breaking.probe is not None and self._lock.locked():  # another lane was faster
+            breaking.lapsed(breaking.probe)
+            return
         async with self._lock:
-            breaking = self._breaking
             # A probe has its turn wherever it stands: others may have come before it while it waited for the lock.
             delivery = breaking.probe if breaking is not None and breaking.blocked else self.first
             waiting = self._lane_of(delivery)
