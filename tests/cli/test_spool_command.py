@@ -1,5 +1,6 @@
 """canvasbus spool: whose files lie there, what is damaged in them, and sending what the dead left."""
 
+import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -138,6 +139,27 @@ def test_drain_leaves_the_living_alone(run: Run, eyes: Eyes, living: Producer, l
     assert ran.code == 0 and f"1 of them belong to living processes (pid {os.getpid()})" in ran.err
     assert numbers(eyes) == list(range(20)) and living.statistics().waiting_events == 1
     assert len(spoolfolder.folders(spool)) == 1
+
+
+def test_drain_beside_somebody_who_looks(
+    run: Run, eyes: Eyes, left: Path, spool: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`canvasbus spool list` has a share of the lock for a moment: what lies there is no living process's for that."""
+    with (left / "lock").open("rb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        monkeypatch.setattr("canvasbus.produce.spoolfolder.time.sleep", lambda _: lock.close())
+        assert run("spool", "drain", str(spool)).code == 0
+    assert numbers(eyes) == list(range(20))
+
+
+def test_drain_tells_what_it_leaves(run: Run, eyes: Eyes, left: Path, spool: Path) -> None:
+    """Whatever kept it from what a dead process left, it does not say that all is well."""
+    with (left / "lock").open("rb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        ran = run("spool", "drain", str(spool))
+    assert ran.code == 1 and f"20 events are left in {spool}: drain once more" in ran.err
+    assert numbers(eyes) == []
+    assert run("spool", "drain", str(spool)).code == 0 and numbers(eyes) == list(range(20))
 
 
 def test_drain_in_another_namespace(run: Run, eyes: Eyes, spool: Path) -> None:
