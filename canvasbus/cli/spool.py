@@ -114,15 +114,18 @@ def run_drain(context: Context, args: argparse.Namespace) -> int:
 
 
 def _left(context: Context, root: Path) -> bool:
-    """Say for whom waits what dead processes left and this drain was not for."""
+    """Say for whom waits what dead processes left and this drain did not send."""
     waiting: Counter[tuple[str, int]] = Counter()
     for process in look_into(root).processes:
         if not process.alive and process.namespace is not None and process.partitions is not None:
             waiting[process.namespace, process.partitions] += process.events
     mine = (context.settings.namespace, len(context.partitions))
-    left = {whose: events for whose, events in waiting.items() if events and whose != mine}
+    left = {whose: events for whose, events in waiting.items() if events}
     for (namespace, partitions), events in sorted(left.items()):
         of = count(events, "event") + (" is" if events == 1 else " are")
+        if (namespace, partitions) == mine:  # its process has died since, or somebody looked at it just then
+            context.out.note(f"{of} left in {root}: drain once more")
+            continue
         if namespace != mine[0]:
             why = f"of namespace {namespace!r}: drain once more with --namespace {shlex.quote(namespace)}"
         else:

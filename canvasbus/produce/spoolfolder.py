@@ -16,9 +16,11 @@ import errno
 import os
 import re
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 from canvasbus import ids
 from canvasbus.produce.spool import Header, Ledger, Segment, look
@@ -27,6 +29,10 @@ from canvasbus.produce.spoolfile import Log, Whose, discard, set_aside
 _FOLDER = re.compile(r"([0-9]{6,9})-[0-9a-f]{32}")
 """A name that is nearly this one is somebody else's: it is neither read nor removed."""
 _SEGMENT = re.compile(r"([0-9]{1,9})-([0-9]{1,9})\.log")
+
+LOOKS: Final = 10
+LOOK_SECONDS: Final = 0.001
+"""How often, and how long each time, is waited for somebody who only looks at a lock."""
 
 _held: set[int] = set()
 """The locks that this process has open."""
@@ -136,14 +142,12 @@ def holder(path: Path) -> int | None:
 
 
 def _locked(path: Path, flags: int) -> int:
-    import fcntl
-
     name = path / "lock"
     with _opening:
         lock = os.open(name, os.O_RDWR | os.O_CLOEXEC | flags, 0o600)
         _held.add(lock)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _have_alone(lock)
         if os.fstat(lock).st_ino != name.stat().st_ino:
             raise FileNotFoundError(errno.ENOENT, "it was replaced", str(name))
         os.ftruncate(lock, 0)
@@ -155,6 +159,23 @@ def _locked(path: Path, flags: int) -> int:
         _let_go(lock)
         raise
     return lock
+
+
+def _have_alone(lock: int) -> None:
+    """Raises BlockingIOError where a living process has it. Who only looks has a share of it for a moment (`holder`), and is
+    waited for."""
+    import fcntl
+
+    for looks in range(LOOKS):
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)  # where somebody has it alone, this raises
+            fcntl.flock(lock, fcntl.LOCK_UN)
+            if looks == LOOKS - 1:
+                raise
+        time.sleep(LOOK_SECONDS)
 
 
 def _let_go(lock: int) -> None:
