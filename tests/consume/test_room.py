@@ -63,3 +63,31 @@ async def test_a_pool_is_taken_from_as_far_as_each_lane_has_room(
         await trio.sleep(20)
         assert runner_of(bus).statistics().held == 2 and len(carved) == 2
         assert [owner for _, owner, _ in eyes.pending("makers")].count(pool) == 98
+
+
+async def test_suspects_that_wait_for_their_turn_take_no_room(
+    virtual: Clock, memory: MemoryServer, namespace: str
+) -> None:
+    """Suspects run alone, one after another, and each takes its time. The slots of their lane are free meanwhile, so what is
+    new is read and handled; the suspects come to their end as well."""
+    eyes, done = Eyes(memory, namespace), list[int]()
+    async with running(memory, namespace=namespace) as bus:
+        await bus.publish_many([PaintingMade(number=n) for n in range(6)])
+    stream = eyes.stream()
+    eyes.call("XGROUP", "CREATE", stream, "makers", "0")
+    eyes.call("XREADGROUP", "GROUP", "makers", "~suspect", "STREAMS", stream, ">")
+    entries = [entry_id for entry_id, _, _ in eyes.pending("makers")]
+    eyes.call("XCLAIM", stream, "makers", "~suspect", 0, *entries, "RETRYCOUNT", 0, "JUSTID")
+    worker = Worker("makers")
+
+    @worker.on(PaintingMade, concurrency=4, timeout=500)
+    async def paint(event: PaintingMade) -> None:
+        await trio.sleep(100 if event.number < 6 else 1)
+        done.append(event.number)
+
+    async with running(memory, worker, namespace=namespace) as bus:
+        await trio.sleep(5)
+        await bus.publish_many([PaintingMade(number=n) for n in range(6, 30)])
+        await trio.sleep(60)
+        assert sorted(done) == list(range(6, 30))
+        await until(lambda: len(done) == 30, 700)
