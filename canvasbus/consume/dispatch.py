@@ -134,7 +134,7 @@ class Lane:
             return 0
         if self.breaking is not None and self.breaking.blocked:
             return self.breaking.wanted
-        return self.window - self.held
+        return self.window - self.held + self.quarantine.waiting  # those keep no slot from anybody
 
     @property
     def least(self) -> int:

@@ -31,9 +31,6 @@ BEDS = 32
 """Suspects of one lane that run side by side, at most (and never more than its concurrency, or fit in a batch): so many
 have to run alone when one of them kills the worker."""
 
-ALONE_KEPT = 64
-"""Suspects that wait in hand for their turn alone; at the bound no more are fetched."""
-
 AMONG_OTHERS = -1
 """Instead of a number of failures: it runs among others. (The server's counter is one more.)"""
 
@@ -69,7 +66,12 @@ class Quarantine:
         """More suspects may be fetched. While the circuit is open one is of use, as a probe."""
         if self._breaking is not None and self._breaking.blocked:
             return not self._crowd and not self._alone
-        return not self._crowd and len(self._alone) < ALONE_KEPT
+        return not self._crowd and len(self._alone) < self._beds
+
+    @property
+    def waiting(self) -> int:
+        """How many wait until they may run alone."""
+        return len(self._alone)
 
     @property
     def first(self) -> Delivery | None:
