@@ -59,7 +59,7 @@ from canvasbus.transport.resp import (
 )
 from canvasbus.transport.scripts import FENCE_SECONDS
 from canvasbus.wire.keys import LATER_INBOX, MAX_PARTITIONS, Keys
-from canvasbus.wire.outgoing import Outgoing, datas_of, sizes_of, types_of
+from canvasbus.wire.outgoing import Outgoing, datas_of, ids_of, sizes_of, types_of
 from canvasbus.wire.retention import Full, read_full
 
 SCAN_LIMIT = 100_000
@@ -164,7 +164,10 @@ class FencedSender:
         """The types whose streams took no more when the last batch was answered."""
         self._mixed = False  # the batch in hand has more than one type
         self._scan_limit = SCAN_LIMIT
-        self._ambiguous = b""  # first event id of a batch that may be on the server, kept when `send` ends by Refused
+        self._ambiguous: frozenset[bytes] = frozenset()
+        """Ids of the events that may be on the server, kept when `send` ends by Refused."""
+        self._known: dict[bytes, Result] = {}
+        """Event id → what became of it, of a batch that is sent in parts until the last of them is known, too."""
         self._begun: Sequence[Outgoing] | None = None
         """The batch whose MULTI and XADDs were sent with the one before it."""
         self._loose = b""
@@ -181,6 +184,8 @@ class FencedSender:
         the batch is given up as Unavailable (None: never). Raises Refused when the server refuses this publisher as
         such (password, ACL, a whole transaction); the same batch can then be sent again later.
         """
+        if (self._ambiguous or self._known) and self._is_in_parts(batch):
+            return (yield from self._send_in_parts(batch, patience))
         unsure = self.unsure_of(batch)
         if batch[0].raw_id == self._loose:
             self._cursors, self._watching = dict(self._loose_cursors), False
@@ -196,8 +201,8 @@ class FencedSender:
                     unsure = self.unsure_of(batch)
                 if unsure:
                     settled = yield from self._investigate(batch)
-                    self.statistics.resent += settled is None and batch[0].raw_id == self._ambiguous
-                    unsure, self._ambiguous = False, b""
+                    self.statistics.resent += settled is None and batch[0].raw_id in self._ambiguous
+                    unsure, self._ambiguous = False, frozenset()
                     self._loose = b"" if self._loose == batch[0].raw_id else self._loose
                     if settled is not None:
                         return settled
@@ -224,7 +229,7 @@ class FencedSender:
                 unconfirmed = isinstance(error, _Unconfirmed)
                 if in_flight or unconfirmed:
                     in_flight, unsure = False, error.ambiguous
-                    self._ambiguous = batch[0].raw_id if unsure else b""
+                    self._ambiguous = ids_of(batch) if unsure else frozenset()
                 self._watching = False  # the connection may be another; a WATCH too many costs nothing
                 begun = self._begun is not None
                 if self._begun is not None:
@@ -258,6 +263,24 @@ class FencedSender:
         self.statistics.refused += len(batch) - len(others)
         return [refused[item.type] if item.type in refused else next(sent) for item in batch]
 
+    def _is_in_parts(self, batch: Sequence[Outgoing]) -> bool:
+        """Whether the `send` of this batch ended by Refused when only those were sent that had room."""
+        event_ids = ids_of(batch)
+        return not event_ids.isdisjoint(self._known) or (
+            not event_ids.isdisjoint(self._ambiguous) and not event_ids <= self._ambiguous
+        )
+
+    def _send_in_parts(self, batch: Sequence[Outgoing], patience: float | None) -> Operation[list[Result]]:
+        """First what may be there. (The order holds: whether there is room is said of types, and so of whole streams.)"""
+        part = [item for item in batch if item.raw_id in self._ambiguous]
+        if part:
+            results = yield from self.send(part, patience=patience)
+            self._known |= {item.raw_id: result for item, result in zip(part, results, strict=True)}
+        rest = [item for item in batch if item.raw_id not in self._known]
+        sent = iter((yield from self.send(rest, patience=patience)) if rest else [])
+        known, self._known = self._known, {}
+        return [known[item.raw_id] if item.raw_id in known else next(sent) for item in batch]
+
     def forget_connection(self) -> None:
         """Somebody else used the link, which may have another connection now: watch anew."""
         self._watching = False
@@ -265,13 +288,17 @@ class FencedSender:
     def suspect(self, batch: Sequence[Outgoing], cursors: Mapping[str, bytes]) -> None:
         """Whoever had this incarnation before died with this batch on its way: the next `send`, of this batch, looks
         for it behind the entries that were noted before."""
-        self._ambiguous = batch[0].raw_id
+        self._ambiguous = ids_of(batch)
         self._cursors = {item.type: b"0-0" for item in batch} | dict(cursors)
         self._scan_limit = SUSPECT_SCAN_LIMIT
 
     def unsure_of(self, batch: Sequence[Outgoing]) -> bool:
         """Whether a batch whose `send` did not return may be on the server."""
-        return batch[0].raw_id in (self._ambiguous, self._loose)
+        if batch[0].raw_id == self._loose:
+            return True
+        return bool(self._ambiguous or self._known) and not ids_of(batch).isdisjoint(
+            self._ambiguous | self._known.keys()
+        )
 
     def _prepare(self, batch: Sequence[Outgoing]) -> Operation[None]:
         """Watch the fence on a new connection; learn where the streams of the batch end, once per stream and connection."""

@@ -47,7 +47,7 @@ from canvasbus.transport.resp import Operation, Packet, Reply, ReplyError, check
 from canvasbus.transport.scripts import FENCE_SECONDS, ONCE
 from canvasbus.wire.keys import LATER_INBOX, Keys
 from canvasbus.wire.marks import WINDOW_SECONDS, window_ms
-from canvasbus.wire.outgoing import Outgoing, types_of
+from canvasbus.wire.outgoing import Outgoing, ids_of, types_of
 from canvasbus.wire.retention import read_full
 
 BY_MARKS = ""
@@ -159,23 +159,27 @@ class _MarkedSender(FencedSender):
         self._window = window
         self._by_hash = True
         self._undeclared = False
-        self._maybe = b""  # first event id of a batch that may be on the server since some try: marks found are its own
+        self._maybe: frozenset[bytes] = frozenset()
+        """Ids of the events that may be on the server since some try: marks that are found are their own."""
         self._since = 0.0
         """When the batch in hand was sent first."""
 
     def suspect(self, batch: Sequence[Outgoing], cursors: Mapping[str, bytes]) -> None:
         super().suspect(batch, cursors)
-        self._maybe = batch[0].raw_id
+        self._maybe = ids_of(batch)
         self._since = -math.inf
 
     def unsure_of(self, batch: Sequence[Outgoing]) -> bool:
-        return super().unsure_of(batch) or batch[0].raw_id == self._maybe
+        return super().unsure_of(batch) or self._is_maybe(batch)
+
+    def _is_maybe(self, batch: Sequence[Outgoing]) -> bool:
+        return bool(self._maybe) and not ids_of(batch).isdisjoint(self._maybe)
 
     def send(
         self, batch: Sequence[Outgoing], *, patience: float | None = None, following: Sequence[Outgoing] | None = None
     ) -> Operation[list[Result]]:
         results = yield from super().send(batch, patience=patience)
-        if batch[0].raw_id != self._maybe:
+        if not self._is_maybe(batch):
             return results
         return [  # given up: the last try may be known to have failed, one before it is not
             Unavailable(str(result), ambiguous=True) if isinstance(result, Unavailable) else result
@@ -183,7 +187,7 @@ class _MarkedSender(FencedSender):
         ]
 
     def _investigate(self, batch: Sequence[Outgoing]) -> Operation[list[Result] | None]:
-        self._maybe = batch[0].raw_id
+        self._maybe = ids_of(batch)
         yield from ()
         return None  # send it again
 
@@ -199,7 +203,7 @@ class _MarkedSender(FencedSender):
             check(reply, f"publish {batch[0].type}")
 
     def _look_for_room(self, batch: Sequence[Outgoing]) -> Operation[dict[str, CanvasbusError]]:
-        if batch[0].raw_id == self._maybe:  # what is there already must not be called refused
+        if self._is_maybe(batch):  # what is there already must not be called refused
             return {}
         return (yield from super()._look_for_room(batch))
 
@@ -208,7 +212,7 @@ class _MarkedSender(FencedSender):
         if fresh:
             ends = yield commands(*(("XREVRANGE", self.keys.stream(name), "+", "-", "COUNT", 1) for name in fresh))
             self._cursors |= {name: last_in(end, name) for name, end in zip(fresh, ends, strict=True)}
-        if batch[0].raw_id == self._maybe and clock.monotonic() - self._since > self._window / 2000:
+        if self._is_maybe(batch) and clock.monotonic() - self._since > self._window / 2000:
             yield from self._renew_marks(batch)
         if self._undeclared:
             replies = yield commands(*declaration(self.keys.meta, self._partitions))
@@ -217,7 +221,7 @@ class _MarkedSender(FencedSender):
             self._undeclared = False
 
     def _packet(self, batch: Sequence[Outgoing], following: Sequence[Outgoing] | None) -> Packet:
-        if batch[0].raw_id != self._maybe:
+        if not self._is_maybe(batch):
             self._since = clock.monotonic()
         keys = self.keys
         types = dict.fromkeys(item.type for item in batch)
@@ -265,8 +269,8 @@ class _MarkedSender(FencedSender):
         statistics.batches += 1
         statistics.events += len(batch) - refused
         statistics.refused += refused
-        if batch[0].raw_id == self._maybe:
-            self._maybe = b""
+        if self._is_maybe(batch):
+            self._maybe = frozenset()
             statistics.found += known
         else:
             statistics.duplicates += known

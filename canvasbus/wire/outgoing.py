@@ -75,6 +75,11 @@ def types_of(items: Sequence[Outgoing]) -> set[str]:
     return {items.type} if isinstance(items, Alike) else {item.type for item in items}
 
 
+def ids_of(items: Sequence[Outgoing]) -> frozenset[bytes]:
+    """The event ids among them."""
+    return frozenset(item.raw_id for item in items)
+
+
 def sizes_of(items: Sequence[Outgoing]) -> list[int]:
     """How many bytes each of them has."""
     return items.sizes if isinstance(items, Alike) else [len(item.data) for item in items]

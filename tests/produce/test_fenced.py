@@ -417,9 +417,6 @@ def test_too_many_partitions_are_not_declared(driver: Driver, namespace: str) ->
     link.close()
 
 
-@pytest.mark.xfail(
-    strict=True, reason="a batch of which a part was sent is known by its first event, and looked for whole"
-)
 @pytest.mark.parametrize("first", ["without room", "with room"])
 def test_refused_while_it_is_unsure_of_those_that_had_room(driver: Driver, first: str) -> None:
     """Some events of a batch find no room, the reply of the others is lost, and before anybody can look the server refuses
@@ -440,6 +437,11 @@ def test_refused_while_it_is_unsure_of_those_that_had_room(driver: Driver, first
         driver.drive(batch)
     said = driver.sender.unsure_of(batch)
     driver.eyes.call("DEL", driver.keys.full)
+    driver.fault(BATCH, refuse)  # now that the lost one is known, the other
+    with pytest.raises(Refused, match="a new password"):
+        driver.drive(batch)
+    assert driver.sender.unsure_of(batch)
     results = driver.drive(batch)
+    assert not driver.sender.unsure_of(batch) and driver.sender.statistics.found == 1
     assert driver.eyes.count("sculpture.made") == 2 and driver.numbers() == [0, 1, 2]
     assert said and all(isinstance(result, bytes) for result in results)
