@@ -33,6 +33,7 @@ from canvasbus.produce.fenced import Durability, declare_partitions, wants_repli
 from canvasbus.produce.once import Dedupe
 from canvasbus.produce.publisher import Publisher, PublisherStatistics
 from canvasbus.transport.connect import open_server
+from canvasbus.transport.forks import end_copies
 from canvasbus.transport.link import SharedLink
 from canvasbus.transport.server import Server
 from canvasbus.wire.codec import MAX_EVENT_BYTES, Codec
@@ -159,6 +160,7 @@ class EventBus:
         if self._server is None:
             return self
         nursery.start_soon(self._progress.run)
+        nursery.start_soon(end_copies)
         try:
             await nursery.start(self._shared.run_tasks)
             await self._agree()

@@ -212,7 +212,10 @@ def _find(environ: Mapping[str, str]) -> Path | None:
         if not Path(named).is_file():
             raise ConfigError(f"CANVASBUS_CONFIG names {named}, which is not a file")
         return Path(named)
-    path = Path(FILE).absolute()
+    try:
+        path = Path(FILE).absolute()
+    except FileNotFoundError:
+        raise ConfigError("the working directory is gone: change to one that exists") from None
     return path if path.is_file() else None
 
 

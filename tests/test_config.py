@@ -170,6 +170,17 @@ def test_a_flag_that_is_zero_or_empty_was_given() -> None:
     assert load({"url": ""}, environ={"CANVASBUS_URL": "redis://x"}).origins["url"] == "--url"
 
 
+def test_a_working_directory_that_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody can look for a file there, and somebody has to be told."""
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    with pytest.raises(ConfigError, match="the working directory is gone: change to one that exists"):
+        load(environ={})
+    monkeypatch.chdir(tmp_path)
+
+
 def test_a_missing_url_names_the_three_ways_to_set_one() -> None:
     """Flag, variable, file."""
     loaded = load(environ={})

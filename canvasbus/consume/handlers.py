@@ -295,6 +295,11 @@ def _parameters(worker: str, name: str, function: Callable[..., Any]) -> int:
     surplus = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty]
     if not positional or len(required) > 2 or surplus:
         raise ContractError(f"worker {worker!r}: {name} must take (event) or (event, ctx)")
+    if positional[0].name in ("self", "cls") and len(required) == 2:
+        raise ContractError(
+            f"worker {worker!r}: {name} is a method of a class, and nobody has its object: register the bound one, "
+            f"worker.on(...)(object.{name}), or a function"
+        )
     if len(required) == 2:
         return 2
     return 2 if len(positional) >= 2 and positional[1].name in ("ctx", "context", "ctxs") else 1

@@ -1,5 +1,6 @@
 """Calling handlers: async or plain, with or without a context, one event or a list, as one kind of coroutine function."""
 
+import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -73,6 +74,11 @@ def _in_threads(handler: "Handler") -> Callable[..., Any]:
     def call(*args: Any) -> Any:
         try:
             result = function(*args)
+            if inspect.iscoroutine(result):
+                result.close()
+                raise TypeError(
+                    f"{handler.name} is a plain function that returned a coroutine: make it `async def`, or await it"
+                )
             return list(result) if isinstance(result, Iterator) else result  # the body of a generator runs here too
         except BaseException as error:
             if isinstance(error, _ABOVE) or (isinstance(error, BaseExceptionGroup) and error.subgroup(_ABOVE)):

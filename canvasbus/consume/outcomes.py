@@ -186,6 +186,11 @@ class Outcomes:
         outgoing: list[Outgoing] = []
         changes: Changes | None = None
         for index, item in enumerate(returned):
+            if item is delivery.event:
+                raise TypeError(
+                    f"{self._handler.name} returned the event that it was given, which would come to it again for ever: return "
+                    "another, or None"
+                )
             if isinstance(item, Cancel):
                 changes = changes or Changes()
                 changes.cancel_timer(keys, f"{group}\n{item.timer}")
@@ -291,13 +296,17 @@ _ON_TRIO = (
 
 
 def _said(error: BaseException) -> str:
+    within = ""
+    while isinstance(error, BaseExceptionGroup):  # out of a nursery: what is wrong is in it
+        within = within or f", first of {len(error.exceptions)} in the {type(error).__name__}"
+        error = error.exceptions[0]
     try:
         text = str(error)
     except Exception:  # a user's class: whatever its __str__ raises, the failure is still told
         text = "(its text cannot be had: __str__ raises)"
     if isinstance(error, RuntimeError) and text == "no running event loop":
         text += _ON_TRIO
-    return _plain(f"{type(error).__name__}: {text}"[:500])
+    return _plain(f"{type(error).__name__}: {text}"[:500] + within)
 
 
 def _traced(error: BaseException) -> str:

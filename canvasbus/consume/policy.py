@@ -30,8 +30,13 @@ class Reject(Exception):
     """Raised by a handler: this event can never be handled. It goes to the dead letters at once."""
 
 
+LEAST_SECONDS = 0.1
+"""What counts no attempt has no other bound: again at once, it would keep a processor busy for ever."""
+
+
 class RetryLater(Exception):
-    """Raised by a handler: not now. The event is handled again after `after` seconds; no attempt is counted."""
+    """Raised by a handler: not now. The event is handled again after `after` seconds, a tenth of one at least; no attempt
+    is counted."""
 
     def __init__(self, after: float, reason: str = "") -> None:
         self.after = float(after)  # a timedelta or the like fails here, in the handler's own traceback
@@ -201,7 +206,7 @@ def decide(
     if isinstance(error, Reject):
         return DeadLetter("rejected")
     if isinstance(error, RetryLater):
-        return Retry(max(0.0, error.after), failures)
+        return Retry(max(LEAST_SECONDS, error.after), failures)
     if spared:
         return Retry(0.0, failures)
     failures += 1

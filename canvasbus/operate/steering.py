@@ -5,7 +5,8 @@ apart: the id of a derived event is made of its parent's id, the group, the hand
 as the first time.
 
 A group is moved only while nobody of it reads. Otherwise what its workers hold and what they are given would overlap in
-ways that nobody could predict, and neither "handled once" nor "handled again" would be true of it.
+ways that nobody could predict, and neither "handled once" nor "handled again" would be true of it. A paused group may still
+hold what waits for a retry: what its workers finish before they are given it once more counts as handled before.
 """
 
 import json

@@ -359,9 +359,15 @@ class TestBus:
 
     def published(self, what: type[Event] | str | None = None) -> list[Published[Any]]:
         """The valid events of one type, by class or name, in the order of their stream, whoever published them; each
-        knows its `cause`. Without a type: all, by entry id, and within a millisecond causes before what they caused."""
+        knows its `cause`. Without a type: all, by entry id, and within a millisecond causes before what they caused.
+        Raises ContractError for a name that no event has."""
         name = what if isinstance(what, str) or what is None else registry.of(what).name
-        return [one for one in self._eyes.published() if name in (None, one.envelope.type)]
+        everything = self._eyes.published()
+        found = [one for one in everything if name in (None, one.envelope.type)]
+        if name is not None and not found and name not in (known := registry.names()):
+            near = difflib.get_close_matches(name, known, n=1)
+            raise ContractError(f"no event type {name!r} is declared{f'; did you mean {near[0]}?' if near else ''}")
+        return found
 
     def dead_letters(self, group: str | None = None) -> list[DeadLetter]:
         """What a worker (None: any) gave up, oldest first. Raises ContractError for a name that nobody has."""

@@ -1,5 +1,6 @@
 """Handlers that do what they should not: one event may suffer for it, never its neighbours or the worker."""
 
+import os
 import signal
 from collections.abc import Iterator
 from datetime import timedelta
@@ -277,3 +278,75 @@ async def test_a_handler_that_raises_the_ctrl_c_that_the_program_takes_as_a_sign
         signal.signal(number, handler)
     (letter,) = eyes.dead("framers")
     assert seen == {0, 2} and (letter.reason, letter.attempts) == ("exhausted", 2)
+
+
+@pytest.mark.parametrize("nap", [0.0, 0.02])
+async def test_a_handler_that_forks_and_returns_twice(
+    any_url: str, namespace: str, capfd: pytest.CaptureFixture[str], nap: float
+) -> None:
+    """The copy of the program ends and says why, at once or as soon as it touches the connection; the parent goes on."""
+    eyes, worker, copies = Eyes(any_url, namespace), Worker("framers"), list[int]()
+
+    @worker.on(PaintingMade, concurrency=4)
+    async def frame(event: PaintingMade) -> PaintingFramed:
+        if event.number == 3 and (pid := os.fork()):
+            copies.append(pid)
+        await trio.sleep(nap)
+        return PaintingFramed(number=event.number)
+
+    async with running(any_url, worker, namespace=namespace) as bus:
+        await bus.publish_many([PaintingMade(number=n) for n in range(8)])
+        await quiet(eyes)
+    assert [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in copies] == [70]
+    assert sorted(event.number for event in eyes.events("painting.framed")) == list(range(8))
+    assert f"canvasbus: process {copies[0]} was forked while its bus was running" in capfd.readouterr().err
+
+
+async def failed_in_a_nursery(event: PaintingMade) -> None:
+    async with trio.open_nursery():
+        raise ValueError("no such frame")
+
+
+def not_awaited(event: PaintingMade) -> Any:
+    return failed_in_a_nursery(event)
+
+
+async def the_same_again(event: PaintingMade) -> PaintingMade:
+    return event
+
+
+@pytest.mark.parametrize(
+    ("function", "said"),
+    [
+        (failed_in_a_nursery, "ValueError: no such frame, first of 1 in the ExceptionGroup"),
+        (not_awaited, "TypeError: not_awaited is a plain function that returned a coroutine: make it `async def`"),
+        (the_same_again, "TypeError: the_same_again returned the event that it was given"),
+    ],
+)
+async def test_what_is_said_of_it(
+    virtual: Clock, memory: MemoryServer, namespace: str, eyes: Eyes, function: Any, said: str
+) -> None:
+    """One line that names what is wrong, where Python or trio would tell of themselves, or nobody."""
+    worker = Worker("framers")
+    worker.on(PaintingMade, retry=Backoff(attempts=1))(function)
+    async with running(memory, worker, namespace=namespace) as bus:
+        await bus.publish(PaintingMade())
+        await quiet(eyes)
+    (letter,) = eyes.dead("framers")
+    assert letter.error.startswith(said) and eyes.count("painting.made") == 1
+
+
+@pytest.mark.parametrize("after", [0, -3])
+async def test_again_at_once(virtual: Clock, memory: MemoryServer, namespace: str, eyes: Eyes, after: float) -> None:
+    """RetryLater counts no attempt, so that nothing would ever end it; it does not keep a processor busy."""
+    worker, runs = Worker("framers"), list[float]()
+
+    @worker.on(PaintingMade)
+    async def frame(event: PaintingMade) -> None:
+        runs.append(trio.current_time())
+        raise RetryLater(after)
+
+    async with running(memory, worker, namespace=namespace) as bus:
+        await bus.publish(PaintingMade())
+        await trio.sleep(5)
+    assert 10 < len(runs) <= 51

@@ -175,6 +175,18 @@ def test_a_signature_that_cannot_be_called_is_refused(function: Callable[..., An
         Worker("w").on(PaintingMade)(function)
 
 
+def test_a_method_without_its_object_is_refused() -> None:
+    """Decorated in its class it would get the event as self; the bound one is a handler like any other."""
+    worker = Worker("w")
+
+    class Framer:
+        def frame(self, event: PaintingMade) -> None: ...
+
+    with pytest.raises(ContractError, match="frame is a method of a class, and nobody has its object"):
+        worker.on(PaintingMade)(Framer.frame)
+    worker.on(PaintingMade)(Framer().frame)
+
+
 def test_an_async_generator_is_refused() -> None:
     """Its events could not be committed together; the error says to return a list."""
     with pytest.raises(ContractError, match="return a list of events instead of yielding"):

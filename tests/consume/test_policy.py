@@ -51,7 +51,7 @@ class Loaded(Random):
         (Raised(SystemExit(1)), 0, Retry(0.5, 1)),
         (Raised(RetryLater(30)), 0, Retry(30, 0)),
         (Raised(RetryLater(0.5)), 4, Retry(0.5, 4)),
-        (Raised(RetryLater(-1)), 2, Retry(0.0, 2)),
+        (Raised(RetryLater(-1)), 2, Retry(0.1, 2)),
         (Raised(Reject("no")), 0, DeadLetter("rejected")),
         (Raised(Reject("no")), 3, DeadLetter("rejected")),
         *(

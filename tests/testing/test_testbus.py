@@ -103,6 +103,17 @@ def test_an_event_type_is_no_worker() -> None:
             TestBus(wrong)  # type: ignore[arg-type]
 
 
+@in_virtual_time
+async def test_a_type_that_nobody_has() -> None:
+    """What a test misspells must not pass as "there is none"."""
+    async with TestBus() as bus:
+        assert bus.published("sketch.drawn") == []
+        with pytest.raises(
+            ContractError, match=r"no event type 'sketch.drwan' is declared; did you mean sketch.drawn\?"
+        ):
+            bus.published("sketch.drwan")
+
+
 async def test_looking_at_a_worker_that_is_not_there_is_refused(any_clock: Clock) -> None:
     """A misspelt name would let `dead_letters(...) == []` pass for ever: it is told, with the names that there are."""
     strict, lucky = Worker("strict"), Worker("lucky")
