@@ -166,6 +166,7 @@ async def test_workers_of_an_older_canvasbus_are_unknown(
         async with Era(2).running(any_url, framing("framers"), framing("archive"), namespace=namespace) as old:
             await beating(eyes, "framers")
             await until(lambda: eyes.call("HLEN", eyes.keys.beats("framers")) == 2)
+            await until(lambda: eyes.call("HLEN", eyes.keys.beats("archive")) == 1)
             answers = await ask(bus, 3)
             assert answers["framers"].fine
             assert WorkerAnswer(consumer(old), None, None) in answers["framers"].workers
