@@ -110,13 +110,13 @@ class Faults:
     async def _pause(self, what: Happening, site: Site) -> None:
         """Stop a process as SIGSTOP does. The weather is calm in a long pause: who loses a packet takes nobody for dead."""
         self._world.history.deaths["paused"] += 1
-        site.awake = trio.Event()
+        site.pause()
         if what.seconds > DEAD_SECONDS:
             self._network.weather = CALM
         await trio.sleep(what.seconds)
         if not self._world.healed:
             self._network.weather = self._plan.weather
-        site.awake.set()
+        site.go_on()
         site.calm_from = trio.current_time() + CALM_SECONDS
 
     async def _cut_off(self, what: Happening, site: Site) -> None:

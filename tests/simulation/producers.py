@@ -391,9 +391,9 @@ class Programs:
         elif what.kind in ("producer late", "producer lost"):
             site.next_fate = "late" if what.kind == "producer late" else "lose"
         elif what.kind == "pause producer":
-            site.awake = trio.Event()
+            site.pause()
             await trio.sleep(what.seconds)
-            site.awake.set()
+            site.go_on()
             site.calm_from = trio.current_time()
 
     def heal(self) -> None:

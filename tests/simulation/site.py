@@ -30,6 +30,7 @@ class Site:
         self.leaving_since = 0.0
         self.awake = trio.Event()
         self.awake.set()
+        self._pauses = 0
         self.falls_at: tuple[int, str] | None = None
         """It dies with the n-th packet from now that changes or brings something: "before" or "after" the server
         has executed it."""
@@ -82,6 +83,18 @@ class Site:
     def check(self) -> None:
         if self.dead:
             raise Killed(self.name)
+
+    def pause(self) -> None:
+        """Stop the process, as SIGSTOP does. Of pauses that overlap, the last to end wakes it."""
+        self._pauses += 1
+        if self.awake.is_set():  # else somebody waits for this very event
+            self.awake = trio.Event()
+
+    def go_on(self) -> None:
+        """End a pause."""
+        self._pauses -= 1
+        if self._pauses == 0:
+            self.awake.set()
 
     async def come_through(self) -> None:
         """Wait out a pause."""
