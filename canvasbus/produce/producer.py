@@ -332,8 +332,8 @@ class Producer:
     def _encode_chunk(self, chunk: list[Event]) -> list[Outgoing] | None:
         try:
             return list(self._codec.encode_many(chunk, current_trace()))
-        except Exception:
-            return None  # one by one: those before the bad one go, and the bad one raises
+        except Exception:  # whatever it is: one by one, those before the bad one go, and the bad one raises it
+            return None
 
     @staticmethod
     def correlation(correlation_id: UUID) -> AbstractContextManager[UUID]:

@@ -410,8 +410,8 @@ class Publisher:
         if each is None:
             try:
                 encoded = self.codec.encode_many(events, trace)
-            except Exception:
-                pass  # one by one: those that can be published are, and each bad one gets its own error
+            except Exception:  # one by one: those that can be published are, and each bad one gets its own error
+                pass
         if encoded is not None:
             if len(events) == len(items):
                 return [], encoded

@@ -239,15 +239,13 @@ class Log:
         ledger, segment = self.ledger, self.ledger.segments[-1]
         if not segment.spare or self.is_gone(segment, segment.size):
             return
-        try:
-            fd = os.open(
-                self.path(segment), os.O_WRONLY | os.O_CLOEXEC
-            )  # what is open to append writes at the end only
+        try:  # anew: what is open to append writes at the end only
+            fd = os.open(self.path(segment), os.O_WRONLY | os.O_CLOEXEC)
             try:
                 os.pwrite(fd, frame_spare(ledger.settled, ledger.sending), segment.spare)
             finally:
                 os.close(fd)
-        except OSError:
+        except OSError:  # told already: whoever noted has failed to add it
             pass
 
     # --- reading -------------------------------------------------------------------------------------------------

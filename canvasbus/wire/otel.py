@@ -101,5 +101,5 @@ def fail(span: trace.Span, error: BaseException, why: str | None = None) -> None
         span.set_status(trace.StatusCode.ERROR, why or f"{kind.__name__}: {error}")
         if isinstance(error, Exception):
             span.record_exception(error)
-    except Exception:
-        pass  # an exception without a text, or one that no traceback can be had of: the failure is told by its outcome
+    except Exception:  # one without a text, or of which no traceback can be had: the failure is told by its outcome
+        pass
