@@ -12,8 +12,8 @@ A log takes the events of one process for one partition, in order. It lies in se
               batch is sent at a time: the fate of all before it is known
     settled   the fate of every event below `number` is known
 
-Behind the header of each segment stands a settled record that is longer than it need be: on a full disk, where nothing can be
-added, what is settled and being sent is written into its room.
+Behind the header of each segment stands a settled record that says nothing and is longer than it need be: on a full disk, where
+nothing can be added, what is settled and being sent is written into its room.
 
 Numbers grow and may leave gaps: an event that could not be written down stays in memory and has a number all the same.
 

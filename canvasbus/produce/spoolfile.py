@@ -216,7 +216,7 @@ class Log:
         )  # fmt: skip
         head = frame_header(header, segment.first)
         segment.spare = len(head)
-        data = head + frame_spare(ledger.settled, ledger.sending) + rest
+        data = head + frame_spare(0, None) + rest
         path = self.path(segment)
         fd = os.open(path, _APPEND | os.O_TRUNC, 0o600)
         try:
