@@ -94,7 +94,7 @@ class Lane:
                 hand_back=self._unload,
                 on_room=on_room,
             )
-            self.watchdog.on_late = self.breaking.late
+        self.watchdog.on_late = self._late
         self.quarantine = Quarantine(
             handler.batch.max_size if handler.batch else handler.concurrency,
             quarantine,
@@ -451,6 +451,11 @@ class Lane:
         self._lot.unpark(count=min(len(self._queue), len(self._lot)))
         self.quarantine.stir()
         self._on_room()
+
+    def _late(self, delivery: Delivery) -> None:
+        self.quarantine.late(delivery)
+        if self.breaking is not None:
+            self.breaking.late(delivery)
 
     def _unload(self, deliveries: list[Delivery]) -> None:
         deliveries += self.quarantine.stop(keep=TRIED_KEPT)

@@ -6,7 +6,8 @@ Theory of operation. A suspect is proven by what its next worker survives, in tw
    as a count of 0 deliveries, which no other entry has: should this worker die, too, those that were not done with are
    the suspects that remain. Nothing is counted against anybody.
 2. Alone: one in this process, and its attempt is written down just before its handler starts. Only these attempts, and
-   failures that a handler itself raised, count towards the cap. Those that have failed least run first.
+   failures that a handler itself raised, count towards the cap. Those that have failed least run first. One that outlives its
+   timeout and cannot be ended (in a thread, behind a shield) may never end, and is no longer waited for.
 
 So an event that kills its workers, among 500 in flight, makes exactly one dead letter, after one death in the crowd, one
 among `BEDS` others at most, and as many alone as it has attempts. Its neighbours are never blamed.
@@ -60,6 +61,9 @@ class Quarantine:
         self._alone: deque[Delivery] = deque()
         self._running: set[Delivery] = set()  # among others
         self._stirred = trio.Event()
+        self._runs_alone: Delivery | None = None
+        self._over = trio.Event()
+        """The one that runs alone has ended, or is not waited for."""
 
     @property
     def wants(self) -> bool:
@@ -105,6 +109,11 @@ class Quarantine:
         self._running.discard(delivery)
         self._stirred.set()
 
+    def late(self, delivery: Delivery) -> None:
+        """It runs too long and cannot be ended."""
+        if delivery is self._runs_alone:
+            self._over.set()
+
     def stir(self) -> None:
         """The circuit may have closed, or wants a probe."""
         self._stirred.set()
@@ -119,20 +128,21 @@ class Quarantine:
     async def run(self) -> None:
         """Run suspects until cancelled."""
         breaking = self._breaking
-        while True:
-            self._stirred = trio.Event()
-            if breaking is not None and breaking.blocked:
-                if breaking.probe is not None and self._lane_of(breaking.probe) is not None:
-                    await self._run_next()
+        async with trio.open_nursery() as nursery:
+            while True:
+                self._stirred = trio.Event()
+                if breaking is not None and breaking.blocked:
+                    if breaking.probe is not None and self._lane_of(breaking.probe) is not None:
+                        await self._run_next(nursery)
+                        continue
+                elif self._crowd and len(self._running) < self._beds:
+                    await self._run_crowd()
                     continue
-            elif self._crowd and len(self._running) < self._beds:
-                await self._run_crowd()
-                continue
-            elif self._alone and not self._crowd and not self._running:
-                await self._run_next()
-                continue
-            self._on_room()
-            await self._stirred.wait()
+                elif self._alone and not self._crowd and not self._running:
+                    await self._run_next(nursery)
+                    continue
+                self._on_room()
+                await self._stirred.wait()
 
     async def _run_crowd(self) -> None:
         chosen = [self._crowd.popleft() for _ in range(min(len(self._crowd), self._beds - len(self._running)))]
@@ -141,7 +151,7 @@ class Quarantine:
             await written.wait()
         self._start(chosen)
 
-    async def _run_next(self) -> None:
+    async def _run_next(self, nursery: trio.Nursery) -> None:
         breaking = self._breaking
         if breaking is not None and breaking.probe is not None and self._lock.locked():  # another lane was faster
             breaking.lapsed(breaking.probe)
@@ -153,7 +163,15 @@ class Quarantine:
             if delivery is None or waiting is None:
                 return  # it changed while others ran
             waiting.remove(delivery)
+            self._runs_alone, self._over = delivery, trio.Event()
+            nursery.start_soon(self._run_one, delivery, self._over)
+            await self._over.wait()
+
+    async def _run_one(self, delivery: Delivery, over: trio.Event) -> None:
+        try:
             await self._run_alone(delivery)
+        finally:
+            over.set()
 
     def _lane_of(self, delivery: Delivery | None) -> deque[Delivery] | None:
         """Where it waits; None: not here."""

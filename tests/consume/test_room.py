@@ -1,10 +1,11 @@
 """Room in a lane: a reader that is told of it looks again at once, and nothing takes more than there is."""
 
+import threading
 from typing import Any
 
 import pytest
 import trio
-from studio import Eyes, PaintingFramed, PaintingMade, SculptureMade, runner_of, running, subscription_of
+from studio import Eyes, PaintingFramed, PaintingMade, SculptureMade, quiet, runner_of, running, subscription_of
 from trio.abc import Clock
 from waiting import until
 
@@ -91,3 +92,40 @@ async def test_suspects_that_wait_for_their_turn_take_no_room(
         await trio.sleep(60)
         assert sorted(done) == list(range(6, 30))
         await until(lambda: len(done) == 30, 700)
+
+
+@pytest.mark.parametrize("same_lane", [True, False])
+async def test_a_suspect_that_hangs_alone_keeps_no_other_from_running(
+    virtual: Clock, memory: MemoryServer, namespace: str, same_lane: bool
+) -> None:
+    """In a thread it cannot be ended. When its time is over the others that wait to run alone have their turn, in its own lane
+    and in others of the process."""
+    eyes, started, done, hanging = Eyes(memory, namespace), list[Any](), list[str](), threading.Event()
+    async with running(memory, namespace=namespace) as bus:
+        await bus.publish(PaintingMade(number=0))
+        await bus.publish_many([PaintingMade(number=1)] if same_lane else [SculptureMade()])
+    for name in ("painting.made", "sculpture.made"):
+        stream = eyes.stream(name)
+        eyes.call("XGROUP", "CREATE", stream, "makers", "0", "MKSTREAM")
+        eyes.call("XREADGROUP", "GROUP", "makers", "~suspect", "STREAMS", stream, ">")
+        for entry_id, _, _ in eyes.pending("makers", name):
+            eyes.call("XCLAIM", stream, "makers", "~suspect", 0, entry_id, "RETRYCOUNT", 0, "JUSTID")
+    worker = Worker("makers")
+
+    @worker.on(PaintingMade, concurrency=4, timeout=2)
+    @worker.on(SculptureMade, timeout=2)
+    def make(event: PaintingMade | SculptureMade) -> None:
+        first = not started
+        started.append(event)
+        if first:
+            hanging.wait()
+        done.append("the first" if first else "another")
+
+    async with running(memory, worker, namespace=namespace) as bus:
+        try:
+            await until(lambda: done == ["another"], 30)
+        finally:
+            hanging.set()
+        await until(lambda: done == ["another", "the first"], 30)
+        for name in ("painting.made", "sculpture.made"):
+            await quiet(eyes, event_type=name)

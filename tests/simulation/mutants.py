@@ -133,7 +133,7 @@ MUTANTS = (
         "claimed by age",
         "3",
         (words(sweep.Sweep, "_sweep", "    dead = self._watcher.judge(now, beats, owners)\n", BY_AGE),),
-        frozenset({"pause", "company"}),
+        frozenset({"slow", "company"}),
         classic=True,
     ),
     Mutant(

@@ -211,13 +211,14 @@ class Plan:
         )
 
 
-_WISHES = {"kills", "calm", "company", "batch", "spool", "small", "blocks", "nervous"}
+_WISHES = {"kills", "calm", "company", "slow", "batch", "spool", "small", "blocks", "nervous"}
 
 
 def draw(seed: int, *, wanted: AbstractSet[str] = frozenset()) -> Plan:
     """The plan of a seed. Wanted parts, kinds of happenings and "kills" are there whatever the seed says of them;
-    "calm" weather is without lost packets, "company" means two processes at least, "batch" that handlers take several events,
-    "spool", "small", "blocks" and "nervous" say how Producers are. A happening may be wanted in one way only, like "stop, commit late"."""
+    "calm" weather is without lost packets, "company" means two processes at least, "slow" two slow events at least, "batch"
+    that handlers take several events, "spool", "small", "blocks" and "nervous" say how Producers are. A happening may be
+    wanted in one way only, like "stop, commit late"."""
     dice = Random(seed)
     plan = Plan(seed)
     plan.groups = dice.choice([("framers",), ("framers",), ("framers", "taggers"), ("framers", "hangers")])
@@ -236,6 +237,9 @@ def draw(seed: int, *, wanted: AbstractSet[str] = frozenset()) -> Plan:
     _draw_happenings(plan, dice)
     if "kills" in wanted and "kills" not in plan.behaviours.values():
         _draw_killer(plan, dice)
+    if "slow" in wanted:
+        for n in Random(f"{seed} slow").sample([n for n, how in plan.behaviours.items() if how == "quick"], 2):
+            plan.behaviours[n] = "slow"
     for wish in sorted(wanted - PARTS.keys() - _WISHES):
         if "producer" in wish:
             continue
