@@ -155,6 +155,8 @@ class Leaving:
                     return
                 except Unavailable as error:  # repeated it finds what is left; done, it finds nothing
                     failure = str(error)
+                    if isinstance(error, _Away):  # there is one by now, and it took most of our time to make it
+                        pause = 0.02
                     await trio.sleep(pause)
                     pause = min(pause * 2, 0.5)
         except TransportError as error:

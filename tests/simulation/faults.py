@@ -160,7 +160,8 @@ class Faults:
 
     def recover(self) -> None:
         """All have been in trouble, and are no longer."""
-        self._network.calm_from = trio.current_time() + CALM_SECONDS
+        self._network.back = trio.current_time()
+        self._network.calm_from = self._network.back + CALM_SECONDS
 
     async def _restart(self, what: Happening) -> None:
         """The server ends, and comes back with what it had some time before that. "commit late": what each worker commits

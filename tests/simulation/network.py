@@ -99,6 +99,8 @@ class Network:
         """Told who goes on under another name, and which it had."""
         self.calm_from = 0.0
         """From when on a heartbeat that is missing tells something, after trouble that all had."""
+        self.back = 0.0
+        """Since when it is there again, after trouble that all had."""
         self._moment = (-1.0, 0)
 
     def attempt(self, site: Site) -> None:

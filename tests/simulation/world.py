@@ -33,6 +33,9 @@ from canvasbus.wire.keys import LATER_INBOX
 HEAL_SECONDS = 40.0
 """In which everything must be done once the faults are over: the heartbeat limit, a lease, suspects one by one."""
 
+NOTICE_SECONDS = 0.5
+"""Whoever leaves may be so late to notice that the server is there again."""
+
 IDLE_SECONDS = 3.0
 IDLE_COMMANDS = 30.0
 """Packets a second that an idle worker may send, for each of its groups."""
@@ -329,6 +332,9 @@ class World:
     def _check_left(self, site: Site) -> None:
         """Whoever leaves undisturbed leaves nothing behind."""
         now, network = trio.current_time(), self.network
+        # What it had in hand, in a group that was lost meanwhile, nobody else knows of.
+        if network.away or now - network.back < NOTICE_SECONDS:
+            site.troubles.append(now)
         unwell = network.away or network.mood or now < network.calm_from or site.troubled(now) >= 1000
         since = site.leaving_since - 0.5
         if site.kind != "worker" or unwell or any(time >= since for time in (*site.troubles, site.delayed)):
