@@ -54,6 +54,10 @@ REDECLARED_SECONDS = 10.0
 """When all declarations are gone at once, somebody has deleted them: living workers declare themselves anew within a
 second or two, and until they have nobody knows what is unread."""
 
+YOUNG_SECONDS = 10
+"""So long nothing goes past a group that was lost and made anew: what its workers had in hand is not pending in it before
+they hear of it, a second later, or after as long as they may be silent without being dead."""
+
 DROPS = 200
 """Steps in which a stream is brought down to its cap in one look, each of 5,000 entries: the server does others' work
 in between."""
@@ -190,10 +194,12 @@ class Trimmer:
             1 if over else 0,
             len(self._declared),
             len(counting),
+            YOUNG_SECONDS,
             *self._declared,
             *counting,
         ]
         names = [stream, keys.marks(event_type), keys.groups, keys.stream("bus.loss"), keys.topics]
+        names += [keys.cursors(name) for name in counting]
         lost: dict[bytes, tuple[int, bytes]] = {}
         first = b""
         try:

@@ -9,12 +9,13 @@ TRIM: Final = Script(
     """
 -- Remove the oldest entries of a stream as far as its targets ask for it and no group that counts still needs them.
 -- KEYS[1] the stream; KEYS[2] marks: now and then an entry id, by how many entries had been added when it was the last;
--- KEYS[3] hash of declarations; KEYS[4] stream of bus.loss; KEYS[5] topics
+-- KEYS[3] hash of declarations; KEYS[4] stream of bus.loss; KEYS[5] topics; KEYS[6..] cursors of the groups that count
 -- ARGV[1] age in ms (0: any); [2] entries to keep at most (0: any); [3] bytes to keep at most (0: any); [4] cap: how many
 -- there may be, handled or not (0: any); [5] 1: above the cap remove what is not handled too, and tell; [6] how many
 -- groups were declared when it was found out which count: one that came since might have to read what would go; [7] how
--- many count; [8..] the names of those; then of these; then, if [5], for each of these its bus.loss in four pieces: what
--- comes before its detail, how the detail begins, what lies between it and how many are lost, and the rest
+-- many count; [8] how long after a group was made anew its workers may not have said yet what they hold of it, in s; [9..]
+-- the names of those; then of these; then, if [5], for each of these its bus.loss in four pieces: what comes before its
+-- detail, how the detail begins, what lies between it and how many are lost, and the rest
 -- Returns entries left, entries removed, the groups that keep older entries than the targets ask for (the one that has
 -- handled least; when the cap is reached, those too that have not handled the first entry left), 1 when the cap is reached,
 -- 1 when there is more to remove at once, the first entry left; then for each group that had not handled all that was
@@ -24,10 +25,10 @@ local info = redis.pcall('XINFO', 'STREAM', KEYS[1])
 if info.err then return {0, 0, {}, 0, 0, ''} end
 local facts = {}
 for i = 1, #info, 2 do facts[info[i]] = info[i + 1] end
-local counting = 8 + tonumber(ARGV[6])
+local counting = 9 + tonumber(ARGV[6])
 local last_counting = counting + tonumber(ARGV[7]) - 1
-if redis.call('HLEN', KEYS[3]) ~= counting - 8 then return {0, -1, {}, 0, 0, ''} end
-for i = 8, counting - 1 do
+if redis.call('HLEN', KEYS[3]) ~= counting - 9 then return {0, -1, {}, 0, 0, ''} end
+for i = 9, counting - 1 do
   if redis.call('HEXISTS', KEYS[3], ARGV[i]) == 0 then return {0, -1, {}, 0, 0, ''} end
 end
 local time = redis.call('TIME')
@@ -102,10 +103,15 @@ for _, row in ipairs(groups.err and {} or groups) do
   for i = 1, #row, 2 do one[row[i]] = row[i + 1] end
   read[one['name']] = one
 end
+local function young(key)  -- what its workers hold is not pending in it yet
+  local note = redis.pcall('HGET', key, '~from:' .. KEYS[1])
+  local made = type(note) == 'string' and string.match(note, ' (%d+)%.%d+$')
+  return made and math.abs(tonumber(time[1]) - tonumber(made)) < tonumber(ARGV[8])
+end
 local floor, holder, floors = '', '', {}
 for i = counting, last_counting do
   local one, id = read[ARGV[i]], '0-0'
-  if one then
+  if one and not young(KEYS[6 + i - counting]) then
     id = after(one['last-delivered-id'])
     if one['pending'] > 0 then id = redis.call('XPENDING', KEYS[1], ARGV[i])[2] end
   end

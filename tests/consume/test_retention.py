@@ -15,7 +15,8 @@ from waiting import until
 
 from canvasbus import ConfigError
 from canvasbus.bus import EventBus, Retention
-from canvasbus.consume.retention import declare, policy_for
+from canvasbus.consume.retention import YOUNG_SECONDS, declare, policy_for
+from canvasbus.transport.group_scripts import RENEW
 from canvasbus.transport.memory import MemoryServer
 from canvasbus.transport.resp import Packet, ReplyError
 from canvasbus.transport.trim_script import TRIM
@@ -105,6 +106,36 @@ def test_a_group_that_has_long_been_gone_keeps_nothing(any_url: str, namespace: 
     eyes.call("HINCRBY", eyes.keys.beats("gone"), "worker", 1)
     house.add("4-1", "5-1")
     assert house.look() == [] and len(house.left()) == 3
+
+
+def test_what_the_workers_of_a_lost_group_hold_stays(any_url: str, namespace: str, eyes: Eyes) -> None:
+    """A group that was lost and made anew knows nothing of what its workers have in hand until these have heard of it:
+    nothing goes for as long as that may take."""
+    house = House(eyes, Retention(max_age=None, max_length=1))
+    house.group("framers")
+    house.add("1-1", "2-1", "3-1")
+    house.read("framers", 3)
+    cursors = eyes.keys.cursors("framers")
+    eyes.call("XGROUP", "DESTROY", house.stream, "framers")
+    keys = [cursors, house.stream, eyes.keys.topics, eyes.keys.topics, eyes.keys.stream("bus.loss")]
+    reply = eyes._link.run(RENEW.call(keys, ["framers", "painting.made", "3-1", 0, b"", b""]))
+    assert reply == [b"3-1", 0]
+    house.look()
+    assert house.left() == ["1-1", "2-1", "3-1"]
+    start, made = eyes.call("HGET", cursors, b"~from:" + house.stream).split()
+    for seconds, left in (
+        (YOUNG_SECONDS - 2, 3),
+        (-3600, 1),
+    ):  # as if that were so long ago; the server's clock was set back
+        eyes.call("HSET", cursors, b"~from:" + house.stream, b"%s %d.1" % (start, int(float(made)) - seconds))
+        house.look()
+        assert len(house.left()) == left
+    eyes.call("HSET", cursors, b"~from:" + house.stream, "nonsense")
+    house.add("4-1")
+    house.read("framers", 1)
+    house.ack("framers", "4-1")
+    house.look()
+    assert house.left() == ["4-1"]
 
 
 def test_a_group_of_one_process_keeps_for_a_minute(any_url: str, namespace: str, eyes: Eyes) -> None:
