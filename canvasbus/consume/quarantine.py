@@ -6,8 +6,9 @@ Theory of operation. A suspect is proven by what its next worker survives, in tw
    as a count of 0 deliveries, which no other entry has: should this worker die, too, those that were not done with are
    the suspects that remain. Nothing is counted against anybody.
 2. Alone: one in this process, and its attempt is written down just before its handler starts. Only these attempts, and
-   failures that a handler itself raised, count towards the cap. Those that have failed least run first. One that outlives its
-   timeout and cannot be ended (in a thread, behind a shield) may never end, and is no longer waited for.
+   failures that a handler itself raised, count towards the cap. Those that have failed least run first.
+
+In either step one that outlives its timeout and cannot be ended (in a thread, behind a shield) is no longer waited for.
 
 So an event that kills its workers, among 500 in flight, makes exactly one dead letter, after one death in the crowd, one
 among `BEDS` others at most, and as many alone as it has attempts. Its neighbours are never blamed.
@@ -110,9 +111,11 @@ class Quarantine:
         self._stirred.set()
 
     def late(self, delivery: Delivery) -> None:
-        """It runs too long and cannot be ended."""
+        """It runs too long and cannot be ended: it may never end, and those that wait for that do so no longer."""
         if delivery is self._runs_alone:
             self._over.set()
+        elif delivery in self._running:
+            self.ended(delivery)
 
     def stir(self) -> None:
         """The circuit may have closed, or wants a probe."""

@@ -129,3 +129,33 @@ async def test_a_suspect_that_hangs_alone_keeps_no_other_from_running(
         await until(lambda: done == ["another", "the first"], 30)
         for name in ("painting.made", "sculpture.made"):
             await quiet(eyes, event_type=name)
+
+
+async def test_a_suspect_that_hangs_among_others_keeps_none_from_running_alone(
+    virtual: Clock, memory: MemoryServer, namespace: str
+) -> None:
+    """It survived nothing yet, so it runs beside others, and hangs in a thread. One that has to run alone waits for it until
+    its time is over."""
+    eyes, done, hanging = Eyes(memory, namespace), list[int](), threading.Event()
+    async with running(memory, namespace=namespace) as bus:
+        await bus.publish_many([PaintingMade(number=n) for n in range(2)])
+    stream = eyes.stream()
+    eyes.call("XGROUP", "CREATE", stream, "makers", "0", "MKSTREAM")
+    eyes.call("XREADGROUP", "GROUP", "makers", "~suspect", "STREAMS", stream, ">")
+    (_, _, _), (second, _, _) = eyes.pending("makers")
+    eyes.call("XCLAIM", stream, "makers", "~suspect", 0, second, "RETRYCOUNT", 2, "JUSTID")
+    worker = Worker("makers")
+
+    @worker.on(PaintingMade, concurrency=4, timeout=2)
+    def make(event: PaintingMade) -> None:
+        if event.number == 0:
+            hanging.wait()
+        done.append(event.number)
+
+    async with running(memory, worker, namespace=namespace):
+        try:
+            await until(lambda: done == [1], 30)
+        finally:
+            hanging.set()
+        await until(lambda: done == [1, 0], 30)
+        await quiet(eyes)

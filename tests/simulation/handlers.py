@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from simulation.world import World
 
 
+STUCK_RUNS = 3
+"""How often an event gets stuck."""
+
+
 class Boom(Exception):
     """What a handler raises that fails."""
 
@@ -87,7 +91,12 @@ class Handlers:
         self.active[group, partition, run.entry_id] = run
         self._world.history.runs.append(run)
         try:
-            late = self._plan.behaviours[n] in ("slow", "hangs", "kills")  # others would wait for what it holds
+            late = self._plan.behaviours[n] in (
+                "slow",
+                "hangs",
+                "stuck",
+                "kills",
+            )  # others would wait for what it holds
             if not late:
                 await self._count(run, ctx)
             await self._behave(run)
@@ -131,6 +140,19 @@ class Handlers:
         if all(self._world.eyes.call("GET", keys.fence(one.consumer)) != b"dead" for one in (run, other)):
             self._world.wrong(f"{run.group} {run.n} runs in {other.site.name}, and {run.site.name} begins it too")
 
+    def is_stuck(self, group: str, partition: int, entry_id: str) -> bool:
+        """Whether an event is in a handler that hangs for as long as anything else is to be done."""
+        run = self.active.get((group, partition, entry_id))
+        stuck = run is not None and run.end == "runs" and self._plan.behaviours[run.n] == "stuck" and not run.site.dead
+        return stuck and not self._world.unstuck
+
+    async def _be_stuck(self, site: Site) -> None:
+        world = self._world
+        with trio.CancelScope(shield=True):
+            while not (world.unstuck or world.over or site.dead or site.leave.is_set()):
+                await trio.sleep(0.1)
+        await trio.lowlevel.checkpoint()
+
     async def _behave(self, run: Run) -> None:
         behaviour = self._plan.behaviours[run.n]
         if self._plan.away[0] <= trio.current_time() < self._plan.away[1] and behaviour != "kills":
@@ -148,6 +170,8 @@ class Handlers:
             await trio.sleep(5.5 + run.n % 2)
         elif behaviour == "hangs" and first(1):
             await trio.sleep_forever()
+        elif behaviour == "stuck" and first(STUCK_RUNS):
+            await self._be_stuck(run.site)
         elif behaviour == "later" and first(2):
             raise RetryLater(0.5)
         elif behaviour == "rejected":

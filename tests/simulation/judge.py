@@ -25,7 +25,7 @@ from canvasbus.ids import id_order
 from canvasbus.wire.codec import Codec
 from canvasbus.wire.envelope import Envelope
 
-_FAILS = {"fails once": 1, "fails twice": 2, "hangs": 1, "poison": 1 << 30, "kills": 1 << 30}
+_FAILS = {"fails once": 1, "fails twice": 2, "hangs": 1, "stuck": 1, "poison": 1 << 30, "kills": 1 << 30}
 
 
 def ends(plan: Plan, n: int) -> tuple[int, int]:
@@ -196,9 +196,12 @@ def _handled(plan: Plan, history: History, eyes: Eyes, group: str) -> Iterator[s
 
 
 def _kept(history: History, group: str, entry_id: str) -> bool:
-    """Whether it was in the hands of a worker when its group was lost, and nothing has happened to that one."""
+    """Whether it was in the hands of a worker when its group was lost, and nothing has happened to that one, nor to its
+    packets: making a group anew takes most of the time for leaving."""
     run = history.lost_held.get(group, {}).get(entry_id)
-    return run is not None and not run.died and not history.cut and run.site.well_since(run.began)
+    if run is None or run.died or history.cut:
+        return False
+    return run.site.well_since(run.began) and run.site.delayed < run.began
 
 
 def _derived(plan: Plan, history: History, eyes: Eyes, group: str) -> Iterator[str]:
@@ -300,7 +303,7 @@ def _unsure(plan: Plan, history: History, group: str, lost: set[int | None]) -> 
 
 def _too_slow(plan: Plan, run: Run) -> bool:
     """Each asks for a state: when the server is away then, its timeout comes first."""
-    return run.end == "cancelled" and plan.behaviours[run.n] != "hangs" and "state" in plan.parts
+    return run.end == "cancelled" and plan.behaviours[run.n] not in ("hangs", "stuck") and "state" in plan.parts
 
 
 def _deserved(plan: Plan, history: History, codec: Codec, group: str, n: int | None, letter: object) -> Iterator[str]:

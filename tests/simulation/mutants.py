@@ -21,10 +21,12 @@ from canvasbus import ids
 from canvasbus.consume import (
     backoff,
     breaker,
+    breaking,
     dispatch,
     holding,
     leaving,
     outcomes,
+    quarantine,
     recovery,
     runner,
     settle,
@@ -225,6 +227,24 @@ MUTANTS = (
             ),
         ),
         frozenset({"kills"}),
+    ),
+    Mutant(
+        "a suspect that hangs among others is waited for",
+        "4",
+        (words(quarantine.Quarantine, "late", "self.ended(delivery)", "pass"),),
+        frozenset({"stuck", "kills"}),
+    ),
+    Mutant(
+        "a suspect that hangs alone is waited for",
+        "4",
+        (words(quarantine.Quarantine, "late", "self._over.set()", "pass"),),
+        frozenset({"stuck", "kills", "company"}),
+    ),
+    Mutant(
+        "a probe that hangs is waited for",
+        "4",
+        (words(breaking.Breaking, "late", "if delivery is self.probe and", "if False and"),),
+        frozenset({"stuck", "breaker"}),
     ),
     Mutant(
         "a takeover counts as an attempt",

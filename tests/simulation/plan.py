@@ -65,13 +65,17 @@ BEHAVIOURS = {
     "rejected": 3,
 }
 """What handlers do with an event, and how often that is so. Besides, in some runs: "slow" works for longer than the
-heartbeat limit, "hangs" does so until its timeout, once, and "kills" ends its worker, whichever that is."""
+heartbeat limit, "hangs" does so until its timeout, once, "stuck" hangs behind a shield, a few times, for as long as there
+is anything else to do, and "kills" ends its worker, whichever that is."""
 
 
 def input_of(group: str) -> str:
     """The type that a group of the plan reads."""
     return registry.of(GROUPS[group][0]).name
 
+
+STUCK = 0.2
+"""How often an event gets stuck, where there is a slot for others."""
 
 PRODUCERS = 0.25
 """How often programs with a Producer take part."""
@@ -211,13 +215,13 @@ class Plan:
         )
 
 
-_WISHES = {"kills", "calm", "company", "slow", "batch", "spool", "small", "blocks", "nervous"}
+_WISHES = {"kills", "calm", "company", "slow", "stuck", "batch", "spool", "small", "blocks", "nervous"}
 
 
 def draw(seed: int, *, wanted: AbstractSet[str] = frozenset()) -> Plan:
     """The plan of a seed. Wanted parts, kinds of happenings and "kills" are there whatever the seed says of them;
-    "calm" weather is without lost packets, "company" means two processes at least, "slow" two slow events at least, "batch"
-    that handlers take several events, "spool", "small", "blocks" and "nervous" say how Producers are. A happening may be
+    "calm" weather is without lost packets, "company" means two processes at least, "slow" two slow events at least, "stuck"
+    one that hangs, "batch" that handlers take several events, "spool", "small", "blocks" and "nervous" say how Producers are. A happening may be
     wanted in one way only, like "stop, commit late"."""
     dice = Random(seed)
     plan = Plan(seed)
@@ -260,6 +264,10 @@ def draw(seed: int, *, wanted: AbstractSet[str] = frozenset()) -> Plan:
         plan.happenings = [one for one in plan.happenings if one.kind not in ("late", "lose")]
     if "company" in wanted:
         plan.processes = max(2, plan.processes)
+    dice = Random(f"{seed} stuck")
+    if "stuck" in wanted or (dice.random() < STUCK and plan.concurrency > 1 and not plan.batch):
+        plan.concurrency, plan.batch = max(2, plan.concurrency), False
+        plan.behaviours[dice.choice([n for n, how in plan.behaviours.items() if how == "quick"])] = "stuck"
     dice = Random(f"{seed} producer")  # its own, so that what happens in the other runs does not hang on this part
     if dice.random() < PRODUCERS or any("producer" in wish for wish in wanted):
         plan.parts |= {"producer"}

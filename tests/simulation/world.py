@@ -12,7 +12,7 @@ from random import Random
 import msgspec
 import trio
 from simulation.faults import Faults, groups_of
-from simulation.handlers import Handlers
+from simulation.handlers import STUCK_RUNS, Handlers
 from simulation.history import History, Instance
 from simulation.lockstep import Killed
 from simulation.network import HotLoop, Network, SimServer
@@ -56,6 +56,8 @@ class World:
         self.over = False
         self.healed = False
         """Faults that were still waiting for their moment do not happen any more."""
+        self.unstuck = False
+        """All that does not hang is done, and what hangs goes on."""
         self.handlers = Handlers(self)
         self._publishing = len(plan.publishes)
         self._publisher: Publisher | None = None
@@ -140,7 +142,7 @@ class World:
             site.awake.set()
 
     async def _be_done(self) -> None:
-        """Wait until everything that was published is done."""
+        """Wait until everything that was published is done, first what does not hang."""
         plan = self.plan
         behaviours = Counter(plan.behaviours.values())
         kills = "kills" in behaviours  # for each group that costs some workers, one after the other
@@ -148,8 +150,12 @@ class World:
         # What takes long does so in each group, and where there is one slot everything waits for it.
         long = plan.timeout * (behaviours["hangs"] + behaviours["slow"]) * len(plan.groups)
         seconds += long / (plan.processes * plan.concurrency)
+        seconds += 2 * plan.timeout * STUCK_RUNS * behaviours["stuck"]  # so long suspects wait for one of them that is
         with trio.move_on_after(seconds):
             while self._publishing or not self._all_sent() or not all(map(self._done, self.partitions)):
+                await trio.sleep(0.5)
+            self.unstuck = True
+            while not all(map(self._done, self.partitions)):
                 await trio.sleep(0.5)
             self.note("world", "everything is done")
             return
@@ -183,7 +189,10 @@ class World:
             return False
         info = next((row for row in groups_of(eyes, stream) if row[b"name"] == group.encode()), None)
         last = pairs(eyes.call("XINFO", "STREAM", stream))[b"last-generated-id"]
-        return info is not None and info[b"pending"] == 0 and info[b"last-delivered-id"] == last
+        if info is None or info[b"last-delivered-id"] != last:
+            return False
+        pending = eyes.pending(group, event_type) if info[b"pending"] else []
+        return all(self.handlers.is_stuck(group, eyes.keys.partition, entry_id) for entry_id, _, _ in pending)
 
     async def _be_idle(self) -> None:
         """Nothing to do: few commands. What a worker holds that the server has forgotten is still to be run then."""
