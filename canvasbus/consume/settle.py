@@ -315,10 +315,13 @@ class Settler:
         look = any(commit.delivery.look for commit in chunk)
         unsure = False
         while True:
+            sent = False
             try:
                 if self.fence.in_doubt:  # of this very commit, or by a raising of ours that came late
                     await self._raise_fence()
                     look = True
+                look = await self._prepare(chunk) or look
+                sent = True
                 reply = await self._send(chunk, look)
                 if reply == b"STALE":
                     continue
@@ -334,7 +337,7 @@ class Settler:
                     return
             except (Unavailable, Refused) as error:
                 failure = error
-                unsure |= isinstance(error, Unavailable) and error.ambiguous
+                unsure |= sent and isinstance(error, Unavailable) and error.ambiguous
             self.statistics.repeated += 1
             refused = isinstance(failure, Unavailable) and not failure.ambiguous
             heavy = self.fence.in_doubt or any(commit.needs_memory for commit in chunk)
@@ -418,8 +421,9 @@ class Settler:
             for commit in chunk
         )
 
-    async def _send(self, chunk: list[Commit], look: bool) -> Reply:
-        look = await self._doubts(chunk) or look
+    async def _prepare(self, chunk: list[Commit]) -> bool:
+        """See to what must be there before a commit. True: each entry is to be looked up."""
+        doubts = await self._doubts(chunk)
         await self.holding.run(self._link)  # first of all: what is looked up must be found
         if self._fresh:  # new topics are announced before their first entry, so that globs find them
             fresh = sorted(self._fresh)
@@ -427,6 +431,9 @@ class Settler:
             if not isinstance(replies[0], ReplyError):
                 self._known.update(fresh)
                 self._fresh.difference_update(fresh)
+        return doubts
+
+    async def _send(self, chunk: list[Commit], look: bool) -> Reply:
         places, kinds, args = script_words(chunk)
         head: list[Argument] = [self._group, self.consumer, 1 if look else 0, kinds, len(chunk)]
         return await self.fence.run(self._link, SETTLE, places, head + args)

@@ -6,11 +6,13 @@ from typing import Any
 import msgspec
 import pytest
 import trio
+from faulty import Fault, FaultyServer
 from studio import Eyes, PaintingFramed, PaintingMade, framing, quiet, runner_of, running, subscription_of
 from waiting import until
 
 from canvasbus.bus import EventBus
 from canvasbus.consume.delivery import Delivery
+from canvasbus.transport.connect import open_server
 from canvasbus.worker import Backoff, Breaker, Worker
 
 EVENTS = 8
@@ -105,6 +107,23 @@ async def test_a_commit_that_looks_while_the_group_is_away(any_url: str, namespa
         await until(lambda: framed(eyes) == list(range(EVENTS)))
         await quiet(eyes)
         assert runner_of(bus).statistics().not_ours == 0
+    assert framed(eyes) == list(range(EVENTS)) == sorted(gate.seen)
+
+
+async def test_a_commit_that_never_began_while_the_group_is_away(any_url: str, namespace: str, eyes: Eyes) -> None:
+    """The line breaks where a topic is announced, before its first commit is sent. Nothing can have been committed then, and
+    what is not found when the commit is tried again, since the group is away, waits for one."""
+    await hand_back_all(any_url, namespace, eyes, Gate(concurrency=EVENTS))
+    gate, faulty = Gate(concurrency=EVENTS), FaultyServer(open_server(any_url))
+    async with running(faulty, gate.worker, namespace=namespace) as bus:
+        await until(lambda: len(gate.seen) == EVENTS)
+        await full(bus)
+        destroy(eyes)
+        faulty.faults.append(Fault("lose_reply", b"painting.framed"))
+        gate.opened.set()
+        await until(lambda: framed(eyes) == list(range(EVENTS)))
+        await quiet(eyes)
+        assert faulty.struck == 1 and runner_of(bus).statistics().not_ours == 0
     assert framed(eyes) == list(range(EVENTS)) == sorted(gate.seen)
 
 

@@ -304,6 +304,8 @@ class SimConnection:
         packet = _Packet(self, split(self._reader, data))
         if packet.changes and site.falls("before"):
             self._fall(packet, "before")
+        if self._broken and SETTLE in packet.scripts:  # whether it was committed nobody can tell once the group is gone
+            site.troubles.append(trio.current_time())
         self._check()
         away = network.away or site.unreachable
         if away == "refuse":
