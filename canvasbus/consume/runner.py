@@ -3,7 +3,8 @@
 Theory of operation. A `Runner` lives as long as the worker runs here. What it does it does as an *incarnation*: a
 consumer name that nobody had before (host-pid-random), a heartbeat, a fence, the lanes, and for each partition a
 subscription and a settler. An incarnation that finds itself fenced (others declared it dead, for example after a pause
-of the whole process) drops everything it holds, which others have by now, and the runner joins again as a new one.
+of the whole process) drops everything it holds, which others have by now, and the runner joins again as a new one. That
+waits for nothing of the old one: a handler behind a shield may hang for ever.
 
 The parts of an incarnation have rooms of their own: `joining`, `subscription` (reads), `dispatch` (runs), `settle`
 (commits), `liveness` (beats), `sweep` (watches over the others), `taking` (from the pools), `leaving`. This one puts
@@ -146,16 +147,22 @@ class Runner:
         self.state = "left"
 
     async def _live(self, resources: Any) -> None:
-        try:
-            while True:
-                self.state = "joining"
-                incarnation = self._current = _Incarnation(self, resources)
-                if not await incarnation.run():
-                    break
-                log.warning("others took this worker for dead; it joins again", group=self.group)
-        finally:
-            if self.worker.group is PER_INSTANCE and self._current is not None:
-                await dismiss(self._server, self._shared, self._keys, self.group, self._current.heart)
+        refused = None
+        async with trio.open_nursery() as lives:
+            try:
+                while True:
+                    self.state = "joining"
+                    incarnation = self._current = _Incarnation(self, resources)
+                    if not await incarnation.run(lives):
+                        break
+                    log.warning("others took this worker for dead; it joins again", group=self.group)
+            except Refused as error:  # the nursery would make a group of it
+                refused = error
+            finally:
+                if self.worker.group is PER_INSTANCE and self._current is not None:
+                    await dismiss(self._server, self._shared, self._keys, self.group, self._current.heart)
+        if refused is not None:
+            raise refused
 
     def stop(self, grace: float | None = None) -> None:
         """Leave; `run` returns when that is done."""
@@ -300,24 +307,32 @@ class _Incarnation:
         if self.runner.state in ("running", "paused"):
             self.runner.state = "running" if pause is None else "paused"
 
-    async def run(self) -> bool:
-        """Live. True: fenced, a new incarnation must follow. False: left on purpose."""
+    async def run(self, lives: trio.Nursery) -> bool:
+        """Live, in a nursery in which what cannot be ended at once may end later. True: fenced, a new incarnation must
+        follow. False: left on purpose."""
         runner = self.runner
         if runner._stop.is_set() or not await self._join():
             return False
+        await lives.start(self._live)
+        return self._fenced.is_set() and not runner._stop.is_set()
+
+    async def _live(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Until it has left, or is fenced: then it is told that it has `started`, and ends behind others' backs."""
         try:
-            await self._live()
+            told = await self._work(task_status)
         finally:
             # Also when cancelled from outside or when something of ours crashed: a heart that went on beating would
             # keep everybody's hands off what we hold.
             self.heart.stop()
             if not self._fenced.is_set():
                 with trio.CancelScope(shield=True, deadline=trio.current_time() + self._leaving.seconds):
-                    await self._leaving.leave(runner._server)
-                runner.state = "left"
-        return self._fenced.is_set() and not runner._stop.is_set()
+                    await self._leaving.leave(self.runner._server)
+                self.runner.state = "left"
+        if not told:
+            task_status.started()
 
-    async def _live(self) -> None:
+    async def _work(self, task_status: trio.TaskStatus[None]) -> bool:
+        """Returns whether it was told that another must follow."""
         runner = self.runner
         async with trio.open_nursery() as nursery:
             for settler in self.settlers:
@@ -351,7 +366,12 @@ class _Incarnation:
                     leaving.start_soon(give_up)
                     await self._leaving.drain(self._shared, runner._grace)
                     leaving.cancel_scope.cancel()
+            fenced = self._fenced.is_set()
+            if fenced:
+                self.heart.stop()
+                task_status.started()
             nursery.cancel_scope.cancel()
+        return fenced
 
     def topics(self) -> list[str]:
         """The types that it reads."""

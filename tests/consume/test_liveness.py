@@ -10,7 +10,7 @@ import structlog.testing
 import trio
 import trio.testing
 from faulty import Fault, FaultyServer
-from studio import Eyes, PaintingMade, framing, running
+from studio import Eyes, PaintingFramed, PaintingMade, framing, running
 from trio.abc import Clock
 from waiting import TurnedClock, until
 
@@ -372,3 +372,35 @@ async def test_a_worker_that_joins_again_is_not_ready(virtual: Clock, memory: Me
         server.faults.clear()
         await until(lambda: bus.statistics()[0].state == "running")
         assert (await _answer(bus, b"GET /readyz HTTP/1.1")).startswith(b"HTTP/1.1 200 ")
+
+
+async def test_a_handler_that_hangs_keeps_no_worker_from_joining_again(
+    any_url: str, namespace: str, eyes: Eyes
+) -> None:
+    """Others took it for dead while a handler of it hangs behind a shield, where nothing ends it. It joins again and goes on;
+    what the old run returns in the end is not committed, since others have its event."""
+    worker, hanging, over = Worker("framers"), trio.Event(), trio.Event()
+
+    @worker.on(PaintingMade, concurrency=2)
+    async def frame(event: PaintingMade) -> PaintingFramed:
+        if event.number == 0:
+            with trio.CancelScope(shield=True):
+                await hanging.wait()
+            over.set()
+        return PaintingFramed(number=event.number)
+
+    async with running(any_url, worker, namespace=namespace) as bus:
+        await bus.publish(PaintingMade(number=0))
+        await until(lambda: bus.statistics()[0].running == 1)
+        first = bus.statistics()[0].consumer
+        eyes.call("SET", eyes.keys.fence(first), "dead")
+        await bus.publish(PaintingMade(number=1))  # its commit finds out
+        try:
+            await until(lambda: bus.statistics()[0].consumer != first and bus.statistics()[0].state == "running")
+            await bus.publish(PaintingMade(number=2))
+            await until(lambda: eyes.count("painting.framed") == 1)
+        finally:
+            hanging.set()
+        await over.wait()
+    assert [event.number for event in eyes.events("painting.framed")] == [2]
+    assert {owner for _, owner, _ in eyes.pending("framers")} == {first}

@@ -13,6 +13,7 @@ from uuid import uuid5
 from zlib import crc32
 
 import msgspec
+from simulation.handlers import STUCK_RUNS
 from simulation.history import History, Run
 from simulation.plan import GROUPS, Plan, timer_of
 from simulation.weather import CALM
@@ -318,7 +319,8 @@ def _deserved(plan: Plan, history: History, codec: Codec, group: str, n: int | N
     if reason in ("exhausted", "lost_workers"):
         downs = sum(run.end == "down" for run in history.runs if (run.group, run.n) == (group, n))
         late = sum(_too_slow(plan, run) for run in history.runs if (run.group, run.n) == (group, n))
-        fails = _FAILS.get(behaviour, 0) + deaths + downs + late
+        own = STUCK_RUNS if behaviour == "stuck" else _FAILS.get(behaviour, 0)
+        fails = own + deaths + downs + late
         if attempts != plan.attempts or fails < plan.attempts or (reason == "lost_workers" and not deaths):
             yield f"{group}: {n} ({behaviour}) was given up as {reason} after {attempts} of {plan.attempts} attempts"
     elif (reason, behaviour) != ("rejected", "rejected"):

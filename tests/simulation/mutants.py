@@ -247,6 +247,12 @@ MUTANTS = (
         frozenset({"stuck", "breaker"}),
     ),
     Mutant(
+        "who joins again waits for what hangs",
+        "8",
+        (words(runner._Incarnation, "run", "await lives.start(self._live)", "await self._live()"),),
+        frozenset({"stuck", "pause, long", "company"}),
+    ),
+    Mutant(
         "a takeover counts as an attempt",
         "4",
         (lua(TAKE, "result[#result + 1] = row[4]", "result[#result + 1] = row[4] + 1"),),

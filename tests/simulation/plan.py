@@ -221,8 +221,8 @@ _WISHES = {"kills", "calm", "company", "slow", "stuck", "batch", "spool", "small
 def draw(seed: int, *, wanted: AbstractSet[str] = frozenset()) -> Plan:
     """The plan of a seed. Wanted parts, kinds of happenings and "kills" are there whatever the seed says of them;
     "calm" weather is without lost packets, "company" means two processes at least, "slow" two slow events at least, "stuck"
-    one that hangs, "batch" that handlers take several events, "spool", "small", "blocks" and "nervous" say how Producers are. A happening may be
-    wanted in one way only, like "stop, commit late"."""
+    one that hangs, "batch" that handlers take several events, "spool", "small", "blocks" and "nervous" say how Producers are.
+    A happening may be wanted in one way only, like "stop, commit late"; a "pause, long" is one that others take for death."""
     dice = Random(seed)
     plan = Plan(seed)
     plan.groups = dice.choice([("framers",), ("framers",), ("framers", "taggers"), ("framers", "hangers")])
@@ -248,14 +248,14 @@ def draw(seed: int, *, wanted: AbstractSet[str] = frozenset()) -> Plan:
         if "producer" in wish:
             continue
         kind, _, how = wish.partition(", ")
-        times = (
-            (0.4,) if kind in ("restart", "group lost") else (0.2, 0.5, 0.8) if kind == "outage" else (0.2, 0.3, 0.4)
-        )
+        once = kind in ("restart", "group lost") or how == "long"
+        times = (0.4,) if once else (0.2, 0.5, 0.8) if kind == "outage" else (0.2, 0.3, 0.4)
         if sum(one.kind == kind and how in ("", one.how) for one in plan.happenings) < len(times):
             if kind == "restart":  # what one of them has undone is all that the judge can tell
                 plan.happenings = [one for one in plan.happenings if one.kind != kind]
             how = how or ("now" if kind == "kill" else "" if kind == "stop" else "refuse")
-            plan.happenings += [Happening(plan.seconds * time, kind, dice.randrange(9), 2.0, how) for time in times]
+            seconds = 7.0 if how == "long" else 2.0
+            plan.happenings += [Happening(plan.seconds * time, kind, dice.randrange(9), seconds, how) for time in times]
     _draw_parts(plan, dice, set(wanted))
     if any((happening.kind, happening.how) == ("stop", "commit late") for happening in plan.happenings):
         plan.grace = 0.0  # else what was lost is said again

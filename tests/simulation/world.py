@@ -154,6 +154,8 @@ class World:
         with trio.move_on_after(seconds):
             while self._publishing or not self._all_sent() or not all(map(self._done, self.partitions)):
                 await trio.sleep(0.5)
+            if "stuck" in behaviours:
+                await self._check_beating()
             self.unstuck = True
             while not all(map(self._done, self.partitions)):
                 await trio.sleep(0.5)
@@ -164,6 +166,23 @@ class World:
             f"programs {'done' if self._all_sent() else 'not done'}, "
             + "; ".join(f"{g} {eyes.pending(g, input_of(g))[:5]}" for g in self.plan.groups for eyes in self.partitions)
         )
+
+    async def _check_beating(self) -> None:
+        """Whoever is there takes part, whatever hangs in it."""
+
+        def beats() -> dict[tuple[str, bytes], int]:
+            return {
+                (site.name, key): int(self.eyes.call("HGET", key, names[-1]) or 0)
+                for site in self.sites.values()
+                for key, names in site.incarnations.items()
+                if site.kind == "worker" and not site.dead and not site.leave.is_set()
+            }
+
+        before = beats()
+        await trio.sleep(IDLE_SECONDS)
+        for (who, key), count in beats().items():
+            if count <= before.get((who, key), 0):
+                self.wrong(f"{who} takes no part in {key.decode()}")
 
     def _all_sent(self) -> bool:
         """What the impatient have given up may still be on its way."""
