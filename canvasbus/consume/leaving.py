@@ -22,6 +22,9 @@ from canvasbus.wire.keys import FREE_POOL, SUSPECT_POOL
 GRACE_SECONDS = 25.0
 """How long running handlers may go on after a SIGTERM (Kubernetes kills after 30)."""
 
+STOP_SECONDS = 2.0
+"""What a read that is under way, and then handing back what waits, may take."""
+
 LEAVE_SECONDS = 3.0
 """What handing back and leaving the group may take at the very end."""
 
@@ -107,7 +110,7 @@ class Leaving:
         deadline = trio.current_time() + grace
         for subscription in self._subscriptions:
             subscription.stop()
-        with trio.move_on_after(max(grace, 2.0)):
+        with trio.move_on_after(max(grace, STOP_SECONDS)):
             for subscription in self._subscriptions:
                 await subscription.stopped.wait()
         rest = [delivery for lane in self._lanes for delivery in lane.stop()]
@@ -118,7 +121,7 @@ class Leaving:
             running=sum(lane.running for lane in self._lanes),
             grace=grace,
         )
-        with trio.move_on_after(2.0):
+        with trio.move_on_after(STOP_SECONDS):
             try:
                 moved = await self._release(shared, _entries(rest))
                 if moved == len(rest):  # else the group may be away, or a new one: `_leave` sees to it

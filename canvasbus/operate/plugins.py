@@ -164,8 +164,9 @@ def _known(name: str, points: Iterable[str]) -> str:
 
 
 def _or_module(name: str) -> str:
-    module = name.removesuffix(".py").replace("/", ".")
-    return f" (a module is written {module}:worker)" if module.replace(".", "").isidentifier() else ""
+    module = name.removeprefix("./").removesuffix(".py").replace("/", ".")
+    sound = all(part.isidentifier() for part in module.split("."))
+    return f" (a module is written {module}:worker)" if sound else ""
 
 
 def _form(name: str, wanted_by: str) -> str:

@@ -56,6 +56,8 @@ def test_a_worker_of_the_working_directory(folder: Path) -> None:
         ("studio_syntax:worker", "importing studio_syntax failed: SyntaxError"),
         ("studio_contract:worker", r"ContractError: .*is not an event type.*studio_contract\.py, line \d"),
         ("studio_good.py", r"a module is written studio_good:worker"),
+        ("./studio_good.py", r"a module is written studio_good:worker"),
+        ("../studio_good.py", r"no worker '../studio_good.py' is installed(?!.*is written)"),
         ("studio_good:wroker", "studio_good has no 'wroker'; its workers: worker"),
         ("studio_none:worker", "has no 'worker'; it declares no Worker"),
         ("studio_none:thing", "is of type int, not a canvasbus Worker"),
