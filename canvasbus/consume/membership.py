@@ -102,6 +102,7 @@ class Membership:
                 ("SADD", self._list(stream, event_type), event_type),
                 ("XGROUP", "CREATE", stream, group, start, "MKSTREAM", *entries_read),
                 ("XINFO", "GROUPS", stream),
+                ("XINFO", "STREAM", stream),
             )
         )
         for reply in replies[:2]:
@@ -109,7 +110,11 @@ class Membership:
                 raise translate(reply, f"join group {group!r} on {stream.decode()}")
         if not isinstance(replies[1], ReplyError):  # what was noted about an earlier group of this name means nothing
             await self._shared.call("HDEL", keys.cursors(group), stream, b"~gone:" + stream)
-        return cursor_of(replies[2], group.encode()) or b"0-0"
+        # A group may begin ahead of all that there is (`start=` a moment, a reset to one). What a stream never came to is
+        # not where we stood: made anew there, the group would take it for another stream, and begin at its start.
+        cursor = cursor_of(replies[2], group.encode()) or b"0-0"
+        last = b"0-0" if isinstance(replies[3], ReplyError) else bytes(pairs(replies[3])[b"last-generated-id"])
+        return min(cursor, last, key=id_order)
 
     async def _renew_lost(self, stream: bytes, event_type: str) -> bool:
         """A group of which is noted how far it had read, and which is not there, is lost: it is made anew where it was,

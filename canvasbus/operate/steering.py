@@ -98,10 +98,11 @@ def reset(partitions: Sequence[Keys], group: str, moves: Sequence[Move]) -> Oper
         counted = ("ENTRIESREAD", 0) if move.to == "0-0" else ()  # else the server's own lag would be unknown
         (reply,) = yield command("XGROUP", "SETID", move.stream, group, move.to, *counted)
         check(reply, f"reset group {group!r} on {move.topic}")
-        (passed,) = yield command("XRANGE", move.stream, "-", move.to, "COUNT", 1)
+        (passed,) = yield command("XREVRANGE", move.stream, move.to, "-", "COUNT", 1)
         if check(passed, f"reset group {group!r} on {move.topic}"):
-            # Should the group be lost before it reads on. (Where nothing is passed, it begins at the start anyway.)
-            (reply,) = yield command("HSET", cursors, move.stream, move.to)
+            # Should the group be lost before it reads on. (Where nothing is passed, it begins at the start anyway; ahead of
+            # all that there is, the stream would be taken for another one.)
+            (reply,) = yield command("HSET", cursors, move.stream, passed[0][0])
             check(reply, f"reset group {group!r} on {move.topic}")
 
 

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from trio.abc import Clock
 from waiting import until
 
 from canvasbus import Event, event
+from canvasbus.bus import EventBus
 from canvasbus.consume import membership
 from canvasbus.consume.membership import gone_unread
 from canvasbus.transport.connect import open_server
@@ -329,6 +331,23 @@ async def test_who_joins_a_group_that_was_destroyed(any_url: str, namespace: str
     async with running(any_url, framing(), namespace=namespace):
         await quiet(eyes)
     assert eyes.count("painting.framed") == 50 and len(losses(eyes)) == 1
+
+
+@pytest.mark.parametrize("events", [0, 5])
+async def test_a_group_that_begins_ahead_of_its_stream(any_url: str, namespace: str, eyes: Eyes, events: int) -> None:
+    """Of `start=` now, with nothing published since: destroyed, it is made anew where the stream had come to, and what was
+    there before its start is not handled."""
+    async with EventBus(any_url, namespace=namespace) as bus:
+        await bus.publish_many([PaintingMade(number=n) for n in range(events)])
+    ahead = datetime.now(UTC) + timedelta(seconds=2)
+    async with running(any_url, framing(start=ahead), namespace=namespace) as bus:
+        eyes.call("XGROUP", "DESTROY", eyes.stream(), "framers")
+        await bus.publish(PaintingMade(number=99))
+        await until(lambda: eyes.events("painting.framed"))
+        await quiet(eyes)
+        await until(lambda: losses(eyes))
+    assert [made.number for made in eyes.events("painting.framed")] == [99]
+    assert "stream_recreated" not in [reason for _, reason, _ in losses(eyes)]
 
 
 async def test_a_group_is_made_anew_although_its_notes_are_nonsense(any_url: str, namespace: str, eyes: Eyes) -> None:

@@ -223,16 +223,19 @@ def test_a_worker_that_starts_in_the_last_moment_keeps_its_group(eyes: Eyes, lin
     assert len(link.run(groups([eyes.keys]))) == 1
 
 
-async def test_a_group_that_was_set_forward_and_is_lost_goes_on_where_it_was(any_url: str, namespace: str) -> None:
-    """Set to the latest entry, before anything is read from there somebody destroys the group: what it had handled, or was
-    to skip, is not handled again."""
+@pytest.mark.parametrize("to", ["latest", "9999999999999-0"])
+async def test_a_group_that_was_set_forward_and_is_lost_goes_on_where_it_was(
+    any_url: str, namespace: str, to: str
+) -> None:
+    """Set to the latest entry, or to a moment since which there is none, before anything is read from there somebody
+    destroys the group: what it had handled, or was to skip, is not handled again."""
     eyes = Eyes(any_url, namespace)
     async with running(any_url, framing(), namespace=namespace) as bus:
         await bus.publish_many([PaintingMade(number=n) for n in range(5)])
         await quiet(eyes, "framers")
         eyes._link.run(steering.pause([eyes.keys], "framers", by="me"))
         await until(lambda: bus.statistics()[0].state == "paused")
-        moves = eyes._link.run(steering.plan([eyes.keys], "framers", "latest", lambda topic: topic == "painting.made"))
+        moves = eyes._link.run(steering.plan([eyes.keys], "framers", to, lambda topic: topic == "painting.made"))
         eyes._link.run(steering.reset([eyes.keys], "framers", moves))
         eyes._link.run(steering.resume([eyes.keys], "framers"))
         await until(lambda: bus.statistics()[0].state == "running")
