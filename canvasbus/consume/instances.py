@@ -8,8 +8,9 @@ namespace (any bus, with workers or without) watches the heartbeats of all insta
 stood still for LEASE_SECONDS while looking on got through. It would else hold its entries, and show a lag, for ever.
 
 A process that was only paused for longer than that finds its group gone, makes it anew after the last entry that it
-had read, and goes on: nothing is lost but its dead letters and what its handlers kept in `ctx.state`. What it held in
-its hands meanwhile it may commit, since nobody else can have run it. That is why removing does not fence.
+had read, and goes on: nothing is lost but its dead letters, what its handlers kept in `ctx.state`, and what retention,
+which waited for it no longer, has removed meanwhile. `bus.loss` tells of that. What it held in its hands meanwhile it may
+commit, since nobody else can have run it. That is why removing does not fence.
 
 The declaration goes last and comes first, so that what was begun and not finished is found again.
 """

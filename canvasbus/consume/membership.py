@@ -29,6 +29,7 @@ from dataclasses import dataclass
 import trio
 
 from canvasbus.consume.complaints import Complaints
+from canvasbus.consume.declaration import read_group
 from canvasbus.consume.delivery import Topic
 from canvasbus.consume.retention import policy_for, read_policies
 from canvasbus.consume.settle import Settler
@@ -279,10 +280,18 @@ class Membership:
 
     def _renewal(self, stream: bytes, event_type: str, cursor: bytes, *, only_other: bool) -> Operation[Reply]:
         keys, group, where = self._keys, self._group, stream.decode()
+        goes_on = (
+            f"group {group} was missing on {where} and goes on behind the last entry that its workers had been given; "
+        )
+        if read_group(group, self.declaration).instance:  # nothing has held back retention meanwhile
+            goes_on += "what has been removed behind that while its process slept or was cut off it will not see"
+        else:
+            goes_on += (
+                "what had been handed back, parked for newer workers or left by the dead comes no more, unless somebody sets "
+                f"the group back: `canvasbus groups reset {group}`"
+            )
         details = {
-            "group_recreated": f"group {group} was missing on {where} and goes on behind the last entry that its workers "
-            "had been given; what had been handed back, parked for newer workers or left by the dead comes no more, unless "
-            f"somebody sets the group back: `canvasbus groups reset {group}`",
+            "group_recreated": goes_on,
             "stream_recreated": f"{where} is another stream than before, and group {group} reads it from its start; what "
             "was in the old one is lost",
         }

@@ -224,6 +224,19 @@ async def test_one_that_was_paused_goes_on_where_it_was(any_url: str, namespace:
         await until(lambda: group in groups(eyes))
 
 
+async def test_one_that_was_paused_is_told_what_it_may_have_missed(any_url: str, namespace: str, eyes: Eyes) -> None:
+    """Nothing waits for it once its group is removed, so that what others have trimmed by the time it goes on is gone."""
+    seen: list[int] = []
+    async with running(any_url, dashboard(seen), namespace=namespace) as bus:
+        await bus.publish(PaintingMade(number=1))
+        await quiet(eyes)
+        eyes._link.run(instances.forget(eyes.keys, runner_of(bus).group))
+        await until(lambda: eyes.events("bus.loss"))
+    (loss,) = eyes.events("bus.loss")
+    assert loss.reason == "group_recreated" and "removed behind that while its process slept" in loss.detail
+    assert "groups reset" not in loss.detail
+
+
 async def test_one_that_was_paused_declares_itself_again(memory: MemoryServer, virtual: Clock) -> None:
     """Within half a minute, so that it is found again should it be killed later."""
     eyes = Eyes(memory, "studio")
