@@ -63,11 +63,12 @@ class Context:
 
         `type`: anything msgspec can encode, decoded as that; a copy of `default`, else `type()`, where there is none
         yet. `ttl`: seconds after the last change after which it is gone. Kept in the partition of the event. In one
-        process the runs that use a key wait for each other from here to their end; when another process was faster,
-        the handler runs again, and no attempt is counted. From a plain function: `trio.from_thread.run`.
+        process the runs that use a key wait for each other from here to their end, which is no part of their timeouts;
+        when another process was faster, the handler runs again, and no attempt is counted. From a plain function:
+        `trio.from_thread.run`.
 
-        Raises ContractError when what is stored is no `type`, Refused, and RetryLater while the server is away: passed
-        on, it lets the event run again and costs no attempt.
+        Raises ContractError when what is stored is no `type`, Refused, and RetryLater while the server is away or others
+        keep the key for too long: passed on, it lets the event run again and costs no attempt.
         """
         return await self._run().state(key, type, default, ttl)
 
@@ -82,7 +83,8 @@ class Context:
         if delivery.topic.lane.handler.batch is not None:
             raise ContractError("ctx.state and ctx.parts are for handlers of single events: use on() for this one")
         if self._ran is None:
-            self._ran = delivery.run = Run(delivery.topic.settler.states)
+            topic = delivery.topic
+            self._ran = delivery.run = Run(topic.settler.states, topic.lane.handler.timeout)
         return self._ran
 
     def extend(self, seconds: float) -> None:

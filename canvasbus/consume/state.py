@@ -13,18 +13,25 @@ was only read is compared as well: what follows from it would else rest on a val
 Parts need none of this: each part is written whole, under an id of its own, so writing it twice changes nothing and
 writers of different parts never meet.
 
+Waiting is no part of what a run may take: its timeout stands still while it waits for others or for the server. Nor does
+it wait for others for longer than that timeout at a time: it ends as RetryLater, and leaves its slot for as long to those
+who need not wait. (As part of the timeout, sixteen events of one key that took a tenth of it each made dead letters of the
+last.)
+
 A server that is away is nobody's failure: a run that cannot load what it needs ends as RetryLater, and costs no attempt.
 (As an ordinary exception an outage of a second sent events to the dead letters: retries come fast at first.)
 """
 
 import functools
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
 
 import msgspec
 import trio
 
-from canvasbus import ids
+from canvasbus import clock, ids
 from canvasbus.consume.changes import Changes
 from canvasbus.consume.complaints import Complaints
 from canvasbus.consume.policy import RetryLater
@@ -103,7 +110,8 @@ class Parts(Generic[T]):
         """All committed parts by id, with what this run has put and removed."""
         found: dict[str, bytes] = {}
         if not self._cleared:
-            reply = await self._run.store.load("HGETALL", self._key, "read the parts")
+            with self._run.waiting():
+                reply = await self._run.store.load("HGETALL", self._key, "read the parts")
             found = {reply[at].decode("utf-8", "replace"): reply[at + 1] for at in range(0, len(reply), 2)}
         found |= self._own
         return {part_id: _decoded(data, self._type, part_id) for part_id, data in found.items() if data}
@@ -146,7 +154,7 @@ class StateStore:
 
     async def acquire(self, name: str, run: "Run") -> _Cell:
         """Wait for one's turn with a state, and load it. Raises RetryLater when the other runs that hold it wait for
-        what this one holds."""
+        what this one holds, or have it for too long."""
         cell = self._cells.get(name)
         if cell is None:
             cell = self._cells[name] = _Cell(name, self.keys.state(self.group, name))
@@ -158,7 +166,10 @@ class StateStore:
         cell.users += 1
         run.waits_for = cell
         try:
-            await cell.turn.acquire()
+            with trio.move_on_after(run.patience) as scope:
+                await cell.turn.acquire()
+            if scope.cancelled_caught:
+                raise RetryLater(run.patience, f"other runs have held state {name!r} for {run.patience:g} seconds")
         except BaseException:
             self._forget(cell)
             raise
@@ -216,16 +227,49 @@ class StateStore:
 class Run:
     """One run of a handler: what it holds and what it changes."""
 
-    __slots__ = ("_states", "_turn", "cells", "changes", "store", "waits_for")
+    __slots__ = (
+        "_states",
+        "_turn",
+        "_waited",
+        "_waits",
+        "_waits_since",
+        "cells",
+        "changes",
+        "patience",
+        "store",
+        "waits_for",
+    )
 
-    def __init__(self, store: StateStore) -> None:
+    def __init__(self, store: StateStore, patience: float = math.inf) -> None:
+        """`patience`: for how many seconds at a time it waits for other runs."""
         self.store = store
+        self.patience = patience
         self.cells: list[_Cell] = []
         self.waits_for: _Cell | None = None
         self.changes: Changes | None = Changes()
         """None: the run has ended."""
         self._states: dict[str, State[Any]] = {}
         self._turn = trio.Lock()
+        self._waits = 0
+        self._waits_since = self._waited = 0.0
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Within the block the run waits for others, or for the server."""
+        if not self._waits:
+            self._waits_since = clock.monotonic()
+        self._waits += 1
+        try:
+            yield
+        finally:
+            self._waits -= 1
+            if not self._waits:
+                self._waited += clock.monotonic() - self._waits_since
+
+    @property
+    def waited(self) -> float:
+        """For how many seconds it has waited until now."""
+        return self._waited + (clock.monotonic() - self._waits_since if self._waits else 0.0)
 
     def open(self) -> Changes:
         """The changes, while the handler runs."""
@@ -241,7 +285,8 @@ class Run:
         async with self._turn:  # else two tasks of one handler would wait for each other, and for ever
             if name in self._states:
                 return self._states[name]
-            cell = await self.store.acquire(name, self)
+            with self.waiting():
+                cell = await self.store.acquire(name, self)
         if cell.value:
             value = _decoded(cell.value, type_, name)
         elif default is not None:

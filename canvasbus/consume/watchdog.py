@@ -2,8 +2,9 @@
 
 Every slot of a lane has one scope that stays open, and one watchdog per lane cancels the scope of a slot whose handler
 has run too long. All runs of a lane have the same timeout, so the earliest start is the next deadline and the watchdog
-sleeps until exactly then. `ctx.extend` only ever moves a deadline further away, so nobody has to wake it for that: it
-wakes up, finds the run entitled to more, and sleeps again. That is also why any thread may call it.
+sleeps until exactly then. `ctx.extend`, and waiting for a state that others hold, only ever move a deadline further away,
+so nobody has to wake it for that: it wakes up, finds the run entitled to more, and sleeps again. That is also why any
+thread may call `ctx.extend`.
 
 Python cannot stop a thread, so the timeout of a plain function is only counted and told: the slot stays taken until
 the function returns, and what it returns then is its outcome. An async handler that waits behind a shield (for a thread of
@@ -49,6 +50,12 @@ class Slot:
         if delivery is None:
             return 0.0
         return max([delivery.extended, *[other.extended for other in self.others]])
+
+    @property
+    def waited(self) -> float:
+        """How many seconds of its run were spent waiting for a state; those of batches have none."""
+        run = self.delivery.run if self.delivery is not None else None
+        return run.waited if run is not None else 0.0
 
 
 class Watchdog:
@@ -107,7 +114,7 @@ class Watchdog:
             wait = timeout
             warned.intersection_update([slot.delivery for slot in started])
             for slot in started:
-                left = max(slot.started + timeout, slot.extended) - now
+                left = max(slot.started + slot.waited + timeout, slot.extended) - now
                 if left > 0:
                     wait = min(wait, left)
                 elif self._handler.is_async:

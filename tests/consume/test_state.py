@@ -282,6 +282,57 @@ async def test_runs_that_wait_for_each_other_do_not_wait_for_ever(
     eyes.close()
 
 
+async def test_waiting_for_others_is_no_part_of_a_timeout(any_url: str, namespace: str, eyes: Eyes) -> None:
+    """Twenty events of one key, each of which takes a quarter of its timeout: they are handled one after the other, and
+    none fails for having waited."""
+    worker = Worker("framers")
+
+    @worker.on(PaintingMade, retry=Backoff(attempts=1), timeout=0.4)
+    async def count(event: PaintingMade, ctx: Context) -> None:
+        state = await ctx.state("a", Count)
+        await trio.sleep(0.1)
+        state.value.total += 1
+
+    async with running(any_url, worker, namespace=namespace) as bus:
+        await bus.publish_many([PaintingMade(number=n) for n in range(20)])
+        await quiet(eyes, timeout=60)
+        assert (bus.statistics()[0].timeouts, eyes.dead("framers")) == (0, [])
+    assert stored(eyes, "framers", "a")["total"] == 20
+
+
+async def test_who_waits_for_long_lets_others_run(virtual: Clock, memory: MemoryServer, namespace: str) -> None:
+    """A run has asked for an hour and holds a key for which there are more events than slots: those of other keys are
+    handled meanwhile, and in the end all are. What a run takes for itself counts, however long it has waited before."""
+    eyes = Eyes(memory, namespace)
+    worker = Worker("framers")
+    held = trio.Event()
+    others: list[float] = []
+
+    @worker.on(PaintingMade, concurrency=4, retry=Backoff(attempts=1), timeout=5)
+    async def count(event: PaintingMade, ctx: Context) -> None:
+        state = await ctx.state(event.title, Count)
+        if event.number == 0:
+            held.set()
+            ctx.extend(3600)
+            await trio.sleep(3000)
+        if event.number == 5:
+            await trio.sleep(6)
+        if event.title != "a":
+            others.append(trio.current_time())
+        state.value.total += 1
+
+    async with running(memory, worker, namespace=namespace) as bus:
+        await bus.publish(PaintingMade(title="a"))
+        await held.wait()
+        await bus.publish_many([PaintingMade(title="a", number=n) for n in range(1, 6)])
+        await bus.publish_many([PaintingMade(title="b", number=n) for n in range(1, 4)])
+        await quiet(eyes, timeout=4000)
+        assert bus.statistics()[0].timeouts == len(eyes.dead("framers")) == 1
+    assert stored(eyes, "framers", "a")["total"] == 5
+    assert max(others) < 60 and len(others) == 3
+    eyes.close()
+
+
 async def test_what_rests_on_a_value_that_never_came_runs_again(any_url: str, namespace: str, eyes: Eyes) -> None:
     """A run in the chain is refused by the server; those that saw its value, even if they only read it, run again."""
     eyes.call("SET", eyes.stream("sculpture.made"), "no stream")
