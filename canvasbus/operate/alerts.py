@@ -13,7 +13,8 @@ from canvasbus.consume.state import TOKEN
 from canvasbus.errors import CanvasbusError, DecodeError
 from canvasbus.operate.entry import entries
 from canvasbus.operate.plugins import beside
-from canvasbus.transport.resp import Operation, ReplyError, check, command, pairs
+from canvasbus.operate.topics import answered
+from canvasbus.transport.resp import Operation, check, command, pairs
 from canvasbus.wire.codec import Codec
 from canvasbus.wire.keys import Keys
 
@@ -40,7 +41,7 @@ def not_taken(keys: Keys, codec: Codec, now: float) -> Operation[list[Any]]:
     tells of all, since a copy lies in each."""
     stream = keys.stream(SILENCES)
     (rows,) = yield command("XINFO", "GROUPS", stream)
-    if isinstance(rows, ReplyError):
+    if not answered(rows, "look for silences"):
         return []  # no stream yet
     given = {row[b"name"]: row[b"last-delivered-id"] for row in map(pairs, rows)}.get(GROUP.encode(), b"0-0")
     (left,) = yield command("XRANGE", stream, b"(" + given, "+", "COUNT", PAGE)

@@ -32,7 +32,7 @@ from canvasbus.consume.declaration import read_group
 from canvasbus.consume.liveness import count_in
 from canvasbus.consume.pausing import Pause, answer, question
 from canvasbus.ids import id_order
-from canvasbus.operate.topics import TopicKey, topic_keys
+from canvasbus.operate.topics import TopicKey, answered, topic_keys
 from canvasbus.operate.words import text
 from canvasbus.transport import resp
 from canvasbus.transport.resp import Operation, Reply, ReplyError, check, command, commands, pairs
@@ -148,7 +148,7 @@ def groups(partitions: Sequence[Keys], *, trust_lag: bool = True, only: str | No
     now_ms = int(seconds) * 1000 + int(micros) // 1000
     for key in where:
         (rows,) = yield command("XINFO", "GROUPS", key.stream)
-        if isinstance(rows, ReplyError):
+        if not answered(rows, "look for groups"):
             continue  # no stream yet, or no stream at all: `topics` says which
         for row in map(pairs, rows):
             name = text(row[b"name"])
@@ -204,12 +204,12 @@ def _group_topic(
         ("XINFO", "CONSUMERS", key.stream, group),
         ("XRANGE", key.stream, b"(" + cursor, "+", "COUNT", 1),
     )
-    if isinstance(pending, ReplyError) or isinstance(info, ReplyError):
+    if not all(answered(reply, f"look at group {text(group)!r}") for reply in (info, pending, consumers, upcoming)):
         return None  # deleted while we looked
     owned = {owner: int(count) for owner, count in pending[3] or ()}
     pools = {owner: count for owner, count in owned.items() if owner.startswith(b"~")}
     free, suspect = pools.pop(FREE_POOL.encode(), 0), pools.pop(SUSPECT_POOL.encode(), 0)
-    for consumer in map(pairs, check(consumers, "look at consumers")):
+    for consumer in map(pairs, consumers):
         name = consumer[b"name"]
         if not name.startswith(b"~"):
             entry.idle[name] = min(consumer[b"idle"], entry.idle.get(name, consumer[b"idle"]))

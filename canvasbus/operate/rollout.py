@@ -18,8 +18,9 @@ from canvasbus.consume.accepting import Accepted, Does, acceptances
 from canvasbus.consume.declaration import Group, read_group
 from canvasbus.consume.liveness import DEAD_SECONDS
 from canvasbus.operate.groups import without_life
+from canvasbus.operate.topics import answered
 from canvasbus.operate.words import text
-from canvasbus.transport.resp import Operation, ReplyError, check, chunks, command, commands, pairs
+from canvasbus.transport.resp import Operation, check, chunks, command, commands, pairs
 from canvasbus.wire.keys import Keys
 
 
@@ -182,7 +183,7 @@ def _groups(partitions: Sequence[Keys], types: list[str]) -> Operation[dict[str,
             there = [
                 (event_type, pairs(row)[b"name"])
                 for event_type, reply in zip(names, rows, strict=True)
-                if not isinstance(reply, ReplyError)  # no stream yet, or no stream at all
+                if answered(reply, f"look for groups on {event_type}")  # else no stream yet, or no stream at all
                 for row in reply
             ]
             for pair in chunks(there):
@@ -190,7 +191,7 @@ def _groups(partitions: Sequence[Keys], types: list[str]) -> Operation[dict[str,
                 for (event_type, raw), consumers in zip(pair, replies, strict=True):
                     group = found.setdefault(text(raw), _Found())
                     group.on.add(event_type)
-                    for row in map(pairs, [] if isinstance(consumers, ReplyError) else consumers):
+                    for row in map(pairs, consumers if answered(consumers, f"look at group {text(raw)!r}") else []):
                         if not row[b"name"].startswith(b"~"):
                             group.idle[row[b"name"]] = min(row[b"idle"], group.idle.get(row[b"name"], row[b"idle"]))
     return found

@@ -19,9 +19,9 @@ from canvasbus.errors import CanvasbusError
 from canvasbus.ids import id_order
 from canvasbus.operate.groups import COUNT_BYTES, Count, Group
 from canvasbus.operate.groups import groups as look_at_groups
-from canvasbus.operate.topics import topic_keys
+from canvasbus.operate.topics import answered, topic_keys
 from canvasbus.operate.words import count
-from canvasbus.transport.resp import Operation, Reply, ReplyError, check, command, commands, pairs
+from canvasbus.transport.resp import Operation, Reply, check, command, commands, pairs
 from canvasbus.wire.keys import Keys
 
 COUNT_LIMIT = 20_000
@@ -71,7 +71,7 @@ def plan(partitions: Sequence[Keys], group: str, to: str, wanted: Callable[[str]
         if not wanted(key.name):
             continue
         rows, info = yield commands(("XINFO", "GROUPS", key.stream), ("XINFO", "STREAM", key.stream))
-        if isinstance(rows, ReplyError) or isinstance(info, ReplyError):
+        if not all(answered(reply, f"look at {key.name}") for reply in (rows, info)):
             continue  # no stream, so no group of it
         cursors = {pairs(row)[b"name"]: pairs(row)[b"last-delivered-id"].decode() for row in rows}
         at = cursors.get(group.encode(errors="surrogateescape"))

@@ -12,7 +12,7 @@ from canvasbus.errors import Refused
 from canvasbus.ids import id_order
 from canvasbus.operate.words import text
 from canvasbus.produce.fenced import partitions_in
-from canvasbus.transport.resp import Operation, ReplyError, check, code, command, commands, pairs
+from canvasbus.transport.resp import Operation, Reply, ReplyError, check, code, command, commands, pairs, translate
 from canvasbus.wire.keys import Keys
 from canvasbus.wire.retention import Full, read_full
 
@@ -83,6 +83,14 @@ def topic_keys(partitions: Sequence[Keys], *, foreign: bool = True) -> Operation
             streams |= yield from scan(keys.stream_pattern)
         result += [TopicKey(text(stream[len(head) :]), stream, keys.partition) for stream in streams]
     return sorted(result, key=lambda key: (key.name, key.partition))
+
+
+def answered(reply: Reply, doing: str) -> bool:
+    """False: what was asked for is not there. Raises Refused where it may not be asked for: who does not know must not
+    say that there is none."""
+    if isinstance(reply, ReplyError) and code(reply) == "NOPERM":
+        raise translate(reply, doing)
+    return not isinstance(reply, ReplyError)
 
 
 def topics(partitions: Sequence[Keys]) -> Operation[list[Topic]]:

@@ -4,7 +4,7 @@ import re
 import time
 
 import pytest
-from cli.commands import Run
+from cli.commands import Run, runner
 from studio import Eyes
 
 
@@ -132,3 +132,15 @@ def test_an_empty_bus_says_so(run: Run, namespace: str) -> None:
         ran = run(command)
         assert (ran.code, ran.out) == (0, "") and says in ran.err and namespace in ran.err
         assert run(command, "--json").out == run(command, "--json").err == ""
+
+
+@pytest.mark.parametrize("right", ["xinfo|groups", "xinfo|consumers", "xinfo|stream", "xpending", "xrange"])
+@pytest.mark.parametrize("command", ["groups", "groups reset framer --to earliest --dry-run", "groups pause framer"])
+def test_a_user_who_may_not_ask_is_told_that(
+    server_url: str, namespace: str, filled: Eyes, capsys: pytest.CaptureFixture[str], right: str, command: str
+) -> None:
+    """Not that there is no topic, no worker and nothing pending."""
+    filled.call("ACL", "SETUSER", namespace, "on", ">pw", "~*", "&*", "+@all", f"-{right}")
+    run = runner(server_url.replace("redis://", f"redis://{namespace}:pw@"), namespace, capsys)
+    run(*command.split()).failed(1, f"run the '{right}' command")
+    filled.call("ACL", "DELUSER", namespace)
