@@ -335,8 +335,26 @@ def test_a_group_that_is_behind(eyes: Eyes, examine: Callable[..., Findings], al
     eyes.call("XTRIM", eyes.stream(), "MAXLEN", 0)
     eyes.call("XADD", eyes.stream("sculpture.made"), f"{int(time.time() * 1000) - 400_000}-0", "e", "x")
     eyes.call("XGROUP", "CREATE", eyes.stream("sculpture.made"), "framers", "0")
+    eyes.call("HSET", eyes.keys.groups, "framers", json.dumps({"types": ["painting.made"], "globs": ["sculpture.*"]}))
     finding = about(examine(), "behind")
     assert finding.level == "warning" and finding.topic == "sculpture.made" and "7 minutes old" in finding.found
+    assert finding.advice.startswith("start more workers")
+
+
+def test_a_topic_that_a_new_version_reads_no_more(eyes: Eyes, examine: Callable[..., Findings], all_live: None) -> None:
+    """What waits there waits for ever, and retention with it: more workers of that version are no help. What was redriven
+    of a type counts as the type."""
+    join(eyes, "framers", "w-1", event_type="sculpture.made")
+    join(eyes, "framers", "w-1")  # what the newer version declares
+    retry = eyes.keys.retry("framers", "painting.made")
+    eyes.call("SADD", eyes.keys.retries("framers"), "painting.made")
+    eyes.call("XGROUP", "CREATE", retry, "framers", "0", "MKSTREAM")
+    for stream in (eyes.stream("sculpture.made"), retry):
+        eyes.call("XADD", stream, f"{int(time.time() * 1000) - 400_000}-0", "e", "x")
+    read, dropped = [finding for finding in examine() if finding.check == "behind"]
+    assert read.topic == "painting.made (redriven)" and read.advice.startswith("start more workers")
+    assert dropped.topic == "sculpture.made" and "which its workers do not say that they read" in dropped.found
+    assert f"XGROUP DESTROY '{eyes.stream('sculpture.made').decode()}' framers" in dropped.advice
 
 
 @pytest.mark.parametrize(

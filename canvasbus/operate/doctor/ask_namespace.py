@@ -13,7 +13,7 @@ from canvasbus import clock
 from canvasbus.consume.declaration import read_group
 from canvasbus.errors import Refused
 from canvasbus.ids import id_order
-from canvasbus.operate.doctor.namespace import GroupFacts, NamespaceFacts, Owner, Reading, StreamFacts
+from canvasbus.operate.doctor.namespace import REDRIVEN, GroupFacts, NamespaceFacts, Owner, Reading, StreamFacts
 from canvasbus.operate.groups import without_life
 from canvasbus.operate.timers import sorted_until
 from canvasbus.operate.topics import recorded_partitions
@@ -141,8 +141,11 @@ def _declared(facts: NamespaceFacts, partitions: Sequence[Keys]) -> Operation[No
             if facts.fine("HGETALL", reply):
                 for name, about in pairs(reply).items():
                     group = facts.groups.setdefault(name, GroupFacts(name))
+                    said = read_group("", about)
                     group.declared = True
-                    group.instance = group.instance or read_group("", about).instance
+                    group.types |= said.types
+                    group.globs |= said.globs
+                    group.instance = group.instance or said.instance
     for names in chunks(facts.at_most(GROUP_LIMIT, sorted(facts.groups))):
         forms = [("GET", partitions[0].paused("") + name) for name in names]
         for name, reply in zip(names, (yield commands(*forms)), strict=True):
@@ -161,7 +164,7 @@ def _streams(facts: NamespaceFacts, partitions: Sequence[Keys], keys: Sequence[b
         retries = own.retry("", "")[: -len(b":")]
         for key in keys:
             if key.startswith(retries) and _kind(key) == "retry":
-                topic = text(key.rpartition(b":")[2]) + " (redriven)"
+                topic = text(key.rpartition(b":")[2]) + REDRIVEN
                 found[key] = StreamFacts(topic, key, own.partition)
     wrong = {key for key, _, _ in facts.wrong}
     facts.streams = facts.at_most(STREAM_LIMIT, [found[key] for key in sorted(found) if key not in wrong])

@@ -3,8 +3,9 @@
 from collections.abc import Iterator
 from shlex import quote
 
+from canvasbus.contract.globs import listens
 from canvasbus.operate.doctor.finding import Finding
-from canvasbus.operate.doctor.namespace import GroupFacts, NamespaceFacts, Owner
+from canvasbus.operate.doctor.namespace import REDRIVEN, GroupFacts, NamespaceFacts, Owner, Reading
 from canvasbus.operate.words import count, some, span, text
 from canvasbus.wire.keys import FREE_POOL, SUSPECT_POOL, version_in
 
@@ -114,15 +115,41 @@ def _workers(group: GroupFacts, name: str) -> Iterator[Finding]:
         known = all(reading.looked for reading in group.readings)
         rest = "nothing waits for it" if known else "what waits for it was not looked at"
         yield Finding("note", "group", f"no worker of group {name} runs; {rest}", group=name)
-    elif oldest >= BEHIND_SECONDS:
+    else:
+        yield from _behind(group, name)
+
+
+def _behind(group: GroupFacts, name: str) -> Iterator[Finding]:
+    """Living workers, and events that wait all the same: for more of them, or for some that read these at all."""
+    late = [reading for reading in group.readings if (reading.unread_seconds or 0.0) >= BEHIND_SECONDS]
+    dropped = [reading for reading in late if not _says_it_reads(group, reading)]
+    read = [reading for reading in late if reading not in dropped]
+    for readings in filter(None, (read, dropped)):
+        topics = sorted({reading.topic for reading in readings})
+        oldest = max(reading.unread_seconds or 0.0 for reading in readings)
+        if readings is dropped:
+            unread = ", which its workers do not say that they read"
+            give_up = f"redis-cli XGROUP DESTROY {quote(text(dropped[0].stream.key))} {quote(name)}"
+            advice = (
+                f"start workers that handle {'it' if len(topics) == 1 else 'these'}, or give up what waits, which retention "
+                f"keeps for the group: {give_up}{', and the same for the others' if len(dropped) > 1 else ''}"
+            )
+        else:
+            unread, advice = "", "start more workers, or look in their logs why they read no more"
         yield Finding(
             "warning",
             "behind",
-            f"group {name} is behind on {some(unread)}: the oldest event that it has not been given is {span(oldest)} old",
-            "start more workers, or look in their logs why they read no more",
+            f"group {name} is behind on {some(topics)}{unread}: the oldest event that it has not been given is "
+            f"{span(oldest)} old",
+            advice,
             group=name,
-            topic=unread[0] if len(unread) == 1 else None,
+            topic=topics[0] if len(topics) == 1 else None,
         )
+
+
+def _says_it_reads(group: GroupFacts, reading: Reading) -> bool:
+    """Who reads a type reads what was redriven of it, too."""
+    return not group.declared or listens(reading.topic.removesuffix(REDRIVEN), group.types, group.globs)
 
 
 def _hands(group: GroupFacts, name: str) -> Iterator[Finding]:

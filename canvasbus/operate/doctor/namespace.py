@@ -12,6 +12,9 @@ from canvasbus.wire.retention import Full
 
 T = TypeVar("T")
 
+REDRIVEN = " (redriven)"
+"""Follows the type in the name of the stream of what was redriven to a group."""
+
 
 @dataclass(slots=True)
 class Owner:
@@ -69,6 +72,9 @@ class GroupFacts:
 
     name: bytes
     declared: bool = False
+    types: set[str] = field(default_factory=set)
+    """What its workers say that they read: types, and globs of them."""
+    globs: set[str] = field(default_factory=set)
     instance: bool = False
     paused: bool = False
     readings: list[Reading] = field(default_factory=list)
