@@ -5,6 +5,7 @@ Every bus offers itself; the one that holds the lease of a partition does it. Th
 what is done is done by scripts that may run twice, anywhere, at any time.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -31,6 +32,10 @@ IDLE_SECONDS = 1.0
 
 RENEW_SECONDS = 1.0
 """Between two words of whoever holds the lease, or would like to (how long it lasts: `lease`)."""
+
+STEADY_SECONDS = 5.0
+"""Whoever was away, or whose server was, or had no memory for heartbeats, calls no group dead for so long: the others may
+have been away with him."""
 
 TELL_SECONDS = 60.0
 """Between two words in the log about the same failure."""
@@ -72,23 +77,29 @@ class Maintainer:
     async def run(self) -> None:
         """Maintain until cancelled. What one part of the work meets with ends none of the others."""
         leased = looked = trim_at = 0.0
+        beats = False  # the server would take heartbeats
+        since = renewed = -math.inf  # since when it has, and we have heard of it without a pause
         while True:
             wait, now = RENEW_SECONDS, trio.current_time()
             if now >= leased:
+                leased, beats = 0.0, False
                 with self._told("hold the lease of the maintainer"):
-                    leased = 0.0
-                    leased = now + RENEW_SECONDS if await self._hold_lease() else 0.0
+                    ours, beats = await self._hold_lease()
+                    leased = now + RENEW_SECONDS if ours else 0.0
+                if not (leased and beats) or now - renewed > STEADY_SECONDS:
+                    since = now
+                renewed = now
             if leased:
                 with self._told("fire timers"):
                     wait = await self._fire()
-                if now >= looked:
+                if beats and now >= looked:
                     looked = now + instances.LOOK_SECONDS
                     with self._told("look for processes that are gone"):
                         await self._instances.look()
                 if now >= trim_at:
                     trim_at = now + RENEW_SECONDS
                     with self._told("trim"):
-                        trim_at = now + await self._trim(now)
+                        trim_at = now + await self._trim(now, judge=now - since >= STEADY_SECONDS)
             await trio.sleep(wait)
 
     @contextmanager
@@ -106,16 +117,16 @@ class Maintainer:
             self._tell_again[text] = now + TELL_SECONDS
             log.error("maintaining the namespace fails", part=part, error=text, do="see what `canvasbus doctor` says")
 
-    async def _trim(self, now: float) -> float:
+    async def _trim(self, now: float, *, judge: bool) -> float:
         """Remove what retention lets go; returns after how many seconds to look again."""
-        looked = await self._shared.run(self.trimmer.look(now))
+        looked = await self._shared.run(self.trimmer.look(now, judge=judge))
         for loss in looked.losses:
             log.warning("entries are not kept any more", topic=loss.topic, group=loss.group, why=loss.detail)
         for problem in looked.problems:
             self._tell("trim", problem)
         return looked.wait
 
-    async def _hold_lease(self) -> bool:
+    async def _hold_lease(self) -> tuple[bool, bool]:
         keys = self._keys
         record = [("HSETNX", keys.meta, "partitions", self._partitions)] if self._partitions else []
         return await self._shared.run(hold_lease(keys.maintainer, self._name, *record))

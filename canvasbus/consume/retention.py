@@ -3,7 +3,9 @@
 Theory of operation. Each type has targets: age, entries, bytes. Once in a while the maintainer of a partition removes
 what is older than they ask for, but never past the floor: the oldest entry that a declared group has not handled. Floor
 and removal are one script, so nobody can fall behind in between. A group counts from its declaration until `canvasbus
-groups forget`, or until none of its workers has beaten for GROUP_LEASE_SECONDS, which `bus.loss` tells first.
+groups forget`, or until none of its workers has beaten for GROUP_LEASE_SECONDS, which `bus.loss` tells first. Whoever could
+not see heartbeats for a while (the server was away, or had no memory for them) lets no group go until it has looked on for a
+few seconds: those who live have had time to say so then.
 
 A target is no limit: behind a group that stands still a stream grows as far as the server's memory goes. A limit is the
 cap. At the cap, `when_full` decides: publishers wait (block), get StreamFull (reject), or the oldest entries go although
@@ -139,13 +141,14 @@ class Trimmer:
         self._declared_at = float("-inf")
         """When there were any."""
 
-    def look(self, now: float) -> Operation[Looked]:
-        """Trim what has grown."""
+    def look(self, now: float, *, judge: bool = True) -> Operation[Looked]:
+        """Trim what has grown. `judge`: let go what is kept for groups that have been without a heartbeat for too long; else
+        heartbeats may not have got through."""
         keys = self._keys
         policies = yield from read_policies(keys)
         looked = Looked(CAPPED_LOOK_SECONDS if any(policy.cap for policy in policies.values()) else LOOK_SECONDS)
         whole = now - self._looked_at_all >= WHOLE_LOOK_SECONDS
-        groups = yield from self._groups(looked)
+        groups = yield from self._groups(looked, judge)
         if self._declared:
             self._declared_at = now
         elif now - self._declared_at < REDECLARED_SECONDS:
@@ -242,7 +245,7 @@ class Trimmer:
         check(reply, "tell publishers what is full")
         self._was_full = bool(full)
 
-    def _groups(self, looked: Looked) -> Operation[list[Group]]:
+    def _groups(self, looked: Looked, judge: bool) -> Operation[list[Group]]:
         """The groups that count now. One of which that cannot be found out counts."""
         keys = self._keys
         flat, seen, now = yield commands(("HGETALL", keys.groups), ("HGETALL", keys.group_seen), ("TIME",))
@@ -269,7 +272,7 @@ class Trimmer:
                     # In steps: written at each beat it would be a command a second for each group.
                     if seconds - last_seconds >= min(lease / 4, 3600.0) or told:
                         news += (group.name, f"{total} {seconds} 0")
-                elif seconds - last_seconds > lease:
+                elif judge and seconds - last_seconds > lease:
                     if not told and not group.instance:
                         loss = _expired(group.name, seconds - last_seconds)
                         try:

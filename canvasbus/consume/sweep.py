@@ -92,7 +92,9 @@ class Sweep:
         flat = check(seen, "look at heartbeats")
         beats = {_name(flat[i]): _count(flat[i + 1]) for i in range(0, len(flat), 2)}
         # Everybody watches, so that the next reaper has seen enough when the lease of a dead one ends.
-        reaper = await self._shared.run(hold_lease(keys.reaper(self._group), self._consumer))
+        reaper, beats_count = await self._shared.run(hold_lease(keys.reaper(self._group), self._consumer))
+        if not beats_count:  # without memory for the lease there is none for heartbeats
+            self._watcher.reset()
         if reaper and self._sweeps % AUDIT_EVERY == 0:
             self._others = await self._other_streams()
         if reaper:

@@ -11,10 +11,12 @@ import trio
 from consume.house import DROPS, House
 from seeds import seeds
 from studio import Eyes, PaintingMade, quiet, running
+from trio.abc import Clock
 from waiting import until
 
 from canvasbus import ConfigError
 from canvasbus.bus import EventBus, Retention
+from canvasbus.consume import retention
 from canvasbus.consume.retention import YOUNG_SECONDS, declare, policy_for
 from canvasbus.transport.group_scripts import RENEW
 from canvasbus.transport.memory import MemoryServer
@@ -147,6 +149,55 @@ def test_a_group_of_one_process_keeps_for_a_minute(any_url: str, namespace: str,
     eyes.call("HSET", eyes.keys.group_seen, "dashboard", f"0 {int(eyes.call('TIME')[0]) - 61} 0")
     assert house.look() == []
     assert house.look() == [] and house.left() == ["2-1"]
+
+
+async def test_after_an_outage_nobody_is_let_go_before_he_could_beat(
+    virtual: Clock, memory: MemoryServer, namespace: str
+) -> None:
+    """Whoever maintains the namespace finds the last heartbeat of an instance a minute old: that may be because all were
+    away. What it has not handled stays until it had time to show that it lives; and goes when it does not."""
+    eyes = Eyes(memory, namespace)
+    house = House(eyes, Retention(max_age=None, max_length=1))
+    for name in ("alive", "dead"):
+        house.group(name, instance=True)
+        eyes.call("HSET", eyes.keys.group_seen, name, f"7 {int(eyes.call('TIME')[0]) - 61} 0")
+        eyes.call("HSET", eyes.keys.beats(name), "me", 7)
+    house.add("1-1", "2-1")
+    async with running(memory, namespace=namespace):
+        await trio.sleep(1.5)
+        for _ in range(100):
+            eyes.call("HINCRBY", eyes.keys.beats("alive"), "me", 1)
+            await trio.sleep(1)
+            assert len(house.left()) == 2
+        assert set(eyes.call("HKEYS", eyes.keys.groups)) == {b"alive"}
+        await trio.sleep(120)
+        assert house.left() == ["2-1"]
+    eyes.close()
+
+
+@pytest.mark.parametrize("lease", ["held", "nobody's"])
+async def test_a_bus_trims_a_server_without_memory(
+    make_server: Any, namespace: str, monkeypatch: pytest.MonkeyPatch, lease: str
+) -> None:
+    """The lease of who does it cannot be written then. Its holder goes on; where there is none, all of them do it."""
+    monkeypatch.setattr(retention, "WHOLE_LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(retention, "LOOK_SECONDS", 0.1)
+    eyes = Eyes(make_server().url, namespace)
+    house = House(eyes, Retention(max_age=None, max_length=3))
+    house.group("slow")
+    async with running(eyes.server, namespace=namespace):
+        house.add(*[f"{n}-1" for n in range(1, 11)])
+        await until(lambda: eyes.call("EXISTS", eyes.keys.marks("painting.made"), eyes.keys.maintainer) == 2)
+        eyes.call("CONFIG", "SET", "maxmemory", "1")
+        if lease == "held":
+            await until(lambda: eyes.call("PTTL", eyes.keys.maintainer) < 3500)
+            await until(lambda: eyes.call("PTTL", eyes.keys.maintainer) > 3500)
+        else:
+            eyes.call("DEL", eyes.keys.maintainer)
+        eyes.call("XGROUP", "SETID", house.stream, "slow", "8-1")
+        await until(lambda: house.left() == ["8-1", "9-1", "10-1"])
+        assert eyes.call("EXISTS", eyes.keys.maintainer) == (lease == "held")
+    eyes.close()
 
 
 def test_a_key_written_over_ends_no_other_type(any_url: str, namespace: str, eyes: Eyes) -> None:
