@@ -66,7 +66,7 @@ local function other_than(key, want)  -- what lies there instead, as an error
     return redis.error_reply(word .. key .. ' holds a ' .. kind .. ', not a ' .. want)
   end
 end
-local cut = ''
+local cut, rest = '', 0
 if keep > 0 then
   local wrong = other_than(KEYS[2], 'zset')
   if wrong then return wrong end
@@ -80,7 +80,7 @@ if keep > 0 then
     redis.call('ZADD', KEYS[2], added, last)
   end
   local mark = redis.call('ZREVRANGEBYSCORE', KEYS[2], added - keep, '-inf', 'WITHSCORES', 'LIMIT', 0, 1)
-  local rest = length - keep
+  rest = length - keep
   if mark[1] then
     cut = after(mark[1])
     rest = added - keep - tonumber(mark[2])
@@ -194,6 +194,7 @@ end
 local removed, more, told = 0, 0, {}
 local held = cut ~= '' and floor ~= '' and before(floor, cut)
 if cut ~= '' then removed = trim(held and floor or cut) end
+if removed > 0 and rest > 200 and not held then more = 1 end  -- where no marks are, it goes in small steps
 if cap > 0 and length - removed >= cap then  -- exactly what is handled, then what is not
   if floor == '' then
     removed = removed + redis.call('XTRIM', KEYS[1], 'MAXLEN', cap - 1)
@@ -205,7 +206,7 @@ if cap > 0 and length - removed >= cap then  -- exactly what is handled, then wh
       redis.call('SADD', KEYS[5], 'bus.loss')
       local over, gone = length - removed - (cap - 1), nil
       gone, told = drop(math.min(over, 5000))
-      removed, more = removed + gone, over > gone and 1 or 0
+      removed, more = removed + gone, over > gone and 1 or more
     end
   end
   held = floor ~= ''

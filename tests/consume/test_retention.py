@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import structlog
 import trio
-from consume.house import DROPS, House
+from consume.house import DROPS, House, sending
 from seeds import seeds
 from studio import Eyes, PaintingMade, quiet, running
 from trio.abc import Clock
@@ -48,6 +48,18 @@ def test_the_handled_past_goes_and_the_rest_stays(any_url: str, namespace: str, 
     house.ack("slow", *house.read("slow", 10))
     house.look()
     assert house.left() == ["8-1", "9-1", "10-1"]
+
+
+def test_a_target_that_is_lowered_is_reached_at_once(any_url: str, namespace: str, eyes: Eyes) -> None:
+    """Of a stream that nobody adds to, and of which no look has yet noted where which entry lies."""
+    house = House(eyes, Retention(max_age=None, max_length=10_000))
+    house.group("fast")
+    eyes._link.run(sending([("XADD", house.stream, f"{n}-1", "e", "x") for n in range(1, 3001)]))
+    eyes.call("XGROUP", "SETID", house.stream, "fast", "$")
+    house.look()
+    eyes._link.run(declare([eyes.keys], {"painting.*": Retention(max_age=None, max_length=100)}))
+    house.look()
+    assert len(house.left()) == 100 and house.told() == []
 
 
 def test_old_entries_go(any_url: str, namespace: str, eyes: Eyes) -> None:
