@@ -30,7 +30,7 @@ Wanted = Callable[[Mapping[str, Any]], bool]
 
 
 def run(context: Context, args: argparse.Namespace) -> int:
-    """0; undecodable entries are shown as such and are no failure of `tail`."""
+    """1 when a topic cannot be read; undecodable entries are shown as such and are no failure of `tail`."""
     since = None if args.since is None else start_of(args.since)
     wanted = condition(args.where)
     link, codec, out = context.link, context.codec, context.out
@@ -78,7 +78,7 @@ def run(context: Context, args: argparse.Namespace) -> int:
             out.note(_missing(glob, link.run(_names(context)), follows))
     if follows and left != 0:
         _follow(context, tail, seen, left)
-    return 0
+    return 1 if tail.problems else 0
 
 
 def _follow(context: Context, tail: Tail, seen: Callable[[Entry], View | None], left: int | None) -> None:

@@ -213,10 +213,10 @@ def test_any_bytes_are_one_line() -> None:
 
 
 def test_a_topic_that_is_no_stream_is_noted(run: Run, filled: Eyes) -> None:
-    """One line on stderr; the others are shown."""
+    """One line on stderr, and an exit code, since what is printed is not all; the others are shown."""
     filled.call("SET", filled.stream("bad.bad"), "text")
     ran = run("tail", "--from", "0", "--json")
-    assert len(ran.records) == 5
+    assert (len(ran.records), ran.code) == (5, 1)
     assert "topic bad.bad cannot be read" in ran.err and ran.err.count("\n") == 1
 
 
