@@ -18,8 +18,9 @@ written behind it for WAIT to wait for: a script that found all its marks writes
 A mark has an end, and a server may be away, or a program not started again, for longer than that. So the sender knows
 where the streams ended before a run (asked once for each, then from the answers), and a spool notes it. Before a run is
 sent again so late, it is looked for behind these entries, and what is found gets its mark back. (Not each time: what
-another publisher stored under the same key a window ago lies there, too, and would count for this one.) Where the stream
-was trimmed past the place the marks alone decide.
+another publisher stored under the same key a window ago lies there, too, and would count for this one. So where a stream
+ends is asked again, too, before a run, when that was half a window ago.) Where the stream was trimmed past the place the
+marks alone decide.
 
 What a dead process left in its spool with a run on its way is sent as that process sent it, whatever is set now: a fenced
 batch has left no marks, and the script no fence that would stop its late copy.
@@ -163,6 +164,8 @@ class _MarkedSender(FencedSender):
         """Ids of the events that may be on the server since some try: marks that are found are their own."""
         self._since = 0.0
         """When the batch in hand was sent first."""
+        self._asked = -math.inf
+        """When the oldest of the cursors was asked for."""
 
     def suspect(self, batch: Sequence[Outgoing], cursors: Mapping[str, bytes]) -> None:
         super().suspect(batch, cursors)
@@ -208,6 +211,9 @@ class _MarkedSender(FencedSender):
         return (yield from super()._look_for_room(batch))
 
     def _prepare(self, batch: Sequence[Outgoing]) -> Operation[None]:
+        if not self._is_maybe(batch) and clock.monotonic() - self._asked > self._window / 2000:
+            self._cursors.clear()
+            self._asked = clock.monotonic()
         fresh = types_of(batch) - self._cursors.keys()
         if fresh:
             ends = yield commands(*(("XREVRANGE", self.keys.stream(name), "+", "-", "COUNT", 1) for name in fresh))

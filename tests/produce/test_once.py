@@ -212,6 +212,26 @@ def test_a_lost_answer_and_an_outage_longer_than_the_window(driver: Driver, dela
     assert (driver.sender.statistics.found, driver.sender.statistics.lost) == (2, 0)
 
 
+def test_what_somebody_else_stored_a_window_ago_is_not_ours(driver: Driver) -> None:
+    """It lies behind the last that the sender knows of a stream in which it has published nothing for long, but before what
+    it sends now: after an outage that is not taken for its own."""
+    with clock.using(TurnedClock()) as time:
+        driver.drive(keyed(driver, 0))
+        time.turn(1.5 * DAY_MS / 1000)  # type: ignore[attr-defined]
+        (theirs,) = keyed(driver, 1)
+        driver.eyes.put(theirs.data)
+        time.turn(1.5 * DAY_MS / 1000)  # type: ignore[attr-defined]
+
+        def still_away() -> None:
+            time.turn(0.6 * DAY_MS / 1000)  # type: ignore[attr-defined]
+            raise Unavailable("still away")
+
+        driver.fault(SCRIPT, "lost request")
+        driver.fault(SCRIPT, still_away)
+        assert driver.drive(keyed(driver, 1)) == [rows(driver)[2]]
+    assert driver.numbers() == [0, 1, 1]
+
+
 def test_a_dead_process_whose_marks_have_expired(marking: Marking, any_url: str, namespace: str) -> None:
     """Whoever adopts its run looks behind the entries that it has noted: what is there is not stored again, what is not
     is. Of a stream that was trimmed past the place only the marks would know."""
