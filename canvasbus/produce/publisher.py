@@ -323,6 +323,10 @@ class Publisher:
         while self._bytes >= self._limit:
             await self._room.wait()
 
+    def _tell_of_room(self) -> None:
+        room, self._room = self._room, trio.Event()
+        room.set()
+
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """The senders, one for each partition. Returns after `close`, once everything queued has been tried."""
         async with trio.open_nursery() as nursery:
@@ -359,8 +363,7 @@ class Publisher:
                             self._failed += len(run)
                 self._bytes -= batch.bytes
                 batch.done(_merged(errors, sent) if errors else sent)
-                room, self._room = self._room, trio.Event()
-                room.set()
+                self._tell_of_room()
         finally:
             self.close()
             self._give_up(lane, batch)
@@ -379,7 +382,7 @@ class Publisher:
             self._bytes -= left.bytes
             left.done([error] * len(left.items))
             left = lane.next()
-        self._room.set()
+        self._tell_of_room()
 
     def _each(
         self, expires_in: float | None, dedupe_key: Callable[[Event], str] | None, trace: str | None

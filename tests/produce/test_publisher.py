@@ -332,6 +332,32 @@ async def test_a_bus_that_closes_tells_who_waits(any_url: str, namespace: str) -
     assert bus.publisher_statistics().waiting_bytes == 0
 
 
+async def test_who_waits_for_room_waits_while_the_bus_closes(any_url: str, namespace: str) -> None:
+    """One partition has nothing left to send and the other cannot send what it has: nobody keeps looking for room, until
+    there is some or nobody sends any more."""
+    faulty = FaultyServer(open_server(any_url))
+    told: list[Exception] = []
+
+    async def one(bus: EventBus) -> None:
+        try:
+            await bus.publish(PaintingSold(buyer="x" * 400, number=1))
+        except (Unavailable, BufferFull) as error:
+            told.append(error)
+
+    async with trio.open_nursery() as tasks:
+        async with running(faulty, namespace=namespace, grace=1.0, buffer_bytes=2000, partitions=2) as bus:
+            await bus.publish(PaintingSold(buyer="x" * 400, number=0))
+            faulty.cut()
+            for _ in range(12):
+                tasks.start_soon(one, bus)
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            tasks.start_soon(bus.aclose)
+            with trio.fail_after(0.5):
+                await trio.testing.wait_all_tasks_blocked(0.01)
+            assert told == []
+    assert {type(error) for error in told} == {Unavailable, BufferFull} and len(told) == 12
+
+
 async def test_publishes_that_are_cancelled_are_bounded(any_url: str, namespace: str, eyes: Eyes) -> None:
     """While the server is away, tasks that give up leave no more behind than `buffer_bytes`."""
     faulty = FaultyServer(open_server(any_url))
