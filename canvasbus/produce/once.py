@@ -35,6 +35,7 @@ from operator import attrgetter
 from canvasbus import clock
 from canvasbus.errors import CanvasbusError, Unavailable
 from canvasbus.produce.fenced import (
+    SUSPECT_SCAN_LIMIT,
     FencedSender,
     Note,
     Result,
@@ -156,6 +157,7 @@ class _MarkedSender(FencedSender):
     ) -> None:
         super().__init__(keys, replicated=replicated, partitions=partitions, note=note)
         self.incarnation = BY_MARKS
+        self._scan_limit = SUSPECT_SCAN_LIMIT  # others may have published for half a window since
         self.statistics = statistics
         self._window = window
         self._by_hash = True

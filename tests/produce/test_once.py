@@ -13,7 +13,7 @@ from studio import PaintingMade, SculptureMade
 from waiting import TurnedClock
 
 from canvasbus import ContractError, Refused, StreamFull, Unavailable, clock
-from canvasbus.produce import fenced
+from canvasbus.produce import fenced, lost
 from canvasbus.produce.fenced import Result
 from canvasbus.produce.once import Dedupe, PartitionSender
 from canvasbus.transport.resp import Packet, Pause, ReplyError
@@ -210,6 +210,30 @@ def test_a_lost_answer_and_an_outage_longer_than_the_window(driver: Driver, dela
         assert results == [b"~" * bool(delay) + entry_id for entry_id in there[1:]]
         assert [mark(driver, item) for item in [*batch, *lost]] == results
     assert (driver.sender.statistics.found, driver.sender.statistics.lost) == (2, 0)
+
+
+def test_an_outage_longer_than_the_window_among_many_others(
+    marking: Marking, any_url: str, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What others publish meanwhile, more than is looked through after a lost answer alone, hides nothing."""
+    monkeypatch.setattr(lost, "SCAN_PAGE", 3)
+    monkeypatch.setattr(fenced, "SCAN_LIMIT", 6)
+    driver = marking(any_url, namespace)
+    with clock.using(TurnedClock()) as time:
+        driver.drive(keyed(driver, 0))
+        batch = keyed(driver, 1)
+        for _ in range(10):
+            driver.eyes.put(b"foreign")
+
+        def still_away() -> None:
+            forget(driver, *batch)
+            time.turn(2 * DAY_MS / 1000)  # type: ignore[attr-defined]
+            raise Unavailable("still away")
+
+        driver.fault(SCRIPT, "lost reply")
+        driver.fault(SCRIPT, still_away)
+        (entry_id,) = driver.drive(batch)
+    assert rows(driver)[-1] == entry_id and len(rows(driver)) == 12
 
 
 def test_what_somebody_else_stored_a_window_ago_is_not_ours(driver: Driver) -> None:
