@@ -199,10 +199,10 @@ class TestBus:
         with self._outside() as bus:
             return await bus.publish(event, **options) or ""
 
-    async def publish_many(self, events: Iterable[Event], *, expires_in: float | None = None) -> list[str]:
-        """Publish in order and return the entry ids, as `EventBus.publish_many` does."""
+    async def publish_many(self, events: Iterable[Event], **options: Any) -> list[str]:
+        """Publish in order and return the entry ids, as `EventBus.publish_many` does, with its options."""
         with self._outside() as bus:
-            return await bus.publish_many(events, expires_in=expires_in)
+            return await bus.publish_many(events, **options)
 
     @contextmanager
     def _outside(self) -> Iterator[EventBus]:

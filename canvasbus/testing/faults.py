@@ -1,7 +1,8 @@
 """Trouble between a worker and its server, on order: lost requests, lost replies, and a process that dies.
 
 A `FaultyServer` stands between one simulated process and the server in memory. What happens to a packet depends on
-what is in it: publishing ends in EXEC, reading is XREADGROUP, committing is the settle script or XACK.
+what is in it: publishing ends in EXEC or is the script ONCE, reading is XREADGROUP, committing is the settle script or
+XACK.
 """
 
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import trio
 
 from canvasbus.errors import Unavailable
 from canvasbus.transport.resp import Reply
+from canvasbus.transport.scripts import ONCE
 from canvasbus.transport.server import BlockingConnection, Connection, Server
 from canvasbus.transport.settle_script import SETTLE
 
@@ -20,6 +22,7 @@ What = Literal["publish", "read", "commit"]
 How = Literal["lost_reply", "lost_request", "crash"]
 
 _SETTLES = {SETTLE.sha.encode(), SETTLE.source.encode()}
+_STORES_ONCE = {ONCE.sha.encode(), ONCE.source.encode()}
 _ACKNOWLEDGES = {b"ack", b"bury"}  # its other verbs write down that an attempt begins
 
 
@@ -137,7 +140,7 @@ def _kinds(data: bytes) -> set[What]:
     found: set[What] = set()
     for fields in iter(reader.gets, False):
         name = fields[0]
-        if name == b"EXEC":
+        if name == b"EXEC" or not _STORES_ONCE.isdisjoint(fields[1:2]):
             found.add("publish")
         elif name == b"XREADGROUP":
             found.add("read")

@@ -47,6 +47,21 @@ async def test_what_is_lost_on_the_way_no_handler_sees(any_clock: Clock, what: W
     assert gallery.sold == 4
 
 
+@pytest.mark.parametrize("how", ["lost_reply", "lost_request"])
+async def test_what_is_published_once_is_lost_on_the_way_too(any_clock: Clock, how: How) -> None:
+    """Events under a key go another way to the server than others: the trouble that was ordered meets them there."""
+    gallery = Gallery()
+    async with TestBus(gallery.worker) as bus:
+        for number in range(2):
+            bus.fail_next("publish", how, times=2)
+            for _ in range(2):
+                await bus.publish(SketchDrawn(title=str(number)), dedupe_key=str(number))
+            await bus.publish_many([SketchDrawn(title=str(number))], dedupe_key=lambda event: event.title)
+            await bus.settle()
+            assert trio.current_time() > 0
+    assert [one.event.title for one in bus.published(SketchDrawn)] == ["0", "1"] and gallery.sold == 2
+
+
 @pytest.mark.parametrize("times", [1, 2])
 async def test_a_crash_before_the_commit_runs_the_handler_again(any_clock: Clock, times: int) -> None:
     """The handler has run, its process dies: the event runs again under the same id, and what the bus itself stores is
