@@ -230,12 +230,14 @@ class Publisher:
     ) -> list[str]:
         """Publish events in order and return their entry ids. An event with an error stops no other: when at least one
         failed, an ExceptionGroup of the errors is raised after all were tried (for a single event its error itself). What
-        `events` raises itself goes on to the caller, after all that it had yielded were tried."""
+        `events` raises itself goes on to the caller, after all that it had yielded were tried. When the bus is closed
+        meanwhile no more is taken of `events`."""
         rest = iter(events)
         on_their_way: deque[list[tuple[_Batch, slice]]] = deque()
         entry_ids: list[str] = []
         errors: list[Exception] = []
         broken: Exception | None = None
+        and_then = ""
         expiry(expires_in)  # what is no time fails before anything is sent
         trace = current_trace()
         each = None if expires_in is None and dedupe_key is None else self._each(expires_in, dedupe_key, trace)
@@ -266,6 +268,12 @@ class Publisher:
             await take(2)  # one that the server has, one that is begun, one that is begun next
             if self._bytes >= self._limit:
                 await self._wait_for_room()
+            if encoded and self._closed is not None:
+                if not (entry_ids or errors or on_their_way):
+                    raise self._closed()
+                errors += [self._closed() for _ in encoded]
+                and_then = "; what follows them was not tried: the bus was closed"
+                break
             if encoded:
                 on_their_way.append(self._add_many(encoded))
         await take(0)
@@ -276,7 +284,7 @@ class Publisher:
         total = len(entry_ids) + len(errors)
         if total == 1:
             raise errors[0]
-        raise ExceptionGroup(f"{len(errors)} of {total} events were not published", errors)
+        raise ExceptionGroup(f"{len(errors)} of {total} events were not published{and_then}", errors)
 
     def publish_nowait(
         self,
@@ -311,8 +319,8 @@ class Publisher:
         return batch, index
 
     def _add_many(self, items: Sequence[Outgoing]) -> list[tuple[_Batch, slice]]:
-        """Queue a chunk; returns where its results will be, in order."""
-        if self._partitions > 1 or self._closed:
+        """Queue a chunk while the bus is open; returns where its results will be, in order."""
+        if self._partitions > 1:
             placed = [self._add(item) for item in items]
             return [(batch, slice(index, index + 1)) for batch, index in placed]
         batch = self._lanes[0].add_batch(items)

@@ -241,6 +241,25 @@ async def test_after_the_end_nothing_is_taken(any_url: str, namespace: str) -> N
             bus.publish_nowait(PaintingMade())
 
 
+async def test_many_while_the_bus_closes(any_url: str, namespace: str, eyes: Eyes) -> None:
+    """What is on its way is waited for, and what is not taken any more is a failure among the others: a bus that was closed
+    in the middle does not say of all of them that they were not accepted."""
+    async with running(any_url, namespace=namespace) as bus, trio.open_nursery() as tasks:
+
+        def made() -> Iterator[Event]:
+            for number in range(3000):
+                if number == 1700:
+                    tasks.start_soon(bus.aclose)
+                yield PaintingMade(number=number)
+
+        with pytest.raises(ExceptionGroup, match=r"500 of 2000 events were not published; .* was closed") as caught:
+            await bus.publish_many(made())
+        assert {type(error) for error in caught.value.exceptions} == {BufferFull}
+        with pytest.raises(BufferFull):
+            await bus.publish_many(made())
+    assert [made.number for made in eyes.events("painting.made")] == list(range(1500))
+
+
 async def test_another_partition_count_is_refused(any_url: str, namespace: str) -> None:
     """A process that disagrees about the number of partitions refuses to start and says who says what."""
     async with EventBus(any_url, namespace=namespace, partitions=2):
