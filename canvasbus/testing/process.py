@@ -55,11 +55,13 @@ class Process:
 
     async def crash(self) -> None:
         """Die as it is, and start anew. That it is dead the others find out by themselves."""
+        life = self._scope
         self._server.cut()
-        self._scope.cancel()
+        life.cancel()
         await self.ended.wait()
-        self._begin()
-        self._nursery.start_soon(self.run, self._nursery)
+        if life is self._scope:  # else it has died of two causes at once
+            self._begin()
+            self._nursery.start_soon(self.run, self._nursery)
 
     @property
     def statistics(self) -> WorkerStatistics | None:

@@ -123,6 +123,18 @@ async def test_a_crash_with_events_in_hand(any_clock: Clock) -> None:
     assert len(bus.attempts(group="other")) == 5
 
 
+async def test_two_crashes_of_one_life(any_clock: Clock) -> None:
+    """A worker that is told to crash while it dies of an ordered fault dies once, and one new process starts."""
+    gallery = Gallery()
+    async with TestBus(gallery.worker) as bus:
+        await bus.publish(SketchDrawn(title="cat"))
+        async with trio.open_nursery() as nursery:
+            for _ in range(2):
+                nursery.start_soon(bus.crash, gallery.worker)
+        await bus.settle()
+        assert [one.event.title for one in bus.published(SketchSold)] == ["cat"]
+
+
 async def test_only_the_worker_that_is_meant(any_clock: Clock) -> None:
     """`group` picks one of two workers that commit at the same time."""
     galleries = [Gallery(), Gallery()]
