@@ -276,7 +276,7 @@ class Producer:
             self._add(item, partition_of(item.key, self._partitions) if self._partitions > 1 else 0)
         except BaseException:
             if on_delivery is not None:
-                sender.tell_of(item.raw_id, None)
+                sender.tell_no_more_of(item.raw_id, on_delivery)
             raise
         return _from_bytes(item.raw_id)
 

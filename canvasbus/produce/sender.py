@@ -127,15 +127,19 @@ class Sender:
             self._starting = False
         return True
 
-    def tell_of(self, raw_id: bytes, callback: OnDelivery | None) -> None:
-        """Call this when the fate of the event is known; None: not the one that was given last."""
+    def tell_of(self, raw_id: bytes, callback: OnDelivery) -> None:
+        """Call this when the fate of the event is known."""
         with self.buffer.lock:
-            if callback is not None:
-                self.callbacks.setdefault(raw_id, []).append(callback)
-            elif callbacks := self.callbacks.get(raw_id):
-                callbacks.pop()
-                if not callbacks:
-                    del self.callbacks[raw_id]
+            self.callbacks.setdefault(raw_id, []).append(callback)
+
+    def tell_no_more_of(self, raw_id: bytes, callback: OnDelivery) -> None:
+        """Do not: the event was not accepted. (Another one under the same key, which has the same id, may have been.)"""
+        with self.buffer.lock:
+            callbacks = self.callbacks.get(raw_id, [])
+            if callback in callbacks:
+                callbacks.remove(callback)
+            if not callbacks:
+                self.callbacks.pop(raw_id, None)
 
     def lament(self, why: str, at_once: bool = False) -> None:
         """Tell what is wrong with the buffer; "": an event was dropped because publishing is muted. `at_once`: also when

@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -84,6 +85,27 @@ def test_raise_forgets_the_callback(away: MemoryServer, namespace: str) -> None:
     assert bus._sender is not None and bus._sender.callbacks == {}
     bus.close(timeout=0)
     assert told == []
+
+
+def test_one_of_two_under_a_key_finds_no_room(away: MemoryServer, namespace: str, soon: Soon) -> None:
+    """Its callback is forgotten, and not that of the other, whatever the order in which they came."""
+    told: list[str] = []
+    bus = Producer(away.name, namespace=namespace, buffer_bytes=1000, when_full="block", max_block=0.3)
+
+    def large() -> None:
+        with pytest.raises(BufferFull):
+            event = PaintingMade(title="x" * 400)
+            bus.publish(event, dedupe_key="one", on_delivery=lambda *_: told.append("large"))
+
+    with ThreadPoolExecutor(1) as pool:
+        bus.publish(PaintingMade(title="x" * 300))
+        failing = pool.submit(large)
+        soon(lambda: len(bus._buffer._changed._waiters) == 1)  # type: ignore[attr-defined]
+        bus.publish(PaintingMade(), dedupe_key="one", on_delivery=lambda *_: told.append("small"))
+        failing.result()
+    away.set_connected(True)
+    assert bus.close(timeout=10) is True
+    assert told == ["small"]
 
 
 def test_block(away: MemoryServer, namespace: str, soon: Soon) -> None:
