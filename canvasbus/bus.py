@@ -155,6 +155,11 @@ class EventBus:
     async def __aenter__(self) -> Self:
         if self._manager is not None:
             raise ContractError("an EventBus lives once: make a new one for another `async with`")
+        if not trio.lowlevel.in_trio_task():
+            raise ContractError(
+                "an EventBus lives in trio, and nothing of trio runs here: asyncio programs publish with a Producer, and workers "
+                "run beside them by canvasbus-worker"
+            )
         self._manager = trio.open_nursery()
         self._nursery = nursery = await self._manager.__aenter__()
         if self._server is None:

@@ -37,7 +37,7 @@ from canvasbus.testing.process import Process
 from canvasbus.testing.seen import DeadLetter, Eyes, Published
 from canvasbus.testing.unsettled import NotSettled
 from canvasbus.testing.virtual import VirtualTime, real_limit
-from canvasbus.wire.keys import Keys
+from canvasbus.wire.keys import Keys, check_number
 from canvasbus.wire.retention import Retention
 
 E = TypeVar("E", bound=Event)
@@ -115,6 +115,7 @@ class TestBus:
         self._publishing = 0
         self._away = 0
         self._nursery: trio.Nursery | None = None
+        self._over = False
 
     # --- life ----------------------------------------------------------------------------------------------------
 
@@ -140,6 +141,7 @@ class TestBus:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool | None:
+        self._over = True
         never = [fault for fault in self._faults if fault.times > 0]
         self._faults.clear()
         self._server.set_connected(True)
@@ -173,6 +175,11 @@ class TestBus:
         except BaseExceptionGroup as group:
             raise _alone(group) from None
         return None
+
+    def _check_inside(self) -> trio.Nursery:
+        if self._nursery is None or self._over:
+            raise ContractError("time passes, and trouble comes, inside the block: `async with TestBus(...) as bus:`")
+        return self._nursery
 
     def _process(self, worker: Worker | str) -> Process:
         name = _name(worker)
@@ -227,6 +234,10 @@ class TestBus:
         handler that raises RetryLater for ever, say), or more than `real_seconds` of real time (events that cause each
         other without end, or a plain function that does not return; `math.inf` while you debug).
         """
+        check_number("horizon", horizon, error=ContractError)
+        check_number("limit", limit, error=ContractError)
+        check_number("real_seconds", real_seconds, error=ContractError)
+        self._check_inside()
         begun, until = trio.current_time(), clock.time() + horizon
         before = unsettled.counts(self._eyes)
         with self._time.by_hand(), real_limit(real_seconds) as scope:
@@ -245,6 +256,8 @@ class TestBus:
 
     async def advance(self, seconds: float) -> None:
         """Let `seconds` of virtual time pass, and all that is due in them happen; return when nothing more is."""
+        check_number("seconds", seconds, least=0, error=ContractError)
+        self._check_inside()
         until = trio.current_time() + seconds
         with self._time.by_hand():
             while True:
@@ -327,16 +340,18 @@ class TestBus:
 
     async def crash(self, worker: Worker | str) -> None:
         """The worker's process dies now, with whatever it has in hand, and a new one starts."""
+        process = self._process(worker)
+        self._check_inside()
         with self._time.moving():
-            await self._process(worker).crash()
+            await process.crash()
 
     def outage(self, seconds: float) -> None:
         """The server is away for the next `seconds` of virtual time, for everybody; its data stays."""
-        if self._nursery is None or seconds <= 0:
-            raise ContractError("an outage has a length and takes place inside the block: `async with TestBus(...)`")
+        check_number("seconds", seconds, least=0, error=ContractError)
+        nursery = self._check_inside()
         self._away += 1
         self._server.set_connected(False)
-        self._nursery.start_soon(self._come_back, trio.current_time() + seconds)
+        nursery.start_soon(self._come_back, trio.current_time() + seconds)
 
     async def _come_back(self, at: float) -> None:
         await trio.sleep_until(at)

@@ -86,10 +86,10 @@ class VirtualTime:
     @classmethod
     def of_this_run(cls) -> "VirtualTime":
         """The one that belongs to the clock of this trio run. Raises ContractError when that is no MockClock."""
-        mock = trio.lowlevel.current_clock()
+        mock = trio.lowlevel.current_clock() if trio.lowlevel.in_trio_task() else None
         if not isinstance(mock, MockClock):
             raise ContractError(
-                "TestBus lives in virtual time: decorate the test with canvasbus.testing.in_virtual_time, or take "
+                "TestBus lives in trio and in virtual time: decorate the test with canvasbus.testing.in_virtual_time, or take "
                 "pytest-trio's fixture autojump_clock, or trio.run(..., clock=trio.testing.MockClock())"
             )
         if mock not in cls._all:

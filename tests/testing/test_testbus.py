@@ -1,9 +1,12 @@
 """TestBus: publish, settle, look."""
 
+import asyncio
+import math
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,6 +15,7 @@ import trio.testing
 from testing.sketches import SketchDrawn, SketchInked, SketchSold
 
 from canvasbus import ContractError, EncodeError, Producer, clock
+from canvasbus.bus import EventBus
 from canvasbus.errors import ConfigError, Refused
 from canvasbus.testing import NotSettled, TestBus, in_virtual_time
 from canvasbus.transport.blocking import BlockingLink
@@ -522,6 +526,18 @@ def test_without_virtual_time_it_says_what_to_do() -> None:
         trio.run(main)
 
 
+def test_without_trio_it_says_so() -> None:
+    """Under asyncio neither a TestBus nor an EventBus can be entered, which is told in words of canvasbus."""
+
+    async def main(bus: EventBus | TestBus) -> None:
+        async with bus:
+            pass
+
+    for bus in (TestBus(inker()), EventBus("memory://")):
+        with pytest.raises(ContractError, match="lives in trio"):
+            asyncio.run(main(bus))
+
+
 def test_the_decorator_needs_no_pytest_trio() -> None:
     """in_virtual_time runs an async function to its end, passes arguments and results, and moves the clock."""
 
@@ -555,3 +571,12 @@ async def test_misuse_is_told(any_clock: Clock) -> None:
     with pytest.raises(ConfigError, match="not on redis://localhost"):
         TestBus(url="redis://localhost")
     assert repr(bus).startswith("<TestBus memory://testbus-")
+    for other in (bus, TestBus(inker())):  # one that has ended, one that was not entered
+        for early in (other.settle, partial(other.advance, 1.0), partial(other.crash, "inker")):
+            with pytest.raises(ContractError, match="inside the block"):
+                await early()
+        with pytest.raises(ContractError, match="inside the block"):
+            other.outage(1.0)
+    for seconds in (-1.0, math.nan, "1"):
+        with pytest.raises(ContractError, match="number"):
+            await bus.advance(seconds)  # type: ignore[arg-type]
