@@ -49,6 +49,8 @@ FLUSH_TIMEOUT: Final = 5.0
 """Seconds that leaving the `with` block, or the program, waits for what is queued, by default."""
 MAX_BLOCK: Final = 60.0
 """Seconds that publish waits for room with when_full="block", by default."""
+SPOOL_LANE_BYTES: Final = 2048
+"""What a spool must have room for per partition: its file there begins with up to 1,000 bytes before any event, and stays."""
 _CHUNK = 250
 
 _from_bytes = ids.from_bytes
@@ -177,6 +179,10 @@ class Producer:
             raise ConfigError(f"spool={spool!r}: the path of a folder is wanted, not a {type(spool).__name__}")
         if spool == "":  # of a variable that is not set; it would be the working directory
             raise ConfigError("spool='': the path of a folder is wanted; None: no spool")
+        if spool is not None and spool_bytes < (least := SPOOL_LANE_BYTES * partitions):
+            raise ConfigError(
+                f"spool_bytes={spool_bytes}: use {least:,} at least, for each partition has files of its own there"
+            )
         without_waiting: WhenFull = "drop_oldest" if spool is None else "spool"
         if when_full not in (None, without_waiting, "block", "raise"):
             which = "with a spool" if spool is not None else "without spool=FOLDER"

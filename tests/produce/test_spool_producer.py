@@ -223,9 +223,18 @@ def test_a_full_spool_is_told_once_a_minute(
 
 def test_what_no_empty_spool_would_take_is_refused(tmp_path: Path) -> None:
     """An event over `spool_bytes` is told to whoever publishes it, instead of dropped later."""
-    with Producer("redis://127.0.0.1:1", spool=tmp_path, spool_bytes=1000, flush_timeout=0) as bus:
-        with pytest.raises(EncodeError, match=r"over the limit of 1,000 \(spool_bytes\)"):
+    with Producer("redis://127.0.0.1:1", spool=tmp_path, spool_bytes=2048, flush_timeout=0) as bus:
+        with pytest.raises(EncodeError, match=r"over the limit of 2,048 \(spool_bytes\)"):
             bus.publish(PaintingMade(title="x" * 1000))
+
+
+def test_the_smallest_spool_of_many_partitions(memory: MemoryServer, namespace: str, tmp_path: Path) -> None:
+    """What each of them keeps there when all is settled leaves room for events."""
+    with Producer(memory.name, namespace=namespace, partitions=64, spool=tmp_path, spool_bytes=64 * 2048) as bus:
+        for number in range(300):
+            bus.publish(PaintingMade(title=str(number)))
+            assert number % 20 or bus.flush(timeout=10)
+        assert bus.flush(timeout=10) and bus.statistics().dropped == 0
 
 
 @pytest.mark.parametrize(
@@ -234,6 +243,8 @@ def test_what_no_empty_spool_would_take_is_refused(tmp_path: Path) -> None:
         ({"when_full": "spool"}, "without spool=FOLDER use"),
         ({"spool": "folder", "when_full": "drop_oldest"}, "with a spool"),
         ({"spool": "folder", "spool_bytes": 0}, "spool_bytes=0: use a number from 1"),
+        ({"spool": "folder", "spool_bytes": 2047}, "use 2,048 at least"),
+        ({"spool": "folder", "spool_bytes": 40_000, "partitions": 64}, "use 131,072 at least, for each partition"),
         ({"spool": "file"}, "is no folder"),
         ({"spool": "file/below"}, "is no folder"),
         ({"spool": "a\0b"}, "is no path"),
