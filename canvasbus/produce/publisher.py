@@ -36,6 +36,7 @@ _sleep = trio.lowlevel.wait_task_rescheduled
 _wake = trio.lowlevel.reschedule
 _NOT_OPEN = "this bus has not been entered: publish inside `async with EventBus(...) as bus:`"
 _CLOSED = "the bus is closed: nothing more can be published on it"
+_GIVEN_UP = "the bus was closed before the server had the event"
 
 
 def _let_go(_: object) -> trio.lowlevel.Abort:
@@ -344,8 +345,11 @@ class Publisher:
 
     async def _send(self, lane: _Lane) -> None:
         batch: _Batch | None = None
+        errors: list[Exception | None] = []
+        sent: list[Result] = []
         try:
             while True:
+                errors, sent = [], []
                 batch = lane.next()
                 if batch is None:
                     if self._closed:
@@ -356,7 +360,6 @@ class Publisher:
                 errors, outgoing = self._encode(batch.items)
                 if outgoing and outgoing is not batch.items:
                     self._typical = sum(sizes_of(outgoing)) // len(outgoing)
-                sent: list[Result] = []
                 for part in (parts := _parts(outgoing)):
                     following = lane.following() if part is parts[-1] and not batch.marked else None
                     for run in lane.sender.runs(part) if batch.marked else [part]:
@@ -369,28 +372,28 @@ class Publisher:
                                 error = Unavailable(f"{error}; the event may be stored all the same", ambiguous=True)
                             sent += [error] * len(run)
                             self._failed += len(run)
-                self._bytes -= batch.bytes
-                batch.done(_merged(errors, sent) if errors else sent)
-                self._tell_of_room()
+                self._done(batch, errors, sent)
         finally:
             self.close()
-            self._give_up(lane, batch)
+            if batch is not None and not batch.results:
+                why = Unavailable(f"{_GIVEN_UP}; it may be stored all the same", ambiguous=True)
+                rest = len(batch.items) - len(sent) - sum(error is not None for error in errors)
+                self._failed += rest
+                self._done(batch, errors, [*sent, *[why] * rest])
+            self._give_up(lane)
             with trio.CancelScope(shield=True):
                 await lane.link.aclose()
 
-    def _give_up(self, lane: _Lane, in_hand: _Batch | None) -> None:
-        """Tell whoever waits that nobody sends any more."""
-        left = in_hand if in_hand is not None and not in_hand.results else lane.next()
-        while left is not None:
-            why = "the bus was closed before the server had the event"
-            error = Unavailable(why)
-            if left is in_hand:
-                error = Unavailable(f"{why}; it may be stored all the same", ambiguous=True)
-            self._failed += len(left.items)
-            self._bytes -= left.bytes
-            left.done([error] * len(left.items))
-            left = lane.next()
+    def _done(self, batch: _Batch, errors: list[Exception | None], sent: list[Result]) -> None:
+        self._bytes -= batch.bytes
+        batch.done(_merged(errors, sent) if errors else sent)
         self._tell_of_room()
+
+    def _give_up(self, lane: _Lane) -> None:
+        """Tell whoever waits that nobody sends any more."""
+        while (left := lane.next()) is not None:
+            self._failed += len(left.items)
+            self._done(left, [], [Unavailable(_GIVEN_UP)] * len(left.items))
 
     def _each(
         self, expires_in: float | None, dedupe_key: Callable[[Event], str] | None, trace: str | None

@@ -10,6 +10,7 @@ import trio
 import trio.testing
 from faulty import Fault, FaultyServer
 from studio import Eyes, PaintingFramed, PaintingMade, running
+from waiting import until
 
 from canvasbus import BufferFull, ContractError, EncodeError, Event, Refused, Unavailable, event
 from canvasbus.bus import EventBus
@@ -349,6 +350,28 @@ async def test_a_bus_that_closes_tells_who_waits(any_url: str, namespace: str) -
                 await trio.sleep(0.005)
     assert {type(error) for error in told} == {Unavailable, BufferFull}
     assert bus.publisher_statistics().waiting_bytes == 0
+
+
+async def test_a_bus_that_closes_knows_which_pieces_are_stored(any_url: str, namespace: str, eyes: Eyes) -> None:
+    """Of what goes in several pieces, those that the server has count as published, and the rest as failed."""
+    faulty = FaultyServer(open_server(any_url))
+
+    def cut_behind_the_first(packet: bytes) -> None:
+        if b"XADD" in packet and eyes.count("painting.framed"):
+            faulty.cut()
+
+    async with running(faulty, namespace=namespace, grace=0.1) as bus, trio.open_nursery() as tasks:
+
+        async def many() -> None:
+            with pytest.raises(ExceptionGroup, match="1 of 4 events were not published"):
+                await bus.publish_many([PaintingFramed(title="x" * 400_000, number=number) for number in range(4)])
+
+        faulty.on_packet = cut_behind_the_first
+        tasks.start_soon(many)
+        await until(lambda: faulty.is_cut)
+        await bus.aclose()
+        bus._nursery.cancel_scope.cancel()  # type: ignore[union-attr]
+    assert (bus.publisher_statistics().published, bus.publisher_statistics().failed) == (3, 1)
 
 
 async def test_who_waits_for_room_waits_while_the_bus_closes(any_url: str, namespace: str) -> None:
