@@ -9,6 +9,9 @@ Before a batch is sent the log says so (`note`), and afterwards that it is settl
 before anything of one's own is sent: its last batch is sent by whoever has its fence (FencedSender.suspect), the rest as
 if it were one's own.
 
+A Producer that is closed while the server hangs leaves its thread behind, with the folder locked. The next one of the same
+process waits for that, for a while: else what it is left would come after its own, or when a third one looks.
+
 Somebody may remove the folder under a living process (a cleaner of temporary files, an admin): what is written then goes
 into a file without a name. So the sender looks once a second, while anything waits, whether the files are still there
 (`tend`), makes them anew and writes down again what memory has of them. What was on disk alone is lost, and counted.
@@ -21,12 +24,13 @@ A signal handler or a `__del__` that publishes while its own thread is in here w
 its record. Its event is laid aside and written down when the lock is free, by the next to come.
 """
 
+import os
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count, repeat
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from canvasbus import clock
 from canvasbus.errors import BufferFull, ConfigError, Unavailable
@@ -51,8 +55,15 @@ LOOK_SECONDS: Final = 60.0
 ADOPT_FILES: Final = 100
 """How many files of others a process has open at once: a program that crashes over and over leaves a folder each time, more
 in the end than a process may have files. The rest is adopted when these are sent."""
+LEAVE_SECONDS: Final = 30.0
+"""How long a Producer waits for one of its process that was closed, and whose thread hangs in a request: what that one left is
+sent first, and its files are locked until it ends."""
 RETRY_SECONDS: Final = 1.0
 """How often a log that cannot be written is tried again, and how often is looked whether its files are still there."""
+
+
+_leaving: "dict[int, SpooledBuffer]" = {}
+"""Buffers that were closed, and whose threads have not ended."""
 
 
 @dataclass(slots=True)
@@ -97,6 +108,8 @@ class SpooledBuffer(Buffer):
         segment = max(4096, min(SEGMENT_BYTES, spool_bytes // 8))
         resting = min(RESTING_BYTES, spool_bytes // (4 * lanes))
         self._whose = Whose(namespace, lanes, server, segment, resting)
+        self._leaves = 0, 0.0
+        """Closed: in which process, and until when its thread is waited for."""
         self._own: Folder | None = None
         self._logs: dict[int, Log] = {}
         self._adopted: list[deque[Log]] = []
@@ -152,6 +165,12 @@ class SpooledBuffer(Buffer):
         """Lane and number of events that are in memory alone."""
         self._hand = _Hand(0, [], None, ())
         self.spool_bytes_used = 0
+
+    def close(self, how: Literal["closed", "muted"]) -> None:
+        super().close(how)
+        if how == "closed":
+            self._leaves = os.getpid(), clock.monotonic() + LEAVE_SECONDS
+            _leaving[id(self)] = self
 
     # --- publishers ----------------------------------------------------------------------------------------------
 
@@ -520,6 +539,7 @@ class SpooledBuffer(Buffer):
 
     def _adopt(self) -> None:
         self._next_look = clock.monotonic() + LOOK_SECONDS
+        leaving, waits_for = self._folders_of_the_leaving(), None
         try:
             found = spoolfolder.folders(self.root)
         except OSError as error:
@@ -536,6 +556,8 @@ class SpooledBuffer(Buffer):
             except OSError as error:
                 self._cannot_adopt(path, error)
                 continue
+            if folder is None and path in leaving:
+                waits_for, all_seen = path, False
             if folder is None or left is None:
                 continue
             with self.lock:
@@ -550,6 +572,20 @@ class SpooledBuffer(Buffer):
         with self.lock:
             self._looked = all_seen
             self._changed.notify_all()
+        if waits_for is not None:
+            raise Unavailable(f"{waits_for} is still in the hands of a Producer that was closed a moment ago")
+
+    def _folders_of_the_leaving(self) -> set[Path]:
+        """Those of other Producers of this process that were closed, and whose threads have not let go of them yet."""
+        found: set[Path] = set()
+        for key, buffer in list(_leaving.items()):
+            pid, until = buffer._leaves
+            if pid != os.getpid() or clock.monotonic() > until:
+                _leaving.pop(key, None)
+            elif buffer._whose[:2] == self._whose[:2]:
+                held = [buffer._own, *list(buffer._folders.values())]
+                found.update(folder.path for folder in held if folder is not None)
+        return found
 
     def _cannot_adopt(self, path: Path, error: OSError) -> None:
         with self.lock:
@@ -606,6 +642,7 @@ class SpooledBuffer(Buffer):
                 self._own.release()
             for folder in self._folders.values():
                 folder.release()
+            _leaving.pop(id(self), None)
             self._measure()
             if not self.closed:  # the sender's thread ended by a fault: the next one adopts what this one had
                 self.recovered -= sum(log.ledger.events for log in self._all_logs())  # which is no news then

@@ -10,6 +10,7 @@ from uuid import UUID
 
 import pytest
 from produce.spooling import die, drained, item, spooled
+from servers import ServerProcess
 from studio import Eyes, PaintingMade, SculptureMade, numbers
 
 from canvasbus import BufferFull, ConfigError, EncodeError, Producer, Unavailable
@@ -80,6 +81,31 @@ def test_what_no_disk_has_is_told_at_close(
     with Producer(away.name, namespace=namespace, spool=tmp_path, on_delivery=told.__setitem__) as bus:
         assert bus.flush(timeout=10) is True
     assert numbers(namespace) == [0] and told[on_disk] is None
+
+
+def test_the_next_one_while_the_last_still_hangs(
+    make_server: Callable[..., ServerProcess], namespace: str, tmp_path: Path, soon: Soon
+) -> None:
+    """A Producer that is closed while the server does not answer has its files locked until that is given up: the next one
+    of the process waits for them, since what is in them comes first."""
+    server = make_server()
+    first = Producer(server.url, namespace=namespace, spool=tmp_path)
+    first.publish(PaintingMade(number=0))
+    assert first.flush(timeout=10)
+    server.freeze()
+    first.publish_many(PaintingMade(number=number) for number in range(1, 1200))
+    soon(lambda: sum(first._buffer._in_hand))
+    assert first.close(timeout=0) is False
+    with Producer(server.url, namespace=namespace, spool=tmp_path) as bus:
+        bus.publish(PaintingMade(number=1200))
+        assert bus.flush(timeout=0.1) is False
+        soon(lambda: "was closed a moment ago" in str(bus.statistics().last_error))
+        server.thaw()
+        assert bus.flush(timeout=20) is True
+        assert bus.statistics().recovered > 0
+    eyes = Eyes(server.url, namespace)
+    assert [made.number for made in eyes.events("painting.made")] == list(range(1201))
+    eyes.close()
 
 
 def test_types_partitions_and_delays_survive(away: MemoryServer, namespace: str, tmp_path: Path) -> None:
