@@ -155,8 +155,6 @@ class Handlers:
 
     async def _behave(self, run: Run) -> None:
         behaviour = self._plan.behaviours[run.n]
-        if self._plan.away[0] <= trio.current_time() < self._plan.away[1] and behaviour != "kills":
-            raise ConnectionError("what is outside is away")
         times = self._failed
         key = run.group, run.n, behaviour
 
@@ -164,14 +162,16 @@ class Handlers:
             times[key] += 1
             return times[key] <= count
 
+        if behaviour == "stuck" and first(STUCK_RUNS):
+            await self._be_stuck(run.site)
+        if self._plan.away[0] <= trio.current_time() < self._plan.away[1] and behaviour != "kills":
+            raise ConnectionError("what is outside is away")
         if behaviour == "brief":
             await trio.sleep(run.n % 10 / (50 if "state" in self._plan.parts else 10))
         elif behaviour == "slow":
             await trio.sleep(5.5 + run.n % 2)
         elif behaviour == "hangs" and first(1):
             await trio.sleep_forever()
-        elif behaviour == "stuck" and first(STUCK_RUNS):
-            await self._be_stuck(run.site)
         elif behaviour == "later" and first(2):
             raise RetryLater(0.5)
         elif behaviour == "rejected":

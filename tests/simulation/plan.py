@@ -267,7 +267,10 @@ def draw(seed: int, *, wanted: AbstractSet[str] = frozenset()) -> Plan:
     dice = Random(f"{seed} stuck")
     if "stuck" in wanted or (dice.random() < STUCK and plan.concurrency > 1 and not plan.batch):
         plan.concurrency, plan.batch = max(2, plan.concurrency), False
-        plan.behaviours[dice.choice([n for n, how in plan.behaviours.items() if how == "quick"])] = "stuck"
+        quick = [n for n, how in plan.behaviours.items() if how == "quick"]
+        start, end = plan.away  # then it may be what a breaker probes with
+        away = {n for publish in plan.publishes if start < publish.at < end for n in publish.numbers}
+        plan.behaviours[dice.choice([n for n in quick if n in away] or quick)] = "stuck"
     dice = Random(f"{seed} producer")  # its own, so that what happens in the other runs does not hang on this part
     if dice.random() < PRODUCERS or any("producer" in wish for wish in wanted):
         plan.parts |= {"producer"}
