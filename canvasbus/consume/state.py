@@ -14,8 +14,8 @@ Parts need none of this: each part is written whole, under an id of its own, so 
 writers of different parts never meet.
 
 Waiting is no part of what a run may take: its timeout stands still while it waits for others or for the server. Nor does
-it wait for others for longer than that timeout at a time: it ends as RetryLater, and leaves its slot for as long to those
-who need not wait. (As part of the timeout, sixteen events of one key that took a tenth of it each made dead letters of the
+it wait for others for longer than that timeout at a time, nor at all for a single run that has held the key for longer: it
+ends as RetryLater, and leaves its slot for as long to those who need not wait. (As part of the timeout, sixteen events of one key that took a tenth of it each made dead letters of the
 last.)
 
 A server that is away is nobody's failure: a run that cannot load what it needs ends as RetryLater, and costs no attempt.
@@ -123,13 +123,15 @@ class Parts(Generic[T]):
 class _Cell:
     """One state in this process."""
 
-    __slots__ = ("holder", "key", "name", "pending", "stale", "token", "turn", "users", "value")
+    __slots__ = ("holder", "key", "name", "pending", "since", "stale", "token", "turn", "users", "value")
 
     def __init__(self, name: str, key: bytes) -> None:
         self.name = name
         self.key = key
         self.turn = trio.Semaphore(1)
         self.holder: Run | None = None
+        self.since = -math.inf
+        """When it was given to its holder, on trio's clock."""
         self.users = 0
         """Runs that hold it or wait for it."""
         self.pending = 0
@@ -163,10 +165,13 @@ class StateStore:
             holder = holder.waits_for.holder
             if holder is run:
                 raise RetryLater(0.05, f"another run holds state {name!r} and waits for a state that this run holds")
+        # Whoever comes while one run keeps it for that long would wait in vain, as those before did: taking turns, they would
+        # have all slots for ever.
+        overlong = cell.holder is not None and trio.current_time() - cell.since >= run.patience
         cell.users += 1
         run.waits_for = cell
         try:
-            with trio.move_on_after(run.patience) as scope:
+            with trio.move_on_after(0 if overlong else run.patience) as scope:
                 await cell.turn.acquire()
             if scope.cancelled_caught:
                 raise RetryLater(run.patience, f"other runs have held state {name!r} for {run.patience:g} seconds")
@@ -175,7 +180,7 @@ class StateStore:
             raise
         finally:
             run.waits_for = None
-        cell.holder = run
+        cell.holder, cell.since = run, trio.current_time()
         run.cells.append(cell)
         if cell.stale or not cell.pending:
             raw = await self.load("GET", cell.key, f"load state {name!r}") or b""

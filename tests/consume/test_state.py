@@ -324,11 +324,11 @@ async def test_who_waits_for_long_lets_others_run(virtual: Clock, memory: Memory
     async with running(memory, worker, namespace=namespace) as bus:
         await bus.publish(PaintingMade(title="a"))
         await held.wait()
-        await bus.publish_many([PaintingMade(title="a", number=n) for n in range(1, 6)])
+        await bus.publish_many([PaintingMade(title="a", number=n) for n in range(1, 41)])
         await bus.publish_many([PaintingMade(title="b", number=n) for n in range(1, 4)])
         await quiet(eyes, timeout=500)
         assert bus.statistics()[0].timeouts == len(eyes.dead("framers")) == 1
-    assert stored(eyes, "framers", "a")["total"] == 5
+    assert stored(eyes, "framers", "a")["total"] == 40
     assert max(others) < 60 and len(others) == 3
     eyes.close()
 
