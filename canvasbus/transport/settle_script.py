@@ -24,7 +24,7 @@ SETTLE: Final = Script(
 --   "later", indexes of the timers and their bodies, timer, ms from now (or ""), ms of the wall clock, body
 --   "cancel", indexes of the timers and their bodies, timer
 --   "set", index of a string, token and bytes (or "": delete), ms to live (or 0)
---   "part", index of a hash, field, bytes (or "": delete), ms to live (or 0)
+--   "part", index of a hash, field, bytes (or "": delete), ms to live (or 0: bytes keep the hash for good)
 --   "unmark", index of a string, entry       delete the mark if it names this entry
 -- Returns FENCED, STALE, or for each outcome 1 (committed), 0 (no longer ours), 2 (the state has changed; like 0 nothing was
 -- done), 3 (the event was handled under another entry; acknowledged), 4 (there is no group to look in; nothing was done) or
@@ -95,6 +95,8 @@ local steps = {
       redis.call('HDEL', key, ARGV[at + 2])
     else
       redis.call('HSET', key, ARGV[at + 2], ARGV[at + 3])
+      -- What an earlier writer gave an end has none now. (PERSIST says so, too, but needs a right of its own.)
+      if ARGV[at + 4] == '0' then redis.call('PEXPIRE', key, '100000000000000', 'XX') end
     end
     if ARGV[at + 4] ~= '0' then redis.call('PEXPIRE', key, ARGV[at + 4]) end
     wrote = true

@@ -259,6 +259,33 @@ async def test_state_expires(virtual: Clock, memory: MemoryServer, namespace: st
     assert seen == [1, 2, 3, 1]
 
 
+@pytest.mark.parametrize("last", ["put", "remove"])
+async def test_the_last_part_that_is_put_says_for_how_long_all_are_kept(
+    any_url: str, namespace: str, eyes: Eyes, last: str
+) -> None:
+    """Parts that were put without `ttl` stay, whatever earlier ones had; removing one keeps nothing."""
+    worker = Worker("framers")
+
+    @worker.on(PaintingMade)
+    async def add(event: PaintingMade, ctx: Context) -> None:
+        ctx.parts("window", int, ttl=600).put("first", 1)
+
+    @worker.on(SculptureMade)
+    async def add_more(event: SculptureMade, ctx: Context) -> None:
+        parts = ctx.parts("window", int)
+        parts.put("second", 2) if last == "put" else parts.remove("second")
+
+    key = eyes.keys.parts("framers", "window")
+    async with running(any_url, worker, namespace=namespace) as bus:
+        await bus.publish(PaintingMade())
+        await quiet(eyes)
+        assert eyes.call("HGETALL", key) and 0 < eyes.call("PTTL", key) <= 600_000
+        await bus.publish(SculptureMade())
+        await until(lambda: sum(settler.statistics.acked for settler in runner_of(bus)._current.settlers) == 2)  # type: ignore[union-attr]
+        left = eyes.call("PTTL", key)
+    assert (left < 0 or left > 1000 * 365 * 86_400_000) == (last == "put")
+
+
 async def test_runs_that_wait_for_each_other_do_not_wait_for_ever(
     virtual: Clock, memory: MemoryServer, namespace: str
 ) -> None:
