@@ -81,6 +81,8 @@ class Buffer:
         self._queues: list[deque[Outgoing]] = [deque() for _ in self._lanes]
         self._in_hand = [0 for _ in self._lanes]
         self._settled = [0 for _ in self._lanes]
+        self._turned_away = 0
+        """Dropped in place of being queued. They are not among the settled, which would end a flush that waits for others."""
         self._turn = 0
         self._room = -1 if self.closed else self.limit  # one comparison in `add` covers both
         self._asleep = True
@@ -131,7 +133,7 @@ class Buffer:
     def _make_room(self, item: Outgoing, size: int, lane: int) -> bool:
         """True: there is room now. False: this event was dropped itself."""
         if self.closed == "muted":
-            self._drop(item, lane)
+            self._turn_away(item)
             return False
         if self.closed:
             raise BufferFull(_CLOSED)
@@ -142,11 +144,12 @@ class Buffer:
                 while self.bytes + size > self._room and (old := _first(queue)) is not None:
                     freed = len(old.data)
                     self.bytes -= freed
-                    self._drop(old, victim)
+                    self._settled[victim] += 1
+                    self._drop(old)
         if self.when_full in ("drop_oldest", "spool"):
             if self._fits(size):
                 return True
-            self._drop(item, lane)
+            self._turn_away(item)
             return False
         if self.when_full == "raise":
             raise BufferFull(f"{self._full()}: publish less, drop it, or use when_full='block'")
@@ -166,9 +169,12 @@ class Buffer:
         """What those are told whose events were dropped for want of room."""
         return f"dropped: {self.limit:,} bytes of newer events wait for the server"
 
-    def _drop(self, item: Outgoing, lane: int) -> None:
+    def _turn_away(self, item: Outgoing) -> None:
+        self._turned_away += 1
+        self._drop(item)
+
+    def _drop(self, item: Outgoing) -> None:
         self.dropped += 1
-        self._settled[lane] += 1
         if self.keep_drops:
             self._drops.append(item.raw_id)
             self._to_tell += 1
@@ -289,7 +295,7 @@ class Buffer:
     def published(self) -> int:
         """Events that were accepted so far, or dropped in place of being accepted."""
         with self.lock:
-            return sum(self._settled) + self.waiting
+            return sum(self._settled) + self._turned_away + self.waiting
 
 
 def _first(queue: deque[Outgoing]) -> Outgoing | None:

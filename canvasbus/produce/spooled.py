@@ -236,7 +236,7 @@ class SpooledBuffer(Buffer):
             try:
                 self._put(item, encode_event(item), lane)
             except BufferFull:  # whoever published it has been told that it is accepted
-                self._drop(item, lane)
+                self._turn_away(item)
             except BaseException:  # Ctrl-C
                 if self._unsent[lane] == unsent:
                     self._late.appendleft((item, lane))

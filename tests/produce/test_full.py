@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -106,6 +107,29 @@ def test_one_of_two_under_a_key_finds_no_room(away: MemoryServer, namespace: str
     away.set_connected(True)
     assert bus.close(timeout=10) is True
     assert told == ["small"]
+
+
+@pytest.mark.parametrize("spool", [False, True])
+def test_who_ends_waits_for_what_was_accepted(
+    away: MemoryServer, namespace: str, tmp_path: Path, soon: Soon, spool: bool
+) -> None:
+    """What other threads publish while the program ends is dropped, and does not stand for what was accepted before."""
+    bus = Producer(away.name, namespace=namespace, **({"spool": tmp_path} if spool else {}))
+    bus.publish(PaintingMade())
+    soon(lambda: sum(bus._buffer._in_hand))
+    with ThreadPoolExecutor(1) as pool:
+        ending = pool.submit(bus._sender.at_exit, 10)  # type: ignore[union-attr]
+        soon(lambda: len(bus._buffer._changed._waiters))  # type: ignore[attr-defined]
+        for _ in range(5):
+            bus.publish(PaintingMade())
+        with bus._buffer.lock:
+            bus._buffer._changed.notify_all()
+        with pytest.raises(TimeoutError):
+            ending.result(timeout=0.2)
+        away.set_connected(True)
+        ending.result()
+    now = bus.statistics()
+    assert (now.published, now.stored, now.dropped, now.waiting_events) == (6, 1, 5, 0)
 
 
 def test_block(away: MemoryServer, namespace: str, soon: Soon) -> None:
