@@ -47,6 +47,9 @@ from canvasbus.transport.server import Server
 from canvasbus.wire.codec import Codec
 from canvasbus.wire.keys import Keys
 
+CANCEL_SECONDS = 1.0
+"""What handlers may take to end once they are cancelled, before it is told that they do not."""
+
 log = get_logger("canvasbus.worker")
 
 
@@ -230,6 +233,9 @@ class _Incarnation:
         self.joining_scope = trio.CancelScope()
         """Cancelled when the worker is told to leave: one that joins holds nothing yet, and need not wait for the server."""
         self._fenced = trio.Event()
+        self._worked = trio.Event()
+        """Nothing runs any more."""
+        self._lives: trio.Nursery
         self._shared = runner._shared
         quarantine = trio.Lock()
         self._lane_of: dict[Handler, Lane] = {
@@ -313,6 +319,7 @@ class _Incarnation:
         runner = self.runner
         if runner._stop.is_set() or not await self._join():
             return False
+        self._lives = lives
         await lives.start(self._live)
         return self._fenced.is_set() and not runner._stop.is_set()
 
@@ -321,6 +328,7 @@ class _Incarnation:
         try:
             told = await self._work(task_status)
         finally:
+            self._worked.set()
             # Also when cancelled from outside or when something of ours crashed: a heart that went on beating would
             # keep everybody's hands off what we hold.
             self.heart.stop()
@@ -370,8 +378,23 @@ class _Incarnation:
             if fenced:
                 self.heart.stop()
                 task_status.started()
+            else:
+                self._lives.start_soon(self._tell_of_the_last)
             nursery.cancel_scope.cancel()
         return fenced
+
+    async def _tell_of_the_last(self) -> None:
+        """Whoever waits for a worker to leave must know what it waits for."""
+        with trio.move_on_after(CANCEL_SECONDS):
+            await self._worked.wait()
+        handlers = [lane.handler.name for lane in self.lanes if lane.running]
+        if handlers:
+            log.warning(
+                "handlers run on although they were cancelled, behind a shield or in a thread; the worker leaves when they "
+                "end, a program at a second signal",
+                group=self.group,
+                handlers=handlers,
+            )
 
     def topics(self) -> list[str]:
         """The types that it reads."""

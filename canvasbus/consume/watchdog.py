@@ -117,22 +117,22 @@ class Watchdog:
                 left = max(slot.started + slot.waited + timeout, slot.extended) - now
                 if left > 0:
                     wait = min(wait, left)
-                elif self._handler.is_async:
-                    if slot.cut:  # cancelled a while ago, and it runs all the same: behind a shield, or in a thread
-                        self._late(slot)
+                elif self._handler.is_async and not slot.cut:
                     slot.cut = True
                     slot.scope.cancel()
                 elif slot.delivery is not None and slot.delivery not in warned:
                     warned.add(slot.delivery)
-                    self._statistics.timeouts += 1
-                    log.warning(
-                        "a plain function runs longer than its timeout; a thread cannot be stopped",
-                        group=self._group,
-                        handler=self._handler.name,
-                        timeout=timeout,
-                    )
+                    self._warn()
                     self._late(slot)
             await trio.sleep(max(wait, 0.001))
+
+    def _warn(self) -> None:
+        if self._handler.is_async:  # cancelled a while ago
+            what = "a handler was cancelled at its timeout and runs all the same: behind a shield, or in a thread"
+        else:
+            self._statistics.timeouts += 1
+            what = "a plain function runs longer than its timeout; a thread cannot be stopped"
+        log.warning(what, group=self._group, handler=self._handler.name, timeout=self._handler.timeout)
 
     def _late(self, slot: Slot) -> None:
         if self.on_late is not None and slot.delivery is not None:

@@ -433,3 +433,29 @@ async def test_what_fails_within_the_grace_time_has_failed(any_url: str, namespa
     assert attempts == [1] * 8 + [2] * 8 + [3] * 8
     assert [letter.attempts for letter in eyes.dead("framers")] == [3] * 8
     assert not eyes.pending("framers")
+
+
+async def test_a_handler_that_nobody_can_end_is_told_of(virtual: Clock, memory: MemoryServer, namespace: str) -> None:
+    """It hangs behind a shield: when its time is over, and when the worker shall leave, which waits for it."""
+    worker, hanging = Worker("framers"), trio.Event()
+
+    @worker.on(PaintingMade, timeout=2)
+    async def frame(event: PaintingMade) -> None:
+        with trio.CancelScope(shield=True):
+            await hanging.wait()
+
+    with structlog.testing.capture_logs() as logs:
+        async with running(memory, worker, namespace=namespace, grace=1.0) as bus:
+
+            def told(what: str) -> int:
+                return sum(what in line["event"] and line["log_level"] == "warning" for line in logs)
+
+            await bus.publish(PaintingMade(number=0))
+            await until(lambda: told("cancelled at its timeout and runs all the same") == 1, 30)
+            await trio.sleep(20)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(bus.aclose)
+                await until(lambda: told("run on although they were cancelled") == 1, 30)
+                assert bus.statistics()[0].running == 1
+                hanging.set()
+    assert told("runs all the same") == told("run on although") == 1
