@@ -170,9 +170,9 @@ class World:
     async def _check_beating(self) -> None:
         """Whoever is there takes part, whatever hangs in it."""
 
-        def beats() -> dict[tuple[str, bytes], int]:
+        def beats() -> dict[tuple[str, bytes, bytes], int]:
             return {
-                (site.name, key): int(self.eyes.call("HGET", key, names[-1]) or 0)
+                (site.name, key, names[-1]): int(self.eyes.call("HGET", key, names[-1]) or 0)
                 for site in self.sites.values()
                 for key, names in site.incarnations.items()
                 if site.kind == "worker" and not site.dead and not site.leave.is_set()
@@ -180,9 +180,9 @@ class World:
 
         before = beats()
         await trio.sleep(IDLE_SECONDS)
-        for (who, key), count in beats().items():
-            if count <= before.get((who, key), 0):
-                self.wrong(f"{who} takes no part in {key.decode()}")
+        for life, count in beats().items():  # which may have begun meanwhile
+            if count <= before.get(life, 0):
+                self.wrong(f"{life[0]} takes no part in {life[1].decode()}")
 
     def _all_sent(self) -> bool:
         """What the impatient have given up may still be on its way."""
