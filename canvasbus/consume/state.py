@@ -14,9 +14,9 @@ Parts need none of this: each part is written whole, under an id of its own, so 
 writers of different parts never meet.
 
 Waiting is no part of what a run may take: its timeout stands still while it waits for others or for the server. Nor does
-it wait for others for longer than that timeout at a time, nor at all for a single run that has held the key for longer: it
-ends as RetryLater, and leaves its slot for as long to those who need not wait. (As part of the timeout, sixteen events of one key that took a tenth of it each made dead letters of the
-last.)
+it wait for others for longer than that timeout at a time, nor at all for a single run that has held the key for longer:
+it ends as RetryLater, and leaves its slot for as long to those who need not wait. (As part of the timeout, events of one
+key made dead letters of each other although each was quick.)
 
 A server that is away is nobody's failure: a run that cannot load what it needs ends as RetryLater, and costs no attempt.
 (As an ordinary exception an outage of a second sent events to the dead letters: retries come fast at first.)
