@@ -257,13 +257,14 @@ def _variables(environ: Mapping[str, str]) -> dict[str, tuple[str, str]]:
     return found
 
 
-def environment_url() -> str | None:
-    """The URL that CANVASBUS_URL or CANVASBUS_URL_FILE give, for a Producer that was given none; None: neither is set.
+def environment(*keys: str) -> Mapping[str, Any]:
+    """What the environment alone says of these settings, as far as it does: for a Producer that is not told its bus.
 
-    Raises ConfigError when both are set or the file cannot be read.
+    Raises ConfigError for values that cannot be meant, when a secret is given twice or its file cannot be read.
     """
-    ours = {name: os.environ[name] for name in ("CANVASBUS_URL", "CANVASBUS_URL_FILE") if name in os.environ}
-    return next((value for _, value in _variables(ours).values()), None)
+    of_keys = {PREFIX + key.upper() for key in keys} | {f"{PREFIX}{key.upper()}_FILE" for key in SECRETS & set(keys)}
+    ours = {name: os.environ[name] for name in of_keys if name in os.environ}
+    return {key: _convert(key, text, name, strict=False) for name, (key, text) in _variables(ours).items()}
 
 
 def _secret(name: str, path: str) -> str:

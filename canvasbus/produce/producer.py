@@ -100,7 +100,8 @@ class Producer:
 
     `url`: redis://, rediss://, unix://, redis+sentinel://HOST,HOST/MASTER, memory://NAME (shared in the process) or
     off://; None: the environment variable CANVASBUS_URL, or the file that CANVASBUS_URL_FILE names. `source` says who
-    publishes. `partitions` must be the same number in every process.
+    publishes. `namespace` and `partitions` must be the same in every process; None: CANVASBUS_NAMESPACE and
+    CANVASBUS_PARTITIONS, else "canvasbus" and 1.
 
     `buffer_bytes` (encoded) may wait for the server. When they are full, `when_full` decides:
 
@@ -146,8 +147,8 @@ class Producer:
         url: str | None = None,
         *,
         source: str = "",
-        namespace: str = "canvasbus",
-        partitions: int = 1,
+        namespace: str | None = None,
+        partitions: int | None = None,
         when_full: WhenFull | None = None,
         max_block: float = MAX_BLOCK,
         buffer_bytes: int = BUFFER_BYTES,
@@ -161,8 +162,7 @@ class Producer:
         dedupe_window: float = WINDOW_SECONDS,
         tracing: "bool | TracerProvider" = False,
     ) -> None:
-        if url is None:
-            url = _url()
+        url, namespace, partitions = _which_bus(url, namespace, partitions)
         where = address.parse(url)
         check_name("namespace", namespace)
         check_partition_count(partitions)
@@ -461,16 +461,23 @@ def _check_callback(on_delivery: object, error: type[Exception]) -> None:
         raise error(f"on_delivery={on_delivery!r}: a function is wanted, which takes an id and an error")
 
 
-def _url() -> str:
-    from canvasbus.config import environment_url
+def _which_bus(url: str | None, namespace: str | None, partitions: int | None) -> tuple[str, str, int]:
+    if url is not None and namespace is not None and partitions is not None:
+        return url, namespace, partitions
+    from canvasbus.config import Settings, environment
 
-    url = environment_url()
-    if url is None:
+    given = {"url": url, "namespace": namespace, "partitions": partitions}
+    told = Settings(**environment(*(key for key, value in given.items() if value is None)))
+    if url is None and (url := told.url) is None:
         raise ConfigError(
             "a Producer needs to know the bus: Producer('redis://host:6379'), or set CANVASBUS_URL; off:// switches "
             "publishing off"
         )
-    return url
+    return (
+        url,
+        told.namespace if namespace is None else namespace,
+        told.partitions if partitions is None else partitions,
+    )
 
 
 def _spooled(spool: str | PathLike[str], spool_bytes: int, namespace: str, server: str) -> Callable[..., Buffer]:

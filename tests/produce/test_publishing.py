@@ -217,6 +217,40 @@ def test_the_url_comes_from_a_file(namespace: str, monkeypatch: pytest.MonkeyPat
         Producer()
 
 
+def test_the_namespace_comes_from_the_environment(
+    any_url: str, namespace: str, eyes: Eyes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the workers and commands beside it take it: also where the URL is given; what is given goes before. What of the
+    environment is not needed is not looked at."""
+    monkeypatch.setenv("CANVASBUS_URL", any_url)
+    monkeypatch.setenv("CANVASBUS_NAMESPACE", namespace)
+    for number, url in enumerate((None, any_url)):
+        with Producer(url) as bus:
+            bus.publish(PaintingMade(number=number))
+    assert [made.number for _, made in eyes.entries("painting.made")] == [0, 1]
+
+    monkeypatch.setenv("CANVASBUS_URL_FILE", "/nowhere")
+    with Producer(any_url, namespace=f"{namespace}-2") as bus:
+        bus.publish(PaintingMade(number=2))
+    assert eyes.count("painting.made") == 2
+
+
+def test_the_partitions_come_from_the_environment(
+    any_url: str, namespace: str, eyes: Eyes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what cannot be meant is told with where it came from."""
+    monkeypatch.setenv("CANVASBUS_PARTITIONS", "3")
+    titles = [f"Nocturne {number}" for number in range(30)]
+    with Producer(any_url, namespace=namespace) as bus:
+        bus.publish_many(PaintingMade(title=title) for title in titles)
+    of_the_first = [title for title in titles if partition_of(title, 3) == 0]
+    assert [made.title for _, made in eyes.entries("painting.made")] == of_the_first
+
+    monkeypatch.setenv("CANVASBUS_PARTITIONS", "many")
+    with pytest.raises(ConfigError, match="partitions='many' from CANVASBUS_PARTITIONS"):
+        Producer(any_url)
+
+
 @pytest.mark.parametrize("value", [None, "", "  "])
 def test_without_a_url(value: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """No URL anywhere, or an empty one, is an error that names every way to give one."""
