@@ -85,6 +85,8 @@ class Context:
         if self._ran is None:
             topic = delivery.topic
             self._ran = delivery.run = Run(topic.settler.states, topic.lane.handler.timeout)
+            if delivery in topic.lane.watchdog.late:
+                self._ran.late()
         return self._ran
 
     def extend(self, seconds: float) -> None:

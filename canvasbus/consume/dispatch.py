@@ -453,6 +453,8 @@ class Lane:
         self._on_room()
 
     def _late(self, delivery: Delivery) -> None:
+        if delivery.run is not None:
+            delivery.run.late()
         self.quarantine.late(delivery)
         if self.breaking is not None:
             self.breaking.late(delivery)

@@ -16,7 +16,8 @@ writers of different parts never meet.
 Waiting is no part of what a run may take: its timeout stands still while it waits for others or for the server. Nor does
 it wait for others for longer than that timeout at a time, nor at all for a single run that has held the key for longer:
 it ends as RetryLater, and leaves its slot for as long to those who need not wait. (As part of the timeout, events of one
-key made dead letters of each other although each was quick.)
+key made dead letters of each other although each was quick.) A run that is late and cannot be ended, which may hang for
+ever, keeps what it has loaded and lets others have the key: should it end after all, its token is compared like any.
 
 A server that is away is nobody's failure: a run that cannot load what it needs ends as RetryLater, and costs no attempt.
 (As an ordinary exception an outage of a second sent events to the dead letters: retries come fast at first.)
@@ -216,14 +217,21 @@ class StateStore:
         cell.turn.release()
         self._forget(cell)
 
+    def part(self, cell: _Cell) -> _Cell:
+        """Let the next run have it, and give its holder one of its own, which nobody else comes by."""
+        own = _Cell(cell.name, cell.key)
+        own.holder, own.users, own.token, own.value = cell.holder, 1, cell.token, cell.value
+        self.release(cell)
+        return own
+
     def _forget(self, cell: _Cell) -> None:
         cell.users -= 1
         self.drop_unused(cell)
 
     def drop_unused(self, cell: _Cell) -> None:
         """Keep nothing that the server has."""
-        if not cell.users and not cell.pending:
-            self._cells.pop(cell.name, None)
+        if not cell.users and not cell.pending and self._cells.get(cell.name) is cell:
+            del self._cells[cell.name]
 
     def __repr__(self) -> str:
         return f"<StateStore {self.group} {self.keys!r} {len(self._cells)} in use>"
@@ -233,6 +241,7 @@ class Run:
     """One run of a handler: what it holds and what it changes."""
 
     __slots__ = (
+        "_late",
         "_states",
         "_turn",
         "_waited",
@@ -253,6 +262,7 @@ class Run:
         self.waits_for: _Cell | None = None
         self.changes: Changes | None = Changes()
         """None: the run has ended."""
+        self._late = False
         self._states: dict[str, State[Any]] = {}
         self._turn = trio.Lock()
         self._waits = 0
@@ -292,6 +302,8 @@ class Run:
                 return self._states[name]
             with self.waiting():
                 cell = await self.store.acquire(name, self)
+            if self._late:
+                cell = self._part(cell)
         if cell.value:
             value = _decoded(cell.value, type_, name)
         elif default is not None:
@@ -306,6 +318,17 @@ class Run:
         self.open()
         check_key("parts", name)
         return Parts(self, self.store.keys.parts(self.store.group, name), type_, _milliseconds(ttl))
+
+    def late(self) -> None:
+        """It runs too long and cannot be ended: from now on it keeps no state from others."""
+        self._late = True
+        for state in self._states.values():
+            state._cell = self._part(state._cell)
+
+    def _part(self, cell: _Cell) -> _Cell:
+        own = self.store.part(cell)
+        self.cells[self.cells.index(cell)] = own
+        return own
 
     def finish(self, timers: Changes | None) -> Changes:
         """The handler has returned: what is to be committed, `timers` included. Raises EncodeError for a value that cannot

@@ -69,8 +69,10 @@ class Watchdog:
         self._group = group
         self._statistics = statistics
         self._outside: set[Slot] = set()
+        self.late: set[Delivery] = set()
+        """What runs too long and cannot be ended."""
         self.on_late: Callable[[Delivery], None] | None = None
-        """Called with each delivery that runs too long and cannot be ended."""
+        """Called with each of these, and the rest of its batch."""
 
     @contextmanager
     def outside(self, deliveries: Sequence[Delivery]) -> Iterator[Slot]:
@@ -102,17 +104,16 @@ class Watchdog:
     async def run(self) -> None:
         """Watch until cancelled."""
         timeout = self._handler.timeout
-        warned: set[Delivery] = set()
         while True:
             started = [slot for slot in (*self.slots, *self._outside) if slot.delivery is not None]
             if not started:
-                warned.clear()
+                self.late.clear()
                 self.work = trio.Event()
                 await self.work.wait()
                 continue
             now = clock.monotonic()
             wait = timeout
-            warned.intersection_update([slot.delivery for slot in started])
+            self.late.intersection_update([slot.delivery for slot in started])
             for slot in started:
                 left = max(slot.started + slot.waited + timeout, slot.extended) - now
                 if left > 0:
@@ -120,8 +121,8 @@ class Watchdog:
                 elif self._handler.is_async and not slot.cut:
                     slot.cut = True
                     slot.scope.cancel()
-                elif slot.delivery is not None and slot.delivery not in warned:
-                    warned.add(slot.delivery)
+                elif slot.delivery is not None and slot.delivery not in self.late:
+                    self.late.add(slot.delivery)
                     self._warn()
                     self._late(slot)
             await trio.sleep(max(wait, 0.001))

@@ -1,5 +1,6 @@
 """State of handlers: exact under concurrency, lost replies, other processes and dead ones."""
 
+import threading
 from typing import Any
 
 import msgspec
@@ -358,6 +359,79 @@ async def test_who_waits_for_long_lets_others_run(virtual: Clock, memory: Memory
     assert stored(eyes, "framers", "a")["total"] == 40
     assert max(others) < 60 and len(others) == 3
     eyes.close()
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["holds", "takes"])
+async def test_a_run_that_hangs_for_ever_keeps_no_state_from_others(
+    virtual: Clock, memory: MemoryServer, namespace: str, again: bool
+) -> None:
+    """It cannot be ended, and there are more events of its key than may wait: when its time is over all others are
+    handled, its key's, too. What it makes of its own copy, should it end, is compared: it runs again. The same of a state that
+    it takes when it is late already."""
+    eyes = Eyes(memory, namespace)
+    worker = Worker("framers")
+    hangs, ends = trio.Event(), trio.Event()
+
+    @worker.on(PaintingMade, concurrency=4, timeout=5)
+    async def count(event: PaintingMade, ctx: Context) -> None:
+        if event.number == 0 and not hangs.is_set():
+            with trio.CancelScope(shield=True):
+                if again:
+                    await trio.sleep(20)
+                state = await ctx.state(event.title, Count)
+                hangs.set()
+                await ends.wait()
+        else:
+            state = await ctx.state(event.title, Count)
+        state.value.total += 1
+
+    async with running(memory, worker, namespace=namespace) as bus:
+        await bus.publish(PaintingMade(title="a"))
+        await hangs.wait()
+        await bus.publish_many([PaintingMade(title="a", number=n) for n in range(1, 1501)])
+        await bus.publish_many([PaintingMade(title="b", number=n) for n in range(1, 4)])
+        await until(lambda: bus.statistics()[0].handled == 1503, 500)
+        assert (stored(eyes, "framers", "a")["total"], stored(eyes, "framers", "b")["total"]) == (1500, 3)
+        ends.set()
+        await quiet(eyes, timeout=500)
+        assert eyes.dead("framers") == []
+    assert stored(eyes, "framers", "a")["total"] == 1501
+    eyes.close()
+
+
+@pytest.mark.parametrize("kind", ["shielded", "plain"])
+async def test_a_late_run_lets_others_have_its_state(any_url: str, namespace: str, eyes: Eyes, kind: str) -> None:
+    """Of both kinds of handlers that nobody can end, on every server: others count on while it hangs, and it counts itself
+    when it ends, once."""
+    worker = Worker("framers")
+    hangs, others = threading.Event(), threading.Event()
+
+    async def add(event: PaintingMade, ctx: Context) -> None:
+        state = await ctx.state("a", Count)
+        if event.number == 0 and not hangs.is_set():
+            hangs.set()
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(others.wait, 60)
+        state.value.total += 1
+
+    if kind == "plain":
+
+        @worker.on(PaintingMade, timeout=0.2)
+        def count(event: PaintingMade, ctx: Context) -> None:
+            trio.from_thread.run(add, event, ctx)
+
+    else:
+        worker.on(PaintingMade, timeout=0.2)(add)
+
+    async with running(any_url, worker, namespace=namespace) as bus:
+        await bus.publish(PaintingMade())
+        await until(hangs.is_set)
+        await bus.publish_many([PaintingMade(number=n) for n in range(1, 51)])
+        await until(lambda: (stored(eyes, "framers", "a") or {"total": 0})["total"] == 50, 30)
+        others.set()
+        await quiet(eyes, timeout=30)
+        assert eyes.dead("framers") == []
+    assert stored(eyes, "framers", "a")["total"] == 51
 
 
 async def test_what_rests_on_a_value_that_never_came_runs_again(any_url: str, namespace: str, eyes: Eyes) -> None:
