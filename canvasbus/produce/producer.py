@@ -378,6 +378,9 @@ class Producer:
 
         With a spool they stay there for the next Producer. Returns what `flush` would. Publishing afterwards raises
         BufferFull; closing again returns the same.
+
+        While a request of the thread hangs in a silent server, what is given up is counted, and on_delivery is called, when
+        that ends; not at all if the program ends sooner.
         """
         if timeout is not None:
             check_number("timeout", timeout, error=TypeError)

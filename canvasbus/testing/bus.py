@@ -63,7 +63,8 @@ class TestBus:
 
     Use it as an async context manager on trio's MockClock (see `in_virtual_time`; pytest-trio's `autojump_clock` and
     `mock_clock` do too). Nothing waits in real time, except for plain handlers, which run in threads: while one runs,
-    virtual time stands still. What lies on the bus can be looked at after the block too.
+    virtual time stands still. What lies on the bus can be looked at after the block too. A handler that hangs where nobody
+    can end it (behind a shield, in a thread) keeps the block from ending, as it keeps a worker.
 
     `workers` are run as copies and stay untouched; each has a name of its own. `url` names the server in memory, for
     code under test that makes its own `Producer` or `EventBus` (default: a new one, see the attribute `url`).

@@ -132,12 +132,12 @@ async def test_a_suspect_that_hangs_alone_keeps_no_other_from_running(
 
 
 async def test_a_suspect_that_hangs_among_others_keeps_none_from_running_alone(
-    virtual: Clock, memory: MemoryServer, namespace: str
+    any_url: str, namespace: str, eyes: Eyes
 ) -> None:
     """It survived nothing yet, so it runs beside others, and hangs in a thread. One that has to run alone waits for it until
     its time is over."""
-    eyes, done, hanging = Eyes(memory, namespace), list[int](), threading.Event()
-    async with running(memory, namespace=namespace) as bus:
+    done, hanging = list[int](), threading.Event()
+    async with running(any_url, namespace=namespace) as bus:
         await bus.publish_many([PaintingMade(number=n) for n in range(2)])
     stream = eyes.stream()
     eyes.call("XGROUP", "CREATE", stream, "makers", "0", "MKSTREAM")
@@ -146,13 +146,13 @@ async def test_a_suspect_that_hangs_among_others_keeps_none_from_running_alone(
     eyes.call("XCLAIM", stream, "makers", "~suspect", 0, second, "RETRYCOUNT", 2, "JUSTID")
     worker = Worker("makers")
 
-    @worker.on(PaintingMade, concurrency=4, timeout=2)
+    @worker.on(PaintingMade, concurrency=4, timeout=0.5)
     def make(event: PaintingMade) -> None:
         if event.number == 0:
             hanging.wait()
         done.append(event.number)
 
-    async with running(memory, worker, namespace=namespace):
+    async with running(any_url, worker, namespace=namespace):
         try:
             await until(lambda: done == [1], 30)
         finally:

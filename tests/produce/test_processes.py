@@ -398,8 +398,9 @@ def test_publishing_after_the_last_flush(program: Program) -> None:
 
 
 def test_daemon_threads_that_publish_to_the_very_end(program: Program) -> None:
-    """Daemon threads that never stop publishing do not keep the program from ending, and nothing crashes."""
-    for _ in range(3):
+    """Daemon threads that never stop publishing do not keep the program from ending, and nothing crashes. What it has
+    published itself is stored."""
+    for life in range(3):
         _, err = program.run(
             """
             bus = producer(flush_timeout=5)
@@ -409,9 +410,12 @@ def test_daemon_threads_that_publish_to_the_very_end(program: Program) -> None:
             for _ in range(2):
                 threading.Thread(target=publish, daemon=True).start()
             time.sleep(0.05)
+            for number in range(1, 201):
+                bus.publish(PaintingMade(number=number))
             """
         )
         assert "Traceback" not in err and "Fatal" not in err
+        assert [number for number in program.stored() if number] == [*range(1, 201)] * (life + 1)
 
 
 def test_an_object_that_publishes_when_the_interpreter_ends(program: Program) -> None:
