@@ -6,11 +6,8 @@ cannot be written (no room, no right, a broken disk) events live in memory alone
 again once a second.
 
 Before a batch is sent the log says so (`note`), and afterwards that it is settled. What a dead process left is adopted
-before anything of one's own is sent: its last batch is sent by whoever has its fence (FencedSender.suspect), the rest as
-if it were one's own.
-
-A Producer that is closed while the server hangs leaves its thread behind, with the folder locked. The next one of the same
-process waits for that, for a while: else what it is left would come after its own, or when a third one looks.
+(see `adoption`) before anything of one's own is sent: its last batch is sent by whoever has its fence
+(FencedSender.suspect), the rest as if it were one's own.
 
 Somebody may remove the folder under a living process (a cleaner of temporary files, an admin): what is written then goes
 into a file without a name. So the sender looks once a second, while anything waits, whether the files are still there
@@ -24,7 +21,6 @@ A signal handler or a `__del__` that publishes while its own thread is in here w
 its record. Its event is laid aside and written down when the lock is free, by the next to come.
 """
 
-import os
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,7 +30,8 @@ from typing import Final, Literal
 
 from canvasbus import clock
 from canvasbus.errors import BufferFull, ConfigError, Unavailable
-from canvasbus.produce import spoolfolder
+from canvasbus.produce import adoption, spoolfolder
+from canvasbus.produce.adoption import Adoption
 from canvasbus.produce.buffer import BATCH_EVENTS, Buffer, WhenFull
 from canvasbus.produce.spool import (
     EVENT,
@@ -50,20 +47,8 @@ from canvasbus.produce.spoolfile import Damaged, Log, Whose, discard
 from canvasbus.produce.spoolfolder import Folder
 from canvasbus.wire.outgoing import Outgoing
 
-LOOK_SECONDS: Final = 60.0
-"""How often a sender looks whether somebody died and left something."""
-ADOPT_FILES: Final = 100
-"""How many files of others a process has open at once: a program that crashes over and over leaves a folder each time, more
-in the end than a process may have files. The rest is adopted when these are sent."""
-LEAVE_SECONDS: Final = 30.0
-"""How long a Producer waits for one of its process that was closed, and whose thread hangs in a request: what that one left is
-sent first, and its files are locked until it ends."""
 RETRY_SECONDS: Final = 1.0
 """How often a log that cannot be written is tried again, and how often is looked whether its files are still there."""
-
-
-_leaving: "dict[int, SpooledBuffer]" = {}
-"""Buffers that were closed, and whose threads have not ended."""
 
 
 @dataclass(slots=True)
@@ -108,12 +93,9 @@ class SpooledBuffer(Buffer):
         segment = max(4096, min(SEGMENT_BYTES, spool_bytes // 8))
         resting = min(RESTING_BYTES, spool_bytes // (4 * lanes))
         self._whose = Whose(namespace, lanes, server, segment, resting)
-        self._leaves = 0, 0.0
-        """Closed: in which process, and until when its thread is waited for."""
         self._own: Folder | None = None
         self._logs: dict[int, Log] = {}
-        self._adopted: list[deque[Log]] = []
-        self._folders: dict[Log, Folder] = {}
+        self._adoption = Adoption(root, self._whose, lanes)
         super().__init__(limit, when_full, max_block, lanes, rouse, lament)
         self.keeps = str(root)
         self.note = self._note_sending
@@ -134,9 +116,8 @@ class SpooledBuffer(Buffer):
         # A forked child lets go of its copies of the parent's files: the lock stays the parent's until that ends.
         for log in self._all_logs():
             log.close()
-        for folder in (self._own, *self._folders.values()):
-            if folder is not None:
-                folder.release()
+        for folder in self._folders():
+            folder.release()
         super().reset()
         if not self.closed:
             self._room = self.spool_bytes
@@ -145,7 +126,6 @@ class SpooledBuffer(Buffer):
         self._trouble = self._trouble_text = ""
         self._late: deque[tuple[Outgoing, int]] = deque()
         self._looked = True
-        self._next_look = clock.monotonic() + LOOK_SECONDS
         self._next_tend = 0.0
         self.spool_errors = 0
         self.recovered = 0
@@ -155,8 +135,7 @@ class SpooledBuffer(Buffer):
     def _forget(self) -> None:
         self._own = None
         self._logs = {}
-        self._folders = {}
-        self._adopted = [deque() for _ in self._lanes]
+        self._adoption = Adoption(self.root, self._whose, len(self._lanes))
         self._cache: list[deque[tuple[int, Outgoing]]] = [deque() for _ in self._lanes]
         self._next = [0 for _ in self._lanes]
         self._taken = [0 for _ in self._lanes]
@@ -169,8 +148,7 @@ class SpooledBuffer(Buffer):
     def close(self, how: Literal["closed", "muted"]) -> None:
         super().close(how)
         if how == "closed":
-            self._leaves = os.getpid(), clock.monotonic() + LEAVE_SECONDS
-            _leaving[id(self)] = self
+            adoption.leaves(self, self._whose, self._folders)
 
     # --- publishers ----------------------------------------------------------------------------------------------
 
@@ -315,7 +293,7 @@ class SpooledBuffer(Buffer):
 
     def take(self) -> tuple[int, list[Outgoing]] | None:
         """As the Buffer's. Raises Unavailable when the spool cannot be read, but may be later."""
-        if not (self._looked or self._folders) or clock.monotonic() >= self._next_look:
+        if self._adoption.due or not (self._looked or self._adoption.folders):
             self._adopt()
         self.tend()
         with self.lock:
@@ -372,8 +350,8 @@ class SpooledBuffer(Buffer):
         return items
 
     def _take_adopted(self, lane: int) -> list[Outgoing]:
-        while self._adopted[lane]:
-            log = self._adopted[lane][0]
+        while logs := self._adoption.logs[lane]:
+            log = logs[0]
             start, until, sending = log.taken, log.ledger.next, log.ledger.sending
             self.doubt = None
             if sending is not None and start < sending.start:
@@ -388,7 +366,7 @@ class SpooledBuffer(Buffer):
                     self.bytes += sum([len(item.data) for item in items])
                 return items
             if log.taken >= log.ledger.next:
-                self._finish(lane, log)
+                self._finish(log)
         return []
 
     def _read(self, log: Log, start: int, until: int, *, whole: bool = False) -> tuple[list[Outgoing], list[int]]:
@@ -461,14 +439,17 @@ class SpooledBuffer(Buffer):
         for file in files:
             discard(file)
         whole = hand.settled == len(hand.items)  # else the rest of the batch is still to be sent
-        if whole and log in self._folders and log is not None and log.taken >= log.ledger.next:
-            self._finish(lane, log)
+        if whole and log is not None and log in self._adoption.folders and log.taken >= log.ledger.next:
+            self._finish(log)
 
     def _measure(self) -> None:
         self.spool_bytes_used = sum(log.ledger.bytes for log in self._all_logs())
 
     def _all_logs(self) -> list[Log]:
-        return [*self._logs.values(), *self._folders]
+        return [*self._logs.values(), *self._adoption.folders]
+
+    def _folders(self) -> list[Folder]:
+        return [*([self._own] if self._own else []), *dict.fromkeys(self._adoption.folders.values())]
 
     # --- what somebody removed -----------------------------------------------------------------------------------
 
@@ -480,7 +461,7 @@ class SpooledBuffer(Buffer):
         """Make anew what was removed of the files, the folder and its lock included."""
         self._next_tend = clock.monotonic() + RETRY_SECONDS
         with self.lock:
-            folders = {folder for folder in (self._own, *self._folders.values()) if folder is not None}
+            folders = self._folders()
             files = [(log, each, each.size) for log in self._all_logs() for each in log.ledger.segments]
         for folder in folders:
             try:
@@ -538,69 +519,33 @@ class SpooledBuffer(Buffer):
     # --- what others left ----------------------------------------------------------------------------------------
 
     def _adopt(self) -> None:
-        self._next_look = clock.monotonic() + LOOK_SECONDS
-        leaving, waits_for = self._folders_of_the_leaving(), None
-        try:
-            found = spoolfolder.folders(self.root)
-        except OSError as error:
-            found = []
-            self._cannot_adopt(self.root, error)
-        all_seen = True
-        for path in found:
-            if len(self._folders) + len(set(self._folders.values())) >= ADOPT_FILES:
-                all_seen = False
-                break
-            try:
-                folder = spoolfolder.claim(path)
-                left = spoolfolder.adopt(folder, self._whose) if folder else None
-            except OSError as error:
-                self._cannot_adopt(path, error)
-                continue
-            if folder is None and path in leaving:
-                waits_for, all_seen = path, False
-            if folder is None or left is None:
-                continue
+        for folder, left in self._adoption.look(self._cannot_adopt):
             with self.lock:
+                self.recovered += self._adoption.add(folder, left)
                 for log in left.logs:
-                    self._folders[log] = folder
-                    self._adopted[log.partition].append(log)
                     self._unsent[log.partition] += log.ledger.events
-                    self.recovered += log.ledger.events
                 self.quarantined += left.damaged
                 self._trouble = left.trouble or self._trouble
                 self._measure()
         with self.lock:
-            self._looked = all_seen
+            self._looked = self._adoption.complete
             self._changed.notify_all()
-        if waits_for is not None:
-            raise Unavailable(f"{waits_for} is still in the hands of a Producer that was closed a moment ago")
-
-    def _folders_of_the_leaving(self) -> set[Path]:
-        """Those of other Producers of this process that were closed, and whose threads have not let go of them yet."""
-        found: set[Path] = set()
-        for key, buffer in list(_leaving.items()):
-            pid, until = buffer._leaves
-            if pid != os.getpid() or clock.monotonic() > until:
-                _leaving.pop(key, None)
-            elif buffer._whose[:2] == self._whose[:2]:
-                held = [buffer._own, *list(buffer._folders.values())]
-                found.update(folder.path for folder in held if folder is not None)
-        return found
+        if (path := self._adoption.waits_for) is not None:
+            raise Unavailable(f"{path} is still in the hands of a Producer that was closed a moment ago")
 
     def _cannot_adopt(self, path: Path, error: OSError) -> None:
         with self.lock:
             self.spool_errors += 1
             self._trouble = f"what is in the spool {path} cannot be adopted ({error.strerror}); it stays there"
 
-    def _finish(self, lane: int, log: Log) -> None:
+    def _finish(self, log: Log) -> None:
         """All of an adopted log is settled, but for what was not to be found."""
         with self.lock:
-            self._write_off(lane, log.ledger.events)
-            self._adopted[lane].remove(log)
-            folder = self._folders.pop(log)
+            self._write_off(log.partition, log.ledger.events)
+            folder = self._adoption.remove(log)
             self._measure()
         log.delete()
-        if folder not in self._folders.values():
+        if folder is not None:
             folder.remove()
 
     def kept(self) -> int:
@@ -633,16 +578,14 @@ class SpooledBuffer(Buffer):
                 super().settle(hand.lane, unknown, unknown=len(unknown))
             for log in self._all_logs():
                 log.close()
-            if self._own is not None:
-                if all(log.ledger.done() for log in self._logs.values()):
-                    for log in self._logs.values():
-                        log.delete()
-                    self._logs = {}
-                    self._own.remove()
-                self._own.release()
-            for folder in self._folders.values():
+            if self._own is not None and all(log.ledger.done() for log in self._logs.values()):
+                for log in self._logs.values():
+                    log.delete()
+                self._logs = {}
+                self._own.remove()
+            for folder in self._folders():
                 folder.release()
-            _leaving.pop(id(self), None)
+            adoption.left(self)
             self._measure()
             if not self.closed:  # the sender's thread ended by a fault: the next one adopts what this one had
                 self.recovered -= sum(log.ledger.events for log in self._all_logs())  # which is no news then

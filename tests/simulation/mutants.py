@@ -35,7 +35,7 @@ from canvasbus.consume import (
     taking,
 )
 from canvasbus.consume.liveness import Watcher
-from canvasbus.produce import buffer, fenced, publisher, sender, spool, spooled
+from canvasbus.produce import adoption, buffer, fenced, publisher, sender, spool, spooled
 from canvasbus.transport import group_scripts, link
 from canvasbus.transport.owner_scripts import TAKE
 from canvasbus.transport.scripts import ONCE, Script
@@ -445,7 +445,7 @@ MUTANTS = (
     Mutant(
         "what a dead program left is not sent",
         "7",
-        (words(spooled.SpooledBuffer, "_adopt", "found = spoolfolder.folders(self.root)", "found = []"),),
+        (words(adoption.Adoption, "look", "found = spoolfolder.folders(self._root)", "found = []"),),
         frozenset({"kill producer", "spool"}),
     ),
     Mutant(
