@@ -66,6 +66,9 @@ class TestBus:
     virtual time stands still. What lies on the bus can be looked at after the block too. A handler that hangs where nobody
     can end it (behind a shield, in a thread) keeps the block from ending, as it keeps a worker.
 
+    What a handler raises, a failed `assert` too, ends in the dead letters and not in the test, as it would in production:
+    where none is meant, `assert not bus.dead_letters()`.
+
     `workers` are run as copies and stay untouched; each has a name of its own. `url` names the server in memory, for
     code under test that makes its own `Producer` or `EventBus` (default: a new one, see the attribute `url`).
     `start` is the wall time at the beginning (default: now). `options` are those of EventBus; without a
