@@ -17,6 +17,7 @@ from uuid import UUID
 
 import trio
 
+from canvasbus.checks import check_number
 from canvasbus.consume.handlers import Worker, check_newest
 from canvasbus.consume.instances import PER_INSTANCE, PerInstance
 from canvasbus.consume.leaving import GRACE_SECONDS
@@ -37,7 +38,7 @@ from canvasbus.transport.forks import end_copies
 from canvasbus.transport.link import SharedLink
 from canvasbus.transport.server import Server
 from canvasbus.wire.codec import MAX_EVENT_BYTES, Codec
-from canvasbus.wire.keys import Keys, check_name, check_number, check_partition_count
+from canvasbus.wire.keys import Keys, check_name, check_partition_count
 from canvasbus.wire.marks import WINDOW_SECONDS, window_ms
 from canvasbus.wire.retention import Retention
 from canvasbus.wire.traceparent import current as current_trace

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 
 # From the bottom up. A module may import modules of lower layers, and of its own layer only inside its own folder.
 LAYERS = (
-    ("errors", "clock", "ids", "choices"),
+    ("errors", "checks", "clock", "ids", "choices"),
     ("log", "config"),
     ("contract",),
     ("events",),

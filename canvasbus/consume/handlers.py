@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, TypeVar
 
+from canvasbus.checks import check_number
 from canvasbus.consume.breaker import Breaker
 from canvasbus.consume.instances import PER_INSTANCE, PerInstance
 from canvasbus.consume.lifespan import opener
@@ -17,7 +18,7 @@ from canvasbus.contract.event import Event
 from canvasbus.contract.globs import globs_overlap, listens
 from canvasbus.contract.registry import registry
 from canvasbus.errors import ContractError
-from canvasbus.wire.keys import check_name, check_number
+from canvasbus.wire.keys import check_name
 from canvasbus.wire.marks import window_ms
 
 Start = datetime | str

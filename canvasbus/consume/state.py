@@ -33,6 +33,7 @@ import msgspec
 import trio
 
 from canvasbus import clock, ids
+from canvasbus.checks import is_label
 from canvasbus.consume.changes import Changes
 from canvasbus.consume.complaints import Complaints
 from canvasbus.consume.policy import RetryLater
@@ -40,7 +41,7 @@ from canvasbus.errors import ContractError, EncodeError, Unavailable
 from canvasbus.transport.link import SharedLink
 from canvasbus.transport.resp import ReplyError, check, code, translate
 from canvasbus.wire.codec import MAX_EVENT_BYTES
-from canvasbus.wire.keys import Keys, is_label
+from canvasbus.wire.keys import Keys
 
 TOKEN = 16
 MAX_STATE_BYTES = MAX_EVENT_BYTES

@@ -8,10 +8,10 @@ processes there are and whenever they die.
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from canvasbus.checks import is_label
 from canvasbus.contract.event import Event
 from canvasbus.errors import ContractError
 from canvasbus.wire import later
-from canvasbus.wire.keys import is_label
 
 
 @dataclass(frozen=True, slots=True)

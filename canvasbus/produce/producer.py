@@ -27,12 +27,13 @@ from uuid import UUID
 import msgspec
 
 from canvasbus import ids
+from canvasbus.checks import check_number
 from canvasbus.contract.event import Event, correlation
 from canvasbus.errors import ConfigError
 from canvasbus.produce.buffer import BUFFER_BYTES, SPOOL_BYTES, Buffer, OnDelivery, WhenFull
 from canvasbus.transport import address
 from canvasbus.wire.codec import MAX_EVENT_BYTES, Codec
-from canvasbus.wire.keys import check_name, check_number, check_partition_count, partition_of
+from canvasbus.wire.keys import check_name, check_partition_count, partition_of
 from canvasbus.wire.marks import WINDOW_SECONDS, window_ms
 from canvasbus.wire.outgoing import Outgoing
 from canvasbus.wire.traceparent import current as current_trace

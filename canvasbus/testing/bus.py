@@ -24,6 +24,7 @@ import trio
 
 from canvasbus import clock
 from canvasbus.bus import EventBus
+from canvasbus.checks import check_number
 from canvasbus.consume.handlers import Worker
 from canvasbus.consume.runner import WorkerStatistics
 from canvasbus.contract.bus_events import BusLoss
@@ -37,7 +38,7 @@ from canvasbus.testing.process import Process
 from canvasbus.testing.seen import DeadLetter, Eyes, Published
 from canvasbus.testing.unsettled import NotSettled
 from canvasbus.testing.virtual import VirtualTime, real_limit
-from canvasbus.wire.keys import Keys, check_number
+from canvasbus.wire.keys import Keys
 from canvasbus.wire.retention import Retention
 
 E = TypeVar("E", bound=Event)

@@ -24,6 +24,7 @@ from uuid import UUID
 import msgspec
 
 from canvasbus import clock, ids
+from canvasbus.checks import has_surrogates
 from canvasbus.choices import with_choices
 from canvasbus.contract.event import Event
 from canvasbus.contract.finite import non_finite_path
@@ -33,7 +34,7 @@ from canvasbus.errors import ConfigError, ContractError, DecodeError, EncodeErro
 from canvasbus.wire import later
 from canvasbus.wire.cloudevents import BAD_BYTES, MOVED_BYTES, open_json, said
 from canvasbus.wire.envelope import Envelope
-from canvasbus.wire.keys import LATER_INBOX, has_surrogates
+from canvasbus.wire.keys import LATER_INBOX
 from canvasbus.wire.outgoing import HEAD, Alike, Outgoing
 
 MAX_EVENT_BYTES = 1024 * 1024

@@ -4,15 +4,13 @@ All keys of one partition share the hash tag `{namespace:partition}`, so that on
 server and in a Redis Cluster alike.
 """
 
-import math
 import re
 from binascii import crc32
-from numbers import Integral, Real
 
+from canvasbus.checks import check_number
 from canvasbus.errors import ConfigError
 
 _NAME = re.compile(r"[A-Za-z0-9_.\-]{1,100}")
-_SURROGATES = re.compile("[\ud800-\udfff]")
 
 MAX_PARTITIONS = 4096
 """More than this is a mistake: every process has a connection for each."""
@@ -66,41 +64,11 @@ def check_name(kind: str, name: str) -> str:
     return name
 
 
-def check_number(
-    name: str,
-    value: object,
-    *,
-    whole: bool = False,
-    least: float = -math.inf,
-    error: type[Exception] = ConfigError,
-) -> None:
-    """Raise `error` for what is no number: "4" and "64MiB" would fail somewhere inside, with words about Python. And for
-    one below `least`."""
-    what = "a whole number" if whole else "a number"
-    if isinstance(value, bool) or not isinstance(value, Integral if whole else Real):
-        raise error(f"{name}={value!r}: {what} is wanted, not a {type(value).__name__}")
-    if value != value:
-        raise error(f"{name}={value!r}: {what} is wanted")
-    if value < least:
-        raise error(f"{name}={value!r}: use a number from {least:g}")
-
-
 def check_partition_count(partitions: object) -> None:
     """Raise ConfigError for a number of partitions that no namespace has."""
     check_number("partitions", partitions, whole=True)
     if not 1 <= partitions <= MAX_PARTITIONS:  # type: ignore[operator]
         raise ConfigError(f"partitions={partitions}: a namespace has 1 to {MAX_PARTITIONS}")
-
-
-def has_surrogates(text: str) -> bool:
-    """Whether UTF-8 cannot carry a text."""
-    return _SURROGATES.search(text) is not None
-
-
-def is_label(name: object) -> bool:
-    """Whether a handler may name something so (a state, a part, a timer): 1 to 500 characters, no lone surrogates, which
-    UTF-8 cannot carry."""
-    return isinstance(name, str) and 0 < len(name) <= 500 and not has_surrogates(name)
 
 
 def partition_of(key: str | None, partitions: int) -> int:

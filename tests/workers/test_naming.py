@@ -4,7 +4,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from canvasbus.wire.keys import is_label
+from canvasbus.checks import is_label
 from canvasbus_workers.naming import LONGEST, name_of
 
 # Few characters, so that parts often join to the same; names of names; and whatever text there is.
