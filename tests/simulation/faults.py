@@ -24,6 +24,9 @@ from canvasbus.transport.resp import pairs
 if TYPE_CHECKING:
     from simulation.world import World
 
+NOTICE_SECONDS = 1.5
+"""In which workers notice that their group is paused."""
+
 OUTAGE_COMMANDS = 40.0
 """Attempts a second of a process whose server is away, for each of its groups."""
 
@@ -75,6 +78,8 @@ class Faults:
                 self._world.eyes.call("SCRIPT", "FLUSH")
             case "trim":
                 self._trim()
+            case "group paused":
+                await self._pause_group(self._plan.groups[what.who % len(self._plan.groups)], what.seconds)
             case "group lost":
                 await self._be_busy(many=2)
                 if not self._world.healed:
@@ -82,6 +87,19 @@ class Faults:
             case _:
                 assert "producer" in what.kind and self._world.programs is not None, what
                 await self._world.programs.happen(what)
+
+    async def _pause_group(self, group: str, seconds: float) -> None:
+        """As `canvasbus groups pause` does. Those who are well all the while read nothing then."""
+        eyes, since = self._world.eyes, trio.current_time()
+        key = eyes.keys.paused(group)
+        eyes.call("SET", key, '{"by": "somebody"}', "PX", round(seconds * 1000))
+        await trio.sleep(NOTICE_SECONDS)
+        before = self._world.cursors(group)
+        await trio.sleep(max(0.0, seconds - NOTICE_SECONDS - 0.1))
+        workers = [site for site in self._world.sites.values() if site.kind == "worker"]
+        well = self._network.back < since and all(site.well_since(since - 1) for site in workers)
+        if well and not self._network.mood and eyes.call("EXISTS", key) and self._world.cursors(group) != before:
+            self._world.wrong(f"{group} is paused, and has read from {before} to {self._world.cursors(group)}")
 
     async def _kill(self, what: Happening, site: Site) -> None:
         self._world.history.deaths["killed"] += 1

@@ -26,6 +26,7 @@ from canvasbus.consume import (
     holding,
     leaving,
     outcomes,
+    pausing,
     quarantine,
     recovery,
     runner,
@@ -52,7 +53,7 @@ class Mutant:
 
     name: str
     promise: str
-    """Which line of DESIGN section 5 it breaks."""
+    """Which line of DESIGN section 5 it breaks; empty: none, but what an operator was told."""
     changes: tuple[Change, ...]
     wants: frozenset[str] = frozenset()
     classic: bool = False
@@ -526,6 +527,12 @@ MUTANTS = (
             words(spooled.SpooledBuffer, "take", "self._asleep = True", "pass"),
         ),
         frozenset({"producer"}),
+    ),
+    Mutant(
+        "a paused group is read",
+        "",
+        (words(pausing.Pausing, "look", "subscription.pause(self.pause is not None)", "subscription.pause(False)"),),
+        frozenset({"group paused, long", "calm"}),
     ),
     Mutant(
         "marks are not looked at",

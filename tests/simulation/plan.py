@@ -77,6 +77,9 @@ def input_of(group: str) -> str:
 STUCK = 0.2
 """How often an event gets stuck, where there is a slot for others."""
 
+PAUSED = 0.2
+"""How often somebody pauses groups for a while."""
+
 PRODUCERS = 0.25
 """How often programs with a Producer take part."""
 
@@ -271,6 +274,10 @@ def draw(seed: int, *, wanted: AbstractSet[str] = frozenset()) -> Plan:
         start, end = plan.away  # then it may be what a breaker probes with
         away = {n for publish in plan.publishes if start < publish.at < end for n in publish.numbers}
         plan.behaviours[dice.choice([n for n in quick if n in away] or quick)] = "stuck"
+    dice = Random(f"{seed} paused")
+    for _ in range(dice.randrange(1, 4) if dice.random() < PAUSED else 0):
+        at, seconds = dice.uniform(0, plan.seconds), dice.choice([1.0, 4.0, 8.0])
+        plan.happenings.append(Happening(at, "group paused", dice.randrange(9), seconds))
     dice = Random(f"{seed} producer")  # its own, so that what happens in the other runs does not hang on this part
     if dice.random() < PRODUCERS or any("producer" in wish for wish in wanted):
         plan.parts |= {"producer"}

@@ -129,6 +129,7 @@ class World:
         self.healed = True
         network = self.network
         network.weather = CALM
+        self.eyes.call("DEL", *map(self.eyes.keys.paused, self.plan.groups))
         if self.programs is not None:
             self.programs.heal()
         if network.mood or network.away:
@@ -201,6 +202,11 @@ class World:
             and not eyes.call("ZCARD", keys.timers)
             and all(self._is_through(eyes, group, event_type) for group, event_type in names.items())
         )
+
+    def cursors(self, group: str) -> list[bytes]:
+        """How far a group has read, in each partition."""
+        rows = [row for eyes in self.partitions for row in groups_of(eyes, eyes.stream(input_of(group)))]
+        return [row[b"last-delivered-id"] for row in rows if row[b"name"] == group.encode()]
 
     def _is_through(self, eyes: Eyes, group: str, event_type: str) -> bool:
         stream = eyes.stream(event_type)
