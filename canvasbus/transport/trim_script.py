@@ -113,7 +113,8 @@ for i = counting, last_counting do
   local one, id = read[ARGV[i]], '0-0'
   if one and not young(KEYS[6 + i - counting]) then
     id = after(one['last-delivered-id'])
-    if one['pending'] > 0 then id = redis.call('XPENDING', KEYS[1], ARGV[i])[2] end
+    local oldest = one['pending'] > 0 and redis.call('XPENDING', KEYS[1], ARGV[i])[2]
+    if oldest and before(oldest, id) then id = oldest end  -- a group that was set back is given again what lies before it
   end
   floors[i] = id
   if floor == '' or before(id, floor) then floor, holder = id, ARGV[i] end

@@ -54,10 +54,10 @@ def test_a_target_that_is_lowered_is_reached_at_once(any_url: str, namespace: st
     """Of a stream that nobody adds to, and of which no look has yet noted where which entry lies."""
     house = House(eyes, Retention(max_age=None, max_length=10_000))
     house.group("fast")
-    eyes._link.run(sending([("XADD", house.stream, f"{n}-1", "e", "x") for n in range(1, 3001)]))
+    eyes.run(sending([("XADD", house.stream, f"{n}-1", "e", "x") for n in range(1, 3001)]))
     eyes.call("XGROUP", "SETID", house.stream, "fast", "$")
     house.look()
-    eyes._link.run(declare([eyes.keys], {"painting.*": Retention(max_age=None, max_length=100)}))
+    eyes.run(declare([eyes.keys], {"painting.*": Retention(max_age=None, max_length=100)}))
     house.look()
     assert len(house.left()) == 100 and house.told() == []
 
@@ -122,6 +122,21 @@ def test_a_group_that_has_long_been_gone_keeps_nothing(any_url: str, namespace: 
     assert house.look() == [] and len(house.left()) == 3
 
 
+def test_what_a_group_that_was_set_back_is_to_read_again_stays(any_url: str, namespace: str, eyes: Eyes) -> None:
+    """Also while something is pending in it that lies behind: as a rule all before that is handled, here it is not."""
+    house = House(eyes, Retention(max_age=None, max_length=1))
+    house.group("framers")
+    house.add("1-1", "2-1", "3-1", "4-1")
+    house.read("framers", 4)
+    house.ack("framers", "1-1", "2-1", "4-1")
+    eyes.call("XGROUP", "SETID", house.stream, "framers", "1-1")
+    house.look()
+    assert house.left() == ["2-1", "3-1", "4-1"]
+    house.ack("framers", *house.read("framers", 1))
+    house.look()
+    assert house.left() == ["3-1", "4-1"]
+
+
 def test_what_the_workers_of_a_lost_group_hold_stays(any_url: str, namespace: str, eyes: Eyes) -> None:
     """A group that was lost and made anew knows nothing of what its workers have in hand until these have heard of it:
     nothing goes for as long as that may take."""
@@ -132,7 +147,7 @@ def test_what_the_workers_of_a_lost_group_hold_stays(any_url: str, namespace: st
     cursors = eyes.keys.cursors("framers")
     eyes.call("XGROUP", "DESTROY", house.stream, "framers")
     keys = [cursors, house.stream, eyes.keys.topics, eyes.keys.topics, eyes.keys.stream("bus.loss")]
-    reply = eyes._link.run(RENEW.call(keys, ["framers", "painting.made", "3-1", 0, b"", b""]))
+    reply = eyes.run(RENEW.call(keys, ["framers", "painting.made", "3-1", 0, b"", b""]))
     assert reply == [b"3-1", 0]
     house.look()
     assert house.left() == ["1-1", "2-1", "3-1"]
@@ -283,7 +298,7 @@ def test_a_server_without_memory_is_trimmed(make_server: Any, kind: str, namespa
     eyes = Eyes(make_server(kind).url, namespace)
     house = House(eyes, DROPS)
     house.group("slow")
-    eyes._link.run(declare([eyes.keys], {"sculpture.made": Retention(max_age=None, max_length=3)}))
+    eyes.run(declare([eyes.keys], {"sculpture.made": Retention(max_age=None, max_length=3)}))
     eyes.call("SADD", eyes.keys.topics, "sculpture.made")
     for some in (range(1, 6), range(6, 21)):
         house.add(*[f"{n}-1" for n in some])
