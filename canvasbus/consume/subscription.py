@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import trio
 
 from canvasbus.consume.backoff import ServerBackoff
-from canvasbus.consume.delivery import NO_DOUBT, Delivery, Topic, deliver_many
+from canvasbus.consume.delivery import Delivery, Topic, deliver_many
 from canvasbus.consume.dispatch import Lane
 from canvasbus.consume.handlers import start_id
 from canvasbus.consume.membership import Membership, cursor_of
@@ -327,11 +327,14 @@ class Subscription:
         taken: list[tuple[Topic, list[Delivery]]] = []
         for stream, entries in reply:
             topic = self.topics[stream]
-            if topic.doubt != NO_DOUBT:  # it forgot that we have these, and has given them to us again
+            entry_ids = [entry[0] for entry in entries]
+            if not topic.held.isdisjoint(entry_ids):
+                # It forgot that we have these, or the group was set back before we heard of a pause.
+                topic.doubt_held()
                 entries = [entry for entry in entries if entry[0] not in topic.held]
                 if not entries:
                     continue
-            topic.held.update([entry[0] for entry in entries])
+            topic.held.update(entry_ids)
             topic.cursor = entries[-1][0]
             self.statistics.entries += len(entries)
             taken.append((topic, deliver_many(codec, topic, entries)))

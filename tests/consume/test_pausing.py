@@ -18,11 +18,11 @@ from canvasbus.worker import RetryLater, Worker
 
 
 def pause(eyes: Eyes, seconds: float | None = None) -> None:
-    eyes._link.run(steering.pause([eyes.keys], "framers", by="me@here", seconds=seconds))
+    eyes.run(steering.pause([eyes.keys], "framers", by="me@here", seconds=seconds))
 
 
 def resume(eyes: Eyes) -> bool:
-    return eyes._link.run(steering.resume([eyes.keys], "framers"))
+    return eyes.run(steering.resume([eyes.keys], "framers"))
 
 
 def state(bus: Any) -> str:
@@ -179,8 +179,8 @@ async def test_a_group_that_is_set_back_handles_again_under_the_same_ids(
         await quiet(eyes)
         pause(eyes)
         await until(lambda: state(bus) == "paused" and not subscription_of(bus)._blocked)
-        moves = eyes._link.run(steering.plan([eyes.keys], "framers", "earliest", lambda _: True))
-        eyes._link.run(steering.reset([eyes.keys], "framers", moves))
+        moves = eyes.run(steering.plan([eyes.keys], "framers", "earliest", lambda _: True))
+        eyes.run(steering.reset([eyes.keys], "framers", moves))
         assert [move.again.value for move in moves] == [20]
         resume(eyes)
         await until(lambda: eyes.count("painting.framed") == 40)
@@ -188,6 +188,34 @@ async def test_a_group_that_is_set_back_handles_again_under_the_same_ids(
     assert seen == [*range(20), *range(20)]
     ids = [envelope.id for envelope, _ in eyes.entries("painting.framed")]
     assert ids[:20] == ids[20:] and len(set(ids)) == 20
+
+
+async def test_what_is_held_when_a_group_is_set_back_at_once_is_handled_once(
+    any_url: str, namespace: str, eyes: Eyes
+) -> None:
+    """Nobody waits until its worker has heard of the pause: it reads on from the start, and is given what it has in its hands
+    once more. That does not run twice at a time, and is framed once; what was framed is framed twice."""
+    held, tried = trio.Event(), Counter[int]()
+    worker = Worker("framers")
+
+    @worker.on(PaintingMade, concurrency=20)
+    async def frame(event: PaintingMade) -> PaintingFramed:
+        tried[event.number] += 1
+        if event.number % 2:
+            await held.wait()
+        return PaintingFramed(number=event.number)
+
+    async with running(any_url, worker, namespace=namespace) as bus:
+        await bus.publish_many([PaintingMade(number=n) for n in range(10)])
+        await until(lambda: len(tried) == 10 and eyes.count("painting.framed") == 5)
+        await until(lambda: len(eyes.pending("framers")) == 5)
+        moves = eyes.run(steering.plan([eyes.keys], "framers", "earliest", lambda _: True))
+        eyes.run(steering.reset([eyes.keys], "framers", moves))
+        await until(lambda: eyes.count("painting.framed") == 10)
+        held.set()
+        await quiet(eyes)
+    framed = Counter(framed.number for framed in eyes.events("painting.framed"))
+    assert framed == tried == {n: 1 if n % 2 else 2 for n in range(10)}
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -220,8 +248,8 @@ async def test_what_is_held_when_a_group_is_set_back_is_handled_once(
         await until(lambda: all(state(bus) == "paused" and not subscription_of(bus)._blocked for bus in buses))
         assert len(eyes.pending("framers")) == 5
         waits = False
-        moves = eyes._link.run(steering.plan([eyes.keys], "framers", "earliest", lambda _: True))
-        eyes._link.run(steering.reset([eyes.keys], "framers", moves))
+        moves = eyes.run(steering.plan([eyes.keys], "framers", "earliest", lambda _: True))
+        eyes.run(steering.reset([eyes.keys], "framers", moves))
         resume(eyes)
         await until(
             lambda: eyes.count("painting.framed") >= 15 and not any(runner_of(b).statistics().waiting for b in buses)
