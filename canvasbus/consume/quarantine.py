@@ -15,7 +15,7 @@ among `BEDS` others at most, and as many alone as it has attempts. Its neighbour
 
 Why two steps. Workers die of many things, few of which are events: memory, a node that goes away, an impatient
 operator. With step 2 alone the 500 entries of such a worker ran one after another. Measured in virtual time, 500
-suspects of 2 s each, concurrency 16, one worker at a time: 1,006 s before, 88 s now; with a killer among them and
+suspects of 2 s each, concurrency 16, one worker at a time: 1,006 s before, 64 s now; with a killer among them and
 attempts=3 there is one death more (5 for 4), and its neighbours are done after 126 s instead of 1,008. Considered and
 left: halving the crowd until one is left, which costs a death for each halving (9 for 500), and trusting all entries
 when deaths are rare, which an event that kills late would use to kill for ever.

@@ -33,6 +33,8 @@ class Taking:
         self._random = random
         self._on_fenced = on_fenced
         self._again = trio.Event()
+        self._more_suspects = False
+        """When they were asked for last there were some."""
         self._complaints = Complaints(group)
 
     def again(self) -> None:
@@ -44,6 +46,8 @@ class Taking:
         while True:
             self._again = trio.Event()
             took = 0
+            if self._has_beds:
+                self._more_suspects = False
             for subscription in self._subscriptions:
                 before = subscription.recovery.statistics.taken
                 try:
@@ -51,17 +55,28 @@ class Taking:
                 except TransportError as error:
                     self._complaints.tell("taking what was handed back fails", error)
                 took += subscription.recovery.statistics.taken - before
-            pause = SWEEP_SECONDS * self._random.uniform(0.75, 1.25)
-            if took:  # there may be more, once there is room; and others hand back while what was taken still runs
-                with trio.move_on_after(pause):
+            with trio.move_on_after(SWEEP_SECONDS * self._random.uniform(0.75, 1.25)):
+                if took:  # there may be more, once there is room; and others hand back while what was taken still runs
                     await self._again.wait()
-            else:
-                await trio.sleep(pause)
+                elif self._more_suspects:  # there was room for none; asked once a second, the quick would take minutes
+                    while not self._has_beds:
+                        self._again = trio.Event()
+                        await self._again.wait()
+                else:
+                    await trio.sleep_forever()
+
+    @property
+    def _has_beds(self) -> bool:
+        """Suspects can be taken."""
+        return any(lane.quarantine.wants and lane.free > 0 for lane in self._lanes)
 
     async def _take(self, subscription: Subscription) -> None:
+        recovery = subscription.recovery
         free = min(TAKE_AT_ONCE, sum(max(0, lane.free) for lane in self._lanes))
-        ours = await subscription.recovery.take(FREE_POOL, free)
-        if ours:
-            ours = await subscription.recovery.take(SUSPECT_POOL, min(SUSPECTS_AT_ONCE, free))
+        ours = await recovery.take(FREE_POOL, free)
+        if ours and self._has_beds:
+            before = recovery.statistics.taken
+            ours = await recovery.take(SUSPECT_POOL, min(SUSPECTS_AT_ONCE, free))
+            self._more_suspects |= recovery.statistics.taken > before
         if not ours:
             self._on_fenced()

@@ -66,6 +66,31 @@ async def test_a_pool_is_taken_from_as_far_as_each_lane_has_room(
         assert [owner for _, owner, _ in eyes.pending("makers")].count(pool) == 98
 
 
+@pytest.mark.parametrize("concurrency", [1, 16])
+async def test_suspects_of_quick_events_come_without_a_pause(
+    any_url: str, namespace: str, eyes: Eyes, concurrency: int
+) -> None:
+    """What a dead worker had in its hands is many events where they are quick: as soon as there is a bed the next is fetched,
+    and not a second later."""
+    done, many = list[int](), 150
+    async with running(any_url, namespace=namespace) as bus:
+        await bus.publish_many([PaintingMade(number=n) for n in range(many)])
+    stream = eyes.stream()
+    eyes.call("XGROUP", "CREATE", stream, "makers", "0")
+    eyes.call("XREADGROUP", "GROUP", "makers", "~suspect", "STREAMS", stream, ">")
+    worker = Worker("makers")
+
+    @worker.on(PaintingMade, concurrency=concurrency)
+    async def paint(event: PaintingMade) -> None:
+        done.append(event.number)
+
+    async with running(any_url, worker, namespace=namespace):
+        with trio.fail_after(many / concurrency / 2):  # asked for once a second it would be twice that
+            await until(lambda: len(done) == many, many)
+        await quiet(eyes)
+    assert sorted(done) == list(range(many))
+
+
 async def test_suspects_that_wait_for_their_turn_take_no_room(
     virtual: Clock, memory: MemoryServer, namespace: str
 ) -> None:
