@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import trio
 from waiting import until
@@ -13,7 +13,7 @@ from canvasbus.consume.runner import Runner
 from canvasbus.consume.subscription import Subscription
 from canvasbus.transport.blocking import BlockingLink
 from canvasbus.transport.connect import open_server
-from canvasbus.transport.resp import ReplyError
+from canvasbus.transport.resp import Operation, ReplyError
 from canvasbus.transport.server import Server
 from canvasbus.wire import deadletter
 from canvasbus.wire.codec import Codec
@@ -21,6 +21,8 @@ from canvasbus.wire.deadletter import DeadLetterRecord
 from canvasbus.wire.envelope import Envelope
 from canvasbus.wire.keys import Keys
 from canvasbus.worker import Worker
+
+T = TypeVar("T")
 
 
 @event("painting.made", key="title")
@@ -53,6 +55,10 @@ class Eyes:
         reply = self._link.call(*args)
         assert not isinstance(reply, ReplyError), reply
         return reply
+
+    def run(self, operation: Operation[T]) -> T:
+        """Run an operation of the bus's own."""
+        return self._link.run(operation)
 
     def stream(self, event_type: str = "painting.made") -> bytes:
         return self.keys.stream(event_type)

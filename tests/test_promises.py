@@ -118,7 +118,7 @@ async def test_a_worker_that_lost_its_entry_changes_nothing(any_url: str, namesp
         keys = eyes.keys
         args: list[Any] = ["framers", owner, "~suspect", 100, 600]
         names = [keys.fence(owner), keys.beats("framers"), eyes.stream(), keys.accepts("framers")]
-        moved = eyes._link.run(REAP.call(names, args))
+        moved = eyes.run(REAP.call(names, args))
         assert moved == [1]
         go_on.set()
         await until(lambda: eyes.count("painting.framed") == 1)

@@ -316,8 +316,8 @@ async def test_a_dead_letter_keeps_it(any_url: str, namespace: str, eyes: Eyes) 
         await publish_traced(bus, 2)
         await until(lambda: len(failed()) == 2)
         mended.append(True)
-        letters = eyes._link.run(dead_letters([eyes.keys], Filter(), limit=10)).letters
-        assert sum(eyes._link.run(redrive([eyes.keys], portion)) for portion in portions(letters)) == 2
+        letters = eyes.run(dead_letters([eyes.keys], Filter(), limit=10)).letters
+        assert sum(eyes.run(redrive([eyes.keys], portion)) for portion in portions(letters)) == 2
         await until(lambda: eyes.count("painting.framed") == 2)
     ids = {envelope.id: event.number for envelope, event in eyes.entries("painting.made")}
     told: dict[int, str | None] = {ids[e.event_id]: envelope.traceparent for envelope, e in failed()}

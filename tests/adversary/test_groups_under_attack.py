@@ -123,7 +123,7 @@ def test_an_attempt_is_never_written_over_somebody_elses(
     entry = eyes.put(b"x")
     eyes.call("XREADGROUP", "GROUP", "framers", "you", "STREAMS", eyes.stream(), ">")
     args: list[Any] = [0, "framers", "me", 0, "x", 1, 2, entry, "try", 0, 9]
-    assert eyes._link.run(SETTLE.call([eyes.keys.fence("me"), eyes.stream()], args)) == [0]
+    assert eyes.run(SETTLE.call([eyes.keys.fence("me"), eyes.stream()], args)) == [0]
     assert eyes.pending("framers") == [(entry, "you", 1)]
 
 
@@ -174,7 +174,7 @@ async def test_a_worker_that_is_declared_dead_while_it_leaves_does_not_wait_for_
         ((_, owner, _),) = eyes.pending("framers")
         args: list[Any] = ["framers", owner, SUSPECT_POOL, 100, 600]
         names = [eyes.keys.fence(owner), eyes.keys.beats("framers"), eyes.stream(), eyes.keys.accepts("framers")]
-        eyes._link.run(REAP.call(names, args))
+        eyes.run(REAP.call(names, args))
         go_on.set()
 
     async with trio.open_nursery() as nursery:

@@ -20,7 +20,7 @@ class House:
         self.trimmer = Trimmer(eyes.keys, **options)
         self.stream = eyes.stream()
         self.clock = 0.0
-        eyes._link.run(declare([eyes.keys], {"painting.*": policy}))
+        eyes.run(declare([eyes.keys], {"painting.*": policy}))
         eyes.call("SADD", eyes.keys.topics, "painting.made")
 
     def add(self, *ids: str) -> None:
@@ -44,7 +44,7 @@ class House:
 
     def look(self) -> list[Any]:
         self.clock += 100.0
-        looked = self.eyes._link.run(self.trimmer.look(self.clock))
+        looked = self.eyes.run(self.trimmer.look(self.clock))
         self.problems = [str(problem) for problem in looked.problems]
         return looked.losses
 

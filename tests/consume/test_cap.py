@@ -69,7 +69,7 @@ def test_a_stream_far_over_its_cap_is_brought_down_in_one_look(any_url: str, nam
     house.group("slow")
     for begin in range(1, 50_001, 10_000):
         forms = [("XADD", house.stream, f"{n}-1", "e", "x") for n in range(begin, begin + 10_000)]
-        assert not [reply for reply in eyes._link.run(sending(forms)) if isinstance(reply, ReplyError)]
+        assert not [reply for reply in eyes.run(sending(forms)) if isinstance(reply, ReplyError)]
     house.ack("slow", *house.read("slow", 10_000)[:9_990])
     (loss,) = house.look()
     assert sum(told.lost for told in house.told()) == 39_011
@@ -85,8 +85,8 @@ async def test_what_a_dead_worker_held_is_told_once(virtual: Clock, memory: Memo
     async with running(memory, namespace=namespace) as bus:
         await bus.publish_many([PaintingMade(number=n) for n in range(20)])
     eyes.call("XREADGROUP", "GROUP", "framers", "ghost", "STREAMS", eyes.stream(), ">")
-    eyes._link.run(declare([eyes.keys], {"painting.made": DROPS}))
-    eyes._link.run(Trimmer(eyes.keys).look(0.0))
+    eyes.run(declare([eyes.keys], {"painting.made": DROPS}))
+    eyes.run(Trimmer(eyes.keys).look(0.0))
     assert [loss.lost for loss in eyes.events("bus.loss")] == [11]
     async with running(memory, framing(), namespace=namespace):
         await until(lambda: not eyes.pending("framers"), 30)
@@ -105,8 +105,8 @@ async def test_what_a_worker_that_leaves_held_is_told_once(any_url: str, namespa
     async with running(any_url, worker, namespace=namespace, grace=0) as bus:
         await bus.publish_many([PaintingMade(number=n) for n in range(20)])
         await until(lambda: runner_of(bus).statistics().held == 20)
-        eyes._link.run(declare([eyes.keys], {"painting.made": DROPS}))
-        eyes._link.run(Trimmer(eyes.keys).look(0.0))
+        eyes.run(declare([eyes.keys], {"painting.made": DROPS}))
+        eyes.run(Trimmer(eyes.keys).look(0.0))
     assert [loss.lost for loss in eyes.events("bus.loss")] == [11]
     assert {owner for _, owner, _ in eyes.pending("framers")} == {"~free"}
     assert len(eyes.pending("framers")) == 9 and eyes.consumers("framers") == {"~free"}

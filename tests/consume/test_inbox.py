@@ -265,8 +265,8 @@ async def test_a_reset_runs_them_again(any_url: str, namespace: str, eyes: Eyes)
         copy(eyes)
         await quiet(eyes)
     keys = [eyes.keys]
-    moves = eyes._link.run(plan(keys, "framers", "earliest", lambda _: True))
-    eyes._link.run(reset(keys, "framers", moves))
+    moves = eyes.run(plan(keys, "framers", "earliest", lambda _: True))
+    eyes.run(reset(keys, "framers", moves))
     async with running(any_url, framers.worker, namespace=namespace) as bus:
         await quiet(eyes)
         await until(lambda: duplicates(bus) == 10)
@@ -282,8 +282,8 @@ async def test_a_dead_letter_that_is_redriven_runs(any_url: str, namespace: str,
         await quiet(eyes)
     assert len(marks(eyes)) == 1
     framers.broken = {1, 2}
-    moves = eyes._link.run(plan([eyes.keys], "framers", "earliest", lambda _: True))
-    eyes._link.run(reset([eyes.keys], "framers", moves))
+    moves = eyes.run(plan([eyes.keys], "framers", "earliest", lambda _: True))
+    eyes.run(reset([eyes.keys], "framers", moves))
     async with running(any_url, framers.worker, namespace=namespace) as bus:
         await bus.publish(PaintingMade(number=2))
         await until(lambda: len(eyes.dead("framers")) == 2)
@@ -455,7 +455,7 @@ async def test_a_group_that_is_forgotten_takes_its_marks_along(any_url: str, nam
         await bus.publish_many([PaintingMade(number=n) for n in range(5)])
         await quiet(eyes)
     assert len(marks(eyes)) == 5
-    assert eyes._link.run(forget(eyes.keys, "framers")) and marks(eyes) == []
+    assert eyes.run(forget(eyes.keys, "framers")) and marks(eyes) == []
 
 
 @pytest.mark.parametrize("window", [0, -1, True, "day", float("nan"), float("inf"), 1e12])

@@ -218,7 +218,7 @@ async def test_one_that_was_paused_goes_on_where_it_was(any_url: str, namespace:
         await bus.publish(PaintingMade(number=1))
         await quiet(eyes)
         group = runner_of(bus).group
-        eyes._link.run(instances.forget(eyes.keys, group))
+        eyes.run(instances.forget(eyes.keys, group))
         await bus.publish_many([PaintingMade(number=2), PaintingMade(number=3)])
         await until(lambda: seen == [1, 2, 3])
         await until(lambda: group in groups(eyes))
@@ -230,7 +230,7 @@ async def test_one_that_was_paused_is_told_what_it_may_have_missed(any_url: str,
     async with running(any_url, dashboard(seen), namespace=namespace) as bus:
         await bus.publish(PaintingMade(number=1))
         await quiet(eyes)
-        eyes._link.run(instances.forget(eyes.keys, runner_of(bus).group))
+        eyes.run(instances.forget(eyes.keys, runner_of(bus).group))
         await until(lambda: eyes.events("bus.loss"))
     (loss,) = eyes.events("bus.loss")
     assert loss.reason == "group_recreated" and "removed behind that while its process slept" in loss.detail
@@ -242,7 +242,7 @@ async def test_one_that_was_paused_declares_itself_again(memory: MemoryServer, v
     eyes = Eyes(memory, "studio")
     async with running(memory, dashboard([]), namespace="studio") as bus:
         group = runner_of(bus).group
-        eyes._link.run(instances.forget(eyes.keys, group))
+        eyes.run(instances.forget(eyes.keys, group))
         await trio.sleep(32)
         assert declared(eyes)[group]["instance"] is True
 
@@ -250,10 +250,10 @@ async def test_one_that_was_paused_declares_itself_again(memory: MemoryServer, v
 async def test_a_heartbeat_in_the_last_moment_keeps_the_group(any_url: str, namespace: str, eyes: Eyes) -> None:
     """Removing compares the heartbeats with those that were seen, in one step."""
     left_behind(eyes, "dashboard@slow-1-ab", beats=7)
-    assert not eyes._link.run(instances.forget(eyes.keys, "dashboard@slow-1-ab", {b"me": b"6"}))
-    assert not eyes._link.run(instances.forget(eyes.keys, "dashboard@slow-1-ab", {}))
+    assert not eyes.run(instances.forget(eyes.keys, "dashboard@slow-1-ab", {b"me": b"6"}))
+    assert not eyes.run(instances.forget(eyes.keys, "dashboard@slow-1-ab", {}))
     assert groups(eyes) == {"dashboard@slow-1-ab"} and declared(eyes)
-    assert eyes._link.run(instances.forget(eyes.keys, "dashboard@slow-1-ab", {b"me": b"7"}))
+    assert eyes.run(instances.forget(eyes.keys, "dashboard@slow-1-ab", {b"me": b"7"}))
     assert (groups(eyes), declared(eyes)) == (set(), {})
 
 

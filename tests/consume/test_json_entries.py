@@ -113,8 +113,8 @@ async def test_a_letter_without_an_id_is_redriven_as_the_same_event(
     async with running(any_url, worker, namespace=namespace):
         eyes.put(entry({"title": "n" * (size - len(entry({"title": ""})))}))
         await until(lambda: eyes.dead("framers"))
-        found = eyes._link.run(dead_letters([eyes.keys], Filter(group="framers"), limit=10)).letters
-        assert sum(eyes._link.run(redrive([eyes.keys], portion)) for portion in portions(found)) == 1
+        found = eyes.run(dead_letters([eyes.keys], Filter(group="framers"), limit=10)).letters
+        assert sum(eyes.run(redrive([eyes.keys], portion)) for portion in portions(found)) == 1
         await until(lambda: eyes.count("painting.framed"))
     assert seen[0] == seen[1]
     ((envelope, _),) = eyes.entries("painting.framed")

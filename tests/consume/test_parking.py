@@ -207,8 +207,8 @@ async def test_what_is_dropped_at_the_cap_while_parked_is_told_once(
         await until(lambda: runner_of(bus).statistics().parked == 20)
         await until(lambda: runner_of(bus).statistics().held == 0)
     policy = Retention(max_age=None, max_length=None, cap=10, when_full="drop_with_loss_event")
-    eyes._link.run(declare([eyes.keys], {mosaic.name: policy}))
-    eyes._link.run(Trimmer(eyes.keys).look(0.0))
+    eyes.run(declare([eyes.keys], {mosaic.name: policy}))
+    eyes.run(Trimmer(eyes.keys).look(0.0))
     assert [loss.lost for loss in eyes.events("bus.loss")] == [11]
     mosaic.deploy()
     async with running(any_url, mosaic.worker(seen), namespace=namespace):

@@ -373,7 +373,7 @@ def test_many_large_ones_go_in_small_steps(any_url: str, namespace: str, eyes: E
         eyes.put(b"0\nsculpture.made\n" + bytes(MAX_EVENT_BYTES), LATER_INBOX)
     steps = []
     for _ in range(9):
-        coming, _, *due = eyes._link.run(DUE.call(keys, [500, 3600_000, "~timers"]))
+        coming, _, *due = eyes.run(DUE.call(keys, [500, 3600_000, "~timers"]))
         steps.append((coming, eyes.call("ZCARD", keys[0]), len(due) // 2))
         for timer in due[1::2]:
             eyes.call("ZREM", keys[0], timer)

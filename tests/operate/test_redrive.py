@@ -36,7 +36,7 @@ class Framers:
 
 
 def letters(eyes: Eyes, **wanted: Any) -> list[DeadLetter]:
-    return list(eyes._link.run(dead_letters([eyes.keys], Filter(**wanted), limit=10_000)).letters)
+    return list(eyes.run(dead_letters([eyes.keys], Filter(**wanted), limit=10_000)).letters)
 
 
 def redrive_all(eyes: Eyes, link: BlockingLink | None = None, **wanted: Any) -> int:
@@ -87,7 +87,7 @@ async def test_a_group_that_nobody_runs_finds_them_later(any_url: str, namespace
         await bus.publish_many([PaintingMade(number=n) for n in range(3)])
         await until(lambda: len(eyes.dead("framers")) == 3)
     assert redrive_all(eyes) == 3
-    (group,) = eyes._link.run(groups([eyes.keys]))
+    (group,) = eyes.run(groups([eyes.keys]))
     assert {topic.topic: topic.lag.value for topic in group.topics} == {
         "painting.made": 0,
         "painting.made (redriven)": 3,
@@ -97,7 +97,7 @@ async def test_a_group_that_nobody_runs_finds_them_later(any_url: str, namespace
     async with running(any_url, again.worker, namespace=namespace):
         await until(lambda: sorted(again.seen) == [0, 1, 2])
         await quiet(eyes)
-    (group,) = eyes._link.run(groups([eyes.keys]))
+    (group,) = eyes.run(groups([eyes.keys]))
     shown = {topic.topic: (topic.lag.value, topic.pending) for topic in group.topics}
     assert shown["painting.made (redriven)"] == (0, 0)
 
@@ -110,9 +110,7 @@ async def test_a_lost_reply_redrives_once(any_url: str, namespace: str, eyes: Ey
         await bus.publish_many([PaintingMade(number=n) for n in range(30)])
         await until(lambda: len(eyes.dead("framers")) == 30)
         framers.mended = True
-        eyes._link.run(
-            REDRIVE.call([eyes.keys.dead("framers"), eyes.keys.retries("framers")], ["framers"])
-        )  # loaded now
+        eyes.run(REDRIVE.call([eyes.keys.dead("framers"), eyes.keys.retries("framers")], ["framers"]))  # loaded now
         faulty = FaultyServer(open_server(any_url) if any_url.startswith("redis") else eyes.server)
         faulty.faults.append(Fault(kind, REDRIVE.sha.encode()))
         link = BlockingLink(faulty)
@@ -152,7 +150,7 @@ async def test_two_who_redrive_at_once(any_url: str, namespace: str, eyes: Eyes)
         both = [portions(letters(eyes)), portions(letters(eyes))]
         moved = 0
         for first, second in zip(*both, strict=True):
-            moved += eyes._link.run(redrive([eyes.keys], first)) + eyes._link.run(redrive([eyes.keys], second))
+            moved += eyes.run(redrive([eyes.keys], first)) + eyes.run(redrive([eyes.keys], second))
         assert moved == 300
         await until(lambda: len(framers.seen) >= 300)
         await quiet(eyes)
@@ -176,7 +174,7 @@ async def test_a_purge_amid_a_redrive(any_url: str, namespace: str, eyes: Eyes, 
         draw.shuffle(steps)
         done = {redrive: 0, purge: 0}
         for what, portion in steps:
-            done[what] += eyes._link.run(what([eyes.keys], portion))
+            done[what] += eyes.run(what([eyes.keys], portion))
         assert sum(done.values()) == 300 and 0 < done[redrive] < 300
         await until(lambda: len(framers.seen) >= done[redrive])
         await quiet(eyes)
@@ -192,9 +190,9 @@ async def test_purging_removes_what_was_chosen(any_url: str, namespace: str, eye
     eyes.call("XADD", eyes.keys.dead("framers"), "*", "hello", "there")
     chosen = letters(eyes)
     assert portions(chosen) and sum(len(portion) for portion in portions(chosen)) == 3
-    assert eyes._link.run(purge([eyes.keys], chosen[1:])) == 3
+    assert eyes.run(purge([eyes.keys], chosen[1:])) == 3
     assert [letter.id for letter in letters(eyes)] == [chosen[0].id]
-    assert eyes._link.run(purge([eyes.keys], chosen)) == 1
+    assert eyes.run(purge([eyes.keys], chosen)) == 1
 
 
 async def test_a_letter_that_is_too_wide_for_a_script_holds_up_no_others(
@@ -207,6 +205,6 @@ async def test_a_letter_that_is_too_wide_for_a_script_holds_up_no_others(
         await bus.publish(PaintingMade(number=1))
         await until(lambda: len(eyes.dead("framers")) == 2)
         framers.mended = True
-        assert sum(eyes._link.run(redrive([eyes.keys], portion)) for portion in portions(letters(eyes))) == 1
+        assert sum(eyes.run(redrive([eyes.keys], portion)) for portion in portions(letters(eyes))) == 1
         await until(lambda: framers.seen == [1])
     assert [letter.reason for letter in eyes.dead("framers")] == ["foreign"]

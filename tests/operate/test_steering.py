@@ -233,11 +233,11 @@ async def test_a_group_that_was_set_forward_and_is_lost_goes_on_where_it_was(
     async with running(any_url, framing(), namespace=namespace) as bus:
         await bus.publish_many([PaintingMade(number=n) for n in range(5)])
         await quiet(eyes, "framers")
-        eyes._link.run(steering.pause([eyes.keys], "framers", by="me"))
+        eyes.run(steering.pause([eyes.keys], "framers", by="me"))
         await until(lambda: bus.statistics()[0].state == "paused")
-        moves = eyes._link.run(steering.plan([eyes.keys], "framers", to, lambda topic: topic == "painting.made"))
-        eyes._link.run(steering.reset([eyes.keys], "framers", moves))
-        eyes._link.run(steering.resume([eyes.keys], "framers"))
+        moves = eyes.run(steering.plan([eyes.keys], "framers", to, lambda topic: topic == "painting.made"))
+        eyes.run(steering.reset([eyes.keys], "framers", moves))
+        eyes.run(steering.resume([eyes.keys], "framers"))
         await until(lambda: bus.statistics()[0].state == "running")
         beats = eyes.call("HGETALL", eyes.keys.beats("framers"))
         await until(lambda: eyes.call("HGETALL", eyes.keys.beats("framers")) != beats)  # and told where it stands

@@ -19,6 +19,7 @@ from canvasbus import clock
 from canvasbus.bus import Retention
 from canvasbus.consume.liveness import DEAD_SECONDS
 from canvasbus.ids import id_order
+from canvasbus.operate import steering
 from canvasbus.transport.resp import pairs
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ class Faults:
             case "trim":
                 self._trim()
             case "group paused":
-                await self._pause_group(self._plan.groups[what.who % len(self._plan.groups)], what.seconds)
+                await self._pause_group(self._plan.groups[what.who % len(self._plan.groups)], what)
             case "group lost":
                 await self._be_busy(many=2)
                 if not self._world.healed:
@@ -88,18 +89,37 @@ class Faults:
                 assert "producer" in what.kind and self._world.programs is not None, what
                 await self._world.programs.happen(what)
 
-    async def _pause_group(self, group: str, seconds: float) -> None:
-        """As `canvasbus groups pause` does. Those who are well all the while read nothing then."""
+    async def _pause_group(self, group: str, what: Happening) -> None:
+        """As `canvasbus groups pause` does, and in some pauses `groups reset`. Those who are well all the while read nothing
+        then."""
         eyes, since = self._world.eyes, trio.current_time()
         key = eyes.keys.paused(group)
-        eyes.call("SET", key, '{"by": "somebody"}', "PX", round(seconds * 1000))
+        eyes.run(steering.pause([eyes.keys], group, by="somebody", seconds=what.seconds))
         await trio.sleep(NOTICE_SECONDS)
+        if what.how == "reset" and not self._world.healed and eyes.call("EXISTS", key):
+            self._set_back(group)
         before = self._world.cursors(group)
-        await trio.sleep(max(0.0, seconds - NOTICE_SECONDS - 0.1))
+        await trio.sleep(max(0.0, what.seconds - NOTICE_SECONDS - 0.1))
         workers = [site for site in self._world.sites.values() if site.kind == "worker"]
         well = self._network.back < since and all(site.well_since(since - 1) for site in workers)
-        if well and not self._network.mood and eyes.call("EXISTS", key) and self._world.cursors(group) != before:
-            self._world.wrong(f"{group} is paused, and has read from {before} to {self._world.cursors(group)}")
+        after = self._world.cursors(group)
+        on = any(id_order(cursor) > id_order(then) for cursor, then in zip(after, before, strict=False))
+        if well and not self._network.mood and eyes.call("EXISTS", key) and on:
+            self._world.wrong(f"{group} is paused, and has read from {before} to {after}")
+
+    def _set_back(self, group: str) -> None:
+        """To the earliest, once: what it has read it is given again."""
+        history, eyes = self._world.history, self._world.eyes
+        stream = eyes.stream(input_of(group))
+        if group in history.lost_done or not self._world.cursors(group):
+            return
+        cursor = id_order(self._world.cursors(group)[0])
+        history.lost_done[group] = {
+            row[0].decode() for row in eyes.call("XRANGE", stream, "-", "+") if id_order(row[0]) <= cursor
+        }
+        self._network.seen["group set back"] += 1
+        moves = eyes.run(steering.plan([eyes.keys], group, "earliest", lambda topic: topic == input_of(group)))
+        eyes.run(steering.reset([eyes.keys], group, moves))
 
     async def _kill(self, what: Happening, site: Site) -> None:
         self._world.history.deaths["killed"] += 1

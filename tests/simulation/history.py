@@ -70,7 +70,7 @@ class History:
     lost_pending: dict[str, set[str]] = field(default_factory=dict)
     """By group that was destroyed: the entry ids that were pending then."""
     lost_done: dict[str, set[str]] = field(default_factory=dict)
-    """The same: those that were acknowledged."""
+    """The same: those that were acknowledged; and by group that was set back: all that it had read."""
     lost_held: dict[str, dict[str, Run]] = field(default_factory=dict)
     """The same: what ran then, in whose name it was pending."""
     runs: list[Run] = field(default_factory=list)

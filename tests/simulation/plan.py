@@ -277,7 +277,10 @@ def draw(seed: int, *, wanted: AbstractSet[str] = frozenset()) -> Plan:
     dice = Random(f"{seed} paused")
     for _ in range(dice.randrange(1, 4) if dice.random() < PAUSED else 0):
         at, seconds = dice.uniform(0, plan.seconds), dice.choice([1.0, 4.0, 8.0])
-        plan.happenings.append(Happening(at, "group paused", dice.randrange(9), seconds))
+        plan.happenings.append(Happening(at, "group paused", dice.randrange(9), seconds, dice.choice(["", "reset"])))
+    if any(one.how == "reset" for one in plan.happenings):  # that and these are told apart by nobody
+        plan.parts -= {"partitions"}
+        plan.happenings = [one for one in plan.happenings if one.kind not in ("group lost", "restart")]
     dice = Random(f"{seed} producer")  # its own, so that what happens in the other runs does not hang on this part
     if dice.random() < PRODUCERS or any("producer" in wish for wish in wanted):
         plan.parts |= {"producer"}
