@@ -20,6 +20,8 @@ from canvasbus.bus import Retention
 from canvasbus.consume.liveness import DEAD_SECONDS
 from canvasbus.ids import id_order
 from canvasbus.operate import steering
+from canvasbus.operate.deadletter import Filter, dead_letters
+from canvasbus.operate.redrive import portions, redrive
 from canvasbus.transport.resp import pairs
 
 if TYPE_CHECKING:
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
 
 NOTICE_SECONDS = 1.5
 """In which workers notice that their group is paused."""
+
+ANSWER_SECONDS = 6.0
+"""So long a worker may wait for an answer that does not come."""
 
 OUTAGE_COMMANDS = 40.0
 """Attempts a second of a process whose server is away, for each of its groups."""
@@ -81,6 +86,8 @@ class Faults:
                 self._trim()
             case "group paused":
                 await self._pause_group(self._plan.groups[what.who % len(self._plan.groups)], what)
+            case "redrive":
+                await self._redrive(self._plan.groups[what.who % len(self._plan.groups)])
             case "group lost":
                 await self._be_busy(many=2)
                 if not self._world.healed:
@@ -101,7 +108,7 @@ class Faults:
         before = self._world.cursors(group)
         await trio.sleep(max(0.0, what.seconds - NOTICE_SECONDS - 0.1))
         workers = [site for site in self._world.sites.values() if site.kind == "worker"]
-        well = self._network.back < since and all(site.well_since(since - 1) for site in workers)
+        well = self._network.back < since and all(site.well_since(max(0.0, since - ANSWER_SECONDS)) for site in workers)
         after = self._world.cursors(group)
         on = any(id_order(cursor) > id_order(then) for cursor, then in zip(after, before, strict=False))
         if well and not self._network.mood and eyes.call("EXISTS", key) and on:
@@ -120,6 +127,23 @@ class Faults:
         self._network.seen["group set back"] += 1
         moves = eyes.run(steering.plan([eyes.keys], group, "earliest", lambda topic: topic == input_of(group)))
         eyes.run(steering.reset([eyes.keys], group, moves))
+
+    async def _redrive(self, group: str) -> None:
+        """As `canvasbus dlq redrive` does, of what a handler has failed at, as soon as there is some."""
+        wanted = Filter(group=group, event_type=input_of(group))
+        with trio.move_on_after(3.0):
+            while not self._world.healed:
+                for eyes in self._world.partitions:
+                    found = eyes.run(dead_letters([eyes.keys], wanted, limit=1000)).letters
+                    letters = [one for one in found if one.record and one.record.reason in ("rejected", "exhausted")]
+                    for portion in portions(letters):
+                        eyes.run(redrive([eyes.keys], portion))
+                        ids = [one.record.event_id for one in portion if one.record and one.record.event_id]
+                        self._world.history.redriven[group].update(ids)
+                        self._network.seen["redriven"] += len(portion)
+                    if letters:
+                        return
+                await trio.sleep(0.1)
 
     async def _kill(self, what: Happening, site: Site) -> None:
         self._world.history.deaths["killed"] += 1

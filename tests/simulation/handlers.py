@@ -7,7 +7,7 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 import trio
-from simulation.history import Run
+from simulation.history import RETRIED, Run
 from simulation.plan import GROUPS, Placed, Rung, Seen, input_of, timer_of
 from simulation.site import Site
 
@@ -80,10 +80,11 @@ class Handlers:
         return worker
 
     async def _handle(self, site: Site, group: str, n: int, ctx: Context) -> None:
-        settler = ctx._delivery.topic.settler
+        settler, stream = ctx._delivery.topic.settler, ctx._delivery.topic.stream
         partition = settler.keys.partition
         suspect = ctx._delivery.suspect
-        run = Run(group, n, partition, ctx.entry_id, site, settler.consumer, ctx.attempt, suspect, trio.current_time())
+        entry_id = ctx.entry_id if stream == settler.keys.stream(input_of(group)) else RETRIED + ctx.entry_id
+        run = Run(group, n, partition, entry_id, site, settler.consumer, ctx.attempt, suspect, trio.current_time())
         self._check_alone(run)
         expired = input_of(group) == "sim.placed" and clock.time() > self._world.history.stale.get(n, math.inf) + 0.001
         if expired and not self._plan.batch:  # there one waits for the others
@@ -174,6 +175,8 @@ class Handlers:
             await trio.sleep_forever()
         elif behaviour == "later" and first(2):
             raise RetryLater(0.5)
+        elif behaviour in ("rejected", "poison") and run.retried:  # somebody has mended what was wrong
+            return
         elif behaviour == "rejected":
             raise Reject("no")
         elif behaviour == "poison" or behaviour.startswith("fails"):

@@ -9,6 +9,9 @@ from dataclasses import dataclass, field
 from simulation.producers import Attempt
 from simulation.site import Site
 
+RETRIED = "redriven "
+"""Before the entry ids of what was redriven, which lies in a stream of its own."""
+
 
 @dataclass
 class Run:
@@ -27,6 +30,11 @@ class Run:
     ended: float = math.inf
     end: str = "runs"
     """returned, raised, down, later, rejected, cancelled, killed (with its worker), kills (it ended its worker)"""
+
+    @property
+    def retried(self) -> bool:
+        """It was given up before, and given back."""
+        return self.entry_id.startswith(RETRIED)
 
     @property
     def died(self) -> bool:
@@ -73,6 +81,8 @@ class History:
     """The same: those that were acknowledged; and by group that was set back: all that it had read."""
     lost_held: dict[str, dict[str, Run]] = field(default_factory=dict)
     """The same: what ran then, in whose name it was pending."""
+    redriven: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    """By group: the ids of events whose dead letters were given back to it, and how often."""
     runs: list[Run] = field(default_factory=list)
     deaths: Counter[str] = field(default_factory=Counter)
     """Kills, pauses and cut networks: each may cost what ran an attempt. Stops do not."""

@@ -150,8 +150,10 @@ def _handled(plan: Plan, history: History, eyes: Eyes, group: str) -> Iterator[s
     entries = _entries(eyes, history, takes)
     codec = Codec()
     done = Counter(_entries(eyes, history, gives).values())
+    names: dict[str | None, int] = {str(envelope.id): n for envelope, n in _decoded(eyes, history, takes)}
     letters = [letter for letter in eyes.dead(group) if letter.event_type == takes]
-    dead = Counter(letter.entry_id for letter in letters)
+    dead = Counter(names.get(letter.event_id, letter.entry_id) for letter in letters)
+    redriven = Counter({names[i]: times for i, times in history.redriven[group].items() if i in names})
     lost = Counter(
         _entry_id(event.detail)
         for event in eyes.events("bus.loss")
@@ -162,7 +164,9 @@ def _handled(plan: Plan, history: History, eyes: Eyes, group: str) -> Iterator[s
         (set(), set()) if partition else (history.lost_pending.get(group, set()), history.lost_done.get(group, set()))
     )
     failed = Counter(
-        event.entry_id for event in eyes.events("handler.failed") if (event.group, event.event_type) == (group, takes)
+        names.get(str(event.event_id), event.entry_id)
+        for event in eyes.events("handler.failed")
+        if (event.group, event.event_type) == (group, takes)
     )
     bounds: dict[int | str, list[int]] = defaultdict(lambda: [0, 0, 0])
     for entry_id, n in entries.items():  # a topic may have an event twice when the group before it was lost
@@ -172,15 +176,16 @@ def _handled(plan: Plan, history: History, eyes: Eyes, group: str) -> Iterator[s
         bound = bounds[entry_id if n is None else n]
         bound[0] += 0 if n in history.stale else least
         bound[1] += most
-        bound[2] += dead[entry_id] + lost[entry_id]
-        if failed[entry_id] != dead[entry_id]:
-            yield f"{group}: {failed[entry_id]} handler.failed for {dead[entry_id]} dead letters of {n}"
+        bound[2] += lost[entry_id]
         if lost[entry_id] and entry_id not in trimmed:
             yield f"{group}: {takes} {entry_id} was told lost, and is there"
     times = Counter(entries.values())
     touched = {n for entry_id, n in entries.items() if entry_id in loose[0] | loose[1] | trimmed or times[n] > 1}
-    unsure = _unsure(plan, history, group, touched)
+    unsure = _unsure(plan, history, group, {*touched, *redriven})
     for name, (least, most, given_up) in bounds.items():
+        given_up += dead[name]
+        if failed[name] != dead[name] + redriven[name]:
+            yield f"{group}: {failed[name]} handler.failed for {dead[name]} dead letters of {name}"
         effects = done[name] if isinstance(name, int) else 0
         if not least <= effects + given_up <= most:
             behaviour = plan.behaviours[name] if isinstance(name, int) else "a stranger's"
@@ -190,10 +195,10 @@ def _handled(plan: Plan, history: History, eyes: Eyes, group: str) -> Iterator[s
     known = set(entries.values())
     if stray := {n for n in done if n not in known}:
         yield f"{group}: effects of what was not there: {sorted(stray)}"
-    if stray_letters := set(dead) - set(entries):
+    if stray_letters := set(dead) - set(bounds):
         yield f"{group}: dead letters of what was not there: {sorted(stray_letters)}"
     for letter in letters:
-        yield from _deserved(plan, history, codec, group, entries.get(letter.entry_id), letter)
+        yield from _deserved(plan, history, codec, group, names.get(letter.event_id), letter)
 
 
 def _kept(history: History, group: str, entry_id: str) -> bool:

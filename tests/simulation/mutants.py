@@ -39,7 +39,7 @@ from canvasbus.consume.liveness import Watcher
 from canvasbus.produce import adoption, buffer, fenced, publisher, sender, spool, spooled
 from canvasbus.transport import group_scripts, link
 from canvasbus.transport.owner_scripts import TAKE
-from canvasbus.transport.scripts import ONCE, Script
+from canvasbus.transport.scripts import ONCE, REDRIVE, Script
 from canvasbus.transport.settle_script import SETTLE
 from canvasbus.transport.timer_scripts import DUE, FIRE
 from canvasbus.transport.trim_script import TRIM
@@ -533,6 +533,18 @@ MUTANTS = (
         "",
         (words(pausing.Pausing, "look", "subscription.pause(self.pause is not None)", "subscription.pause(False)"),),
         frozenset({"group paused, long", "calm"}),
+    ),
+    Mutant(
+        "a dead letter that is given back stays",
+        "4",
+        (lua(REDRIVE, "redis.call('XDEL', KEYS[1], id)", "redis.call('XRANGE', KEYS[1], id, id)"),),
+        frozenset({"redrive"}),
+    ),
+    Mutant(
+        "retention forgets that a group was set back",
+        "6",
+        (lua(TRIM, "if oldest and before(oldest, id) then", "if oldest then"),),
+        frozenset({"group paused, reset", "retention"}),
     ),
     Mutant(
         "marks are not looked at",

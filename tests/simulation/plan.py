@@ -80,6 +80,9 @@ STUCK = 0.2
 PAUSED = 0.2
 """How often somebody pauses groups for a while."""
 
+REDRIVEN = 0.2
+"""How often somebody gives dead letters back to their group."""
+
 PRODUCERS = 0.25
 """How often programs with a Producer take part."""
 
@@ -281,6 +284,11 @@ def draw(seed: int, *, wanted: AbstractSet[str] = frozenset()) -> Plan:
     if any(one.how == "reset" for one in plan.happenings):  # that and these are told apart by nobody
         plan.parts -= {"partitions"}
         plan.happenings = [one for one in plan.happenings if one.kind not in ("group lost", "restart")]
+    dice = Random(f"{seed} redriven")
+    for _ in range(dice.randrange(1, 4) if dice.random() < REDRIVEN else 0):
+        plan.happenings.append(Happening(dice.uniform(1.0, plan.seconds), "redrive", dice.randrange(9)))
+    if plan.happens("redrive"):
+        plan.happenings = [one for one in plan.happenings if one.kind != "restart"]
     dice = Random(f"{seed} producer")  # its own, so that what happens in the other runs does not hang on this part
     if dice.random() < PRODUCERS or any("producer" in wish for wish in wanted):
         plan.parts |= {"producer"}

@@ -83,7 +83,7 @@ SOMETIMES = (
     ),
     *("dead letter: lost_workers", "loss: entry_trimmed", "loss: group_recreated"),
     *("trimmed by retention", "timer fired", "seen by an instance", "run down", "fault: restart", "fault: clock"),
-    *("fault: group paused", "group set back"),
+    *("fault: group paused", "group set back", "redriven"),
     *("producer: flushed", "producer: told refused", "producer: killed at the disk", "producer: Ctrl-C"),
     *("producer: killed with a late packet", "producer: published by a signal"),
 )

@@ -216,6 +216,13 @@ class World:
         last = pairs(eyes.call("XINFO", "STREAM", stream))[b"last-generated-id"]
         if info is None or info[b"last-delivered-id"] != last:
             return False
+        retry = eyes.keys.retry(group, event_type)
+        for row in groups_of(eyes, retry):
+            last = pairs(eyes.call("XINFO", "STREAM", retry))[b"last-generated-id"]
+            if row[b"pending"] or row[b"last-delivered-id"] != last:
+                return False
+        if eyes.call("EXISTS", retry) and not groups_of(eyes, retry):
+            return False
         pending = eyes.pending(group, event_type) if info[b"pending"] else []
         return all(self.handlers.is_stuck(group, eyes.keys.partition, entry_id) for entry_id, _, _ in pending)
 
