@@ -105,10 +105,12 @@ class Faults:
         await trio.sleep(NOTICE_SECONDS)
         if what.how == "reset" and not self._world.healed and eyes.call("EXISTS", key):
             self._set_back(group)
-        before = self._world.cursors(group)
+        before, workers = self._world.cursors(group), [*self._world.sites.values()]
         await trio.sleep(max(0.0, what.seconds - NOTICE_SECONDS - 0.1))
-        workers = [site for site in self._world.sites.values() if site.kind == "worker"]
-        well = self._network.back < since and all(site.well_since(max(0.0, since - ANSWER_SECONDS)) for site in workers)
+        workers += self._world.sites.values()
+        well = self._network.back < since and all(
+            site.well_since(max(0.0, since - ANSWER_SECONDS)) for site in workers if site.kind == "worker"
+        )
         after = self._world.cursors(group)
         on = any(id_order(cursor) > id_order(then) for cursor, then in zip(after, before, strict=False))
         if well and not self._network.mood and eyes.call("EXISTS", key) and on:
