@@ -109,7 +109,7 @@ class Faults:
         await trio.sleep(max(0.0, what.seconds - NOTICE_SECONDS - 0.1))
         workers += self._world.sites.values()
         well = self._network.back < since and all(
-            site.well_since(max(0.0, since - ANSWER_SECONDS)) for site in workers if site.kind == "worker"
+            site.was_well_since(max(0.0, since - ANSWER_SECONDS)) for site in workers if site.kind == "worker"
         )
         after = self._world.cursors(group)
         on = any(id_order(cursor) > id_order(then) for cursor, then in zip(after, before, strict=False))

@@ -77,7 +77,11 @@ class Site:
 
     def well_since(self, then: float) -> bool:
         """Whether nothing has happened to it or to its packets from a moment on."""
-        ill = self.dead or self.unreachable or not self.awake.is_set() or self.calm_from > then
+        return not self.dead and self.was_well_since(then)
+
+    def was_well_since(self, then: float) -> bool:
+        """The same; that it is dead by now does not count."""
+        ill = self.unreachable or not self.awake.is_set() or self.calm_from > then
         return not ill and not any(time >= then for time in self.troubles)
 
     def check(self) -> None:
