@@ -105,10 +105,19 @@ async def serve(workers: tuple[Worker, ...], url: str, options: dict[str, Any]) 
 
 
 @asynccontextmanager
-async def until_signal() -> AsyncIterator[trio.Event]:
+async def until_signal(*, supervisor: int | None = None) -> AsyncIterator[trio.Event]:
     """Run the block until SIGTERM or SIGINT, which sets the event that it is given: the block may have come to its own
-    end in the same moment. A second signal while the program drains ends the process at once."""
+    end in the same moment. A second signal while the program drains ends the process at once; not while its parent
+    of the number `supervisor` lives: whoever stops a whole service (systemd does) signals each process, and so does that."""
     told = trio.Event()
+
+    def outside_of_it(number: int, _frame: object) -> None:
+        if not told.is_set() or os.getppid() != supervisor:
+            os._exit(128 + number)
+
+    # Before the receiver, which gives to this what comes while it closes.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, outside_of_it)
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals, without_ctrl_c():
         async with trio.open_nursery() as nursery:
 
@@ -122,8 +131,6 @@ async def until_signal() -> AsyncIterator[trio.Event]:
             nursery.start_soon(watch)
             yield told
             nursery.cancel_scope.cancel()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _end_now)
 
 
 def end_stuck() -> None:
@@ -134,7 +141,3 @@ def end_stuck() -> None:
         with suppress(Exception):
             stream.flush()
     os._exit(STUCK_EXIT)
-
-
-def _end_now(number: int, _frame: object) -> None:
-    os._exit(128 + number)

@@ -1,9 +1,11 @@
 """Several worker processes, or one that starts again when its code changes: started, watched over, started again.
 
 The processes are programs of their own (exec, not fork: threads and connections do not survive a fork). One that dies
-is started again after a pause that doubles up to 30 s; its events are taken over by the others meanwhile. Each has a
-process group of its own, so that Ctrl-C on a terminal reaches them once, through here: a second signal would end them
-without a drain.
+is started again after a pause that doubles up to 30 s; its events are taken over by the others meanwhile.
+
+Each has a process group of its own, so that Ctrl-C on a terminal reaches them through here. Told to stop they drain,
+however often they are told: they may be told by whoever stops the whole service, too, and by a reload before. A second
+signal comes to here only, and ends them by one that needs nobody to act on it.
 """
 
 import os
@@ -83,7 +85,11 @@ def supervise(commands: Sequence[list[str]], environ: dict[str, str], sources: S
     def pass_on(number: int, _frame: object) -> None:
         stopping.append(number)
         for child in children:
-            child.signal(signal.SIGTERM)  # drains as well, and is no traceback to a Python that is still starting
+            tell(child)
+
+    def tell(child: _Child) -> None:
+        # SIGTERM drains as SIGINT does, and is no traceback to a Python that is still starting.
+        child.signal(signal.SIGTERM if len(stopping) == 1 else signal.SIGKILL)
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, pass_on)
@@ -93,7 +99,7 @@ def supervise(commands: Sequence[list[str]], environ: dict[str, str], sources: S
             if child.process is not None and (ended := child.process.poll()) is not None:
                 if stopping:
                     child.process = None
-                    worst = max(worst, ended)
+                    worst = max(worst, 128 + signal.SIGKILL if ended == -signal.SIGKILL else ended)
                 elif ended == BAD_USAGE and sources is None:  # that does not get better
                     child.process = None
                     pass_on(signal.SIGTERM, None)
@@ -103,7 +109,7 @@ def supervise(commands: Sequence[list[str]], environ: dict[str, str], sources: S
             if child.process is None and not stopping and child.due <= time.monotonic():
                 child.start()
                 if stopping:  # told while it was being started
-                    child.signal(signal.SIGTERM)
+                    tell(child)
         if stopping and not any(child.process for child in children):
             return worst
         if sources is not None and not stopping:

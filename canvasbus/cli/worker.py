@@ -121,7 +121,7 @@ def _work(options: argparse.Namespace) -> int:
             f"nobody reads [workers.{table}]: did you mean {meant}?", file=str(loaded.file)
         )
     try:
-        trio.run(_serve, tuple(workers), url, settings, options.health_host, options.health_port)
+        trio.run(_serve, tuple(workers), url, settings, options)
     except (BaseExceptionGroup, CanvasbusError, KeyboardInterrupt) as error:
         cause = _first_of(error)
         if isinstance(cause, LifespanError) and isinstance(cause.__cause__, BaseException):
@@ -158,7 +158,7 @@ def _first_of(error: BaseException) -> BaseException:
     return error
 
 
-async def _serve(workers: tuple[Any, ...], url: str, settings: Any, host: str, port: int | None) -> None:
+async def _serve(workers: tuple[Any, ...], url: str, settings: Any, options: argparse.Namespace) -> None:
     import trio
 
     from canvasbus.bus import EventBus
@@ -182,13 +182,13 @@ async def _serve(workers: tuple[Any, ...], url: str, settings: Any, host: str, p
         bus.add(worker)
     reaching = _Reaching()
     async with trio.open_nursery() as probes:
-        if port is not None:
-            await probes.start(serve_health, bus, host, port, lambda: reaching.trouble)
+        if options.health_port is not None:
+            await probes.start(serve_health, bus, options.health_host, options.health_port, lambda: reaching.trouble)
         # Entering the bus waits for the server, too, but neither signals nor this program's log would be served there.
-        async with until_signal() as told:
+        async with until_signal(supervisor=options.supervised_by) as told:
             await reaching.reach(url, settings.namespace, settings.partitions)
         if not told.is_set():
-            async with bus, until_signal():
+            async with bus, until_signal(supervisor=options.supervised_by):
                 await bus.wait_ready()
                 tune_collector()
                 await trio.sleep_forever()

@@ -11,6 +11,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -253,6 +254,66 @@ def test_processes_do_not_outlive_their_supervisor(start: Callable[..., Any], se
     for _ in range(2):
         logged(process, "worker leaves")
     assert process.stderr.read() == ""
+
+
+WAITING = """
+import pathlib, trio
+from unit_workers import Answered, Asked
+from canvasbus.worker import Worker
+
+worker = Worker("unit")
+
+@worker.on(Asked)
+async def on_asked(event: Asked) -> Answered:
+    pathlib.Path("begun").touch()
+    while not pathlib.Path("may_end").exists():
+        await trio.sleep(0.01)
+    return Answered(number=event.number, pid=0)
+"""
+
+
+@pytest.mark.long
+def test_processes_drain_however_often_they_are_told(
+    start: Callable[..., Any], server_url: str, namespace: str, folder: Path
+) -> None:
+    """Whoever stops a whole service (systemd, pkill) signals the supervisor and its processes, which it tells once more:
+    the handlers that run still have their grace time. A second signal to the supervisor ends all at once."""
+    (folder / "waiting_workers.py").write_text(WAITING)
+    link = BlockingLink(open_server(server_url))
+    for may_end in (True, False):
+        process = start("waiting_workers:worker", "--url", server_url, "--namespace", namespace, "--processes", "2")
+        pids = [int(logged(process, "worker joined")["consumer"].split("-")[1]) for _ in range(2)]
+        link.call("XADD", Keys(namespace).stream("unit.asked"), "*", "e", '{"type":"unit.asked","data":{"number":1}}')
+        _wait_until((folder / "begun").exists)
+
+        for pid in pids:
+            os.kill(pid, signal.SIGTERM)
+        for _ in pids:
+            logged(process, "worker leaves")
+        process.send_signal(signal.SIGTERM)
+        for pid in pids:
+            with suppress(ProcessLookupError):  # it had nothing to wait for
+                os.kill(pid, signal.SIGTERM)
+        if may_end:
+            (folder / "may_end").touch()
+            assert process.wait(20) == 0
+            assert _answers(server_url, namespace, 1) == [(1, 0)]
+        else:
+            _wait_until(lambda: process.send_signal(signal.SIGTERM) or process.poll())  # two that come at once are one
+            assert process.returncode in (
+                128 + signal.SIGKILL,
+                -signal.SIGTERM,
+            )  # the latter of one that came at its end
+        for name in ("begun", "may_end"):
+            (folder / name).unlink(missing_ok=True)
+    link.close()
+
+
+def _wait_until(condition: Callable[[], Any]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def _answers(url: str, namespace: str, count: int) -> list[tuple[int, int]]:
