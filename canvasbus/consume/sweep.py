@@ -110,13 +110,15 @@ class Sweep:
     async def _other_streams(self) -> list[bytes]:
         """Streams of the group that this worker does not read: those of another version of it, which knows more types,
         and whose dead are ours to find as well."""
-        keys, found = self._keys, list[bytes]()
-        names = check(await self._shared.call("SMEMBERS", keys.topics), "look for topics")
-        streams = {keys.stream(name.decode("utf-8", "replace")) for name in names} - self._subscription.topics.keys()
+        keys, found, group = self._keys, list[bytes](), self._group
+        lists = await self._shared.request(commands(("SMEMBERS", keys.topics), ("SMEMBERS", keys.retries(group))))
+        topics, retried = ([name.decode("utf-8", "replace") for name in check(r, "look for topics")] for r in lists)
+        streams = {keys.stream(name) for name in topics} | {keys.retry(group, name) for name in retried}
+        streams -= self._subscription.topics.keys()
         for asked in chunks(sorted(streams)):
             replies = await self._shared.request(commands(*(("XINFO", "GROUPS", stream) for stream in asked)))
             for stream, reply in zip(asked, replies, strict=True):
-                if not isinstance(reply, ReplyError) and self._group.encode() in [pairs(row)[b"name"] for row in reply]:
+                if not isinstance(reply, ReplyError) and group.encode() in [pairs(row)[b"name"] for row in reply]:
                     found.append(stream)
         return found
 

@@ -18,6 +18,8 @@ from canvasbus.transport.settle_script import SETTLE
 from canvasbus.wire.keys import SUSPECT_POOL
 from canvasbus.worker import RetryLater, Worker
 
+A_SCULPTURE = b'{"type":"sculpture.made","data":{"title":"a"}}'
+
 
 class Crash(Exception):
     """The machine of a worker is gone."""
@@ -46,11 +48,12 @@ def hanging(*types: Any, began: list[Any], concurrency: int = 4) -> Worker:
     return worker
 
 
+@pytest.mark.parametrize("redriven", [False, True])
 async def test_entries_of_a_type_that_the_watching_worker_does_not_know_are_recovered(
-    virtual: Clock, memory: MemoryServer, namespace: str, eyes: Eyes
+    virtual: Clock, memory: MemoryServer, namespace: str, eyes: Eyes, redriven: bool
 ) -> None:
     """Two versions of a worker side by side, of which the older, which knows fewer types, watches over the dead: what
-    the newer one held runs again within seconds all the same."""
+    the newer one held runs again within seconds all the same, also what had come out of the dead letters."""
     older, newer, began, seen, crash = Worker("framers"), Worker("framers"), list[Any](), list[str](), trio.Event()
 
     @older.on(PaintingMade)
@@ -60,10 +63,14 @@ async def test_entries_of_a_type_that_the_watching_worker_does_not_know_are_reco
     async def note(event: SculptureMade) -> None:
         seen.append(event.title)
 
-    async with running(memory, older, namespace=namespace) as bus, trio.open_nursery() as nursery:
+    async with running(memory, older, namespace=namespace), trio.open_nursery() as nursery:
         nursery.start_soon(live, memory, hanging(SculptureMade, began=began), namespace, crash)
         await trio.sleep(3)
-        await bus.publish(SculptureMade(title="a"))
+        if redriven:
+            eyes.call("SADD", eyes.keys.retries("framers"), "sculpture.made")
+            eyes.call("XADD", eyes.keys.retry("framers", "sculpture.made"), "*", "e", A_SCULPTURE)
+        else:
+            eyes.put(A_SCULPTURE, "sculpture.made")
         await until(lambda: began)
         async with running(memory, newer, namespace=namespace):
             await trio.sleep(3)
