@@ -130,6 +130,7 @@ class EventBus:
         self._manager: AbstractAsyncContextManager[trio.Nursery] | None = None
         self._runners_left: list[trio.Event] = []
         self._publisher_left = trio.Event()
+        self._maintainers: list[Maintainer] = []
         self._spans = None
         if tracing and not self._off:
             from canvasbus.produce.spans import PublishSpans
@@ -173,15 +174,15 @@ class EventBus:
             self._publisher.open()
             nursery.start_soon(self._publish_until_closed)
             for partition in range(self._partitions):
-                nursery.start_soon(
-                    Maintainer(
-                        self._shared,
-                        Keys(self._namespace, partition),
-                        announce=self._announce,
-                        source=self._codec.source,
-                        partitions=self._partitions,
-                    ).run
+                maintainer = Maintainer(
+                    self._shared,
+                    Keys(self._namespace, partition),
+                    announce=self._announce,
+                    source=self._codec.source,
+                    partitions=self._partitions,
                 )
+                self._maintainers.append(maintainer)
+                nursery.start_soon(maintainer.run)
             for worker in self._workers:
                 self._start(worker)
         except BaseException as error:
@@ -235,6 +236,9 @@ class EventBus:
             self._publisher.close()
             with trio.move_on_after(self._grace):
                 await self._publisher_left.wait()
+            async with trio.open_nursery() as leaving:
+                for maintainer in self._maintainers:
+                    leaving.start_soon(maintainer.leave)
         if self._failures:
             raise self._failures[0]
 

@@ -4,7 +4,7 @@ It only spares the others the work. What is done under it must be safe when two 
 been paused for longer than its lease, and nothing fences it.
 """
 
-from canvasbus.transport.resp import Argument, Operation, ReplyError, check, code, commands
+from canvasbus.transport.resp import Argument, Operation, ReplyError, check, code, command, commands
 
 LEASE_MS = 4000
 """How long after its holder's last word a lease can be had by somebody else."""
@@ -29,3 +29,11 @@ def hold_lease(key: bytes, name: str, *also: tuple[Argument, ...]) -> Operation[
         return False, not full
     yield commands(("PEXPIRE", key, LEASE_MS), *also)
     return True, not full
+
+
+def release_lease(key: bytes, name: str) -> Operation[None]:
+    """Let somebody else have the lease at once, if it is ours. Raises TransportError. (Should it go to another between the
+    two steps, nobody has it, which is no worse than two.)"""
+    (holder,) = yield command("GET", key)
+    if check(holder, "lease") == name.encode():
+        yield command("PEXPIRE", key, 1)

@@ -7,13 +7,13 @@ what is done is done by scripts that may run twice, anywhere, at any time.
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import trio
 
 from canvasbus import ids
 from canvasbus.consume import instances
-from canvasbus.consume.lease import hold_lease
+from canvasbus.consume.lease import hold_lease, release_lease
 from canvasbus.consume.retention import Trimmer
 from canvasbus.contract.bus_events import BusLoss
 from canvasbus.contract.event import Event
@@ -32,6 +32,9 @@ IDLE_SECONDS = 1.0
 
 RENEW_SECONDS = 1.0
 """Between two words of whoever holds the lease, or would like to (how long it lasts: `lease`)."""
+
+LEAVE_SECONDS = 0.5
+"""What giving the lease away may take."""
 
 STEADY_SECONDS = 5.0
 """Whoever was away, or whose server was, or had no memory for heartbeats, calls no group dead for so long: the others may
@@ -73,9 +76,21 @@ class Maintainer:
         self._name = ids.uuid7().hex
         self._tell_again: dict[str, float] = {}
         self._instances = instances.Instances(shared, keys)
+        self._work = trio.CancelScope()
 
     async def run(self) -> None:
-        """Maintain until cancelled. What one part of the work meets with ends none of the others."""
+        """Maintain until cancelled, or until `leave`."""
+        with self._work:
+            await self._maintain()
+
+    async def leave(self) -> None:
+        """End, and let others go on at once: what is due meanwhile would wait for the end of our lease."""
+        self._work.cancel()
+        with trio.move_on_after(LEAVE_SECONDS), suppress(TransportError):
+            await self._shared.run(release_lease(self._keys.maintainer, self._name))
+
+    async def _maintain(self) -> None:
+        """What one part of the work meets with ends none of the others."""
         leased = looked = trim_at = 0.0
         beats = False  # the server would take heartbeats
         since = renewed = -math.inf  # since when it has, and we have heard of it without a pause

@@ -268,6 +268,29 @@ async def test_many_buses_fire_each_timer_once(any_url: str, namespace: str, eye
     assert sorted(e.number for e in eyes.events("painting.framed")) == list(range(700))
 
 
+async def test_who_leaves_lets_others_fire(virtual: Clock, memory: MemoryServer, namespace: str) -> None:
+    """As in a rolling restart: the bus that sees to the timers leaves right before some are due, and they come up to a
+    second late all the same."""
+    (worker, seen), leave = arrivals(), trio.Event()
+
+    async def first() -> None:
+        async with running(memory, namespace=namespace):
+            await leave.wait()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(first)
+        await trio.sleep(1)
+        async with running(memory, worker, namespace=namespace) as bus:
+            begun = trio.current_time()
+            for due in range(1, 9):
+                await bus.publish(SculptureMade(title=str(due)), delay=due)
+            await trio.sleep(2.9)
+            leave.set()
+            await until(lambda: len(seen) == 8, timeout=20)
+    for (when, _), due in zip(seen, range(1, 9), strict=True):
+        assert due <= when - begun <= due + 1.1
+
+
 async def test_a_stream_that_refuses_holds_up_no_other_timer(
     virtual: Clock, memory: MemoryServer, namespace: str
 ) -> None:
