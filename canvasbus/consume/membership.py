@@ -156,7 +156,7 @@ class Membership:
             return
         self._reported.update({stream: topic.cursor for stream, topic in news.items()})
         made, emptied = reply
-        if emptied:
+        if emptied or (self._made is not None and made != self._made):  # a fellow may have been the first to see it
             self._settler.forget_topics()
             for stream, topic in self._topics.items():
                 await link.request(command("SADD", self._list(stream, topic.event_type), topic.event_type))

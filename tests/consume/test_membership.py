@@ -236,6 +236,27 @@ async def test_a_new_stream_is_read_from_its_start(any_url: str, namespace: str,
     assert losses(eyes) == [("painting.made", "stream_recreated", None)]
 
 
+async def test_every_worker_lists_its_topics_anew(virtual: Clock, memory: MemoryServer, namespace: str) -> None:
+    """Two versions of a worker side by side, each of which publishes something of its own, when all keys are gone: whichever
+    is the first to write down again that the group exists, the topics of both are listed, for retention among others."""
+    older, newer, eyes = Worker("framers"), Worker("framers"), Eyes(memory, namespace)
+    older.on(SculptureMade)(lambda event: PaintingStored())
+    newer.on(PaintingMade)(lambda event: PaintingFramed())
+
+    async def work(bus: EventBus) -> None:
+        for made in (PaintingMade(), SculptureMade()):
+            await bus.publish(made)
+        await until(lambda: eyes.count("painting.framed") == eyes.count("painting.stored") == 1)
+
+    async with running(memory, older, namespace=namespace) as bus, running(memory, newer, namespace=namespace):
+        await work(bus)
+        eyes.call("FLUSHALL")
+        await trio.sleep(5)
+        await work(bus)
+        assert {b"painting.framed", b"painting.stored"} <= set(eyes.call("SMEMBERS", eyes.keys.topics))
+    eyes.close()
+
+
 async def test_the_log_tells_what_may_be_lost_with_a_group(
     virtual: Clock, memory: MemoryServer, namespace: str
 ) -> None:
