@@ -12,7 +12,7 @@ from canvasbus.transport.resp import Argument
 class Commit:
     """What the settle script is to do about one delivery."""
 
-    __slots__ = ("attempts", "burial", "changes", "delivery", "derived", "done", "lost", "payloads", "pool", "size")
+    __slots__ = ("burial", "changes", "count", "delivery", "derived", "done", "lost", "payloads", "pool", "size")
 
     def __init__(
         self,
@@ -20,7 +20,7 @@ class Commit:
         payloads: list[tuple[bytes, bytes]],
         *,
         derived: int = 0,
-        attempts: int | None = None,
+        count: int | None = None,
         burial: bool = False,
         lost: bool = False,
         changes: Changes | None = None,
@@ -31,8 +31,8 @@ class Commit:
         self.changes = changes
         self.size = sum([len(data) for _, data in payloads]) + (changes.size if changes else 0)
         self.derived = derived
-        self.attempts = attempts
-        """Failures to write down; None: this one acknowledges."""
+        self.count = count
+        """What the count of deliveries is to be; None: this one acknowledges."""
         self.burial = burial
         """It goes through at maxmemory too, and waits in hand when its stream is refused."""
         self.lost = lost
@@ -64,8 +64,8 @@ def script_words(commits: Sequence[Commit]) -> tuple[Iterable[bytes], str, list[
     for commit in commits:
         delivery = commit.delivery
         args += (index(delivery.topic.stream), delivery.entry_id)
-        if commit.attempts is not None:
-            args += ("try", 0, commit.attempts + 1)
+        if commit.count is not None:
+            args += ("try", 0, commit.count)
         elif commit.pool:
             args += ("park", 0, commit.pool)
         else:

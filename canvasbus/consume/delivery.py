@@ -84,6 +84,9 @@ class Delivery(msgspec.Struct, eq=False):
     """Its last owner died (see `quarantine`)."""
     alone: bool = False
     """A suspect that was running among few others when its owner died: from now on it runs alone."""
+    deadly: bool = False
+    """A suspect of which as many workers have died, or that has failed as often until one did, as it has attempts: it is
+    given up."""
     look: bool = False
     """It came by way of a pool: settling looks up whether it is still ours."""
     overdue: bool = False

@@ -341,7 +341,7 @@ class Lane:
         self._lot.unpark(count=min(len(self._queue), len(self._lot)))
 
     async def _run_suspect(self, delivery: Delivery) -> None:
-        if delivery.failures >= self.handler.retry.attempts:
+        if delivery.deadly:
             if self.breaking is not None:
                 self.breaking.lapsed(delivery)
             self._outcomes.bury(delivery, "lost_workers", RuntimeError("every worker that ran this event died"))

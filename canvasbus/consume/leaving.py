@@ -9,6 +9,7 @@ import trio
 from canvasbus.consume.delivery import Delivery
 from canvasbus.consume.dispatch import Lane
 from canvasbus.consume.liveness import Heart
+from canvasbus.consume.policy import count_for
 from canvasbus.consume.subscription import Subscription
 from canvasbus.errors import TransportError, Unavailable
 from canvasbus.log import get_logger
@@ -227,10 +228,13 @@ class Leaving:
                 if stream in place:
                     # A suspect stays one. Its attempt was written before it began, and cutting it short was our doing.
                     suspect = subscription.topics[stream].suspects.get(entry_id)
+                    retry = subscription.topics[stream].lane.handler.retry
                     if suspect is None:
-                        free.append((place[stream], entry_id, failures + 1 if failures else ""))
+                        free.append((place[stream], entry_id, count_for(failures, retry) if failures else ""))
+                    elif suspect.deadly:
+                        suspects.append((place[stream], entry_id, suspect.failures + 1))
                     else:
-                        count = 0 if suspect.alone and not suspect.failures else suspect.failures + 1
+                        count = 0 if suspect.alone and not suspect.failures else count_for(suspect.failures, retry)
                         suspects.append((place[stream], entry_id, count))
             for pool, words in (SUSPECT_POOL, suspects), (FREE_POOL, free):
                 for chunk in chunks(words):

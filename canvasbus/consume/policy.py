@@ -13,6 +13,10 @@ whatever they were: it is what the server keeps, and so what survives the worker
 
 What counts as a failure is what a handler raised, or a worker that died while it ran the event alone in the
 quarantine lane. Being read, reclaimed or handed back never counts.
+
+Whoever takes over from the dead gives up what has as many failures as a worker may die of an event, since the last of them
+was a death. Where some exceptions have more attempts than that, so many may have been raised, and killed nobody: on the
+server such a number looks different (`count_for`), and the event has its run.
 """
 
 import math
@@ -87,6 +91,11 @@ class Backoff:
         bound = min(self.cap, self.base * 2 ** min(failures - 1, 63))
         return random.uniform(0.0, bound)
 
+    @property
+    def most(self) -> int:
+        """How often an event may run in all, whatever it raises."""
+        return self.attempts
+
     def for_error(self, error: BaseException) -> "Backoff":
         """The backoff after this exception: for every one the same."""
         return self
@@ -121,6 +130,11 @@ class RetryRules:
         """How often a worker may die of an event."""
         return self._default.attempts
 
+    @property
+    def most(self) -> int:
+        """How often an event may run in all, whatever it raises."""
+        return max(self._default.attempts, *(backoff.attempts for backoff in self._rules.values()))
+
     def for_error(self, error: BaseException) -> Backoff:
         """The backoff after this exception; a group of one counts as what is in it."""
         for kind in type(opened(error)).__mro__:
@@ -131,6 +145,19 @@ class RetryRules:
 
     def __repr__(self) -> str:
         return f"RetryRules({', '.join(f'{kind.__name__}: {backoff!r}' for kind, backoff in self._rules.items())})"
+
+
+_RAISED = 1_000_000
+
+
+def count_for(failures: int, retry: Backoff | RetryRules) -> int:
+    """What a server's count of deliveries says of so many failures of which the last was no death."""
+    return failures + 1 + (_RAISED if failures >= retry.attempts else 0)
+
+
+def failures_in(count: int) -> tuple[int, bool]:
+    """What a count of deliveries says: how many failures, and whether a death may be among them."""
+    return (count - 1 - _RAISED, False) if count > _RAISED else (max(0, count - 1), True)
 
 
 class Returned(Struct, frozen=True):

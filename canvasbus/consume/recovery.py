@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import trio
 
 from canvasbus.consume.delivery import Delivery, Topic, deliver
+from canvasbus.consume.policy import failures_in
 from canvasbus.consume.settle import Settler
 from canvasbus.errors import Unavailable
 from canvasbus.transport.link import Link, SharedLink
@@ -194,10 +195,12 @@ class Recovery:
             self.lost(topic, entry_id)
             return
         delivery: Delivery = deliver(self._codec, topic, entry_id, fields)
+        retry = topic.lane.handler.retry
+        failures, deaths = failures_in(deliveries)
         # Of a suspect the run is counted before it begins. A server that has lost the outcome of its last one gives it back
         # to us, who live: that run has not failed.
-        most = deliveries - 1 if suspect else min(deliveries - 1, topic.lane.handler.retry.attempts - 1)
-        delivery.failures = max(0, most)
+        delivery.failures = failures if suspect else min(failures, retry.most - 1)
+        delivery.deadly = suspect and deaths and failures >= retry.attempts
         delivery.suspect = suspect
         delivery.alone = deliveries == 0
         delivery.overdue = overdue

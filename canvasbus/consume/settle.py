@@ -32,6 +32,7 @@ from canvasbus.consume.complaints import Complaints
 from canvasbus.consume.delivery import NO_DOUBT, Delivery, Topic
 from canvasbus.consume.fence import Fence
 from canvasbus.consume.holding import Holding
+from canvasbus.consume.policy import count_for
 from canvasbus.consume.state import StateStore
 from canvasbus.errors import Refused, TransportError, Unavailable
 from canvasbus.ids import id_order
@@ -182,18 +183,21 @@ class Settler:
         self._commits.append(Commit(delivery, [], pool=pool))
         self._work.set()
 
-    def note_attempt(self, delivery: Delivery, failures: int) -> Commit:
+    def note_attempt(self, delivery: Delivery, failures: int) -> None:
         """Write down how often the delivery has failed, so that whoever gets it next knows."""
-        commit = Commit(delivery, [], attempts=failures)
-        self._commits.append(commit)
-        self._work.set()
-        return commit
+        count = count_for(failures, delivery.topic.lane.handler.retry)
+        self._write(Commit(delivery, [], count=count))
 
     def write_attempt(self, delivery: Delivery, failures: int) -> trio.Event:
-        """The same; the event is set when the server has it."""
-        commit = self.note_attempt(delivery, failures)
+        """Write down how often it has failed should its worker die now. The event is set when the server has it."""
+        commit = Commit(delivery, [], count=failures + 1)
         commit.done = trio.Event()
+        self._write(commit)
         return commit.done
+
+    def _write(self, commit: Commit) -> None:
+        self._commits.append(commit)
+        self._work.set()
 
     def _hold(self) -> None:
         """The group is a new one; some of what is set aside may have waited for that."""
@@ -366,7 +370,7 @@ class Settler:
                 waits |= missing
             else:
                 waits |= missing if self.holding.due else set()
-        waits = {i for i in waits if chunk[i].attempts is None}  # those are written again with what follows
+        waits = {i for i in waits if chunk[i].count is None}  # those are written again with what follows
         for i in waits:
             if self._leaves:
                 self._give_up(chunk[i], Unavailable("settle: the consumer group is gone"))
@@ -470,7 +474,7 @@ class Settler:
             # announces can be missed, it cannot.
             del commit.payloads[1:]
             self._set_aside(commit)
-        elif commit.attempts is None:
+        elif commit.count is None:
             if commit.changes:
                 commit.changes.settled(applied=False)
             commit.delivery.topic.lane.refused(commit.delivery, failure)
@@ -486,7 +490,7 @@ class Settler:
             commit.done.set()
         if commit.changes:
             commit.changes.settled(applied=False)
-        if commit.attempts is None:
+        if commit.count is None:
             commit.delivery.topic.lane.settled(1)
 
     def _finish(self, chunk: list[Commit], reply: list[int | bytes]) -> None:
@@ -499,7 +503,7 @@ class Settler:
                 commit.done.set()
             if not ours:
                 statistics.not_ours += 1
-            if commit.attempts is not None:
+            if commit.count is not None:
                 continue
             if commit.changes:
                 commit.changes.settled(applied=ours == 1)

@@ -22,7 +22,9 @@ from canvasbus.consume.policy import (
     RetryRules,
     Returned,
     Verdict,
+    count_for,
     decide,
+    failures_in,
     next_window,
 )
 from canvasbus.errors import ContractError, DecodeError
@@ -147,6 +149,14 @@ def test_what_no_rule_names_has_the_default_backoff() -> None:
     some = RetryRules({ValueError: NEVER})
     assert decide(Raised(KeyError()), 0, some, Loaded()) == Retry(0.5, 1)
     assert some.attempts == Backoff().attempts and BY_KIND.attempts == 4
+    assert some.most == Backoff().attempts and BY_KIND.most == 9
+
+
+def test_a_count_of_deliveries_tells_deaths_from_what_was_raised() -> None:
+    """Only where both could be: as often as a worker may die of an event nothing is raised under one backoff for all."""
+    assert [failures_in(count_for(n, BY_KIND)) for n in range(9)] == [(n, n < 4) for n in range(9)]
+    assert [failures_in(n + 1) for n in range(9)] == [(n, True) for n in range(9)]
+    assert failures_in(0) == (0, True)
 
 
 @pytest.mark.parametrize(

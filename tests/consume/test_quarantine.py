@@ -214,3 +214,42 @@ async def test_marks_are_kept_by_every_server(any_url: str, namespace: str, eyes
         go_on.set()
         await quiet(eyes)
     assert most == 1
+
+
+async def test_what_a_handler_raised_is_no_death(virtual: Clock, memory: MemoryServer, namespace: str) -> None:
+    """Some exceptions have more attempts than a worker may die of an event. What has failed oftener than that with them, as
+    in an outage, runs on when its worker is killed or leaves, with its number; only a death on top of it is the end."""
+    eyes, attempts, deadly = Eyes(memory, namespace), list[int](), False
+    rules = {ConnectionError: Backoff(attempts=30, base=900, cap=900), Exception: Backoff(attempts=2)}
+
+    async def live(until_attempt: int, *, killed: bool) -> None:
+        faulty, worker, came = FaultyServer(memory), Worker("framers"), trio.Event()
+
+        @worker.on(PaintingMade, retry=rules)
+        async def frame(event: PaintingMade, ctx: Context) -> None:
+            attempts.append(ctx.attempt)
+            if ctx.attempt == until_attempt:
+                came.set()
+                if deadly:
+                    await trio.sleep_forever()
+            raise ConnectionError("the framer is away")
+
+        async with trio.open_nursery() as nursery, running(faulty, worker, namespace=namespace):
+            with trio.move_on_after(20_000):
+                await came.wait()
+            await trio.sleep(0.05)  # what it failed is written down
+            if killed:
+                faulty.cut()
+                nursery.cancel_scope.cancel()
+
+    async with running(memory, namespace=namespace) as bus:
+        await bus.publish(PaintingMade())
+    for last, killed in ((6, True), (9, False), (12, False), (15, True)):
+        await live(last, killed=killed)
+        assert attempts == list(range(1, last + 1)) and eyes.dead("framers") == []
+    deadly = True
+    await live(16, killed=True)
+    await live(99, killed=False)
+    (letter,) = eyes.dead("framers")
+    assert (letter.reason, letter.attempts) == ("lost_workers", 16)
+    assert attempts == list(range(1, 17)) and eyes.pending("framers") == []

@@ -104,6 +104,33 @@ async def test_attempts_survive_the_processes_that_made_them(
     await quiet(eyes, event_type="crash.asked")
 
 
+IN_AN_OUTAGE = FAILING.replace(
+    "{ValueError: Backoff(attempts=3,",
+    "{ConnectionError: Backoff(attempts=20, base=0), ValueError: Backoff(attempts=20,",
+).replace("(event: Asked) -> None:\n", "(event: Asked, ctx) -> None:\n    if ctx.attempt < 7: raise ConnectionError\n")
+
+
+async def test_what_fails_in_an_outage_is_not_given_up_when_its_process_is_killed(
+    server_url: str, namespace: str, eyes: Eyes, start: Callable[..., Any]
+) -> None:
+    """It has failed seven times of twenty, and a worker may die five times of an event. The next version of the worker, whose
+    exceptions all have five attempts, runs it all the same."""
+    with Producer(server_url, namespace=namespace) as bus:
+        for number in range(20):
+            bus.publish(Asked(number=number))
+        assert bus.flush(20)
+    failing = start("--url", server_url, "--namespace", namespace, unit=IN_AN_OUTAGE)
+    failed = "a handler failed; the event waits for another attempt"
+    await until(lambda: [told["attempt"] for told in failing.said(failed)].count(7) == 20, 30)
+    await until(lambda: {count % 1000 for _, _, count in eyes.pending("unit", "crash.asked")} == {8})
+    failing.process.kill()
+
+    start("--url", server_url, "--namespace", namespace)
+    await until(lambda: eyes.count("crash.answered") >= 20, 30)
+    await quiet(eyes, event_type="crash.asked")
+    assert answers(eyes) == dict.fromkeys(range(20), 1) and eyes.dead("unit") == []
+
+
 async def test_everything_that_is_published_after_a_flushall_is_handled_once(
     server_url: str, namespace: str, eyes: Eyes, start: Callable[..., Any]
 ) -> None:
