@@ -12,7 +12,8 @@ minute may have been paused together with all the others, and wake up first.
 
 The thread beats only while the loop turns. A loop that has been silent for `max_block` seconds, and whose running
 handlers have not asked for longer (`ctx.extend`), is stuck: the beat ends, so that others take over, the stack is told,
-and `on_stuck` is called. A worker program ends itself there, for nobody else could; inside somebody's own program it is
+and `on_stuck` is called. That takes two looks in a row: a process that was stopped (SIGSTOP, a paused container) may wake
+up in this thread first. A worker program ends itself there, for nobody else could; inside somebody's own program it is
 only told, and should the loop turn again, the worker finds itself fenced and joins anew.
 
 Not promised: a native call that holds the GIL for longer than the limit stops the thread too, and looks dead.
@@ -47,6 +48,9 @@ PULSE_SECONDS = 1.0
 
 MAX_BLOCK_SECONDS = 60.0
 """A loop that makes no progress for so long stops the beat: the worker is stuck, and others shall have its work."""
+
+AGAIN_SECONDS = 0.2
+"""Between the two looks that find a loop stuck: what a loop takes to turn again that was stopped with its process."""
 
 TELL_SECONDS = 2.0
 """What telling of a blocked or stuck loop may take: the loop may be stuck for the very reason that nobody reads the log."""
@@ -193,17 +197,18 @@ class Heart:
 
     def _run(self) -> None:
         link = BlockingLink(self._server, timeout=ANSWER_SECONDS)
-        told = stuck = False
+        told = suspected = stuck = False
         pause = 0.0  # the first beat goes at once
         while not self._stop.wait(pause):
             pause = self._every
             silent = clock.monotonic() - self._progress.at
             if self._progress.stuck(self._max_block, self._allowed()):
-                if not stuck:
+                if suspected and not stuck:
                     self._stuck(silent)
-                stuck = True
+                    stuck = True
+                suspected, pause = True, min(pause, AGAIN_SECONDS)
                 continue  # a loop that gets free again is alive again: silent, it could not judge others either
-            stuck = False
+            suspected = stuck = False
             if silent > self._blocked and not told:
                 self._tell_blocked(silent)
             told = silent > self._blocked

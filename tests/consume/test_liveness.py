@@ -1,8 +1,9 @@
 """Who counts as dead. The watcher is pure, so these are tables of looks: (time, counts seen) and the verdict."""
 
+import itertools
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -211,6 +212,21 @@ async def test_a_heart_stops_when_the_loop_is_stuck_for_too_long() -> None:
     heart.join(5)
     count = beats_of(server, keys)
     assert count == heart.beats
+
+
+async def test_a_loop_that_was_stopped_with_its_heart_is_not_stuck() -> None:
+    """As by SIGSTOP: the heart is the first to wake up, sees a loop that was silent for long, and looks once more."""
+    looks: Iterator[bool] = itertools.cycle([True, False])
+    progress, stuck = Progress(), threading.Event()
+    progress.stuck = lambda *_: next(looks)  # type: ignore[method-assign]
+    heart = Heart(MemoryServer(), [Keys()], "g", "me", progress, every=0.001, on_stuck=stuck.set)
+    heart.start_thread()
+    wait_stubbornly(lambda: heart.beats >= 10)
+    assert not stuck.is_set()
+    looks = itertools.repeat(True)
+    assert stuck.wait(10)
+    heart.stop()
+    heart.join(5)
 
 
 async def test_a_loop_is_not_stuck_while_a_handler_has_asked_for_time() -> None:
