@@ -6,7 +6,7 @@ import os
 import re
 import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 
 def open_outlets() -> None:
@@ -14,6 +14,13 @@ def open_outlets() -> None:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115  as long as the program lives
+
+
+def close_outlet(outlet: TextIO) -> None:
+    """Let nothing more be written where nobody reads, not even by the interpreter's exit."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, outlet.fileno())
+    os.close(null)
 
 
 class Parser(argparse.ArgumentParser):

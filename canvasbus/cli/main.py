@@ -9,14 +9,13 @@ Imports are late: a command loads what it needs when it runs, `--help` loads non
 import argparse
 import errno
 import importlib
-import os
 import sys
 from collections.abc import Callable
 from contextlib import closing
 from typing import Any
 
 from canvasbus import __version__
-from canvasbus.cli.arguments import Parser, near, number, open_outlets
+from canvasbus.cli.arguments import Parser, close_outlet, near, number, open_outlets
 from canvasbus.errors import CanvasbusError, ConfigError, ContractError
 
 _SETTINGS = ("url", "namespace", "partitions")
@@ -347,17 +346,18 @@ def _common(to: Parser, *, default: Any) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns its exit code."""
     open_outlets()
+    code = 0
     try:
         code = _run(argv)
         sys.stdout.flush()
         return code
     except BrokenPipeError:
-        _write_no_more()  # whoever read our output has seen enough
-        return 0
+        close_outlet(sys.stdout)  # whoever read our output has seen enough
+        return code
     except OSError as error:
         if error.errno not in _CANNOT_WRITE:
             raise
-        _write_no_more()
+        close_outlet(sys.stdout)
         return _fail(CanvasbusError(f"the output cannot be written: {error.strerror}"), 1)
     except KeyboardInterrupt:
         return 130
@@ -370,11 +370,6 @@ def main(argv: list[str] | None = None) -> int:
 
 
 _CANNOT_WRITE = (errno.ENOSPC, errno.EIO, errno.EBADF, errno.EFBIG, errno.EDQUOT)
-
-
-def _write_no_more() -> None:
-    """Let nothing more be written to stdout, not even by the interpreter's exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _run(argv: list[str] | None) -> int:

@@ -16,7 +16,8 @@ import re
 import shutil
 import sys
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, TextIO
@@ -24,6 +25,7 @@ from unicodedata import combining, east_asian_width
 
 import msgspec
 
+from canvasbus.cli.arguments import close_outlet
 from canvasbus.operate import words
 
 _UNSAFE_IN_JSON = re.compile("[\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
@@ -60,6 +62,9 @@ class Output:
         self.json = json
         self.stdout = stdout or sys.stdout
         self.stderr = stderr or sys.stderr
+        self.acts = False
+        """Whether the command does something. It does that to its end, also when nobody reads any more what it says of it: else
+        it would end in the middle with nobody knowing, or before it began."""
         self.terminal = self.stdout.isatty()
         self._colour = self.terminal and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
 
@@ -70,7 +75,8 @@ class Output:
 
     def line(self, text: str = "") -> None:
         """One line on stdout."""
-        print(text, file=self.stdout)
+        with self._read_by_somebody(self.stdout):
+            print(text, file=self.stdout)
 
     def wrapped(self, text: str, *, indent: int) -> None:
         """Somebody else's text, broken between words where a terminal is narrow; further lines are indented by two more."""
@@ -86,7 +92,8 @@ class Output:
 
     def note(self, text: str) -> None:
         """One line for the person, on stderr."""
-        print(text, file=self.stderr)
+        with self._read_by_somebody(self.stderr):
+            print(text, file=self.stderr)
 
     def paint(self, text: str, style: str) -> str:
         """`text` in a style, where the terminal knows colours."""
@@ -95,7 +102,8 @@ class Output:
 
     def flush(self) -> None:
         """Hand everything to whoever reads stdout."""
-        self.stdout.flush()
+        with self._read_by_somebody(self.stdout):
+            self.stdout.flush()
 
     def table(self, columns: Sequence[Column], rows: Iterable[Sequence[Cell | str]]) -> None:
         """A table. Cells are made safe here."""
@@ -116,6 +124,15 @@ class Output:
             if row is not titles and row[-1].text not in ("", NOTHING):
                 text = short(f"{columns[-1].title.lower()}: {row[-1].text}", self._width() - 4, words=True)
                 self.line("    " + self.paint(text, row[-1].style))
+
+    @contextmanager
+    def _read_by_somebody(self, file: TextIO) -> Iterator[None]:
+        try:
+            yield
+        except BrokenPipeError:
+            if not self.acts:
+                raise
+            close_outlet(file)
 
     def _width(self) -> int:
         return shutil.get_terminal_size().columns

@@ -44,6 +44,7 @@ class _Item:
 
 def run(context: Context, args: argparse.Namespace) -> int:
     """1 when a line was no event or was refused."""
+    context.out.acts = not args.dry_run
     type_name, data = args.type, args.data
     if args.source_file is None and data is None:
         if type_name is None or not (type_name == "-" or type_name.lstrip().startswith("{")):

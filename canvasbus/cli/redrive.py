@@ -59,6 +59,7 @@ def _chosen(context: Context, args: argparse.Namespace) -> list[DeadLetter]:
 def _agreed(context: Context, args: argparse.Namespace, letters: Sequence[DeadLetter], fate: str) -> bool:
     """Show what is meant; `fate`: what would become of the letters. False: nothing is to be done."""
     out = context.out
+    out.acts = not args.dry_run
     if out.json:
         if args.dry_run:
             for letter in letters:

@@ -100,6 +100,7 @@ def run_clear(context: Context, args: argparse.Namespace) -> int:
 def run_trim(context: Context, _: argparse.Namespace) -> int:
     """Once, as a bus of the namespace does all the time: for namespaces in which nothing but Producers run."""
     out, total = context.out, 0
+    out.acts = True
     problems: list[TransportError] = []
     for keys in context.partitions:
         trimmer = Trimmer(keys, source="canvasbus retention trim")

@@ -125,6 +125,7 @@ def run_expire(context: Context, args: argparse.Namespace) -> int:
     if unknown:
         known = ", ".join(silences) or "none"
         raise CanvasbusError(f"no silence {unknown[0]!r} is in force; there are: {known}")
+    context.out.acts = True
     for silence_id in args.id:
         _publish(context, SilenceExpired(silence_id=silence_id, author=me()))
         taken = _is_taken(context, silence_id, there=False)

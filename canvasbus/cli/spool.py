@@ -89,6 +89,7 @@ def _damaged(found: Contents) -> list[tuple[str, Damage, bool]]:
 def run_drain(context: Context, args: argparse.Namespace) -> int:
     """1 when something could not be sent, its fate is unknown, or it waits for a producer of another kind."""
     out, settings, root = context.out, context.settings, _root(args)
+    out.acts = True
     found = [process for process in look_into(root).processes if process.namespace in (settings.namespace, None)]
     partitions = len(context.partitions)
     alive = [process for process in found if process.alive]

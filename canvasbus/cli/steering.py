@@ -54,6 +54,7 @@ def run_resume(context: Context, args: argparse.Namespace) -> int:
 def run_reset(context: Context, args: argparse.Namespace) -> int:
     """1 when the group is in use, or has none of the topics."""
     out, link = context.out, context.link
+    out.acts = not args.dry_run
     to = args.to if args.to in ("earliest", "latest") else start_of(args.to, "--to")
 
     def wanted(topic: str) -> bool:
@@ -86,6 +87,7 @@ def run_reset(context: Context, args: argparse.Namespace) -> int:
 def run_forget(context: Context, args: argparse.Namespace) -> int:
     """1 when the group is in use."""
     out, link = context.out, context.link
+    out.acts = not args.dry_run
     group = _group(context, args.group)
     if group.alive:
         raise CanvasbusError(f"group {group.name!r} is in use: {steering.at_work(group)}; stop them first")

@@ -2,6 +2,8 @@
 
 import io
 import json
+import os
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -66,3 +68,24 @@ def runner(url: str | None, namespace: str, capsys: pytest.CaptureFixture[str]) 
         return Ran(code, *capsys.readouterr())
 
     return run
+
+
+def unread(url: str, namespace: str, *argv: str) -> tuple[int, str]:
+    """A command as a process of its own, whose stdout nobody reads: its exit code, and what it says on stderr."""
+    environ = {**os.environ, "CANVASBUS_URL": url, "CANVASBUS_NAMESPACE": namespace, "PYTHONWARNINGS": "error"}
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "canvasbus", *argv]
+    try:
+        done = subprocess.run(
+            command,
+            env=environ,
+            stdin=subprocess.DEVNULL,
+            stdout=writer,
+            stderr=subprocess.PIPE,
+            timeout=60,
+            check=False,
+        )
+    finally:
+        os.close(writer)
+    return done.returncode, done.stderr.decode()

@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import median
 
 import pytest
-from cli.commands import Run
+from cli.commands import Run, unread
 from servers import ServerProcess, free_port
 from studio import Eyes, PaintingMade
 
@@ -190,6 +190,22 @@ def test_a_reader_that_has_seen_enough_ends_tail_quietly(server_url: str, namesp
     assert tail.stderr.read() == b""
     tail.stderr.close()
     assert tail.wait(10) == 0
+
+
+def test_a_file_is_published_though_nobody_reads_the_records(
+    server_url: str, namespace: str, eyes: Eyes, tmp_path: Path
+) -> None:
+    """`publish --from FILE --json | head -1`: all lines are stored, and the exit code tells of one that is no event."""
+    lines = [f'{{"model_name": "m{number}"}}' for number in range(1200)]
+    (tmp_path / "lines").write_text("\n".join(lines))
+    asked = ("publish", "--from", str(tmp_path / "lines"), "drift.resolved", "--json")
+    assert unread(server_url, namespace, *asked) == (0, "")
+    assert eyes.count("drift.resolved") == 1200
+    (tmp_path / "lines").write_text("\n".join(["none", *lines]))
+    code, err = unread(server_url, namespace, *asked)
+    assert code == 1 and "line 1: " in err and "1 line not published" not in err
+    assert eyes.count("drift.resolved") == 2400
+    assert unread(server_url, namespace, "topics") == (0, "")
 
 
 def test_ctrl_c_ends_following_quietly(server_url: str, namespace: str, eyes: Eyes) -> None:

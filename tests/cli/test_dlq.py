@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from cli.commands import Run
+from cli.commands import Run, unread
 from studio import Eyes, PaintingMade
 
 from canvasbus.wire import deadletter
@@ -241,3 +241,17 @@ def test_ctrl_c_amid_a_redrive(server_url: str, namespace: str, eyes: Eyes, run:
     assert "redriven" in err.splitlines()[-1] and "again" in err.splitlines()[-1]
     assert run("dlq", "redrive", "--group", "framer", "--yes").code == 0
     assert eyes.call("XLEN", eyes.keys.dead("framer")) == 0 and eyes.call("XLEN", stream) == 61
+
+
+@pytest.mark.parametrize("as_what", [(), ("--json",)], ids=["table", "json"])
+def test_what_is_done_though_nobody_reads_what_is_meant(
+    server_url: str, namespace: str, eyes: Eyes, event_id: str, as_what: tuple[str, ...]
+) -> None:
+    """`| true`: exit code 0 says that the letters were put back, or removed."""
+    code, err = unread(server_url, namespace, "dlq", "redrive", "--id", "10-0", "--yes", *as_what)
+    assert code == 0 and "Traceback" not in err
+    assert eyes.call("XLEN", eyes.keys.retry("framer", "painting.made")) == 1
+    assert unread(server_url, namespace, "dlq", "purge", "--group", "framer", "--yes", *as_what)[0] == 0
+    assert eyes.call("XLEN", eyes.keys.dead("framer")) == 0
+    code, err = unread(server_url, namespace, "dlq", "purge", "--yes", "--dry-run", *as_what)
+    assert (code, eyes.call("XLEN", eyes.keys.dead("archive"))) == (0, 1)

@@ -9,7 +9,7 @@ import time
 from datetime import UTC, datetime
 
 import pytest
-from cli.commands import Run
+from cli.commands import Run, unread
 from studio import Eyes
 
 from canvasbus.cli.output import moment
@@ -230,3 +230,16 @@ def test_the_help_says_what_doubles(run_bare: Run, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(sys, "stdin", io.StringIO())
     text = " ".join(run_bare("groups", "reset", "--help").out.split())
     assert "handles events again, on purpose" in text and "under the same ids as the first time" in text
+
+
+@pytest.mark.parametrize("as_what", [(), ("--json",)], ids=["table", "json"])
+def test_what_is_done_though_nobody_reads_the_plan(
+    server_url: str, namespace: str, filled: Eyes, as_what: tuple[str, ...]
+) -> None:
+    """`| true`: exit code 0 says that the group was moved, or forgotten."""
+    reset = ("groups", "reset", "framers", "--to", "earliest", "--yes", *as_what)
+    assert unread(server_url, namespace, *reset) == (0, "canvasbus: framers has been moved\n")
+    assert cursor(filled) == "0-0"
+    forget = ("groups", "forget", "framers", "--yes", *as_what)
+    assert unread(server_url, namespace, *forget) == (0, "canvasbus: framers is forgotten\n")
+    assert filled.call("XINFO", "GROUPS", filled.stream()) == []
