@@ -14,8 +14,8 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any
 
 import trio
@@ -116,9 +116,9 @@ async def until_signal(*, supervisor: int | None = None) -> AsyncIterator[trio.E
             os._exit(128 + number)
 
     # Before the receiver, which gives to this what comes while it closes.
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in _SIGNALS:
         signal.signal(number, outside_of_it)
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals, without_ctrl_c():
+    with trio.open_signal_receiver(*_SIGNALS) as signals, without_ctrl_c(), _ours():
         async with trio.open_nursery() as nursery:
 
             async def watch() -> None:
@@ -131,6 +131,46 @@ async def until_signal(*, supervisor: int | None = None) -> AsyncIterator[trio.E
             nursery.start_soon(watch)
             yield told
             nursery.cancel_scope.cancel()
+
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_taken = 0
+"""How many blocks of this process take these signals for themselves."""
+
+
+@contextmanager
+def _ours() -> Iterator[None]:
+    global _taken
+    _taken += 1
+    try:
+        yield
+    finally:
+        _taken -= 1
+
+
+# Nobody drains in a child that a handler forks (multiprocessing): it would keep these signals to itself, and whoever ends it by
+# SIGTERM and waits for that, as with Process.terminate, would wait for ever. One that comes before the child has let go of
+# them waits until then.
+_forking = threading.local()
+
+
+def _before_fork() -> None:
+    _forking.mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS) if _taken else None
+
+
+def _after_fork_in_parent() -> None:
+    if _forking.mask is not None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, _forking.mask)
+
+
+def _after_fork_in_child() -> None:
+    if _forking.mask is not None:
+        for number in _SIGNALS:
+            signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, _forking.mask)
+
+
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
 
 
 def end_stuck() -> None:

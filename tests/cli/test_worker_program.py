@@ -27,10 +27,12 @@ from canvasbus.wire.codec import decode_envelope
 from canvasbus.wire.keys import Keys
 
 MODULE = """
+import multiprocessing
 import os
+import time
 import trio
 from canvasbus import Event, event
-from canvasbus.worker import Worker
+from canvasbus.worker import Context, Worker
 
 @event("unit.asked")
 class Asked(Event):
@@ -47,6 +49,16 @@ worker = Worker("unit")
 async def on_asked(event: Asked) -> Answered:
     await trio.sleep(0.002)
     return Answered(number=event.number, pid=os.getpid())
+
+parent = Worker("parent")
+
+@parent.on(Asked, concurrency=1)
+def on_asked_too(event: Asked, ctx: Context) -> None:
+    child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(30,))
+    child.start()
+    child.terminate()
+    child.join()
+    ctx.log.info("ended", code=child.exitcode)
 
 broken = 3
 """
@@ -394,3 +406,15 @@ def test_a_lifespan_that_cannot_open_ends_the_program(
     assert said.startswith("canvasbus-worker: worker 'taster': its lifespan failed on starting: FileNotFoundError")
     assert "studio_workers.py, line 12" in said
     assert said.count("\n") == 1
+
+
+def test_a_child_that_a_handler_forks_and_ends(
+    start: Callable[..., subprocess.Popen[str]], server_url: str, namespace: str
+) -> None:
+    """`Process.terminate` ends it, as in any other program, and the worker goes on until it is told to leave."""
+    process = start("unit_workers:parent", "--url", server_url, "--namespace", namespace)
+    subprocess.run([sys.executable, "-c", PUBLISH.replace("400", "2"), server_url, namespace], check=True)
+    assert [logged(process, "ended")["code"] for _ in range(2)] == [-signal.SIGTERM] * 2
+    process.terminate()
+    assert logged(process, "worker leaves")["running"] == 0
+    assert process.wait(20) == 0
