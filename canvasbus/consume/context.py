@@ -67,7 +67,7 @@ class Context:
         when another process was faster, the handler runs again, and no attempt is counted. From a plain function:
         `trio.from_thread.run`.
 
-        Raises ContractError when what is stored is no `type`, Refused, and RetryLater while the server is away or others
+        Raises ContractError when what is stored is no `type`, and RetryLater while the server is away or refuses, or others
         keep the key for too long: passed on, it lets the event run again and costs no attempt.
         """
         return await self._run().state(key, type, default, ttl)

@@ -20,7 +20,8 @@ key made dead letters of each other although each was quick.) A run that is late
 ever, keeps what it has loaded and lets others have the key: should it end after all, its token is compared like any.
 
 A server that is away is nobody's failure: a run that cannot load what it needs ends as RetryLater, and costs no attempt.
-(As an ordinary exception an outage of a second sent events to the dead letters: retries come fast at first.)
+(As an ordinary exception an outage of a second sent events to the dead letters: retries come fast at first.) Nor is it the
+event's that the server refuses this worker, whose password is changed, say: that is told, once a minute.
 """
 
 import functools
@@ -37,7 +38,7 @@ from canvasbus.checks import is_label
 from canvasbus.consume.changes import Changes
 from canvasbus.consume.complaints import Complaints
 from canvasbus.consume.policy import RetryLater
-from canvasbus.errors import ContractError, EncodeError, Unavailable
+from canvasbus.errors import ContractError, EncodeError, TransportError, Unavailable
 from canvasbus.transport.link import SharedLink
 from canvasbus.transport.resp import ReplyError, check, code, translate
 from canvasbus.wire.codec import MAX_EVENT_BYTES
@@ -48,8 +49,8 @@ MAX_STATE_BYTES = MAX_EVENT_BYTES
 AWAY_SECONDS = 1.0
 """After which a run begins again that could not load something."""
 
-OVERWRITTEN_SECONDS = 5.0
-"""The same, of one that finds something else where its state should be."""
+REFUSED_SECONDS = 5.0
+"""The same, of one that finds something else where its state should be, or whom the server refuses."""
 
 T = TypeVar("T")
 _encode = msgspec.msgpack.Encoder().encode
@@ -192,23 +193,25 @@ class StateStore:
         return cell
 
     async def load(self, how: str, key: bytes, doing: str) -> Any:
-        """What lies under a key. Raises RetryLater while the server is away, which only one run a second tries anew, and
-        while something else lies there."""
+        """What lies under a key. Raises RetryLater while the server is away or refuses, which only one run at a time tries anew,
+        and while something else lies there."""
         now = trio.current_time()
         if self._away:
             if now < self._again:
-                raise RetryLater(self._again - now, f"{doing}: the server is away")
+                raise RetryLater(self._again - now, f"{doing}: the server is away, or refuses")
             self._again = now + AWAY_SECONDS
         try:
             reply = await self.shared.call(how, key)
             if isinstance(reply, ReplyError) and code(reply) == "WRONGTYPE":
                 wrong = translate(ReplyError(f"OVERWRITTEN {key.decode()}"), doing)
                 self._complaints.tell("runs wait for a key of the bus that holds something else", wrong)
-                raise RetryLater(OVERWRITTEN_SECONDS, str(wrong))
+                raise RetryLater(REFUSED_SECONDS, str(wrong))
             check(reply, doing)
-        except Unavailable as error:
-            self._away, self._again = True, trio.current_time() + AWAY_SECONDS
-            raise RetryLater(AWAY_SECONDS, f"{doing}: {error}") from error
+        except TransportError as error:
+            self._complaints.tell("runs wait for a server that refuses to load what they keep", error)
+            seconds = AWAY_SECONDS if isinstance(error, Unavailable) else REFUSED_SECONDS
+            self._away, self._again = True, trio.current_time() + seconds
+            raise RetryLater(seconds, f"{doing}: {error}") from error
         self._away = False
         return reply
 

@@ -3,14 +3,21 @@
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import pytest
+import structlog
 import trio
 from servers import ServerProcess
 from studio import Eyes, PaintingFramed, PaintingMade, SculptureMade, quiet, running
 from waiting import until
 
 from canvasbus import Refused
-from canvasbus.worker import Backoff, Reject, Worker
+from canvasbus.consume import state as states
+from canvasbus.worker import Backoff, Context, Reject, Worker
+
+
+class Count(msgspec.Struct):
+    total: int = 0
 
 
 @pytest.fixture
@@ -92,6 +99,49 @@ async def test_losing_the_right_to_acknowledge_writes_nothing_twice(refusing: Se
         eyes.call("ACL", "SETUSER", "worker", "+xack")
         await quiet(eyes)
     assert sorted(e.number for e in eyes.events("painting.framed")) == [0, 1, 2]
+    eyes.close()
+
+
+@pytest.mark.parametrize("what", ["state", "parts"])
+@pytest.mark.parametrize("taken", [("off",), ("resetpass", ">other"), ("-get", "-hgetall")], ids=" ".join)
+async def test_losing_the_right_to_load_costs_no_attempt(
+    refusing: ServerProcess, namespace: str, monkeypatch: pytest.MonkeyPatch, what: str, taken: tuple[str, ...]
+) -> None:
+    """Its user is switched off, its password changed, a right of its taken away, while a worker runs: its events wait, the log
+    tells of it, and when it is as before each has its effect once."""
+    monkeypatch.setattr(states, "REFUSED_SECONDS", 0.1)
+    eyes = Eyes(refusing.url, namespace)
+    rights = ("ACL", "SETUSER", "worker", "reset", "on", ">pw", "~*", "&*", "+@all")
+    eyes.call(*rights)
+    worker, runs, gate = Worker("framers"), list[int](), trio.Event()
+
+    @worker.on(PaintingMade, retry=Backoff(attempts=1))
+    async def frame(event: PaintingMade, ctx: Context) -> PaintingFramed:
+        runs.append(ctx.attempt)
+        await gate.wait()
+        if what == "state":
+            (await ctx.state("all", Count)).value.total += 1
+        else:
+            assert await ctx.parts("all", int).items() == {}
+        return PaintingFramed(number=event.number)
+
+    url = refusing.url.replace("redis://", "redis://worker:pw@")
+    with structlog.testing.capture_logs() as logs:
+        async with running(url, worker, namespace=namespace, grace=0.1) as bus:
+            await bus.publish_many([PaintingMade(number=n) for n in range(3)])
+            await until(lambda: len(runs) == 3)
+            eyes.call("ACL", "SETUSER", "worker", *taken)
+            if taken[0] != "-get":  # who is connected stays that
+                eyes.call("CLIENT", "KILL", "USER", "worker")
+            gate.set()
+            await until(lambda: len(runs) > 12)
+            assert eyes.count("painting.framed") == 0
+            eyes.call(*rights)
+            await quiet(eyes)
+            assert bus.statistics()[0].failed == 0
+    assert set(runs) == {1} and eyes.dead("framers") == []
+    assert sorted(e.number for e in eyes.events("painting.framed")) == [0, 1, 2]
+    assert len([log for log in logs if "refuses to load" in log["event"]]) == 1
     eyes.close()
 
 

@@ -62,7 +62,7 @@ async def test_counts_are_exact(any_url: str, namespace: str, eyes: Eyes) -> Non
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """What waits for somebody to clear a key is tried more often: waiting would be all that a test does."""
     monkeypatch.setattr(settle, "ASIDE_SECONDS", 0.1)
-    monkeypatch.setattr(states, "OVERWRITTEN_SECONDS", 0.1)
+    monkeypatch.setattr(states, "REFUSED_SECONDS", 0.1)
 
 
 @pytest.mark.usefixtures("soon")
