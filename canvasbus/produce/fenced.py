@@ -393,6 +393,8 @@ class FencedSender:
         if isinstance(replies[0], ReplyError):  # MULTI, since a moment ago: what was done was done one by one
             self._watching = False
             executed = replies[1:-3]
+            if set(map(type, executed)) == {ReplyError}:  # nothing was done: it is the publisher that is refused
+                executed = executed[0]
         if isinstance(executed, ReplyError):
             refused = next((r for r in replies[1:-3] if isinstance(r, ReplyError)), executed)
             raise translate(refused, f"publish {batch[0].type}")

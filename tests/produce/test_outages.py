@@ -339,7 +339,7 @@ def test_a_wrong_password(make_server: MakeServer, namespace: str, warnings: War
         right.close()
 
 
-@pytest.mark.parametrize("command", ["xadd", "sadd", "watch", "hsetnx", "multi"])
+@pytest.mark.parametrize("command", ["xadd", "sadd", "watch", "hsetnx", "multi", "@all"])
 def test_a_missing_permission(make_server: MakeServer, namespace: str, command: str, warnings: Warnings) -> None:
     """An ACL that forbids a command that publishing needs, from the start or later on: events wait, nothing is lost."""
     server = make_server()
@@ -350,6 +350,7 @@ def test_a_missing_permission(make_server: MakeServer, namespace: str, command: 
         assert bus.flush(timeout=10) is True
         eyes.call("ACL", "SETUSER", "ada", f"-{command}")
         bus.publish(PaintingMade(number=1))
+        bus.flush(timeout=0.1)
         bus.publish(SculptureMade())
         bus.flush(timeout=0.1)
         bus.publish(PaintingMade(number=2))
