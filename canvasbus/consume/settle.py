@@ -45,6 +45,7 @@ from canvasbus.transport.resp import (
     ReplyError,
     code,
     command,
+    is_forbidden,
     is_no_group,
     pack,
     translate,
@@ -74,7 +75,7 @@ SURE_SECONDS = 0.5
 
 ASIDE_SECONDS = 5.0
 """Between two attempts at a dead letter that the server refuses, or at what waits for a key that somebody has written
-over."""
+over, or for a right that this user lacks."""
 
 log = get_logger("canvasbus.worker")
 
@@ -300,13 +301,18 @@ class Settler:
             topic.lane.settled(len(entry_ids))
 
     async def _repeat(self, packet: Packet) -> list[TransportError | None]:
-        """Send acknowledgements until they are answered; returns which were refused, and why."""
+        """Send acknowledgements until they are answered, and this user may send them; returns which were refused, and why."""
         backoff = ServerBackoff("settling waits for the server", self._group)
         while True:
             try:
                 replies = await self._link.request(packet)
                 failures = [translate(r, "acknowledge") if isinstance(r, ReplyError) else None for r in replies]
-                failure: TransportError | None = next((f for f in failures if isinstance(f, Unavailable)), None)
+                waiting = (
+                    found
+                    for found, reply in zip(failures, replies, strict=True)
+                    if isinstance(found, Unavailable) or (found is not None and is_forbidden(reply))
+                )
+                failure: TransportError | None = next(waiting, None)
                 if failure is None:
                     return failures
             except TransportError as error:
@@ -337,7 +343,7 @@ class Settler:
                     break
                 failure = translate(reply, "settle")
                 if not isinstance(failure, Unavailable):
-                    await self._refused(chunk, failure, waits=code(reply) == "OVERWRITTEN")
+                    await self._refused(chunk, failure, waits_for=_what_is_awaited(reply))
                     return
             except (Unavailable, Refused) as error:
                 failure = error
@@ -353,7 +359,8 @@ class Settler:
             await self._stop_fenced()
         turned_down = [(commit, why) for commit, why in zip(chunk, reply, strict=True) if isinstance(why, bytes)]
         for commit, why in turned_down:
-            await self._refused([commit], translate(ReplyError(why.decode("utf-8", "replace")), "settle"))
+            refusal = ReplyError(why.decode("utf-8", "replace"))
+            await self._refused([commit], translate(refusal, "settle"), waits_for=_what_is_awaited(refusal))
         if not unsure:  # else it may have been committed, and the group with the record of that is gone
             reply = await self._wait_for_group(chunk, reply)
         self._finish(chunk, reply)
@@ -442,19 +449,19 @@ class Settler:
         head: list[Argument] = [self._group, self.consumer, 1 if look else 0, kinds, len(chunk)]
         return await self.fence.run(self._link, SETTLE, places, head + args)
 
-    async def _refused(self, chunk: list[Commit], failure: TransportError, *, waits: bool = False) -> None:
+    async def _refused(self, chunk: list[Commit], failure: TransportError, *, waits_for: str = "") -> None:
         """The server refuses the commit as such, for example because a derived event's key is no stream. Find out
-        whose fault it is: alone, a delivery that is refused has failed, unless it `waits` for somebody to clear a key of
-        the bus's own."""
+        whose fault it is: alone, a delivery that is refused has failed, unless it waits for somebody to mend what is no
+        fault of its own."""
         if len(chunk) > 1:
             for commit in chunk:
                 await self._commit([commit])
             return
         commit = chunk[0]
-        if self._leaves and (waits or commit.burial):
+        if self._leaves and (waits_for or commit.burial):
             self._give_up(commit, failure)
-        elif waits:
-            self._complaints.tell("an outcome waits for a key of the bus that holds something else", failure)
+        elif waits_for:
+            self._complaints.tell(f"an outcome waits for {waits_for}", failure)
             self._set_aside(commit)
         else:
             self._blame(commit, failure)
@@ -528,3 +535,10 @@ class Settler:
 
     def __repr__(self) -> str:
         return f"<Settler {self._group} {self.keys!r} {len(self._commits)} to commit, {self.statistics}>"
+
+
+def _what_is_awaited(refusal: ReplyError) -> str:
+    """What must be mended before an outcome is taken, where that is no fault of the outcome; empty: it is."""
+    if code(refusal) == "OVERWRITTEN":
+        return "a key of the bus that holds something else"
+    return "a right that this worker's user lacks" if is_forbidden(refusal) else ""

@@ -121,6 +121,12 @@ def is_no_group(error: ReplyError) -> bool:
     return text.startswith("NOGROUP") or "requires the key to exist" in text or "the stream key no longer" in text
 
 
+def is_forbidden(error: ReplyError) -> bool:
+    """True when this user may not run the command, whatever it is about: no fault of what was sent. (A key that is forbidden
+    may be one that only this event has.) The second text is that of our scripts, the third that of Redis 7.0 within a script."""
+    return any(words in str(error) for words in ("no permissions to run", "may not run", "can't run this command"))
+
+
 def is_demoted(replies: list[Reply]) -> bool:
     """True when one of the replies says that this server is no master, or has just ceased to be one. Whoever is master
     now is found by connecting anew: this connection would go on answering the same for ever."""
@@ -142,6 +148,8 @@ def translate(error: ReplyError, doing: str, *, kind: str = "") -> TransportErro
         return Refused(f"{doing}: the key holds something that is not a {kind} ({text})")
     if word == "EXECABORT" and (why := text.partition("because of: ")[2]):  # what EXEC itself was refused for
         return translate(ReplyError(why), doing, kind=kind)
+    if "executing the script" in text or "ACL failure in script" in text:
+        word = "NOPERM"
     if word in _WAIT or "max number of clients" in text:
         return Unavailable(f"{doing}: {_WAIT.get(word, 'the server has too many clients')} ({text})")
     if word in _REFUSE:
