@@ -51,6 +51,18 @@ class Script:
         return f"<Script {self.name} {self.sha[:8]}>"
 
 
+LACKS: Final = """
+-- What to return where the user lacks a right for one of these calls, nil: none. Asked before the first write: found in the
+-- middle, what was written before would stay, and be written again. (The server tells it to Redis 7.0 and newer.)
+local function lacks(calls)
+  for _, call in ipairs(redis.acl_check_cmd and calls or {}) do
+    if not redis.acl_check_cmd(unpack(call)) then
+      return redis.error_reply("NOPERM the user may not run '" .. string.lower(call[1]) .. "'")
+    end
+  end
+end
+"""
+
 DENIED: Final = Script(
     "denied",
     """
@@ -68,7 +80,8 @@ return result
 
 ONCE: Final = Script(
     "once",
-    """
+    LACKS
+    + """
 -- Store events each of which bears a mark, unless its mark is there already. Doing it again does nothing again.
 -- KEYS[1] set of topics; KEYS[2] the namespace's facts; KEYS[3] the inbox; then n streams, then a mark for each event
 -- ARGV[1] ms for which a mark is kept; [2] partitions that must be on record (0: any number); [3] n; then the type of each
@@ -76,15 +89,10 @@ ONCE: Final = Script(
 -- Returns UNDECLARED (the number on record is another, or none), or for each event: + and its entry id; = and that of the
 -- one that is there; - and why it was refused. An entry id of the inbox begins with ~
 local marks = 4 + tonumber(ARGV[3])
-if redis.acl_check_cmd then  -- found in the middle, an event would stay without its mark
-  local calls = {{'TYPE', KEYS[4]}, {'GET', KEYS[marks]}, {'SET', KEYS[marks], '', 'PX', 1}, {'SADD', KEYS[1], 'type'}}
-  calls[#calls + 1] = {'XADD', KEYS[4], '*', 'e', ''}
-  for _, call in ipairs(calls) do
-    if not redis.acl_check_cmd(unpack(call)) then
-      return redis.error_reply("NOPERM the user may not run '" .. string.lower(call[1]) .. "'")
-    end
-  end
-end
+local calls = {{'TYPE', KEYS[4]}, {'GET', KEYS[marks]}, {'SET', KEYS[marks], '', 'PX', 1}, {'SADD', KEYS[1], 'type'}}
+calls[#calls + 1] = {'XADD', KEYS[4], '*', 'e', ''}
+local lacking = lacks(calls)
+if lacking then return lacking end
 if ARGV[2] ~= '0' and redis.call('HGET', KEYS[2], 'partitions') ~= ARGV[2] then
   return redis.status_reply('UNDECLARED')
 end
@@ -131,12 +139,15 @@ return result
 
 REDRIVE: Final = Script(
     "redrive",
-    """
+    LACKS
+    + """
 -- Put dead letters of one group back to work: each goes to its group's retry stream and out of the dead letters in one
 -- step, so that doing it twice does it once. Nothing else is removed.
 -- KEYS[1] the dead letters; KEYS[2] set of the types that have retry streams; KEYS[3..] retry streams
 -- ARGV[1] group; then for each letter: its id, index of its stream in KEYS, type, how many words follow, fields and values
 -- Returns how many were moved; the others had gone
+local lacking = lacks({{'XRANGE', KEYS[1], '-', '+'}, {'XDEL', KEYS[1], '0-0'}})
+if lacking then return lacking end
 local fresh = {}
 for i = 3, #KEYS do
   local kind = redis.call('TYPE', KEYS[i])

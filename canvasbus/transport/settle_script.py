@@ -2,11 +2,12 @@
 
 from typing import Final
 
-from canvasbus.transport.scripts import Script
+from canvasbus.transport.scripts import LACKS, Script
 
 SETTLE: Final = Script(
     "settle",
-    """
+    LACKS
+    + """
 -- Commit the outcomes of one batch of one group: derived events, timers, state, dead letters, written attempts and
 -- acknowledgements.
 -- KEYS[1] the fence; KEYS[2..] what the outcomes touch
@@ -31,21 +32,32 @@ SETTLE: Final = Script(
 -- why it was refused. An error OVERWRITTEN: something else lies where the bus keeps what is its own; with streams, which
 -- belong to everybody, it is WRONGTYPE
 local fence = redis.pcall('GET', KEYS[1]) or '0'
-if type(fence) == 'table' then return redis.error_reply('OVERWRITTEN ' .. KEYS[1] .. ' holds no string') end
+if type(fence) == 'table' then
+  if string.sub(fence.err, 1, 9) ~= 'WRONGTYPE' then return redis.error_reply(fence.err) end
+  return redis.error_reply('OVERWRITTEN ' .. KEYS[1] .. ' holds no string')
+end
 if fence ~= ARGV[1] then return redis.status_reply(fence == 'dead' and 'FENCED' or 'STALE') end
+local group, consumer, look = ARGV[2], ARGV[3], ARGV[4] == '1'
 local kinds = {x = 'stream', z = 'zset', h = 'hash', s = 'string'}
+local needs = {  -- of a key of each kind, behind the name of the call and the key
+  stream = {{'XACK', group, '0-0'}},
+  zset = {{'ZADD', '0', ''}, {'ZREM', ''}, {'TIME'}},
+  hash = {{'HSET', '', ''}, {'HDEL', ''}, {'DEL'}, {'PEXPIRE', '1'}},
+  string = {{'GET'}, {'SET', ''}, {'DEL'}},
+}
 for i = 2, #KEYS do
   local want = kinds[string.sub(ARGV[5], i - 1, i - 1)]
+  local calls = needs[want] or {}
+  for _, call in ipairs(calls) do table.insert(call, 2, KEYS[i]) end
+  local lacking = lacks(calls)
+  if lacking then return lacking end
+  needs[want] = nil  -- asked once
   local kind = redis.call('TYPE', KEYS[i])
   kind = kind.ok or kind
   if kind ~= want and kind ~= 'none' then
     local word = want == 'stream' and 'WRONGTYPE ' or 'OVERWRITTEN '
     return redis.error_reply(word .. KEYS[i] .. ' holds a ' .. kind .. ', not a ' .. want)
   end
-end
-local group, consumer, look = ARGV[2], ARGV[3], ARGV[4] == '1'
-if redis.acl_check_cmd and #KEYS > 1 and not redis.acl_check_cmd('XACK', KEYS[2], group, '0-0') then
-  return redis.error_reply("NOPERM the user may not run 'xack'")  -- found at the end, what was added would stay
 end
 local wrote, now = false, nil
 local steps = {

@@ -3,7 +3,7 @@ The rules are those of `scripts`."""
 
 from typing import Final
 
-from canvasbus.transport.scripts import Script
+from canvasbus.transport.scripts import LACKS, Script
 
 DUE: Final = Script(
     "due",
@@ -75,7 +75,8 @@ return result
 
 FIRE: Final = Script(
     "fire",
-    """
+    LACKS
+    + """
 -- Publish timers that are due. Each is gone in the same step, so that no two of those who run this publish it twice.
 -- KEYS[1] timers; KEYS[2] their bodies; KEYS[3] set of topics; KEYS[4..] streams
 -- ARGV: index of a stream in KEYS, its type, timer; in turn
@@ -83,6 +84,8 @@ FIRE: Final = Script(
 -- whose body names no type: they are tried again in a minute
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+local lacking = lacks({{'ZREM', KEYS[1], ''}, {'ZADD', KEYS[1], '0', ''}, {'HDEL', KEYS[2], ''}})
+if lacking then return lacking end
 local result, wrote, refuses = {0, 0}, false, {}
 for i = 4, #KEYS do
   local kind = redis.call('TYPE', KEYS[i])

@@ -11,10 +11,11 @@ from servers import ServerProcess
 from studio import Eyes, PaintingFramed, PaintingMade, SculptureMade, quiet, running
 from waiting import until
 
-from canvasbus import Refused
+from canvasbus import Producer, Refused
 from canvasbus.consume import settle
 from canvasbus.consume import state as states
-from canvasbus.worker import Backoff, Context, Reject, Worker
+from canvasbus.wire.codec import Codec
+from canvasbus.worker import Backoff, Cancel, Context, Later, Reject, Worker
 
 
 class Count(msgspec.Struct):
@@ -122,6 +123,44 @@ async def test_losing_the_right_to_settle_costs_nothing(
     eyes.close()
 
 
+@pytest.mark.parametrize("right", ["set", "pexpire", "hset", "hdel", "zadd", "zrem", "time"])
+async def test_losing_a_right_that_only_some_outcomes_need_writes_nothing_twice(
+    refusing: ServerProcess, namespace: str, monkeypatch: pytest.MonkeyPatch, right: str
+) -> None:
+    """It is missed before anything is written, not in the middle, where the events would be added at every attempt."""
+    monkeypatch.setattr(settle, "ASIDE_SECONDS", 0.1)
+    eyes = Eyes(refusing.url, namespace)
+    rights = ("ACL", "SETUSER", "worker", "reset", "on", ">pw", "~*", "&*", "+@all")
+    eyes.call(*rights)
+    worker, gate = Worker("framers"), trio.Event()
+
+    @worker.on(PaintingMade, retry=Backoff(attempts=1))
+    async def frame(event: PaintingMade, ctx: Context) -> list[Any]:
+        await gate.wait()
+        (await ctx.state(str(event.number), Count, ttl=60)).value.total += 1
+        parts = ctx.parts("all", int)
+        parts.put(str(event.number), 1)
+        parts.remove("none")
+        later = Later(SculptureMade(), after=0.01, timer=str(event.number))
+        return [PaintingFramed(number=event.number), later, Cancel("none")]
+
+    url = refusing.url.replace("redis://", "redis://worker:pw@")
+    with structlog.testing.capture_logs() as logs:
+        async with running(url, worker, namespace=namespace, grace=0.1) as bus:
+            await bus.publish_many([PaintingMade(number=n) for n in range(3)])
+            await until(lambda: len(eyes.pending("framers")) == 3)
+            eyes.call("ACL", "SETUSER", "worker", f"-{right}")
+            gate.set()
+            await until(lambda: [log for log in logs if log["event"].startswith("an outcome waits for a right")])
+            assert eyes.count("painting.framed") == 0
+            eyes.call(*rights)
+            await quiet(eyes)
+            await until(lambda: eyes.count("sculpture.made") == 3)
+    assert sorted(e.number for e in eyes.events("painting.framed")) == [0, 1, 2]
+    assert eyes.dead("framers") == []
+    eyes.close()
+
+
 @pytest.mark.parametrize("what", ["state", "parts"])
 @pytest.mark.parametrize("taken", [("off",), ("resetpass", ">other"), ("-get", "-hgetall")], ids=" ".join)
 async def test_losing_the_right_to_load_costs_no_attempt(
@@ -162,6 +201,35 @@ async def test_losing_the_right_to_load_costs_no_attempt(
     assert set(runs) == {1} and eyes.dead("framers") == []
     assert sorted(e.number for e in eyes.events("painting.framed")) == [0, 1, 2]
     assert len([log for log in logs if "refuses to load" in log["event"]]) == 1
+    eyes.close()
+
+
+@pytest.mark.parametrize("right", ["zrem", "zadd", "hdel"])
+async def test_losing_a_right_that_timers_need_fires_none_twice(
+    refusing: ServerProcess, namespace: str, right: str
+) -> None:
+    """A timer that could not be taken away is not published, once a second; with the right it comes, once."""
+    eyes = Eyes(refusing.url, namespace)
+    rights = ("ACL", "SETUSER", "worker", "reset", "on", ">pw", "~*", "&*", "+@all")
+    eyes.call(*rights)
+    with Producer(refusing.url, namespace=namespace) as producer:
+        producer.publish(PaintingMade(number=1), delay=0.01)
+    with structlog.testing.capture_logs() as logs:
+        async with running(refusing.url.replace("redis://", "redis://worker:pw@"), namespace=namespace):
+            await until(lambda: eyes.count("painting.made") == 1)
+            eyes.call("ACL", "SETUSER", "worker", f"-{right}")
+            eyes.call("ZADD", eyes.keys.timers, 1, "due")
+            eyes.call(
+                "HSET",
+                eyes.keys.timer_bodies,
+                "due",
+                b"painting.made\n" + Codec("lab").encode(PaintingMade(number=2)).data,
+            )
+            await until(lambda: [log for log in logs if f"'{right}'" in log.get("error", "")])
+            assert eyes.count("painting.made") == 1
+            eyes.call(*rights)
+            await until(lambda: not eyes.call("EXISTS", eyes.keys.timers))
+    assert [e.number for e in eyes.events("painting.made")] == [1, 2]
     eyes.close()
 
 

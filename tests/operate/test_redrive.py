@@ -140,6 +140,27 @@ async def test_a_letter_stays_while_nobody_would_find_it(any_url: str, namespace
         await until(lambda: framers.seen == [1])
 
 
+async def test_an_operator_who_may_not_remove_letters(server_url: str, namespace: str) -> None:
+    """Redriving is refused before a letter is put back, which would else be so at every attempt."""
+    eyes, framers = Eyes(server_url, namespace), Framers()
+    eyes.call("ACL", "SETUSER", namespace, "reset", "on", ">pw", "~*", "&*", "+@all", "-xdel")
+    async with running(server_url, framers.worker, namespace=namespace) as bus:
+        await bus.publish(PaintingMade(number=1))
+        await until(lambda: eyes.dead("framers"))
+        framers.mended = True
+        link = BlockingLink(open_server(server_url.replace("redis://", f"redis://{namespace}:pw@")))
+        for _ in range(2):
+            with pytest.raises(Refused, match="xdel"):
+                redrive_all(eyes, link)
+        link.close()
+        assert redrive_all(eyes) == 1
+        await until(lambda: framers.seen)
+        await quiet(eyes)
+    assert framers.seen == [1]
+    eyes.call("ACL", "DELUSER", namespace)
+    eyes.close()
+
+
 async def test_two_who_redrive_at_once(any_url: str, namespace: str, eyes: Eyes) -> None:
     """Both have the same list; each letter is moved by one of them."""
     framers = Framers()
