@@ -2,6 +2,7 @@
 
     fork (os.fork, multiprocessing, DataLoader workers)   the child starts with an empty buffer, new locks, no thread, no
                                                           connection and no files of the spool; what was queued is sent by the parent alone
+    fork in on_delivery, and back from there in both      the child ends with a line: it is a copy of the sender's thread alone
     end of the program, uncaught exception, Ctrl-C        atexit: flush for `flush_timeout` seconds
     end of a multiprocessing child                        the same, through multiprocessing's own finalizers: such a child
                                                           leaves by os._exit and, before Python 3.14, runs no atexit
@@ -19,7 +20,7 @@ import atexit
 import os
 import sys
 import weakref
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, NoReturn, Protocol
 
 from canvasbus import clock
 
@@ -35,6 +36,9 @@ class Living(Protocol):
     @property
     def flush_timeout(self) -> float: ...
 
+
+COPY_EXIT: Final = 70
+"""Exit code of a child that was forked and went on where its parent was."""
 
 _living: dict[int, weakref.ref[Living]] = {}
 _hooked = False
@@ -66,6 +70,19 @@ def hook_exit() -> None:
 
         if _finalizer is None or not _finalizer.still_active():
             _finalizer = Finalize(None, _at_exit, exitpriority=100)
+
+
+def end_copy() -> NoReturn:
+    """End a child that on_delivery has forked, and that has come back from there: it has no other thread than its copy of the
+    sender's, which would send once more what its parent has in hand, and then wait for ever."""
+    text = (
+        f"canvasbus: process {os.getpid()} was forked by on_delivery, and has come back from there. This copy ends, the parent goes "
+        "on. Let a forked child end by os._exit, or use multiprocessing or subprocess\n"
+    )
+    try:
+        os.write(2, text.encode())
+    finally:
+        os._exit(COPY_EXIT)
 
 
 def _at_exit() -> None:

@@ -99,6 +99,8 @@ class Sender:
         self._told_failed = 0
         self._muted = ""
         self._told_end = False
+        self._copy: int | None = None
+        """on_delivery has forked, and this is the child: the thread that the parent's sender has become here."""
         self.callback_errors = 0
         self.log_errors = 0
         self.duplicates = 0
@@ -174,7 +176,9 @@ class Sender:
         return threading.current_thread() is self._thread
 
     def after_fork(self) -> None:
+        copy = threading.get_ident() if self.in_thread() else None
         self._reset()
+        self._copy = copy
         self.buffer.reset()
         if not self._server.shared:
             self._muted = f"{self._server.name} lives in the parent process: events of a forked child cannot get there"
@@ -410,6 +414,8 @@ class Sender:
                 if self.callback_errors == 1:
                     text = "on_delivery raised; further failures are only counted (callback_errors)"
                     self._log(logging.ERROR, text, trace=True)
+            if self._copy == threading.get_ident():
+                process.end_copy()
 
     def _abandon(self, in_hand: tuple[int, list[Outgoing]] | None) -> None:
         """Closed with events left: count and tell them, unless they are kept."""

@@ -42,6 +42,51 @@ def test_a_forked_child_publishes_with_what_it_inherited(program: Program) -> No
     assert Counter(numbers) == Counter([*range(11), 100]) and [n for n in numbers if n < 100] == list(range(11))
 
 
+@pytest.mark.parametrize("spool", [False, True])
+def test_a_callback_that_forks_and_returns_twice(program: Program, spool: bool) -> None:
+    """The copy ends with a line instead of sending once more what its parent has in hand, and of waiting for ever."""
+    out, err = program.run(
+        f"""
+        gate, told, pids = threading.Event(), [], []
+        def tell(*_):
+            told.append(1)
+            gate.wait()
+            if len(told) == 5:
+                pids.append(os.fork())
+        bus = producer(on_delivery=tell, spool=SPOOL if {spool} else None)
+        for n in range(100):  # in many pieces, of which some are still to be sent
+            bus.publish(PaintingMade(number=n), dedupe_key=str(n) if n % 2 else None)
+        gate.set()
+        assert bus.flush(10) is True
+        assert ended(pids[0]) == 70
+        """
+    )
+    assert out == "" and err.count("\n") == 1 and "This copy ends" in err
+    assert sorted(program.stored()) == list(range(100))
+
+
+def test_a_callback_that_starts_a_process(program: Program) -> None:
+    """Which runs something of its own, and publishes with the Producer that it inherits."""
+    program.run(
+        """
+        started = []
+        def publish():
+            bus.publish_many(PaintingMade(number=n) for n in range(1, 5))
+            assert bus.flush(10) is True
+        def tell(*_):
+            if not started and multiprocessing.parent_process() is None:
+                started.append(multiprocessing.get_context("fork").Process(target=publish))
+                started[0].start()
+                started[0].join()
+        bus = producer(on_delivery=tell)
+        bus.publish(PaintingMade(number=0))
+        assert bus.flush(20) is True
+        assert started[0].exitcode == 0
+        """
+    )
+    assert sorted(program.stored()) == list(range(5))
+
+
 def test_a_fork_while_another_thread_holds_the_lock(program: Program) -> None:
     """The child's lock is new: it does not wait for a thread that does not exist there."""
     program.run(
