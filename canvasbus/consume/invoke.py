@@ -10,9 +10,17 @@ import trio
 
 from canvasbus.consume.context import Context
 from canvasbus.consume.middleware import Handle, Middleware, surround
+from canvasbus.consume.policy import RetryLater
+from canvasbus.log import get_logger
 
 if TYPE_CHECKING:
     from canvasbus.consume.handlers import Handler
+
+NO_THREAD_SECONDS = 1.0
+"""After which a plain handler is tried again for which there was no thread."""
+TELL_SECONDS = 60.0
+
+log = get_logger("canvasbus.worker")
 
 _ABOVE = (KeyboardInterrupt, GeneratorExit)
 
@@ -56,7 +64,7 @@ def invoker(
     def context(delivery: Any) -> Any:
         return [Context(d, group, resources) for d in delivery] if batch else Context(delivery, group, resources)
 
-    function = handler.function if handler.is_async else _in_threads(handler)
+    function = handler.function if handler.is_async else _in_threads(handler, group)
     if middleware:
         handle: Handle = function if handler.wants_context else lambda event, _ctx: function(event)
         surrounded = surround(handle, middleware, group)
@@ -66,10 +74,12 @@ def invoker(
     return lambda event, _delivery: function(event)
 
 
-def _in_threads(handler: "Handler") -> Callable[..., Any]:
-    """A plain handler as a coroutine function of the same arguments."""
+def _in_threads(handler: "Handler", group: str) -> Callable[..., Any]:
+    """A plain handler as a coroutine function of the same arguments. Where the system gives no thread (a container's limit of
+    processes, say) it has not begun, and no attempt is counted."""
     function = handler.function
     limiter = trio.CapacityLimiter(handler.concurrency + 1)
+    tell_at = -math.inf
 
     def call(*args: Any) -> Any:
         try:
@@ -87,6 +97,24 @@ def _in_threads(handler: "Handler") -> Callable[..., Any]:
             raise
 
     async def in_thread(*args: Any) -> Any:
-        return await trio.to_thread.run_sync(call, *args, abandon_on_cancel=True, limiter=limiter)
+        nonlocal tell_at
+        begun = False
+
+        def begin() -> Any:
+            nonlocal begun
+            begun = True
+            return call(*args)
+
+        try:
+            return await trio.to_thread.run_sync(begin, abandon_on_cancel=True, limiter=limiter)
+        except (RuntimeError, MemoryError) as error:
+            if begun:
+                raise
+            if trio.current_time() >= tell_at:
+                tell_at = trio.current_time() + TELL_SECONDS
+                log.error(
+                    "no thread can be started; plain handlers wait", group=group, handler=handler.name, error=str(error)
+                )
+            raise RetryLater(NO_THREAD_SECONDS, f"no thread can be started: {error}") from error
 
     return in_thread

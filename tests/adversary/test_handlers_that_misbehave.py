@@ -7,9 +7,11 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+import structlog
 import trio
 from studio import Eyes, PaintingFramed, PaintingMade, quiet, running
 from trio.abc import Clock
+from waiting import until
 
 from canvasbus.transport.memory import MemoryServer
 from canvasbus.worker import Backoff, BatchFailure, Cancel, Context, Later, Reject, RetryLater, Worker, until_signal
@@ -256,6 +258,40 @@ async def test_a_thread_that_raises_what_is_meant_for_others(
         await quiet(eyes, timeout=60)
     (letter,) = eyes.dead("framers")
     assert seen == {0, 2} and (letter.reason, letter.attempts) == ("exhausted", 2)
+
+
+async def test_a_plain_handler_for_which_there_is_no_thread(
+    virtual: Clock, memory: MemoryServer, namespace: str, eyes: Eyes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At a container's limit of processes it has not begun, which is no failure of its own: its events wait, and the log says
+    what for. What it raises itself is one, whatever it is."""
+    worker, runs, none = Worker("framers"), list[int](), True
+
+    @worker.on(PaintingMade, retry=Backoff(attempts=1))
+    def frame(event: PaintingMade, ctx: Context) -> None:
+        runs.append(ctx.attempt)
+        if event.number == 1:
+            raise RuntimeError("a library's own")
+
+    run_sync = trio.to_thread.run_sync
+
+    async def run_some(*args: Any, **options: Any) -> Any:
+        if none:
+            raise RuntimeError("can't start new thread")
+        return await run_sync(*args, **options)
+
+    monkeypatch.setattr(trio.to_thread, "run_sync", run_some)
+    with structlog.testing.capture_logs() as logs:
+        async with running(memory, worker, namespace=namespace) as bus:
+            await bus.publish_many([PaintingMade(number=n) for n in range(3)])
+            await until(lambda: bus.statistics()[0].retries > 10)
+            assert not runs and bus.statistics()[0].failed == 0
+            none = False
+            await quiet(eyes, timeout=60)
+    assert runs == [1, 1, 1]
+    (letter,) = eyes.dead("framers")
+    assert "a library's own" in letter.error
+    assert len([log for log in logs if "no thread" in log["event"]]) == 1
 
 
 async def test_a_handler_that_raises_the_ctrl_c_that_the_program_takes_as_a_signal(
