@@ -128,6 +128,8 @@ class _Publishing:
         self._codecs: dict[str, Codec] = {}
         self._waiting: list[_Item] = []
         self._bytes = 0
+        self._on_its_way: list[_Item] = []
+        """Of the batch that is being sent, what goes to the partition in turn."""
         self._senders: list[PartitionSender] = []
         context.codec  # noqa: B018  the event types are imported before anything is read
         if not dry_run and not self._off:
@@ -140,7 +142,16 @@ class _Publishing:
         self._send()
 
     def many(self, file: BinaryIO, name: str, type_name: str | None, advance: Callable[[int], None]) -> None:
-        """Every line of a file. Raises ConfigError where it cannot be read any further, after those before that."""
+        """Every line of a file. Raises ConfigError where it cannot be read any further, after those before that. After Ctrl-C
+        it says how far it came."""
+        try:
+            self._many(file, name, type_name, advance)
+        except KeyboardInterrupt:
+            if not (self._dry or self._off):
+                self._out.note(f"canvasbus: interrupted; {self._how_far()}")
+            raise
+
+    def _many(self, file: BinaryIO, name: str, type_name: str | None, advance: Callable[[int], None]) -> None:
         unreadable: OSError | None = None
 
         def lines() -> Iterator[bytes]:
@@ -219,10 +230,11 @@ class _Publishing:
             self._send()
 
     def _send(self) -> None:
-        items, self._waiting, self._bytes = self._waiting, [], 0
+        items = self._waiting
         if self._dry or self._off:
             for item in items:
                 self._done(item, None)
+            self._waiting, self._bytes = [], 0
             return
         for partition, sender in enumerate(self._senders):
             batch = [item for item in items if partition_of(item.event.key, len(self._senders)) == partition]
@@ -230,31 +242,46 @@ class _Publishing:
                 continue
             if len(self._senders) > 1:  # they share a connection: another's EXEC has ended this one's WATCH
                 sender.forget_connection()
+            self._on_its_way = batch
             results = self._context.link.run(sender.send([item.event for item in batch], patience=PATIENCE))
-            for item, result in zip(batch, results, strict=True):
+            for at, (item, result) in enumerate(zip(batch, results, strict=True)):
                 if isinstance(result, bytes):
                     self._done(item, result.decode())
                 elif isinstance(result, Unavailable):
-                    raise self._gone(item, batch, items, result)
+                    self._on_its_way = batch[at:]
+                    raise self._gone(item, result)
                 else:
                     self._failed(item.line, result)
+        self._waiting, self._bytes, self._on_its_way = [], 0, []
 
-    def _gone(self, first: _Item, batch: list[_Item], items: list[_Item], error: Unavailable) -> CanvasbusError:
-        """The server left in the middle: say how far we came. With partitions that is no one line of the file."""
+    def _gone(self, first: _Item, error: Unavailable) -> CanvasbusError:
+        """The server left in the middle: say how far we came."""
         if not first.line:
             return error
-        if len(self._senders) > 1:
-            tried = partition_of(first.event.key, len(self._senders))
+        return Unavailable(f"{error}; {self._how_far(unsure=error.ambiguous)}")
+
+    def _how_far(self, *, unsure: bool = True) -> str:
+        """Which lines are stored, where not all are; `unsure`: of those on their way nobody knows. With partitions that is no one
+        line of the file."""
+        items, batch = self._waiting, self._on_its_way
+        if not items:
+            fate = "nothing behind them is"
+        elif not batch:
+            fate = f"nothing from line {items[0].line} on is"
+        elif len(self._senders) > 1:
+            tried = partition_of(batch[0].event.key, len(self._senders))
             later = [item for item in items if partition_of(item.event.key, len(self._senders)) > tried]
-            unsent = sorted(item.line for item in (later if error.ambiguous else later + batch))
-            parts = [f"whether {_lines(item.line for item in batch)} are cannot be known"] if error.ambiguous else []
+            unsent = sorted(item.line for item in (later if unsure else later + batch))
+            parts = [f"whether {_lines(item.line for item in batch)} are cannot be known"] if unsure else []
             parts += [f"{_lines(unsent)} are not"] if unsent else []
             fate = f"{', '.join(parts)}, nothing behind line {items[-1].line} is"
-        elif error.ambiguous:
-            fate = f"whether the {len(batch):,} from line {first.line} on are cannot be known, later ones were not sent"
+        elif unsure:
+            fate = (
+                f"whether the {len(batch):,} from line {batch[0].line} on are cannot be known, later ones were not sent"
+            )
         else:
-            fate = f"nothing from line {first.line} on is"
-        return Unavailable(f"{error}; {self._stored:,} events are stored, {fate}")
+            fate = f"nothing from line {batch[0].line} on is"
+        return f"{self._stored:,} events are stored, {fate}"
 
     def _done(self, item: _Item, entry_id: str | None) -> None:
         self._stored += 1

@@ -4,6 +4,9 @@ import base64
 import errno
 import io
 import json
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -422,3 +425,21 @@ def test_options_that_do_not_go_together(run: Run, eyes: Eyes, argv: tuple[str, 
     """One line, exit code 2, nothing stored."""
     run("publish", *argv).failed(2, part)
     assert eyes.call("EXISTS", eyes.stream("drift.detected")) == 0
+
+
+@pytest.mark.parametrize("dry", [False, True])
+def test_ctrl_c_amid_a_file(server_url: str, namespace: str, eyes: Eyes, dry: bool) -> None:
+    """130, and how far it came: of the lines behind that nothing is stored. A dry run has come nowhere."""
+    argv = ["publish", "--from", "-", "drift.resolved", *(["--dry-run"] if dry else [])]
+    command = [sys.executable, "-m", "canvasbus", *argv, "--url", server_url, "--namespace", namespace]
+    program = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert program.stdin is not None and program.stdout is not None and program.stderr is not None
+    program.stdin.write(b"".join(b'{"model_name": "m%d"}\n' % number for number in range(1200)) + b"none\n")
+    program.stdin.flush()
+    assert b"line 1201: " in program.stderr.readline()  # so it has read all of them, and sent two batches
+    program.send_signal(signal.SIGINT)
+    out, err = program.communicate(timeout=20)
+    assert (program.returncode, out) == (130, b"")
+    assert eyes.count("drift.resolved") == (0 if dry else 1000)
+    told = "canvasbus: interrupted; 1,000 events are stored, nothing from line 1001 on is\n"
+    assert err.decode() == ("" if dry else told)
