@@ -17,3 +17,4 @@ def confirm(context: Context, args: argparse.Namespace, question: str) -> None:
     print(f"{question} Go on? [y/N] ", end="", file=sys.stderr, flush=True)
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):
         raise CanvasbusError("nothing was changed")
+    context.link.close()  # the server may have closed this connection while the person thought

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from canvasbus.cli.confirm import confirm
 from canvasbus.cli.context import Context
 from canvasbus.cli.dlq import COLUMNS, check_group, chosen_by, for_machines, row
-from canvasbus.errors import ConfigError
+from canvasbus.errors import CanvasbusError, ConfigError
 from canvasbus.operate.deadletter import DeadLetter, dead_letters
 from canvasbus.operate.redrive import portions, purge, redrive
 from canvasbus.operate.words import count
@@ -91,7 +91,7 @@ def _each(
             if number and pause:
                 time.sleep(pause)
             done += context.link.run(operation(partitions, step))
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, CanvasbusError):
         what = "redriven" if operation is redrive else "purged"
         context.out.note(
             f"interrupted: {count(done, 'dead letter')} {what} at least; the same command again does the rest"

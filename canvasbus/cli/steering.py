@@ -61,11 +61,8 @@ def run_reset(context: Context, args: argparse.Namespace) -> int:
         return not args.types or any(glob_matches(glob, topic) for glob in args.types)
 
     group = _group(context, args.group)
-    if not args.dry_run and (why := steering.hindrance(group)):
-        raise CanvasbusError(
-            f"group {group.name!r} cannot be moved while {why}: `canvasbus groups pause {group.name}` first, and resume "
-            "it afterwards"
-        )
+    if not args.dry_run:
+        _check_unhindered(group)
     moves = link.run(steering.plan(context.partitions, group.name, to, wanted))
     if not moves:
         raise CanvasbusError(f"group {group.name!r} reads no such topic; it reads {_topics(group)}")
@@ -79,6 +76,8 @@ def run_reset(context: Context, args: argparse.Namespace) -> int:
         return 0
     again, skipped = (sum((getattr(move, name) for move in moves), Count(0)) for name in ("again", "skipped"))
     confirm(context, args, f"{group.name} will handle {_entries(again)} again and skip {skipped}.")
+    group = _group(context, args.group)
+    _check_unhindered(group)  # once more: while the person thought, a worker may have started or a pause have ended
     link.run(steering.reset(context.partitions, group.name, moves))
     out.note(f"canvasbus: {group.name} has been moved{'; it is still paused' if group.paused else ''}")
     return 0
@@ -118,6 +117,15 @@ def run_forget(context: Context, args: argparse.Namespace) -> int:
 def _group(context: Context, name: str) -> Group:
     link = context.link
     return named(name, link.run(groups(context.partitions, trust_lag=link.server.shared)), context)
+
+
+def _check_unhindered(group: Group) -> None:
+    """Raises CanvasbusError while the group cannot be moved."""
+    if why := steering.hindrance(group):
+        raise CanvasbusError(
+            f"group {group.name!r} cannot be moved while {why}: `canvasbus groups pause {group.name}` first, and resume "
+            "it afterwards"
+        )
 
 
 def _entries(number: Count) -> str:

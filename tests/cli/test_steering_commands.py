@@ -3,9 +3,11 @@
 import io
 import os
 import pty
+import re
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 
 import pytest
@@ -189,27 +191,65 @@ def test_nothing_is_done_unasked(run: Run, filled: Eyes, command: tuple[str, ...
     assert cursor(filled) == before
 
 
-@pytest.mark.parametrize(("answer", "code"), [("y\n", 0), ("yes\n", 0), ("\n", 1), ("n\n", 1)])
-def test_a_person_is_asked(server_url: str, namespace: str, filled: Eyes, answer: str, code: int) -> None:
-    """On a terminal; anything but yes changes nothing."""
+def asked_to_reset(url: str, namespace: str, answer: str, meanwhile: Callable[[], object] = str) -> tuple[int, str]:
+    """The exit code of a reset that asks on a terminal and is answered, and what it says there."""
     mine, its = pty.openpty()
     program = [sys.executable, "-m", "canvasbus", "groups", "reset", "framers", "--to", "latest"]
-    where = ["--url", server_url, "--namespace", namespace]
-    before = cursor(filled)
+    where = ["--url", url, "--namespace", namespace]
     process = subprocess.Popen([*program, *where], stdin=its, stderr=its, stdout=subprocess.DEVNULL)
     os.close(its)
     said = b""
     try:
         while b"[y/N]" not in said:
             said += os.read(mine, 4096)
+        meanwhile()
         os.write(mine, answer.encode())
-        assert process.wait(20) == code
+        code = process.wait(20)
+        while True:
+            try:
+                said += os.read(mine, 4096)
+            except OSError:  # the other side is closed
+                return code, said.decode()
     finally:
         process.kill()
         process.wait()
         os.close(mine)
-    assert b"framers will handle 0 entries again and skip 3." in said
+
+
+@pytest.mark.parametrize(("answer", "code"), [("y\n", 0), ("yes\n", 0), ("\n", 1), ("n\n", 1)])
+def test_a_person_is_asked(server_url: str, namespace: str, filled: Eyes, answer: str, code: int) -> None:
+    """On a terminal; anything but yes changes nothing."""
+    before = cursor(filled)
+    ended, said = asked_to_reset(server_url, namespace, answer)
+    assert ended == code and "framers will handle 0 entries again and skip 3." in said
     assert (cursor(filled) == before) == bool(code)
+
+
+def test_a_connection_that_ends_while_a_person_thinks(server_url: str, namespace: str, filled: Eyes) -> None:
+    """Servers close what is idle: the answer counts all the same."""
+
+    def connections() -> set[str]:
+        return set(re.findall(r"(?:^|\n)id=(\d+)", filled.call("CLIENT", "LIST").decode()))
+
+    there = connections()
+
+    def close_it() -> None:
+        for number in connections() - there:
+            filled.call("CLIENT", "KILL", "ID", number)
+
+    before = cursor(filled)
+    assert asked_to_reset(server_url, namespace, "y\n", close_it)[0] == 0
+    assert cursor(filled) != before
+
+
+def test_a_worker_that_starts_while_a_person_thinks(server_url: str, namespace: str, filled: Eyes) -> None:
+    """The group is in use now, and is not moved under it."""
+    before = cursor(filled)
+    code, said = asked_to_reset(server_url, namespace, "y\n", lambda: hold(filled))
+    after = cursor(filled)
+    assert code == 1 and "cannot be moved while 1 entry of it is pending" in said
+    rows = filled.call("XRANGE", filled.stream(), f"({before}", "+")
+    assert after == rows[0][0].decode()  # where the reading has brought it
 
 
 # --- the command itself -----------------------------------------------------------------------------------------------
