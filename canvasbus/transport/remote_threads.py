@@ -56,11 +56,14 @@ class RemoteBlockingConnection:
                     "ssl_certfile": address.cert_file,
                     "ssl_keyfile": address.key_file,
                 }
-        self._connection: Any = kind(**options)
-        # No CLIENT SETINFO: two round trips a connection, and on newer servers an entry in the ACL log of a plain user.
-        self._connection.driver_info = self._connection.lib_name = self._connection.lib_version = None
+        self._connection: Any = None
         self._reader = hiredis.Reader(notEnoughData=_NOTHING)
         try:
+            self._connection = kind(
+                **options
+            )  # which reads a file, for its own version: there may be no descriptor left
+            # No CLIENT SETINFO: two round trips a connection, and on newer servers an entry in the ACL log of a plain user.
+            self._connection.driver_info = self._connection.lib_name = self._connection.lib_version = None
             self._connection.connect()
             self._connection.send_packed_command([commands(("PING",), ("CLIENT", "SETNAME", "canvasbus")).data])
             pong, _ = self._read(), self._read()  # an ACL may forbid CLIENT; nothing needs it

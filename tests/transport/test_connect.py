@@ -1,8 +1,9 @@
 """From a URL to a connection: what each part of it does, and what a person is told about each wrong one."""
 
 import gc
+import resource
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -196,6 +197,33 @@ async def test_nobody_listens(ask: Ask) -> None:
     port = free_port()
     with pytest.raises(Unavailable, match=rf"redis://127.0.0.1:{port}: nobody listens there; is the server running"):
         await ask(f"redis://127.0.0.1:{port}", "PING")
+
+
+@pytest.fixture
+def no_descriptors() -> Iterator[Callable[[], None]]:
+    """Leave this process none from when it is called, until the test ends or calls it again."""
+    before, taken = resource.getrlimit(resource.RLIMIT_NOFILE), False
+
+    def switch() -> None:
+        nonlocal taken
+        taken = not taken
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, before[1]) if taken else before)
+
+    yield switch
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+async def test_a_process_without_free_descriptors(
+    ask: Ask, make_server: MakeServer, no_descriptors: Callable[[], None]
+) -> None:
+    """Unavailable, and so tried again: some will be free again."""
+    server = make_server()
+    assert await ask(server.url, "PING") == b"PONG"  # with what is imported for it
+    no_descriptors()
+    with pytest.raises(Unavailable, match="Too many open files"):
+        await ask(server.url, "PING")
+    no_descriptors()
+    assert await ask(server.url, "PING") == b"PONG"
 
 
 async def test_a_host_that_does_not_exist(ask: Ask) -> None:
