@@ -73,6 +73,8 @@ AWAY = 4
 SURE_SECONDS = 0.5
 """Between two attempts at raising a fence that nothing but the certainty waits for."""
 
+LACKS_RIGHT = "a right that this worker's user lacks"
+
 ASIDE_SECONDS = 5.0
 """Between two attempts at a dead letter that the server refuses, or at what waits for a key that somebody has written
 over, or for a right that this user lacks."""
@@ -310,7 +312,7 @@ class Settler:
                 waiting = (
                     found
                     for found, reply in zip(failures, replies, strict=True)
-                    if isinstance(found, Unavailable) or (found is not None and is_forbidden(reply))
+                    if isinstance(found, Unavailable) or (found is not None and code(reply) == "NOPERM")
                 )
                 failure: TransportError | None = next(waiting, None)
                 if failure is None:
@@ -323,7 +325,7 @@ class Settler:
     async def _commit(self, chunk: list[Commit]) -> None:
         backoff = ServerBackoff("settling waits for the server", self._group)
         look = any(commit.delivery.look for commit in chunk)
-        unsure = False
+        unsure = asked = False
         while True:
             sent = False
             try:
@@ -343,7 +345,15 @@ class Settler:
                     break
                 failure = translate(reply, "settle")
                 if not isinstance(failure, Unavailable):
-                    await self._refused(chunk, failure, waits_for=_what_is_awaited(reply))
+                    waits_for = _what_is_awaited(reply)
+                    if not waits_for and code(reply) == "NOPERM":
+                        # Of a key: one that only these outcomes need, or all that there are, now or until a moment ago?
+                        if await self._may_nothing():
+                            waits_for = LACKS_RIGHT
+                        elif not asked:
+                            asked = True
+                            continue
+                    await self._refused(chunk, failure, waits_for=waits_for)
                     return
             except (Unavailable, Refused) as error:
                 failure = error
@@ -466,6 +476,11 @@ class Settler:
         else:
             self._blame(commit, failure)
 
+    async def _may_nothing(self) -> bool:
+        """Whether this user may not even look at the fence, which every outcome needs."""
+        reply = await self.fence.run(self._link, SETTLE, (), (self._group, self.consumer, 0, "", 0))
+        return isinstance(reply, ReplyError) and code(reply) == "NOPERM"
+
     def _blame(self, commit: Commit, failure: TransportError) -> None:
         log.error(
             "the server refuses an outcome",
@@ -541,4 +556,4 @@ def _what_is_awaited(refusal: ReplyError) -> str:
     """What must be mended before an outcome is taken, where that is no fault of the outcome; empty: it is."""
     if code(refusal) == "OVERWRITTEN":
         return "a key of the bus that holds something else"
-    return "a right that this worker's user lacks" if is_forbidden(refusal) else ""
+    return LACKS_RIGHT if is_forbidden(refusal) else ""

@@ -86,7 +86,7 @@ async def test_a_user_without_a_command_that_trouble_needs_is_refused_at_once(
 
 
 @pytest.mark.parametrize("emits", [True, False])
-@pytest.mark.parametrize("right", ["xack", "xadd", "evalsha", "@all"])
+@pytest.mark.parametrize("right", ["-xack", "-xadd", "-evalsha", "-@all", "resetkeys"])
 async def test_losing_the_right_to_settle_costs_nothing(
     refusing: ServerProcess, namespace: str, monkeypatch: pytest.MonkeyPatch, right: str, emits: bool
 ) -> None:
@@ -109,9 +109,9 @@ async def test_losing_the_right_to_settle_costs_nothing(
         async with running(url, worker, namespace=namespace, grace=0.1) as bus:
             await bus.publish_many([PaintingMade(number=n) for n in range(3)])
             await until(lambda: len(runs) == 3)
-            eyes.call("ACL", "SETUSER", "worker", f"-{right}")
+            eyes.call("ACL", "SETUSER", "worker", right)
             gate.set()
-            if emits or right in ("xack", "@all"):  # an acknowledgement alone needs no more than that
+            if emits or right in ("-xack", "-@all", "resetkeys"):  # an acknowledgement alone needs no more than that
                 told = {"settling waits for the server", "an outcome waits for a right that this worker's user lacks"}
                 await until(lambda: told & {log["event"] for log in logs})
                 assert eyes.count("painting.framed") == 0 and len(eyes.pending("framers")) == 3
@@ -120,6 +120,30 @@ async def test_losing_the_right_to_settle_costs_nothing(
             assert bus.statistics()[0].failed == 0
     assert sorted(runs) == [0, 1, 2] and eyes.dead("framers") == []
     assert sorted(e.number for e in eyes.events("painting.framed")) == ([0, 1, 2] if emits else [])
+    eyes.close()
+
+
+async def test_a_stream_that_a_worker_may_not_write_to(refusing: ServerProcess, namespace: str) -> None:
+    """Forbidden by its key, it is the failure of those who return events for it; others go on."""
+    eyes = Eyes(refusing.url, namespace)
+    eyes.call("ACL", "SETUSER", "worker", "reset", "on", ">pw", "~*", "&*", "+@all")
+    worker, gate = Worker("framers"), trio.Event()
+
+    @worker.on(PaintingMade, retry=Backoff(attempts=2, base=0.01))
+    async def frame(event: PaintingMade) -> Any:
+        await gate.wait()
+        return SculptureMade() if event.number == 7 else PaintingFramed(number=event.number)
+
+    async with running(refusing.url.replace("redis://", "redis://worker:pw@"), worker, namespace=namespace) as bus:
+        await bus.publish_many([PaintingMade(number=n) for n in range(10)])
+        await until(lambda: len(eyes.pending("framers")) == 10)
+        patterns = [f"~{{{namespace}:0}}:{name}" for name in ("[^s]*", "stream:[^s]*", "state:*")]
+        eyes.call("ACL", "SETUSER", "worker", "resetkeys", *patterns)
+        gate.set()
+        await quiet(eyes)
+    (letter,) = eyes.dead("framers")
+    assert "NOPERM" in letter.error
+    assert sorted(e.number for e in eyes.events("painting.framed")) == [n for n in range(10) if n != 7]
     eyes.close()
 
 
