@@ -11,11 +11,9 @@ if __name__ == "__main__":
 
 import gc
 import os
-import signal
 import sys
 import threading
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import suppress
 from typing import Any
 
 import trio
@@ -26,7 +24,6 @@ from canvasbus.consume.breaker import Breaker
 from canvasbus.consume.context import Context
 from canvasbus.consume.handlers import Worker
 from canvasbus.consume.instances import PER_INSTANCE
-from canvasbus.consume.invoke import without_ctrl_c
 from canvasbus.consume.middleware import Handle, Middleware
 from canvasbus.consume.middleware.gate import gate
 from canvasbus.consume.middleware.log_context import log_context
@@ -37,7 +34,7 @@ from canvasbus.consume.middleware.trace import trace
 from canvasbus.consume.policy import NEVER, Backoff, BatchFailure, HandlerTimeout, Reject, RetryLater
 from canvasbus.consume.state import Parts, State
 from canvasbus.consume.timers import Cancel, Later
-from canvasbus.log import get_logger
+from canvasbus.signals import until_signal
 
 __all__ = [
     "PER_INSTANCE",
@@ -72,8 +69,6 @@ STUCK_EXIT = 70
 
 FLUSH_SECONDS = 1.0
 
-log = get_logger("canvasbus.worker")
-
 
 def run(*workers: Worker, url: str, **options: Any) -> None:
     """Run workers until SIGTERM or SIGINT, then drain; a second signal ends at once. Options are those of EventBus. A
@@ -102,75 +97,6 @@ async def serve(workers: tuple[Worker, ...], url: str, options: dict[str, Any]) 
             bus.add(worker)
         async with until_signal():
             await trio.sleep_forever()
-
-
-@asynccontextmanager
-async def until_signal(*, supervisor: int | None = None) -> AsyncIterator[trio.Event]:
-    """Run the block until SIGTERM or SIGINT, which sets the event that it is given: the block may have come to its own
-    end in the same moment. A second signal while the program drains ends the process at once; not while its parent
-    of the number `supervisor` lives: whoever stops a whole service (systemd does) signals each process, and so does that."""
-    told = trio.Event()
-
-    def outside_of_it(number: int, _frame: object) -> None:
-        if not told.is_set() or os.getppid() != supervisor:
-            os._exit(128 + number)
-
-    # Before the receiver, which gives to this what comes while it closes.
-    for number in _SIGNALS:
-        signal.signal(number, outside_of_it)
-    with trio.open_signal_receiver(*_SIGNALS) as signals, without_ctrl_c(), _ours():
-        async with trio.open_nursery() as nursery:
-
-            async def watch() -> None:
-                async for number in signals:
-                    log.info("signal received; draining", signal=signal.Signals(number).name)
-                    told.set()
-                    nursery.cancel_scope.cancel()
-                    return
-
-            nursery.start_soon(watch)
-            yield told
-            nursery.cancel_scope.cancel()
-
-
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
-_taken = 0
-"""How many blocks of this process take these signals for themselves."""
-
-
-@contextmanager
-def _ours() -> Iterator[None]:
-    global _taken
-    _taken += 1
-    try:
-        yield
-    finally:
-        _taken -= 1
-
-
-# Nobody drains in a child that a handler forks (multiprocessing): it would keep these signals to itself, and whoever ends it by
-# SIGTERM and waits for that, as with Process.terminate, would wait for ever. One that comes before the child has let go of
-# them waits until then.
-_forking = threading.local()
-
-
-def _before_fork() -> None:
-    _forking.mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS) if _taken else None
-
-
-def _after_fork_in_parent() -> None:
-    if _forking.mask is not None:
-        signal.pthread_sigmask(signal.SIG_SETMASK, _forking.mask)
-
-
-def _after_fork_in_child() -> None:
-    if _forking.mask is not None:
-        for number in _SIGNALS:
-            signal.signal(number, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_SETMASK, _forking.mask)
-
-
-os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
 
 
 def end_stuck() -> None:

@@ -19,6 +19,7 @@ LAYERS = (
     ("transport",),
     ("produce",),
     ("consume",),
+    ("signals",),
     ("__init__", "bus", "cloudevents", "store", "worker"),
     ("operate",),
     ("cli", "testing"),

@@ -163,7 +163,8 @@ async def _serve(workers: tuple[Any, ...], url: str, settings: Any, options: arg
 
     from canvasbus.bus import EventBus
     from canvasbus.cli.health import serve_health
-    from canvasbus.worker import end_stuck, tune_collector, until_signal
+    from canvasbus.signals import until_signal
+    from canvasbus.worker import end_stuck, tune_collector
 
     bus = EventBus(
         url,

@@ -208,8 +208,10 @@ class StateStore:
                 raise RetryLater(REFUSED_SECONDS, str(wrong))
             check(reply, doing)
         except TransportError as error:
-            self._complaints.tell("runs wait for a server that refuses to load what they keep", error)
-            seconds = AWAY_SECONDS if isinstance(error, Unavailable) else REFUSED_SECONDS
+            seconds = AWAY_SECONDS
+            if not isinstance(error, Unavailable):
+                seconds = REFUSED_SECONDS
+                self._complaints.tell("runs wait for a server that refuses to load what they keep", error)
             self._away, self._again = True, trio.current_time() + seconds
             raise RetryLater(seconds, f"{doing}: {error}") from error
         self._away = False

@@ -13,8 +13,9 @@ from studio import Eyes, PaintingFramed, PaintingMade, quiet, running
 from trio.abc import Clock
 from waiting import until
 
+from canvasbus.signals import until_signal
 from canvasbus.transport.memory import MemoryServer
-from canvasbus.worker import Backoff, BatchFailure, Cancel, Context, Later, Reject, RetryLater, Worker, until_signal
+from canvasbus.worker import Backoff, BatchFailure, Cancel, Context, Later, Reject, RetryLater, Worker
 
 
 async def stale_cancellation() -> None:
