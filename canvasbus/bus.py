@@ -103,6 +103,8 @@ class EventBus:
         server: Server | None = None,
         retention: Retention | Mapping[str, Retention] | None = None,
     ) -> None:
+        if not isinstance(url, str):
+            raise ConfigError(f"EventBus({url!r}): the URL of the bus is wanted, like redis://host:6379")
         check_name("namespace", namespace)
         check_partition_count(partitions)
         for name, size in {"max_event_bytes": max_event_bytes, "buffer_bytes": buffer_bytes}.items():
@@ -276,6 +278,8 @@ class EventBus:
         """Run a worker in this process for as long as the bus lives."""
         if self._server is None:
             raise ConfigError("off:// switches the bus off: there is nothing for a worker to do")
+        if not isinstance(worker, Worker):
+            raise ContractError(f"a bus runs workers, not {worker!r}: bus.add(Worker(name)) with handlers on it")
         if not worker.handlers:
             raise ContractError(f"worker {worker.name!r} has no handlers: register some with @worker.on(...)")
         if any((other.name, other.group) == (worker.name, worker.group) for other in self._workers):

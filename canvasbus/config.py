@@ -42,7 +42,7 @@ _FROM_KUBERNETES = re.compile(
 
 T = TypeVar("T", bound=Struct)
 
-# The rule of wire.keys.check_name, repeated because only here the error can say where the name came from.
+# The rules of wire.keys, repeated because only here the error can say where the value came from.
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.\-]{1,100}$")]
 Positive = Annotated[int, Meta(ge=1)]
 
@@ -54,7 +54,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     """The bus: redis://, rediss://, unix://, redis+sentinel://, rediss+sentinel://, memory:// or off://."""
     namespace: Name = "canvasbus"
     """Prefix of all keys on the server: buses with different namespaces do not see each other."""
-    partitions: Positive = 1
+    partitions: Annotated[int, Meta(ge=1, le=4096)] = 1
     """How many partitions the namespace has; the same number in every process."""
     source: str = ""
     """Who publishes, in every event's `source`. Default: host/program."""
@@ -214,9 +214,13 @@ def _find(environ: Mapping[str, str]) -> Path | None:
         return Path(named)
     try:
         path = Path(FILE).absolute()
+        return path if path.is_file() else None
     except FileNotFoundError:
         raise ConfigError("the working directory is gone: change to one that exists") from None
-    return path if path.is_file() else None
+    except PermissionError:
+        raise ConfigError(
+            f"this user may not look into the working directory for {FILE}: change to another, or name a file in CANVASBUS_CONFIG"
+        ) from None
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -29,28 +29,26 @@ async def until_signal(*, supervisor: int | None = None) -> AsyncIterator[trio.E
     """Run the block until SIGTERM or SIGINT, which sets the event that it is given: the block may have come to its own
     end in the same moment. A second signal while the program drains ends the process at once; not while its parent
     of the number `supervisor` lives: whoever stops a whole service (systemd does) signals each process, and so does that."""
-    told = trio.Event()
+    told, heard = trio.Event(), False
+    token, scope = trio.lowlevel.current_trio_token(), trio.CancelScope()
 
-    def outside_of_it(number: int, _frame: object) -> None:
-        if not told.is_set() or os.getppid() != supervisor:
+    def drain(number: int) -> None:
+        log.info("signal received; draining", signal=signal.Signals(number).name)
+        told.set()
+        scope.cancel()
+
+    def hear(number: int, _frame: object) -> None:  # here and not in a task: a handler may block the loop
+        nonlocal heard
+        first, heard = not heard, True
+        if first and _taken:
+            token.run_sync_soon(drain, number)
+        elif first or os.getppid() != supervisor:
             os._exit(128 + number)
 
-    # Before the receiver, which gives to this what comes while it closes.
     for number in _SIGNALS:
-        signal.signal(number, outside_of_it)
-    with trio.open_signal_receiver(*_SIGNALS) as signals, without_ctrl_c(), _ours():
-        async with trio.open_nursery() as nursery:
-
-            async def watch() -> None:
-                async for number in signals:
-                    log.info("signal received; draining", signal=signal.Signals(number).name)
-                    told.set()
-                    nursery.cancel_scope.cancel()
-                    return
-
-            nursery.start_soon(watch)
-            yield told
-            nursery.cancel_scope.cancel()
+        signal.signal(number, hear)
+    with without_ctrl_c(), _ours(), scope:
+        yield told
 
 
 @contextmanager

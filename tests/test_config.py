@@ -113,6 +113,7 @@ def test_a_file_that_is_no_text_is_an_error(empty_folder: Path) -> None:
             "unknown environment variable CANVASBUS_PARTITONS; did you mean CANVASBUS_PARTITIONS",
         ),
         ({"CANVASBUS_PARTITIONS": "four"}, "partitions='four' from CANVASBUS_PARTITIONS"),
+        ({"CANVASBUS_PARTITIONS": "4097"}, "partitions='4097' from CANVASBUS_PARTITIONS: expected int <= 4096"),
         ({"CANVASBUS_NAMESPACE_FILE": "x"}, "unknown environment variable"),
         ({"CANVASBUS_URL_FILE": "/nowhere/secret"}, "CANVASBUS_URL_FILE names /nowhere/secret, which cannot be read"),
         ({"CANVASBUS_URL_FILE": "x", "CANVASBUS_URL": "redis://y"}, "both set"),
@@ -218,3 +219,16 @@ def test_a_wrong_url_value_is_not_repeated(empty_folder: Path) -> None:
     with pytest.raises(ConfigError, match=r"url from .*canvasbus\.toml") as caught:
         load(environ={})
     assert "12345" not in str(caught.value)
+
+
+def test_a_folder_without_rights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run as another user from somebody's home: whose move it is."""
+
+    def forbidden(_: Path) -> bool:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "is_file", forbidden)
+    with pytest.raises(
+        ConfigError, match=r"may not look into the working directory for canvasbus\.toml: change to another"
+    ):
+        load(environ={})

@@ -5,17 +5,21 @@ import getpass
 import socket
 from datetime import UTC, datetime
 
+from canvasbus import clock
 from canvasbus.cli.confirm import confirm
 from canvasbus.cli.context import Context
 from canvasbus.cli.groups import named
-from canvasbus.cli.output import Cell, Column, ago, moment
+from canvasbus.cli.output import Cell, Column, ago, moment, short
 from canvasbus.cli.times import seconds_of, start_of
 from canvasbus.contract.globs import glob_matches
-from canvasbus.errors import CanvasbusError
+from canvasbus.errors import CanvasbusError, ConfigError
 from canvasbus.ids import id_order
 from canvasbus.operate import steering
 from canvasbus.operate.groups import Count, Group, groups
 from canvasbus.operate.words import count
+
+AHEAD_SECONDS = 60.0
+"""How far the server's clock may be ahead of ours."""
 
 MOVES = (
     Column("TOPIC", flexible=True),
@@ -56,6 +60,8 @@ def run_reset(context: Context, args: argparse.Namespace) -> int:
     out, link = context.out, context.link
     out.acts = not args.dry_run
     to = args.to if args.to in ("earliest", "latest") else start_of(args.to, "--to")
+    if to not in ("earliest", "latest") and id_order(to)[0] > (clock.time() + AHEAD_SECONDS) * 1000:
+        raise ConfigError(f"--to {short(args.to, 50)} lies in the future: to skip all that is there say --to latest")
 
     def wanted(topic: str) -> bool:
         return not args.types or any(glob_matches(glob, topic) for glob in args.types)

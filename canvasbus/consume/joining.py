@@ -32,6 +32,11 @@ class Joining:
         keys, group = subscription.keys, self._group
         (known,) = await self._shared.request(command("HEXISTS", keys.groups, group))
         check(known, f"join group {group!r}")
+        named = next((name for handler in self._lane_of for name in handler.types), None)
+        if (
+            self._check and named is not None
+        ):  # first: who is refused leaves no group behind, which would hold retention back
+            await self._check_rights(subscription, named)
         if self._worker.group is PER_INSTANCE:  # first of all: what we make must be found when we are killed
             await self._declare(subscription)
         for handler, lane in self._lane_of.items():
@@ -42,8 +47,8 @@ class Joining:
         retried = await self._shared.call("SMEMBERS", keys.retries(group))
         await self.read_retries(subscription, check(retried, f"join group {group!r}"))
         await self._declare(subscription)
-        if self._check and subscription.topics:
-            await self._check_rights(subscription)
+        if self._check and named is None and subscription.topics:
+            await self._check_rights(subscription, next(iter(subscription.topics.values())).event_type)
 
     async def read_retries(self, subscription: Subscription, names: list[bytes]) -> None:
         """Read what was put back to work out of the group's dead letters, of the types of these names."""
@@ -63,10 +68,9 @@ class Joining:
         reply = await self._shared.call("HSET", subscription.keys.groups, self._group, about)
         check(reply, f"join group {self._group!r}")
 
-    async def _check_rights(self, subscription: Subscription) -> None:
+    async def _check_rights(self, subscription: Subscription, topic: str) -> None:
         """Raise Refused if the user lacks a command that is needed only when something goes wrong: without it a worker
         would run well until the day on which nobody takes over from the dead."""
-        topic = next(iter(subscription.topics.values())).event_type
         needed = [right for right in RIGHTS["worker"] if not right.optional]
         doing = denied(needed, subscription.keys, group=self._group, event_type=topic)
         lacking = {right.name: right.use for right in await self._shared.run(doing)}

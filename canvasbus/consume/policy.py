@@ -27,6 +27,7 @@ from typing import Final
 
 from msgspec import Struct
 
+from canvasbus.checks import check_number
 from canvasbus.errors import CanvasbusError, ContractError, DecodeError
 
 
@@ -43,9 +44,12 @@ class RetryLater(Exception):
     is counted."""
 
     def __init__(self, after: float, reason: str = "") -> None:
-        self.after = float(after)  # a timedelta or the like fails here, in the handler's own traceback
+        try:
+            self.after = float(after)
+        except (TypeError, ValueError):  # a timedelta, say: told here, in the handler's own traceback
+            self.after = math.nan
         if not math.isfinite(self.after):
-            raise ValueError(f"RetryLater(after={after!r}): a number of seconds is wanted")
+            raise ValueError(f"RetryLater(after={after!r}): a number of seconds is wanted") from None
         super().__init__(reason or f"again in {self.after:g} s")
 
 
@@ -83,6 +87,9 @@ class Backoff:
     """Seconds; no wait is longer."""
 
     def __post_init__(self) -> None:
+        check_number("Backoff: attempts", self.attempts, whole=True, error=ContractError)
+        check_number("Backoff: base", self.base, error=ContractError)
+        check_number("Backoff: cap", self.cap, error=ContractError)
         if not (self.attempts >= 1 and self.base >= 0 and self.cap >= 0):  # a NaN is none of these
             raise ContractError(f"{self!r}: attempts start at 1, base and cap at 0")
 

@@ -80,6 +80,7 @@ def plan(partitions: Sequence[Keys], group: str, to: str, wanted: Callable[[str]
         facts = pairs(info)
         last = facts[b"last-generated-id"].decode()
         target = {"earliest": "0-0", "latest": last}.get(to) or before(to)
+        target = min(target, last, key=id_order)  # ahead of its stream, a group would pass over what is yet to come
         back = id_order(target) < id_order(at)
         none = Count(0)
         between = yield from _count(key.stream, facts, *((target, at) if back else (at, target)))

@@ -474,8 +474,8 @@ def _which_bus(url: str | None, namespace: str | None, partitions: int | None) -
     told = Settings(**environment(*(key for key, value in given.items() if value is None)))
     if url is None and (url := told.url) is None:
         raise ConfigError(
-            "a Producer needs to know the bus: Producer('redis://host:6379'), or set CANVASBUS_URL; off:// switches "
-            "publishing off"
+            "a Producer needs to know the bus: Producer('redis://host:6379'), or set CANVASBUS_URL (canvasbus.toml is for the "
+            "programs alone); off:// switches publishing off"
         )
     return (
         url,

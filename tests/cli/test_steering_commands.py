@@ -191,6 +191,21 @@ def test_nothing_is_done_unasked(run: Run, filled: Eyes, command: tuple[str, ...
     assert cursor(filled) == before
 
 
+@pytest.mark.parametrize("to", ["2345-11-27T12:00:00Z", "17957879404650-0", f"{2**64 - 1}-{2**64 - 1}"])
+def test_a_place_in_the_future_is_a_slip(run: Run, filled: Eyes, to: str) -> None:
+    """Moved there, the group would be given nothing of what is yet to come, and no number would show it."""
+    run("groups", "reset", "framers", "--to", to, "--yes").failed(2, f"--to {to}", "in the future", "--to latest")
+
+
+def test_nobody_is_moved_ahead_of_a_stream(run: Run, filled: Eyes) -> None:
+    """Where the newest entry is older than the moment, the group passes over all that is there, and no further."""
+    last = filled.call("XINFO", "STREAM", filled.stream())
+    newest = dict(zip(last[::2], last[1::2], strict=True))[b"last-generated-id"]
+    run("groups", "reset", "framers", "--to", "0s", "--type", "painting.made", "--yes")
+    (group,) = filled.call("XINFO", "GROUPS", filled.stream())
+    assert dict(zip(group[::2], group[1::2], strict=True))[b"last-delivered-id"] == newest
+
+
 def asked_to_reset(url: str, namespace: str, answer: str, meanwhile: Callable[[], object] = str) -> tuple[int, str]:
     """The exit code of a reset that asks on a terminal and is answered, and what it says there."""
     mine, its = pty.openpty()

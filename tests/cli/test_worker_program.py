@@ -284,6 +284,36 @@ async def on_asked(event: Asked) -> Answered:
 """
 
 
+BLOCKING = """
+import pathlib, time
+from unit_workers import Asked
+from canvasbus.worker import Worker
+
+worker = Worker("unit")
+
+@worker.on(Asked)
+async def on_asked(event: Asked) -> None:
+    pathlib.Path("begun").touch()
+    time.sleep(100)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_ends_a_worker_whose_loop_is_blocked(
+    start: Callable[..., Any], server_url: str, namespace: str, folder: Path, number: signal.Signals
+) -> None:
+    """Nothing in it turns that could hear the first one."""
+    (folder / "blocking_workers.py").write_text(BLOCKING)
+    process = start("blocking_workers:worker", "--url", server_url, "--namespace", namespace)
+    logged(process, "worker joined")
+    link = BlockingLink(open_server(server_url))
+    link.call("XADD", Keys(namespace).stream("unit.asked"), "*", "e", '{"type":"unit.asked","data":{"number":1}}')
+    link.close()
+    _wait_until((folder / "begun").exists)
+    _wait_until(lambda: process.send_signal(number) or process.poll())  # two that come at once are one
+    assert process.returncode == 128 + number
+
+
 @pytest.mark.long
 def test_processes_drain_however_often_they_are_told(
     start: Callable[..., Any], server_url: str, namespace: str, folder: Path

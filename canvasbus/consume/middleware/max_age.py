@@ -3,6 +3,7 @@
 from typing import Any, Literal
 
 from canvasbus import clock
+from canvasbus.checks import check_number
 from canvasbus.consume.context import Context
 from canvasbus.consume.middleware import Middleware
 from canvasbus.consume.middleware.gate import gate
@@ -16,6 +17,7 @@ def max_age(seconds: float, *, then: Literal["reject", "skip"] = "reject") -> Mi
 
     It is the consumer's word, where `publish(expires_in=)` is the publisher's. Raises ContractError.
     """
+    check_number("max_age: seconds", seconds, error=ContractError)
     if not seconds > 0 or then not in ("reject", "skip"):
         raise ContractError(f"max_age({seconds!r}, then={then!r}): seconds above 0; then is 'reject' or 'skip'")
 
