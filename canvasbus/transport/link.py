@@ -242,9 +242,10 @@ class SharedLink:
                         nursery.start_soon(self._read, connection)
                 except* TransportError as group:
                     self._fail(group.exceptions[0])
-                self._connected = trio.Event()
-                with trio.CancelScope(shield=True):
-                    await connection.aclose()
+                finally:  # also when it was cancelled in the same moment, which `except*` lets pass
+                    self._connected = trio.Event()
+                    with trio.CancelScope(shield=True):
+                        await connection.aclose()
         finally:
             self._closed = True
             left = self._connection

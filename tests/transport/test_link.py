@@ -397,6 +397,18 @@ async def test_after_the_end_nothing_is_asked(puppet: Puppet, autojump_clock: tr
             await shared.request(Packet(b"x", 1))
 
 
+async def test_a_connection_that_breaks_as_its_link_ends_is_closed(puppet: Puppet) -> None:
+    """In the very same moment: nobody else would close its socket."""
+    shared = SharedLink(puppet)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(shared.run_tasks)
+        nursery.start_soon(shared.request, Packet(b"x", 1))
+        await settle_down()
+        puppet.last.break_with(Unavailable("cut"))
+        nursery.cancel_scope.cancel()
+    assert puppet.last.closed
+
+
 async def test_three_hundred_tasks_each_get_their_own_replies(real: SharedLink) -> None:
     """Interleaved requests of 1 to 4 commands from 300 tasks, a third of them cancelled at a random moment: whoever
     gets an answer gets his own. The seed of the moments is fixed."""
