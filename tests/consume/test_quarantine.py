@@ -220,7 +220,7 @@ async def test_what_a_handler_raised_is_no_death(virtual: Clock, memory: MemoryS
     """Some exceptions have more attempts than a worker may die of an event. What has failed oftener than that with them, as
     in an outage, runs on when its worker is killed or leaves, with its number; only a death on top of it is the end."""
     eyes, attempts, deadly = Eyes(memory, namespace), list[int](), False
-    rules = {ConnectionError: Backoff(attempts=30, base=900, cap=900), Exception: Backoff(attempts=2)}
+    rules = {ConnectionError: Backoff(attempts=30, base=60, cap=60), Exception: Backoff(attempts=2)}
 
     async def live(until_attempt: int, *, killed: bool) -> None:
         faulty, worker, came = FaultyServer(memory), Worker("framers"), trio.Event()
@@ -235,7 +235,7 @@ async def test_what_a_handler_raised_is_no_death(virtual: Clock, memory: MemoryS
             raise ConnectionError("the framer is away")
 
         async with trio.open_nursery() as nursery, running(faulty, worker, namespace=namespace):
-            with trio.move_on_after(20_000):
+            with trio.move_on_after(2_000):
                 await came.wait()
             await trio.sleep(0.05)  # what it failed is written down
             if killed:

@@ -142,7 +142,7 @@ MUTANTS = (
     Mutant(
         "trimmed up to what was delivered",
         "6",
-        (lua(TRIM, "if one['pending'] > 0 then", "if false then"),),
+        (lua(TRIM, "local oldest = one['pending'] > 0 and", "local oldest = false and"),),
         frozenset({"retention"}),
         classic=True,
     ),
@@ -334,7 +334,7 @@ MUTANTS = (
     Mutant(
         "idle workers never stop looking into the pools",
         "8",
-        (words(taking.Taking, "run", "pause = SWEEP_SECONDS", "pause = 0.02"),),
+        (words(taking.Taking, "run", "move_on_after(SWEEP_SECONDS", "move_on_after(0.02"),),
         frozenset({"calm"}),
         patient=True,
     ),
