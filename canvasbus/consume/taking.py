@@ -33,8 +33,8 @@ class Taking:
         self._random = random
         self._on_fenced = on_fenced
         self._again = trio.Event()
-        self._more_suspects = False
-        """When they were asked for last there were some."""
+        self._hungry: set[Lane] = set()
+        """Those for which there were suspects when they were asked for last."""
         self._complaints = Complaints(group)
 
     def again(self) -> None:
@@ -45,38 +45,40 @@ class Taking:
         """Take until cancelled."""
         while True:
             self._again = trio.Event()
-            took = 0
-            if self._has_beds:
-                self._more_suspects = False
+            took, asked, suspects = 0, set[Lane](), 0
             for subscription in self._subscriptions:
                 before = subscription.recovery.statistics.taken
                 try:
-                    await self._take(subscription)
+                    suspects += await self._take(subscription, asked)
                 except TransportError as error:
                     self._complaints.tell("taking what was handed back fails", error)
+                    self._hungry.clear()  # there is no hurry then
                 took += subscription.recovery.statistics.taken - before
+            self._hungry = self._hungry | asked if suspects else self._hungry - asked
             with trio.move_on_after(SWEEP_SECONDS * self._random.uniform(0.75, 1.25)):
                 if took:  # there may be more, once there is room; and others hand back while what was taken still runs
                     await self._again.wait()
-                elif self._more_suspects:  # there was room for none; asked once a second, the quick would take minutes
-                    while not self._has_beds:
+                elif self._hungry:  # they had no room; asked once a second, what is quick would take minutes
+                    while not any(map(_has_beds, self._hungry)):
                         self._again = trio.Event()
                         await self._again.wait()
                 else:
                     await trio.sleep_forever()
 
-    @property
-    def _has_beds(self) -> bool:
-        """Suspects can be taken."""
-        return any(lane.quarantine.wants and lane.free > 0 for lane in self._lanes)
-
-    async def _take(self, subscription: Subscription) -> None:
+    async def _take(self, subscription: Subscription, asked: set[Lane]) -> int:
+        """Returns how many suspects came; for which lanes they were asked for joins `asked`."""
         recovery = subscription.recovery
         free = min(TAKE_AT_ONCE, sum(max(0, lane.free) for lane in self._lanes))
         ours = await recovery.take(FREE_POOL, free)
-        if ours and self._has_beds:
-            before = recovery.statistics.taken
+        before = recovery.statistics.taken
+        if ours:
+            asked.update(filter(_has_beds, self._lanes))
             ours = await recovery.take(SUSPECT_POOL, min(SUSPECTS_AT_ONCE, free))
-            self._more_suspects |= recovery.statistics.taken > before
         if not ours:
             self._on_fenced()
+        return recovery.statistics.taken - before
+
+
+def _has_beds(lane: Lane) -> bool:
+    """Suspects can be taken for it."""
+    return lane.quarantine.wants and lane.free > 0

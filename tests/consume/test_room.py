@@ -9,6 +9,7 @@ from studio import Eyes, PaintingFramed, PaintingMade, SculptureMade, quiet, run
 from trio.abc import Clock
 from waiting import until
 
+from canvasbus.consume.recovery import Recovery
 from canvasbus.transport.memory import MemoryServer
 from canvasbus.worker import Worker
 
@@ -71,7 +72,7 @@ async def test_suspects_of_quick_events_come_without_a_pause(
     any_url: str, namespace: str, eyes: Eyes, concurrency: int
 ) -> None:
     """What a dead worker had in its hands is many events where they are quick: as soon as there is a bed the next is fetched,
-    and not a second later."""
+    and not a second later, also beside a handler that has nothing to do."""
     done, many = list[int](), 150
     async with running(any_url, namespace=namespace) as bus:
         await bus.publish_many([PaintingMade(number=n) for n in range(many)])
@@ -84,11 +85,48 @@ async def test_suspects_of_quick_events_come_without_a_pause(
     async def paint(event: PaintingMade) -> None:
         done.append(event.number)
 
+    @worker.on(SculptureMade)
+    async def carve(event: SculptureMade) -> None: ...
+
     async with running(any_url, worker, namespace=namespace):
         with trio.fail_after(many / concurrency / 2):  # asked for once a second it would be twice that
             await until(lambda: len(done) == many, many)
         await quiet(eyes)
     assert sorted(done) == list(range(many))
+
+
+async def test_while_the_server_is_away_suspects_are_asked_for_once_a_second(
+    virtual: Clock, memory: MemoryServer, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Although there are more, and room for them."""
+    eyes, asked, take = Eyes(memory, namespace), list[str](), Recovery.take
+    async with running(memory, namespace=namespace) as bus:
+        await bus.publish_many([PaintingMade(number=n) for n in range(100)])
+    stream = eyes.stream()
+    eyes.call("XGROUP", "CREATE", stream, "makers", "0")
+    eyes.call("XREADGROUP", "GROUP", "makers", "~suspect", "STREAMS", stream, ">")
+
+    async def and_note(self: Recovery, pool: str, limit: int) -> bool:
+        asked.append(pool)
+        return await take(self, pool, limit)
+
+    monkeypatch.setattr(Recovery, "take", and_note)
+    worker, began = Worker("makers"), trio.Event()
+
+    @worker.on(PaintingMade, concurrency=64)
+    async def paint(event: PaintingMade) -> None:
+        if not began.is_set():
+            memory.set_connected(False)
+            began.set()
+        await trio.sleep(5)
+
+    async with running(memory, worker, namespace=namespace) as bus:
+        await began.wait()
+        del asked[:]
+        await trio.sleep(4)
+        assert 2 <= len(asked) <= 8
+        memory.set_connected(True)
+        await quiet(eyes, timeout=60)
 
 
 async def test_suspects_that_wait_for_their_turn_take_no_room(
