@@ -213,8 +213,7 @@ class World:
         if not eyes.call("EXISTS", stream):
             return False
         info = next((row for row in groups_of(eyes, stream) if row[b"name"] == group.encode()), None)
-        last = pairs(eyes.call("XINFO", "STREAM", stream))[b"last-generated-id"]
-        if info is None or info[b"last-delivered-id"] != last:
+        if info is None or eyes.call("XRANGE", stream, b"(" + info[b"last-delivered-id"], "+", "COUNT", 1):
             return False
         retry = eyes.keys.retry(group, event_type)
         for row in groups_of(eyes, retry):
