@@ -45,10 +45,16 @@ async def until_signal(*, supervisor: int | None = None) -> AsyncIterator[trio.E
         elif first or os.getppid() != supervisor:
             os._exit(128 + number)
 
-    for number in _SIGNALS:
-        signal.signal(number, hear)
-    with without_ctrl_c(), _ours(), scope:
-        yield told
+    before = [(number, signal.signal(number, hear)) for number in _SIGNALS]
+    try:
+        with without_ctrl_c(), _ours(), scope:
+            yield told
+    finally:
+        if heard:  # also one that came as the block ended, of which no turn of the loop has told
+            told.set()
+        else:
+            for number, handler in before:
+                signal.signal(number, handler or signal.SIG_DFL)
 
 
 @contextmanager

@@ -81,6 +81,7 @@ def supervise(commands: Sequence[list[str]], environ: dict[str, str], sources: S
     again whenever these change."""
     children = [_Child(number, command, environ) for number, command in enumerate(commands)]
     stopping: list[int] = []
+    """The signals; 0: a process has found its settings wrong."""
 
     def pass_on(number: int, _frame: object) -> None:
         stopping.append(number)
@@ -89,7 +90,8 @@ def supervise(commands: Sequence[list[str]], environ: dict[str, str], sources: S
 
     def tell(child: _Child) -> None:
         # SIGTERM drains as SIGINT does, and is no traceback to a Python that is still starting.
-        child.signal(signal.SIGTERM if len(stopping) == 1 else signal.SIGKILL)
+        signals = len(stopping) - stopping.count(0)
+        child.signal(signal.SIGTERM if signals <= 1 else signal.SIGKILL)
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, pass_on)
@@ -102,7 +104,7 @@ def supervise(commands: Sequence[list[str]], environ: dict[str, str], sources: S
                     worst = max(worst, 128 + signal.SIGKILL if ended == -signal.SIGKILL else ended)
                 elif ended == BAD_USAGE and sources is None:  # that does not get better
                     child.process = None
-                    pass_on(signal.SIGTERM, None)
+                    pass_on(0, None)
                     worst = BAD_USAGE
                 else:
                     child.ended(ended, waits=sources is not None)

@@ -378,6 +378,7 @@ class Lane:
         return await self._call(delivery.event, delivery)
 
     def _ended(self, delivery: Delivery, outcome: Outcome | None, result: Any = None) -> None:
+        self.watchdog.late.discard(delivery)  # its next run has a time of its own
         if isinstance(result, NotRun):
             self._not_run(delivery, result)
             return

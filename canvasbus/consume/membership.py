@@ -144,21 +144,21 @@ class Membership:
     async def report(self, link: Link | SharedLink | None = None) -> None:
         """Note how far we have read, and write down again what a FLUSHALL took."""
         keys, group, link = self._keys, self._group, link or self._shared
-        news: dict[bytes, Topic] = {}
+        news: dict[bytes, bytes] = {}
         # How far we have read on a server that has since lost its last seconds says nothing about the one of now.
         if link.history == self._settler.reads_from:
-            news = {s: topic for s, topic in self._topics.items() if topic.cursor != self._reported.get(s, b"0-0")}
+            news = {s: t.cursor for s, t in self._topics.items() if t.cursor != self._reported.get(s, b"0-0")}
         args: list[bytes | str | int] = [group, self.declaration]
-        for stream, topic in news.items():
-            args += (stream, topic.cursor)
+        for noted in news.items():
+            args += noted
         reply = await link.run(REPORT.call([keys.cursors(group), keys.groups], args))
         if isinstance(reply, ReplyError):  # no memory for it, for example; the next one says the same
             return
-        self._reported.update({stream: topic.cursor for stream, topic in news.items()})
+        self._reported.update(news)  # and not what has been read since
         made, emptied = reply
         if emptied or (self._made is not None and made != self._made):  # a fellow may have been the first to see it
             self._settler.forget_topics()
-            for stream, topic in self._topics.items():
+            for stream, topic in list(self._topics.items()):
                 await link.request(command("SADD", self._list(stream, topic.event_type), topic.event_type))
         if self._made is not None and made != self._made:
             await self._made_anew(link, list(self._topics.values()))

@@ -315,7 +315,7 @@ class Settler:
                     if isinstance(found, Unavailable) or (found is not None and code(reply) == "NOPERM")
                 )
                 failure: TransportError | None = next(waiting, None)
-                if failure is None:
+                if failure is None or (self._leaves and not isinstance(failure, Unavailable)):
                     return failures
             except TransportError as error:
                 failure = error

@@ -193,12 +193,12 @@ class StateStore:
         return cell
 
     async def load(self, how: str, key: bytes, doing: str) -> Any:
-        """What lies under a key. Raises RetryLater while the server is away or refuses, which only one run at a time tries anew,
-        and while something else lies there."""
+        """What lies under a key. Raises RetryLater while the server is away, which only one run a second tries anew, and
+        while it refuses, or something else lies there."""
         now = trio.current_time()
         if self._away:
             if now < self._again:
-                raise RetryLater(self._again - now, f"{doing}: the server is away, or refuses")
+                raise RetryLater(self._again - now, f"{doing}: the server is away")
             self._again = now + AWAY_SECONDS
         try:
             reply = await self.shared.call(how, key)
@@ -208,12 +208,12 @@ class StateStore:
                 raise RetryLater(REFUSED_SECONDS, str(wrong))
             check(reply, doing)
         except TransportError as error:
-            seconds = AWAY_SECONDS
-            if not isinstance(error, Unavailable):
-                seconds = REFUSED_SECONDS
-                self._complaints.tell("runs wait for a server that refuses to load what they keep", error)
-            self._away, self._again = True, trio.current_time() + seconds
-            raise RetryLater(seconds, f"{doing}: {error}") from error
+            if isinstance(error, Unavailable):
+                self._away, self._again = True, trio.current_time() + AWAY_SECONDS
+                raise RetryLater(AWAY_SECONDS, f"{doing}: {error}") from error
+            # Perhaps this key or command alone is refused: what others load need not wait.
+            self._complaints.tell("runs wait for a server that refuses to load what they keep", error)
+            raise RetryLater(REFUSED_SECONDS, f"{doing}: {error}") from error
         self._away = False
         return reply
 
@@ -328,7 +328,7 @@ class Run:
     def late(self) -> None:
         """It runs too long and cannot be ended: from now on it keeps no state from others."""
         self._late = True
-        for state in self._states.values():
+        for state in self._states.values():  # what is being loaded now is given away when that is done
             state._cell = self._part(state._cell)
 
     def _part(self, cell: _Cell) -> _Cell:

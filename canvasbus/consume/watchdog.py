@@ -90,6 +90,7 @@ class Watchdog:
                 yield slot
         finally:
             self._outside.discard(slot)
+            self.late.difference_update(deliveries)
 
     @property
     def running(self) -> int:

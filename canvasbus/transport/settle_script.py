@@ -40,7 +40,7 @@ if fence ~= ARGV[1] then return redis.status_reply(fence == 'dead' and 'FENCED' 
 local group, consumer, look = ARGV[2], ARGV[3], ARGV[4] == '1'
 local kinds = {x = 'stream', z = 'zset', h = 'hash', s = 'string'}
 local needs = {  -- of a key of each kind, behind the name of the call and the key
-  stream = {{'XACK', group, '0-0'}},
+  stream = {{'XACK', group, '0-0'}, {'XRANGE', '-', '+'}, {'XDEL', '0-0'}},
   zset = {{'ZADD', '0', ''}, {'ZREM', ''}, {'TIME'}},
   hash = {{'HSET', '', ''}, {'HDEL', ''}, {'DEL'}, {'PEXPIRE', '1'}},
   string = {{'GET'}, {'SET', ''}, {'DEL'}},

@@ -185,6 +185,85 @@ async def test_losing_a_right_that_only_some_outcomes_need_writes_nothing_twice(
     eyes.close()
 
 
+async def test_losing_the_right_that_failures_need_writes_nothing_twice(
+    refusing: ServerProcess, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some runs fail and some return, in one batch: what the latter made is not added before the former are refused."""
+    monkeypatch.setattr(settle, "ASIDE_SECONDS", 0.1)
+    eyes = Eyes(refusing.url, namespace)
+    rights = ("ACL", "SETUSER", "worker", "reset", "on", ">pw", "~*", "&*", "+@all")
+    eyes.call(*rights)
+    worker, gate = Worker("framers"), trio.Event()
+
+    @worker.on(PaintingMade, retry=Backoff(attempts=9, base=0.1, cap=0.1))
+    async def frame(event: PaintingMade, ctx: Context) -> PaintingFramed:
+        await gate.wait()
+        if event.number % 2 and ctx.attempt == 1:
+            raise ValueError("once")
+        return PaintingFramed(number=event.number)
+
+    url = refusing.url.replace("redis://", "redis://worker:pw@")
+    with structlog.testing.capture_logs() as logs:
+        async with running(url, worker, namespace=namespace, grace=0.1) as bus:
+            await bus.publish_many([PaintingMade(number=n) for n in range(6)])
+            await until(lambda: len(eyes.pending("framers")) == 6)
+            eyes.call("ACL", "SETUSER", "worker", "-xrange")
+            gate.set()
+            await until(lambda: [log for log in logs if log["event"].startswith("an outcome waits for a right")])
+            eyes.call(*rights)
+            await quiet(eyes)
+    assert sorted(e.number for e in eyes.events("painting.framed")) == list(range(6)) and eyes.dead("framers") == []
+    eyes.close()
+
+
+async def test_losing_the_right_to_load_parts_stops_no_state(refusing: ServerProcess, namespace: str) -> None:
+    """What one handler may not load is no reason for others to wait."""
+    eyes = Eyes(refusing.url, namespace)
+    rights = ("ACL", "SETUSER", "worker", "reset", "on", ">pw", "~*", "&*", "+@all")
+    eyes.call(*rights)
+    worker = Worker("framers")
+
+    @worker.on(PaintingMade)
+    async def look(event: PaintingMade, ctx: Context) -> None:
+        await ctx.parts("all", int).items()
+
+    @worker.on(SculptureMade)
+    async def count(event: SculptureMade, ctx: Context) -> None:
+        (await ctx.state("all", Count)).value.total += 1
+
+    url = refusing.url.replace("redis://", "redis://worker:pw@")
+    async with running(url, worker, namespace=namespace, grace=0.1) as bus:
+        eyes.call("ACL", "SETUSER", "worker", "-hgetall")
+        await bus.publish(PaintingMade())
+        await until(lambda: bus.statistics()[0].retries == 1)
+        await bus.publish_many([SculptureMade() for _ in range(20)])
+        with trio.fail_after(states.REFUSED_SECONDS - 1):
+            await quiet(eyes, event_type="sculpture.made")
+    eyes.close()
+
+
+async def test_who_may_not_acknowledge_leaves_at_once(refusing: ServerProcess, namespace: str) -> None:
+    """Of what is done and cannot be said it has nothing to wait for."""
+    eyes = Eyes(refusing.url, namespace)
+    rights = ("ACL", "SETUSER", "worker", "reset", "on", ">pw", "~*", "&*", "+@all")
+    eyes.call(*rights)
+    worker, gate = Worker("framers"), trio.Event()
+
+    @worker.on(PaintingMade)
+    async def look(event: PaintingMade) -> None:
+        await gate.wait()
+
+    url = refusing.url.replace("redis://", "redis://worker:pw@")
+    with structlog.testing.capture_logs() as logs, trio.fail_after(10):
+        async with running(url, worker, namespace=namespace, grace=20) as bus:
+            await bus.publish(PaintingMade())
+            await until(lambda: len(eyes.pending("framers")) == 1)
+            eyes.call("ACL", "SETUSER", "worker", "-xack")
+            gate.set()
+            await until(lambda: [log for log in logs if "settling waits" in log["event"]])
+    eyes.close()
+
+
 @pytest.mark.parametrize("what", ["state", "parts"])
 @pytest.mark.parametrize("taken", [("off",), ("resetpass", ">other"), ("-get", "-hgetall")], ids=" ".join)
 async def test_losing_the_right_to_load_costs_no_attempt(

@@ -488,3 +488,53 @@ def info(added: int, length: int, first: int, read: int | None, cursor: int, nam
 def test_what_the_server_has_counted(facts: tuple[Any, Any], gone: int | None) -> None:
     """Entries added less those given to the group less those still to be given, where the latter are known."""
     assert gone_unread(*facts, b"g") == gone
+
+
+async def test_topics_that_come_while_a_worker_lists_its_own(memory: MemoryServer, namespace: str) -> None:
+    """After a FLUSHALL each lists them anew, which takes a request for each; meanwhile it finds others."""
+    worker = Worker("framers")
+
+    @worker.on("*")
+    async def frame(event: object) -> None: ...
+
+    async with running(memory, worker, namespace=namespace) as bus:
+        await bus.publish(PaintingMade())
+        await bus.publish(SculptureMade())
+        subscription = subscription_of(bus)
+        await until(lambda: len(subscription.topics) >= 2 and subscription.membership._made is not None)
+        lane = next(iter(subscription.topics.values())).lane
+        subscription.membership._made -= 1  # type: ignore[operator]  # as if a fellow had seen the flush first
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(subscription.membership.report)
+            for number in range(30):
+                nursery.start_soon(subscription.add, f"new.topic{number}", lane)
+        assert len(subscription.topics) >= 32
+
+
+async def test_what_is_read_while_the_place_is_noted_is_noted_next(
+    virtual: Clock, memory: MemoryServer, namespace: str
+) -> None:
+    """Else a group that is lost then would be given it once more."""
+    eyes, worker = Eyes(memory, namespace), Worker("framers")
+
+    @worker.on(PaintingMade)
+    async def frame(event: PaintingMade) -> None: ...
+
+    async with running(memory, worker, namespace=namespace) as bus:
+        subscription = subscription_of(bus)
+        (topic,) = subscription.topics.values()
+
+        class Slow:
+            history = bus._shared.history
+            request = bus._shared.request
+
+            async def run(self, operation: Any) -> Any:
+                reply = await bus._shared.run(operation)
+                topic.cursor = b"99999999999999-0"
+                return reply
+
+        await bus.publish(PaintingMade())
+        await until(lambda: topic.cursor != b"0-0")
+        await subscription.membership.report(Slow())  # type: ignore[arg-type]
+        await until(lambda: eyes.call("HGET", eyes.keys.cursors("framers"), topic.stream) == topic.cursor, 10)
+    eyes.close()

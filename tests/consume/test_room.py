@@ -11,7 +11,7 @@ from waiting import until
 
 from canvasbus.consume.recovery import Recovery
 from canvasbus.transport.memory import MemoryServer
-from canvasbus.worker import Worker
+from canvasbus.worker import Backoff, Worker
 
 
 async def test_an_interruption_while_asking_is_not_lost(memory: MemoryServer, namespace: str) -> None:
@@ -192,6 +192,36 @@ async def test_a_suspect_that_hangs_alone_keeps_no_other_from_running(
         await until(lambda: done == ["another", "the first"], 30)
         for name in ("painting.made", "sculpture.made"):
             await quiet(eyes, event_type=name)
+
+
+async def test_a_suspect_that_hangs_twice_keeps_no_other_from_running(
+    virtual: Clock, memory: MemoryServer, namespace: str
+) -> None:
+    """Behind a shield: it was late, failed, and hangs again. That is another run, whose time ends, too."""
+    eyes, done, runs = Eyes(memory, namespace), list[int](), list[float]()
+    async with running(memory, namespace=namespace) as bus:
+        await bus.publish_many([PaintingMade(number=n) for n in range(3)])
+    stream = eyes.stream()
+    eyes.call("XGROUP", "CREATE", stream, "makers", "0", "MKSTREAM")
+    eyes.call("XREADGROUP", "GROUP", "makers", "~other", "STREAMS", stream, ">")
+    first, *others = [entry_id for entry_id, _, _ in eyes.pending("makers")]
+    eyes.call("XCLAIM", stream, "makers", "~suspect", 0, first, "RETRYCOUNT", 0, "JUSTID")
+    worker = Worker("makers")
+
+    @worker.on(PaintingMade, concurrency=4, timeout=2, retry=Backoff(attempts=9, base=0, cap=0))
+    async def make(event: PaintingMade) -> None:
+        if event.number == 0:
+            runs.append(trio.current_time())
+            with trio.CancelScope(shield=True):
+                await trio.sleep(5 if len(runs) == 1 else 300)
+            await trio.lowlevel.checkpoint()
+        done.append(event.number)
+
+    async with running(memory, worker, namespace=namespace, grace=0.1):
+        await until(lambda: len(runs) == 2, 100)
+        for entry_id in others:
+            eyes.call("XCLAIM", stream, "makers", "~suspect", 0, entry_id, "RETRYCOUNT", 3, "JUSTID")
+        await until(lambda: sorted(done) == [1, 2], 100)
 
 
 async def test_a_suspect_that_hangs_among_others_keeps_none_from_running_alone(

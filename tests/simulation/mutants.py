@@ -315,7 +315,7 @@ MUTANTS = (
     Mutant(
         "an outage costs attempts",
         "8",
-        (words(state.StateStore, "load", "raise RetryLater(seconds,", "raise Unavailable("),),
+        (words(state.StateStore, "load", "raise RetryLater(AWAY_SECONDS,", "raise Unavailable("),),
         frozenset({"state", "outage"}),
     ),
     Mutant(
