@@ -171,7 +171,7 @@ def _handled(plan: Plan, history: History, eyes: Eyes, group: str) -> Iterator[s
     bounds: dict[int | str, list[int]] = defaultdict(lambda: [0, 0, 0])
     for entry_id, n in entries.items():  # a topic may have an event twice when the group before it was lost
         least, most = (0, 2) if entry_id in loose[0] else (1, 2) if entry_id in loose[1] else (1, 1)
-        if not partition and _kept(history, group, entry_id):
+        if not partition and entry_id not in trimmed and _kept(history, group, entry_id):
             least = 1
         bound = bounds[entry_id if n is None else n]
         bound[0] += 0 if n in history.stale else least
