@@ -33,11 +33,10 @@ class Joining:
         (known,) = await self._shared.request(command("HEXISTS", keys.groups, group))
         check(known, f"join group {group!r}")
         named = next((name for handler in self._lane_of for name in handler.types), None)
-        if (
-            self._check and named is not None
-        ):  # first: who is refused leaves no group behind, which would hold retention back
+        # Before anything is made: whoever is refused leaves no group behind, which would hold retention back.
+        if self._check and named is not None:
             await self._check_rights(subscription, named)
-        if self._worker.group is PER_INSTANCE:  # first of all: what we make must be found when we are killed
+        if self._worker.group is PER_INSTANCE:  # before the groups are made: they must be found when we are killed
             await self._declare(subscription)
         for handler, lane in self._lane_of.items():
             for event_type in handler.types:
