@@ -178,6 +178,20 @@ def test_topics_that_nobody_reads(eyes: Eyes, examine: Callable[..., Findings]) 
     assert finding.level == "note" and "reads sculpture.made:" in finding.found and finding.topic == "sculpture.made"
 
 
+def test_a_handler_whose_type_is_misspelt(eyes: Eyes, examine: Callable[..., Findings]) -> None:
+    """A note with the topic that it may mean; none once its own is published, or where the names are not alike."""
+    join(eyes, event_type="paintng.made")
+    join(eyes, "carvers", event_type="tool.broken")
+    eyes.put(b"x")
+    (finding,) = [f for f in examine() if f.check == "topics" and "framers" in f.found]
+    assert (
+        finding.level == "note" and "reads paintng.made, where nothing is, and nobody reads painting" in finding.found
+    )
+    assert not [f for f in examine() if "carvers reads" in f.found]
+    eyes.put(b"x", "paintng.made")
+    assert not [f for f in examine() if "where nothing is" in f.found]
+
+
 def test_a_group_that_was_never_declared(eyes: Eyes, examine: Callable[..., Findings]) -> None:
     """A warning: retention does not wait for it."""
     eyes.put(b"x")

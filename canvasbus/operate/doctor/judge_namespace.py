@@ -1,6 +1,7 @@
 """Judges what the server told of one namespace: its records, its keys, its topics. Pure; groups: `judge_groups`."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from shlex import quote
 
 from canvasbus.contract.bus_events import BusLoss
@@ -141,6 +142,22 @@ def _topics(facts: NamespaceFacts) -> Iterator[Finding]:
             topic=unread[0] if len(unread) == 1 else None,
             estimate=not facts.complete,
         )
+        yield from _misspelt(facts, unread, entries)
+
+
+def _misspelt(facts: NamespaceFacts, unread: Sequence[str], entries: Mapping[str, int]) -> Iterator[Finding]:
+    """Handlers of types that nobody has published, beside topics almost of that name that nobody reads."""
+    for name in sorted(facts.groups):
+        for topic in sorted(topic for topic in facts.groups[name].types if not entries.get(topic)):
+            for near in get_close_matches(topic, unread, n=1, cutoff=0.85):
+                yield Finding(
+                    "note",
+                    "topics",
+                    f"group {text(name)} reads {topic}, where nothing is, and nobody reads {near}",
+                    "if its handler is meant for that: mend the type in its `on`",
+                    group=text(name),
+                    topic=topic,
+                )
 
 
 def _losses(facts: NamespaceFacts) -> Iterator[Finding]:
