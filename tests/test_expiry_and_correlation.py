@@ -198,7 +198,7 @@ def test_files_keep_what_they_say(run: Run, there: Eyes, tmp_path: Any) -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (("--expires-in", "soon"), "--expires-in soon: give a length of time, like 90s"),
+        (("--expires-in", "soon"), "--expires-in soon: give a length of time of up to ten years, like 90s"),
         (("--correlation", "me"), "--correlation me: not a UUID, like "),
     ],
 )

@@ -41,5 +41,7 @@ def seconds_of(text: str, option: str) -> float:
     length = _AGO.fullmatch(text.strip().lower())
     seconds = float(length[1]) * UNITS[length[2]] if length else 0.0
     if not 0 < seconds <= 10 * 366 * 86400:
-        raise ConfigError(f"{option} {short(text, 50)}: give a length of time, like 90s, 30m, 2h, 1d or 2w")
+        raise ConfigError(
+            f"{option} {short(text, 50)}: give a length of time of up to ten years, like 90s, 30m, 2h, 1d or 2w"
+        )
     return seconds

@@ -52,7 +52,10 @@ def test_settings_add_up(run: Run, eyes: Eyes) -> None:
     ("argv", "said"),
     [
         (("set", "painting.made"), "say what to change"),
-        (("set", "painting.made", "--max-age", "soon"), "--max-age soon: give a length of time, like 90s"),
+        (
+            ("set", "painting.made", "--max-age", "soon"),
+            "--max-age soon: give a length of time of up to ten years, like 90s",
+        ),
         (("set", "painting.made", "--cap", "0"), "'0' is no number"),
         (
             ("set", "painting.made", "--cap", "999999999999G"),
