@@ -180,8 +180,9 @@ async def test_what_is_there_again_is_not_told_lost(faulty: FaultyServer, namesp
 
     async with running(faulty, gate.worker, namespace=namespace) as bus:
         faulty.on_packet = meet
-        await until(lambda: bool(told))
-        subscription_of(bus).recovery.audit_soon()
+        subscription = subscription_of(bus)
+        await until(lambda: bool(told) and not subscription.topics[stream].held)
+        subscription.recovery.audit_soon()
         await until(lambda: eyes.count("painting.framed") == 1)
         await quiet(eyes, "framers")
     assert eyes.events("bus.loss") == [] and gate.runs == Counter({1: 1})
