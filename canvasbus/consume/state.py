@@ -41,7 +41,7 @@ from canvasbus.consume.policy import RetryLater
 from canvasbus.errors import ContractError, EncodeError, TransportError, Unavailable
 from canvasbus.transport.link import SharedLink
 from canvasbus.transport.resp import ReplyError, check, code, translate
-from canvasbus.wire.codec import MAX_EVENT_BYTES
+from canvasbus.wire.codec import MAX_EVENT_BYTES, encode_number
 from canvasbus.wire.keys import Keys
 
 TOKEN = 16
@@ -53,7 +53,7 @@ REFUSED_SECONDS = 5.0
 """The same, of one that finds something else where its state should be, or whom the server refuses."""
 
 T = TypeVar("T")
-_encode = msgspec.msgpack.Encoder().encode
+_encode = msgspec.msgpack.Encoder(enc_hook=encode_number).encode
 
 
 class State(Generic[T]):

@@ -33,8 +33,17 @@ def _is_plain_float(hint: Any) -> bool:
     return hint is float
 
 
+def plain_number(value: Any) -> Any:
+    """The number that a numpy, torch or jax scalar is (`scores.mean()` is one, and nobody means anything else by it); any
+    other value as it is."""
+    if type(value) is not float and getattr(value, "shape", None) == () and hasattr(value, "item"):
+        return value.item()
+    return value
+
+
 def non_finite_path(value: Any, info: Any, path: str = "$") -> str | None:
     """The path of the first NaN or infinity that its field does not allow, or None. `info` is msgspec's type info."""
+    value = plain_number(value)
     options = [(kind, allowed) for kind, allowed in _options(info) if _fits(value, kind)]
     if any(allowed for _, allowed in options):
         return None

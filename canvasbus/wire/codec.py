@@ -27,7 +27,7 @@ from canvasbus import clock, ids
 from canvasbus.checks import has_surrogates
 from canvasbus.choices import with_choices
 from canvasbus.contract.event import Event
-from canvasbus.contract.finite import non_finite_path
+from canvasbus.contract.finite import non_finite_path, plain_number
 from canvasbus.contract.raw import JsonDecoder
 from canvasbus.contract.registry import EventType, Registry, registry
 from canvasbus.errors import ConfigError, ContractError, DecodeError, EncodeError
@@ -48,16 +48,17 @@ VERSIONS_AHEAD = 100
 KEYS_KEPT = 1000
 
 
-def _plain_number(value: Any) -> Any:
-    """numpy, torch and jax scalars are published as the numbers that they are: `scores.mean()` is one, and nobody means
-    anything else by it. msgspec asks only for what it does not know, so this costs nothing else."""
-    if getattr(value, "shape", None) == () and hasattr(value, "item"):
-        return value.item()
-    kind = type(value)
-    raise TypeError(f"a {kind.__module__}.{kind.__qualname__} cannot be encoded")
+def encode_number(value: Any) -> Any:
+    """Publishes a scalar as the number that it is. msgspec asks only for what it does not know, so this costs nothing
+    else."""
+    number = plain_number(value)
+    if number is value:
+        kind = type(value)
+        raise TypeError(f"a {kind.__module__}.{kind.__qualname__} cannot be encoded")
+    return number
 
 
-_encode = msgspec.msgpack.Encoder(uuid_format="bytes", enc_hook=_plain_number).encode
+_encode = msgspec.msgpack.Encoder(uuid_format="bytes", enc_hook=encode_number).encode
 decode_envelope = msgspec.msgpack.Decoder(Envelope).decode
 """The envelope in msgpack bytes, unchecked; raises whatever msgspec raises."""
 _BAD_EVENT = (msgspec.MsgspecError, TypeError, OverflowError, UnicodeEncodeError, RecursionError)

@@ -224,6 +224,23 @@ async def test_values_of_all_kinds(any_url: str, namespace: str, eyes: Eyes) -> 
     assert log == [(0, False, 40), (1, True, 41), (2, True, 42), (3, False, 40)]
 
 
+async def test_a_numpy_scalar_is_kept_as_the_number_that_it_is(any_url: str, namespace: str, eyes: Eyes) -> None:
+    """As in an event: nobody means anything else by it."""
+    numpy, worker, seen = pytest.importorskip("numpy"), Worker("framers"), []
+
+    @worker.on(PaintingMade, concurrency=1)
+    async def handle(event: PaintingMade, ctx: Context) -> None:
+        mean = await ctx.state("mean", float, default=0.0)
+        seen.append(mean.value)
+        mean.value = numpy.float32(0.5)
+
+    async with running(any_url, worker, namespace=namespace) as bus:
+        for _ in range(2):
+            await bus.publish(PaintingMade())
+            await quiet(eyes)
+    assert seen == [0.0, 0.5]
+
+
 async def test_state_is_the_groups_own(any_url: str, namespace: str, eyes: Eyes) -> None:
     """Two groups that use the same key keep two values."""
     async with running(any_url, counting("a"), counting("b"), namespace=namespace) as bus:

@@ -300,6 +300,28 @@ def test_a_numpy_scalar_is_the_number_that_it_is() -> None:
         codec.encode(Scored(score=numpy.zeros(3)))
 
 
+def test_nan_is_found_in_a_numpy_scalar() -> None:
+    """In the only float of an event, and wherever else it is."""
+    numpy = pytest.importorskip("numpy")
+
+    @event("codec.numpy_nan")
+    class Mean(Event):
+        mean: float = 0.0
+
+    @event("codec.numpy_nan_deep")
+    class Means(Event):
+        mean: float | None = None
+        rest: tuple[float, ...] = ()
+
+    codec = Codec("s")
+    for nan in (numpy.float32("nan"), numpy.float16("inf"), numpy.array(numpy.nan)):
+        for made, path in (Mean(mean=nan), "mean"), (Means(mean=nan), "mean"), (Means(rest=(1.0, nan)), r"rest\[1\]"):
+            with pytest.raises(EncodeError, match=rf"NaN or infinity at `\$\.{path}`"):
+                codec.encode(made)
+            with pytest.raises(EncodeError, match=rf"NaN or infinity at `\$\.{path}`"):
+                codec.encode_many([made, made])
+
+
 @pytest.mark.parametrize(
     "made",
     [
