@@ -158,8 +158,8 @@ class StateStore:
         self._again = 0.0
 
     async def acquire(self, name: str, run: "Run") -> _Cell:
-        """Wait for one's turn with a state, and load it. Raises RetryLater when the other runs that hold it wait for
-        what this one holds, or have it for too long."""
+        """Wait for one's turn with a state. Raises RetryLater when the other runs that hold it wait for what this one
+        holds, or have it for too long."""
         cell = self._cells.get(name)
         if cell is None:
             cell = self._cells[name] = _Cell(name, self.keys.state(self.group, name))
@@ -184,13 +184,15 @@ class StateStore:
         finally:
             run.waits_for = None
         cell.holder, cell.since = run, trio.current_time()
-        run.cells.append(cell)
+        return cell
+
+    async def refresh(self, cell: _Cell) -> None:
+        """Load what is not known here. Raises RetryLater as `load` does."""
         if cell.stale or not cell.pending:
-            raw = await self.load("GET", cell.key, f"load state {name!r}") or b""
+            raw = await self.load("GET", cell.key, f"load state {cell.name!r}") or b""
             cell.token, cell.value, cell.stale = raw[:TOKEN], raw[TOKEN:], False
         else:
             await trio.lowlevel.checkpoint()
-        return cell
 
     async def load(self, how: str, key: bytes, doing: str) -> Any:
         """What lies under a key. Raises RetryLater while the server is away, which only one run a second tries anew, and
@@ -247,13 +249,13 @@ class Run:
     """One run of a handler: what it holds and what it changes."""
 
     __slots__ = (
+        "_cells",
         "_late",
         "_states",
         "_turn",
         "_waited",
         "_waits",
         "_waits_since",
-        "cells",
         "changes",
         "patience",
         "store",
@@ -264,7 +266,7 @@ class Run:
         """`patience`: for how many seconds at a time it waits for other runs."""
         self.store = store
         self.patience = patience
-        self.cells: list[_Cell] = []
+        self._cells: list[_Cell] = []
         self.waits_for: _Cell | None = None
         self.changes: Changes | None = Changes()
         """None: the run has ended."""
@@ -308,16 +310,19 @@ class Run:
                 return self._states[name]
             with self.waiting():
                 cell = await self.store.acquire(name, self)
+                self._cells.append(cell)
+            try:
+                with self.waiting():
+                    await self.store.refresh(cell)
+                self.open()  # a task that the handler has left behind comes too late
+                value = _value(cell.value, type_, default, name)
+            except BaseException:  # who goes on without it, or asks once more, keeps it from nobody
+                self._let_go(cell)
+                raise
             if self._late:
                 cell = self._part(cell)
-        if cell.value:
-            value = _decoded(cell.value, type_, name)
-        elif default is not None:
-            value = _decoded(_encoded(default, type_, f"default of state {name!r}"), type_, name)  # a copy
-        else:
-            value = _made(type_, name)
-        state = self._states[name] = State(cell, type_, value, milliseconds)
-        return state
+            state = self._states[name] = State(cell, type_, value, milliseconds)
+            return state
 
     def parts(self, name: str, type_: type[T], ttl: float | None) -> Parts[T]:
         """The parts under a key."""
@@ -331,9 +336,14 @@ class Run:
         for state in self._states.values():  # what is being loaded now is given away when that is done
             state._cell = self._part(state._cell)
 
+    def _let_go(self, cell: _Cell) -> None:
+        if cell in self._cells:  # else the run has ended
+            self._cells.remove(cell)
+            self.store.release(cell)
+
     def _part(self, cell: _Cell) -> _Cell:
         own = self.store.part(cell)
-        self.cells[self.cells.index(cell)] = own
+        self._cells[self._cells.index(cell)] = own
         return own
 
     def finish(self, timers: Changes | None) -> Changes:
@@ -357,9 +367,9 @@ class Run:
     def drop(self) -> None:
         """The run is over: let others have what it holds."""
         self.changes = None
-        for cell in self.cells:
+        for cell in self._cells:
             self.store.release(cell)
-        self.cells.clear()
+        self._cells.clear()
 
     def __repr__(self) -> str:
         return f"<Run with {list(self._states.values())}>"
@@ -395,6 +405,15 @@ def _milliseconds(ttl: float | None) -> int:
     if isinstance(ttl, bool) or not isinstance(ttl, int | float) or not 0 < ttl < 1e10:
         raise ContractError(f"ttl={ttl!r}: use a number of seconds above 0")
     return max(1, round(ttl * 1000))
+
+
+def _value(data: bytes, type_: Any, default: Any, name: str) -> Any:
+    """What a run begins with."""
+    if data:
+        return _decoded(data, type_, name)
+    if default is not None:
+        return _decoded(_encoded(default, type_, f"default of state {name!r}"), type_, name)  # a copy
+    return _made(type_, name)
 
 
 def _made(type_: type[T], name: str) -> T:

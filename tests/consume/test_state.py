@@ -14,6 +14,7 @@ from waiting import until
 
 from canvasbus.consume import settle
 from canvasbus.consume import state as states
+from canvasbus.errors import ContractError
 from canvasbus.transport.connect import open_server
 from canvasbus.transport.memory import MemoryServer
 from canvasbus.transport.settle_script import SETTLE
@@ -480,3 +481,61 @@ async def test_several_tasks_of_one_run(any_url: str, namespace: str, eyes: Eyes
         await quiet(eyes)
         assert bus.statistics()[0].failed == 0
     assert [stored(eyes, "framers", name)["total"] for name in "ab"] == [6, 6]
+
+
+@pytest.mark.parametrize("later", [False, True], ids=["at once", "late"])
+async def test_a_state_that_cannot_be_read_is_kept_from_nobody(
+    virtual: Clock, memory: MemoryServer, namespace: str, later: bool
+) -> None:
+    """A handler that finds the shape of an older version asks once more, for that, and does not wait for itself. One that
+    goes on without, and hangs, keeps the key from no other."""
+    eyes = Eyes(memory, namespace)
+    worker = Worker("framers")
+
+    @worker.on(PaintingMade, timeout=5)
+    async def count(event: PaintingMade, ctx: Context) -> None:
+        try:
+            total = (await ctx.state("a", Count)).value.total
+        except ContractError:
+            if later and event.number == 1:
+                with trio.CancelScope(shield=True):
+                    await trio.sleep(1000)
+            total = (await ctx.state("a", int)).value
+        (await ctx.state("b", int)).value += total
+
+    async with running(memory, worker, namespace=namespace, grace=0.1) as bus:
+        eyes.call("SET", eyes.keys.state("framers", "a"), b"t" * 16 + msgspec.msgpack.encode(7))
+        await bus.publish_many([PaintingMade(number=n) for n in range(1, 5)])
+        await until(lambda: bus.statistics()[0].handled >= 4 - later, 4)
+        assert stored(eyes, "framers", "b") == 7 * (4 - later)
+
+
+async def test_a_task_that_outlives_its_run_keeps_no_state(
+    virtual: Clock, memory: MemoryServer, namespace: str
+) -> None:
+    """It waits for its turn when its handler has long returned: it is told so, and others go on."""
+    eyes, told = Eyes(memory, namespace), list[str]()
+    worker = Worker("framers")
+
+    async def late(ctx: Context) -> None:
+        try:
+            await ctx.state("a", Count)
+        except ContractError as error:
+            told.append(str(error))
+
+    async with trio.open_nursery() as nursery:
+
+        @worker.on(PaintingMade, timeout=5)
+        async def count(event: PaintingMade, ctx: Context) -> None:
+            if event.number == 1:
+                nursery.start_soon(late, ctx)
+                await trio.sleep(0.1)
+                return
+            (await ctx.state("a", Count)).value.total += 1
+            await trio.sleep(1)
+
+        async with running(memory, worker, namespace=namespace, grace=0.1) as bus:
+            await bus.publish_many([PaintingMade(number=n) for n in range(3)])
+            await until(lambda: bus.statistics()[0].handled == 3, 4)
+    assert stored(eyes, "framers", "a")["total"] == 2
+    assert len(told) == 1 and "has returned" in told[0]
