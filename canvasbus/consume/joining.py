@@ -32,22 +32,22 @@ class Joining:
         keys, group = subscription.keys, self._group
         (known,) = await self._shared.request(command("HEXISTS", keys.groups, group))
         check(known, f"join group {group!r}")
-        named = next((name for handler in self._lane_of for name in handler.types), None)
+        named = [name for handler in self._lane_of for name in handler.types]
         # Before anything is made: whoever is refused leaves no group behind, which would hold retention back.
-        if self._check and named is not None:
-            await self._check_rights(subscription, named)
+        if self._check and named:
+            await self._check_rights(subscription, named[:1])
+        found = await self._find(subscription, scan=True) if self._worker.has_globs else []
+        if self._check and not named:
+            await self._check_rights(subscription, found)
         if self._worker.group is PER_INSTANCE:  # before the groups are made: they must be found when we are killed
             await self._declare(subscription)
         for handler, lane in self._lane_of.items():
             for event_type in handler.types:
                 await subscription.add(event_type, lane)
-        if self._worker.has_globs:
-            await self.discover(subscription, scan=True, from_start=bool(known))
+        await self._add(subscription, found, from_start=bool(known))
         retried = await self._shared.call("SMEMBERS", keys.retries(group))
         await self.read_retries(subscription, check(retried, f"join group {group!r}"))
         await self._declare(subscription)
-        if self._check and named is None and subscription.topics:
-            await self._check_rights(subscription, next(iter(subscription.topics.values())).event_type)
 
     async def read_retries(self, subscription: Subscription, names: list[bytes]) -> None:
         """Read what was put back to work out of the group's dead letters, of the types of these names."""
@@ -67,12 +67,18 @@ class Joining:
         reply = await self._shared.call("HSET", subscription.keys.groups, self._group, about)
         check(reply, f"join group {self._group!r}")
 
-    async def _check_rights(self, subscription: Subscription, topic: str) -> None:
+    async def _check_rights(self, subscription: Subscription, topics: list[str]) -> None:
         """Raise Refused if the user lacks a command that is needed only when something goes wrong: without it a worker
-        would run well until the day on which nobody takes over from the dead."""
+        would run well until the day on which nobody takes over from the dead. One of the topics is enough: of those that
+        a glob has found some may be kept from it."""
         needed = [right for right in RIGHTS["worker"] if not right.optional]
-        doing = denied(needed, subscription.keys, group=self._group, event_type=topic)
-        lacking = {right.name: right.use for right in await self._shared.run(doing)}
+        lacking: dict[str, str] = {}
+        for topic in topics:
+            doing = denied(needed, subscription.keys, group=self._group, event_type=topic)
+            lacks = {right.name: right.use for right in await self._shared.run(doing)}
+            if not lacks:
+                return
+            lacking = min(lacking or lacks, lacks, key=len)
         if lacking:
             raise Refused(
                 f"run worker {self._group!r}: the ACL of this user forbids "
@@ -82,7 +88,11 @@ class Joining:
 
     async def discover(self, subscription: Subscription, *, scan: bool, from_start: bool) -> None:
         """Subscribe to topics that a glob matches and that are not read yet."""
-        keys = subscription.keys
+        await self._add(subscription, await self._find(subscription, scan=scan), from_start=from_start)
+
+    async def _find(self, subscription: Subscription, *, scan: bool) -> list[str]:
+        """Topics that a glob matches and that are not read yet. `scan`: also those that no list names."""
+        keys, matched = subscription.keys, list[str]()
         names = {
             name.decode("utf-8", "replace")
             for name in check(await self._shared.call("SMEMBERS", keys.topics), "look for topics")
@@ -97,11 +107,17 @@ class Joining:
             if int(cursor) == 0:
                 break
         for name in sorted(names):
-            if keys.stream(name) in subscription.topics:
-                continue
             handler = self._worker.handler_for(name)
             if handler is None or name in handler.types or name in self._unusable:
                 continue
+            if keys.stream(name) not in subscription.topics:
+                matched.append(name)
+        return matched
+
+    async def _add(self, subscription: Subscription, names: list[str], *, from_start: bool) -> None:
+        for name in names:
+            handler = self._worker.handler_for(name)
+            assert handler is not None
             try:
                 await subscription.add(name, self._lane_of[handler], from_start=from_start)
             except Refused as error:  # one key that is no stream must not stop the other topics

@@ -92,6 +92,64 @@ async def test_a_user_without_a_command_that_trouble_needs_is_refused_at_once(
     eyes.close()
 
 
+@pytest.mark.parametrize("what", ["painting.made", "painting.*", "*"])
+async def test_who_is_refused_leaves_no_group(refusing: ServerProcess, namespace: str, what: str) -> None:
+    """It would hold retention back for good. The same of a worker that names no topic, and of what its glob matches."""
+    eyes = Eyes(refusing.url, namespace)
+    async with running(refusing.url, namespace=namespace) as bus:
+        await bus.publish_many([PaintingMade(), SculptureMade()])
+    worker = Worker("framers")
+
+    @worker.on(what)
+    async def look(event: object) -> None: ...
+
+    eyes.call(*ALL_RIGHTS, "-xclaim")
+    with pytest.raises(ExceptionGroup):
+        async with running(as_worker(refusing), worker, namespace=namespace):
+            pass
+    assert eyes.call("XINFO", "GROUPS", eyes.stream()) == eyes.call("HGETALL", eyes.keys.groups) == []
+    eyes.close()
+
+
+async def test_who_is_refused_hears_of_all_that_is_missing(refusing: ServerProcess, namespace: str) -> None:
+    """Of what it needs to look for topics, too."""
+    eyes, worker = Eyes(refusing.url, namespace), framing()
+
+    @worker.on("sculpture.*")
+    async def look(event: object) -> None: ...
+
+    eyes.call(*ALL_RIGHTS, "-xclaim", "-smembers", "-scan")
+    with pytest.raises(ExceptionGroup) as caught:
+        async with running(as_worker(refusing), worker, namespace=namespace):
+            pass
+    error: BaseException = caught.value
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    assert [name for name in ("xclaim", "smembers", "scan") if f"'{name}'" not in str(error)] == []
+    eyes.close()
+
+
+async def test_topics_that_are_kept_from_a_user_do_not_stop_what_its_glob_matches(
+    refusing: ServerProcess, namespace: str
+) -> None:
+    """Its keys are those of some streams: it reads them, and the log names the others."""
+    eyes, seen = Eyes(refusing.url, namespace), list[str]()
+    async with running(refusing.url, namespace=namespace) as bus:
+        await bus.publish_many([PaintingMade(), SculptureMade()])
+    worker = Worker("framers")
+
+    @worker.on("*")
+    async def look(event: object) -> None:
+        seen.append(type(event).__name__)
+
+    eyes.call(*ALL_RIGHTS, "resetkeys", f"~{{{namespace}:0}}:[^s]*", "~*:state:*", "~*:stream:sculpture.*")
+    with structlog.testing.capture_logs() as logs:
+        async with running(as_worker(refusing), worker, namespace=namespace):
+            await until(lambda: seen == ["SculptureMade"])
+    assert [log["topic"] for log in logs if "cannot be read" in log["event"]] == ["painting.made"]
+    eyes.close()
+
+
 @pytest.mark.parametrize("emits", [True, False])
 @pytest.mark.parametrize("right", ["-xack", "-xadd", "-evalsha", "-@all", "resetkeys"])
 async def test_losing_the_right_to_settle_costs_nothing(
