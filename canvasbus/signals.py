@@ -1,5 +1,8 @@
 """How a worker program is told to end, and how its children are.
 
+A program that takes these signals keeps them until it ends: it drains behind the block that was told, and is interrupted by
+none meanwhile.
+
 Nobody drains in a child that a handler forks (multiprocessing): it would keep these signals to itself, and whoever ends it by
 SIGTERM and waits for that, as with Process.terminate, would wait for ever. So a child lets go of them; one that comes before
 that waits until then.
@@ -8,20 +11,40 @@ that waits until then.
 import os
 import signal
 import threading
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import trio
 
-from canvasbus.consume.invoke import without_ctrl_c
 from canvasbus.log import get_logger
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
-_taken = 0
-"""How many blocks of this process take them for themselves."""
 _forking = threading.local()
 
 log = get_logger("canvasbus.worker")
+
+
+class _Ear:
+    """Hears the signals, for one block. (In no task: a handler may block the loop.)"""
+
+    def __init__(self, supervisor: int | None) -> None:
+        self.heard = False
+        self.told = trio.Event()
+        self.scope = trio.CancelScope()
+        self._supervisor = supervisor
+        self._token = trio.lowlevel.current_trio_token()
+
+    def __call__(self, number: int, _frame: object) -> None:
+        first, self.heard = not self.heard, True
+        if first:
+            self._token.run_sync_soon(self._drain, number)
+        elif os.getppid() != self._supervisor:
+            os._exit(128 + number)
+
+    def _drain(self, number: int) -> None:
+        log.info("signal received; draining", signal=signal.Signals(number).name)
+        self.told.set()
+        self.scope.cancel()
 
 
 @asynccontextmanager
@@ -29,46 +52,26 @@ async def until_signal(*, supervisor: int | None = None) -> AsyncIterator[trio.E
     """Run the block until SIGTERM or SIGINT, which sets the event that it is given: the block may have come to its own
     end in the same moment. A second signal while the program drains ends the process at once; not while its parent
     of the number `supervisor` lives: whoever stops a whole service (systemd does) signals each process, and so does that."""
-    told, heard = trio.Event(), False
-    token, scope = trio.lowlevel.current_trio_token(), trio.CancelScope()
-
-    def drain(number: int) -> None:
-        log.info("signal received; draining", signal=signal.Signals(number).name)
-        told.set()
-        scope.cancel()
-
-    def hear(number: int, _frame: object) -> None:  # here and not in a task: a handler may block the loop
-        nonlocal heard
-        first, heard = not heard, True
-        if first and _taken:
-            token.run_sync_soon(drain, number)
-        elif first or os.getppid() != supervisor:
-            os._exit(128 + number)
-
-    before = [(number, signal.signal(number, hear)) for number in _SIGNALS]
+    ear = _Ear(supervisor)
+    before = [(number, signal.signal(number, ear)) for number in _SIGNALS]
     try:
-        with without_ctrl_c(), _ours(), scope:
-            yield told
+        with ear.scope:
+            yield ear.told
     finally:
-        if heard:  # also one that came as the block ended, of which no turn of the loop has told
-            told.set()
-        else:
+        if not ear.heard:
             for number, handler in before:
                 signal.signal(number, handler or signal.SIG_DFL)
+        if ear.heard:  # also one that came as the block ended, of which no turn of the loop has told
+            ear.told.set()
 
 
-@contextmanager
-def _ours() -> Iterator[None]:
-    global _taken
-    _taken += 1
-    try:
-        yield
-    finally:
-        _taken -= 1
+def taken() -> bool:
+    """Whether the program takes Ctrl-C as a signal, so that nobody is interrupted by it."""
+    return isinstance(signal.getsignal(signal.SIGINT), _Ear)
 
 
 def _before_fork() -> None:
-    _forking.mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS) if _taken else None
+    _forking.mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS) if taken() else None
 
 
 def _after_fork_in_parent() -> None:

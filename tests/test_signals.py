@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import trio
@@ -41,3 +42,21 @@ async def test_a_block_without_a_signal_leaves_the_handlers_as_they_were() -> No
         async with until_signal():
             raise ValueError
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
+
+
+async def test_a_signal_as_the_handlers_are_given_back_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The program does not end by it either."""
+    give = signal.signal
+
+    def give_and_be_told(number: int, handler: Any) -> Any:
+        before = give(number, handler)
+        if handler is given_before:
+            os.kill(os.getpid(), signal.SIGINT)
+        return before
+
+    given_before = signal.getsignal(signal.SIGTERM)
+    ended = list[int]()
+    monkeypatch.setattr(os, "_exit", ended.append)
+    async with until_signal() as told:
+        monkeypatch.setattr(signal, "signal", give_and_be_told)
+    assert told.is_set() and not ended

@@ -3,11 +3,11 @@
 import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import trio
 
+from canvasbus import signals
 from canvasbus.consume.context import Context
 from canvasbus.consume.middleware import Handle, Middleware, surround
 from canvasbus.consume.policy import RetryLater
@@ -24,26 +24,14 @@ log = get_logger("canvasbus.worker")
 
 _ABOVE = (KeyboardInterrupt, GeneratorExit)
 
-_raises_on_ctrl_c = True
-
-
-@contextmanager
-def without_ctrl_c() -> Iterator[None]:
-    """Within the block the program takes Ctrl-C as a signal, so that nobody is interrupted by it: a KeyboardInterrupt is
-    then the failure of the handler that raises it, and must not end one worker after the other."""
-    global _raises_on_ctrl_c
-    before, _raises_on_ctrl_c = _raises_on_ctrl_c, False
-    try:
-        yield
-    finally:
-        _raises_on_ctrl_c = before
-
 
 def for_above(error: BaseException) -> BaseException | None:
     """What of an exception is not the handler's failure but meant for somebody above: cancellation and Ctrl-C. Out of
     a group only that part is passed on, so that a handler which fails while it is cancelled does not end the worker.
-    A Cancelled that nobody waits for (kept from a scope that has ended) would end the program: it is a failure."""
-    above: tuple[type[BaseException], ...] = _ABOVE if _raises_on_ctrl_c else (GeneratorExit,)
+    A Cancelled that nobody waits for (kept from a scope that has ended) would end the program: it is a failure. So is a
+    KeyboardInterrupt in a program that Ctrl-C only tells to drain: it is the handler's own, and would end one worker after
+    the other."""
+    above: tuple[type[BaseException], ...] = (GeneratorExit,) if signals.taken() else _ABOVE
     kinds: tuple[type[BaseException], ...] = (
         (trio.Cancelled, *above) if trio.current_effective_deadline() == -math.inf else above
     )

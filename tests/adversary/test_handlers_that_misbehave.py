@@ -317,6 +317,32 @@ async def test_a_handler_that_raises_the_ctrl_c_that_the_program_takes_as_a_sign
     assert seen == {0, 2} and (letter.reason, letter.attempts) == ("exhausted", 2)
 
 
+async def test_a_handler_that_raises_ctrl_c_while_the_program_drains(
+    virtual: Clock, memory: MemoryServer, namespace: str, eyes: Eyes
+) -> None:
+    """Told to end, the others come to their end, and it has failed as before."""
+    worker, runs, seen = Worker("framers"), list[int](), set[int]()
+
+    @worker.on(PaintingMade, retry=Backoff(attempts=2, base=0, cap=0))
+    async def frame(event: PaintingMade) -> None:
+        runs.append(event.number)
+        await trio.sleep(1 if event.number == 1 else 3)
+        if event.number == 1:
+            raise KeyboardInterrupt
+        seen.add(event.number)
+
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    async with running(memory, worker, namespace=namespace) as bus:
+        async with until_signal():
+            await bus.publish_many([PaintingMade(number=n) for n in range(3)])
+            await until(lambda: len(runs) == 3)
+            os.kill(os.getpid(), signal.SIGTERM)
+            await trio.sleep_forever()
+    for number, handler in zip((signal.SIGTERM, signal.SIGINT), before, strict=True):
+        signal.signal(number, handler)
+    assert seen == {0, 2} and [owner for _, owner, _ in eyes.pending("framers")] == ["~free"]
+
+
 @pytest.mark.parametrize("nap", [0.0, 0.02])
 async def test_a_handler_that_forks_and_returns_twice(
     any_url: str, namespace: str, capfd: pytest.CaptureFixture[str], nap: float
