@@ -64,9 +64,6 @@ __all__ = [
     "trace",
 ]
 
-STUCK_EXIT = 70
-"""Exit code of a worker program that found itself stuck (EX_SOFTWARE in sysexits.h)."""
-
 FLUSH_SECONDS = 1.0
 
 
@@ -102,8 +99,8 @@ async def serve(workers: tuple[Worker, ...], url: str, options: dict[str, Any]) 
 def end_stuck() -> None:
     """End a worker program whose loop is stuck: nothing in it could hand back or say goodbye, and whoever started it
     starts it anew. Called from another thread, after the log has been told why."""
-    threading.Timer(FLUSH_SECONDS, os._exit, (STUCK_EXIT,)).start()  # should nobody read what is flushed
+    threading.Timer(FLUSH_SECONDS, os._exit, (os.EX_SOFTWARE,)).start()  # should nobody read what is flushed
     for stream in (sys.stdout, sys.stderr):
         with suppress(Exception):
             stream.flush()
-    os._exit(STUCK_EXIT)
+    os._exit(os.EX_SOFTWARE)

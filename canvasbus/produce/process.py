@@ -20,7 +20,7 @@ import atexit
 import os
 import sys
 import weakref
-from typing import TYPE_CHECKING, Final, NoReturn, Protocol
+from typing import TYPE_CHECKING, NoReturn, Protocol
 
 from canvasbus import clock
 
@@ -36,9 +36,6 @@ class Living(Protocol):
     @property
     def flush_timeout(self) -> float: ...
 
-
-COPY_EXIT: Final = 70
-"""Exit code of a child that was forked and went on where its parent was."""
 
 _living: dict[int, weakref.ref[Living]] = {}
 _hooked = False
@@ -82,7 +79,7 @@ def end_copy() -> NoReturn:
     try:
         os.write(2, text.encode())
     finally:
-        os._exit(COPY_EXIT)
+        os._exit(os.EX_SOFTWARE)
 
 
 def _at_exit() -> None:

@@ -39,7 +39,7 @@ class _End(trio.abc.Instrument):
         try:
             os.write(2, text.encode())
         finally:
-            os._exit(70)
+            os._exit(os.EX_SOFTWARE)
 
 
 def _after_fork() -> None:
