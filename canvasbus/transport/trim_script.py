@@ -2,11 +2,12 @@
 
 from typing import Final
 
-from canvasbus.transport.scripts import Script
+from canvasbus.transport.scripts import LACKS, Script
 
 TRIM: Final = Script(
     "trim",
-    """
+    LACKS
+    + """
 -- Remove the oldest entries of a stream as far as its targets ask for it and no group that counts still needs them.
 -- KEYS[1] the stream; KEYS[2] marks: now and then an entry id, by how many entries had been added when it was the last;
 -- KEYS[3] hash of declarations; KEYS[4] stream of bus.loss; KEYS[5] topics; KEYS[6..] cursors of the groups that count
@@ -124,10 +125,7 @@ local function trim(id)
   return redis.call('XTRIM', KEYS[1], 'MINID', id)
 end
 local function cannot_tell()  -- found afterwards, what was lost would be lost untold
-  if redis.acl_check_cmd and not redis.acl_check_cmd('XADD', KEYS[4], '*', 'e', '') then
-    return redis.error_reply("NOPERM the user may not run 'xadd'")
-  end
-  local wrong = other_than(KEYS[4], 'stream')
+  local wrong = lacks({{'XADD', KEYS[4], '*', 'e', ''}}) or other_than(KEYS[4], 'stream')
   if wrong then return wrong end
   local about = redis.pcall('XINFO', 'STREAM', KEYS[4])
   for i = 1, #about, 2 do
