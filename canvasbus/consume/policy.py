@@ -155,6 +155,8 @@ class RetryRules:
 
 
 _RAISED = 1_000_000
+"""Added to a server's count where an event has failed as often as workers may die of it, by a rule that allows more: these
+failures are no deaths, and whoever gets it next runs it."""
 
 
 def count_for(failures: int, retry: Backoff | RetryRules) -> int:
