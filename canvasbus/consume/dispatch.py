@@ -346,7 +346,7 @@ class Lane:
                 self.breaking.lapsed(delivery)
             self._outcomes.bury(delivery, "lost_workers", RuntimeError("every worker that ran this event died"))
             return
-        await delivery.topic.settler.write_attempt(delivery, delivery.failures + 1).wait()
+        await delivery.topic.settler.write_ahead(delivery, delivery.failures + 1).wait()
         if self._stopping:  # since that was sent; handing back takes it back
             self._put_down(delivery)
             return
@@ -412,7 +412,7 @@ class Lane:
             self._outcomes.done(delivery)
             return
         if delivery.suspect:  # its attempt was written before it began
-            delivery.topic.settler.note_attempt(delivery, delivery.failures)
+            delivery.topic.settler.note_failures(delivery, delivery.failures)
         if self.blocked:  # it can be no probe, and back so soon it would be one before all others, for ever
             self._set_aside(delivery)
         else:

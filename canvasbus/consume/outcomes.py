@@ -123,7 +123,7 @@ class Outcomes:
                     self.statistics.failed += 1
                     delivery.first_failure = delivery.first_failure or clock.now()
                     delivery.failures = failures
-                    delivery.topic.settler.note_attempt(delivery, failures)
+                    delivery.topic.settler.note_failures(delivery, failures)
                     log.warning(
                         "a handler failed; the event waits for another attempt",
                         group=self._group,
@@ -136,7 +136,7 @@ class Outcomes:
                         error=_said(outcome.error),
                     )
                 elif delivery.suspect:  # its attempt was written before it began
-                    delivery.topic.settler.note_attempt(delivery, failures)
+                    delivery.topic.settler.note_failures(delivery, failures)
                 if spared:
                     self.statistics.spared += 1
                 else:

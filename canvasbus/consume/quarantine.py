@@ -150,7 +150,7 @@ class Quarantine:
     async def _run_crowd(self) -> None:
         chosen = [self._crowd.popleft() for _ in range(min(len(self._crowd), self._beds - len(self._running)))]
         self._running.update(chosen)
-        for written in [delivery.topic.settler.write_attempt(delivery, AMONG_OTHERS) for delivery in chosen]:
+        for written in [delivery.topic.settler.write_ahead(delivery, AMONG_OTHERS) for delivery in chosen]:
             await written.wait()
         self._start(chosen)
 

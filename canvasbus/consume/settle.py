@@ -186,13 +186,13 @@ class Settler:
         self._commits.append(Commit(delivery, [], pool=pool))
         self._work.set()
 
-    def note_attempt(self, delivery: Delivery, failures: int) -> None:
+    def note_failures(self, delivery: Delivery, failures: int) -> None:
         """Write down how often the delivery has failed, so that whoever gets it next knows."""
         count = count_for(failures, delivery.topic.lane.handler.retry)
         self._write(Commit(delivery, [], count=count))
 
-    def write_attempt(self, delivery: Delivery, failures: int) -> trio.Event:
-        """Write down how often it has failed should its worker die now. The event is set when the server has it."""
+    def write_ahead(self, delivery: Delivery, failures: int) -> trio.Event:
+        """Write down, before it runs, how often it has failed should its worker die. The event is set when the server has it."""
         commit = Commit(delivery, [], count=failures + 1)
         commit.done = trio.Event()
         self._write(commit)

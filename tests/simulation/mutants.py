@@ -223,7 +223,7 @@ MUTANTS = (
             words(
                 dispatch.Lane,
                 "_run_suspect",
-                "    await delivery.topic.settler.write_attempt(delivery, delivery.failures + 1).wait()\n",
+                "    await delivery.topic.settler.write_ahead(delivery, delivery.failures + 1).wait()\n",
                 "",
             ),
         ),
