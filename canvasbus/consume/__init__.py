@@ -6,7 +6,7 @@ the way of an entry
   subscription  reads entries        → Delivery     (delivery; recovery: what comes otherwise; inbox: what was handled before)
   dispatch      runs the handler     → Outcome      (invoke, batches, watchdog; quarantine, breaking: who has to wait)
   policy        decides, purely      → Verdict      (outcomes carries it out)
-  settle        commits the verdict  → the server   (commit, changes, fence; holding: in groups made anew)
+  settle        commits the verdict  → the server   (commit, changes, fence; aside: what is refused; holding: in groups made anew)
 the life of a worker
   runner        one worker in this process          (joining, leaving)
   liveness      who is alive                        (accepting: which versions of events it takes)

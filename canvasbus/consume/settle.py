@@ -25,10 +25,11 @@ from typing import TYPE_CHECKING, NoReturn
 
 import trio
 
+from canvasbus.consume import aside
+from canvasbus.consume.aside import LACKS_RIGHT, Aside, awaited
 from canvasbus.consume.backoff import ServerBackoff
 from canvasbus.consume.changes import Changes
 from canvasbus.consume.commit import Commit, script_words
-from canvasbus.consume.complaints import Complaints
 from canvasbus.consume.delivery import NO_DOUBT, Delivery, Topic
 from canvasbus.consume.fence import Fence
 from canvasbus.consume.holding import Holding
@@ -45,7 +46,6 @@ from canvasbus.transport.resp import (
     ReplyError,
     code,
     command,
-    is_forbidden,
     is_no_group,
     pack,
     translate,
@@ -72,12 +72,6 @@ AWAY = 4
 
 SURE_SECONDS = 0.5
 """Between two attempts at raising a fence that nothing but the certainty waits for."""
-
-LACKS_RIGHT = "a right that this worker's user lacks"
-
-ASIDE_SECONDS = 5.0
-"""Between two attempts at a dead letter that the server refuses, or at what waits for a key that somebody has written
-over, or for a right that this user lacks."""
 
 log = get_logger("canvasbus.worker")
 
@@ -129,11 +123,8 @@ class Settler:
         """What handlers keep in this partition; committed here."""
         self._topics: list[Topic] = []
         self._commits: deque[Commit] = deque()
-        self._complaints = Complaints(group)
-        self._aside: list[Commit] = []
-        """What is tried again later, while the rest goes on."""
-        self._aside_until = 0.0
-        self._leaves = False
+        self._aside = Aside(group)
+        """What the server refuses, and is tried again later, while the rest goes on."""
         self._known: set[str] = set()
         self._fresh: set[str] = set()
         self._work = trio.Event()
@@ -204,12 +195,13 @@ class Settler:
 
     def _hold(self) -> None:
         """The group is a new one; some of what is set aside may have waited for that."""
-        self._aside_until = -math.inf
+        self._aside.hurry()
         self._work.set()
 
     def leave(self) -> None:
         """The worker leaves: what waits for somebody to clear a key is tried once more, and no longer waited for."""
-        self._leaves, self._aside_until = True, -math.inf
+        self._aside.leaves = True
+        self._aside.hurry()
         self._work.set()
 
     def forget_topics(self) -> None:
@@ -240,7 +232,7 @@ class Settler:
         """After how many seconds there is work again."""
         if self.fence.in_doubt:
             return SURE_SECONDS
-        return ASIDE_SECONDS if self._aside or self.holding.due else math.inf
+        return aside.ASIDE_SECONDS if self._aside or self.holding.due else math.inf
 
     async def make_sure(self) -> None:
         """Return when nothing that was sent under our fence until now is executed any more. (By the task that commits: a
@@ -257,9 +249,7 @@ class Settler:
         if self.holding.due and not self._commits:
             with suppress(TransportError):  # before the next commit, or soon
                 await self.holding.run(self._link)
-        if self._aside and trio.current_time() >= self._aside_until:
-            self._commits.extend(self._aside)
-            self._aside.clear()
+        self._commits.extend(self._aside.due())
         waiting = [topic for topic in self._topics if topic.acks]
         if waiting:
             await self._acknowledge(waiting)
@@ -315,7 +305,7 @@ class Settler:
                     if isinstance(found, Unavailable) or (found is not None and code(reply) == "NOPERM")
                 )
                 failure: TransportError | None = next(waiting, None)
-                if failure is None or (self._leaves and not isinstance(failure, Unavailable)):
+                if failure is None or (self._aside.leaves and not isinstance(failure, Unavailable)):
                     return failures
             except TransportError as error:
                 failure = error
@@ -345,14 +335,10 @@ class Settler:
                     break
                 failure = translate(reply, "settle")
                 if not isinstance(failure, Unavailable):
-                    waits_for = _what_is_awaited(reply)
-                    if not waits_for and code(reply) == "NOPERM":
-                        # Of a key: one that only these outcomes need, or all that there are, now or until a moment ago?
-                        if await self._may_nothing():
-                            waits_for = LACKS_RIGHT
-                        elif not asked:
-                            asked = True
-                            continue
+                    waits_for = await self._awaited(reply)
+                    if not waits_for and code(reply) == "NOPERM" and not asked:  # given back a moment ago?
+                        asked = True
+                        continue
                     await self._refused(chunk, failure, waits_for=waits_for)
                     return
             except (Unavailable, Refused) as error:
@@ -370,7 +356,7 @@ class Settler:
         turned_down = [(commit, why) for commit, why in zip(chunk, reply, strict=True) if isinstance(why, bytes)]
         for commit, why in turned_down:
             refusal = ReplyError(why.decode("utf-8", "replace"))
-            await self._refused([commit], translate(refusal, "settle"), waits_for=_what_is_awaited(refusal))
+            await self._refused([commit], translate(refusal, "settle"), waits_for=awaited(refusal))
         if not unsure:  # else it may have been committed, and the group with the record of that is gone
             reply = await self._wait_for_group(chunk, reply)
         self._finish(chunk, reply)
@@ -389,12 +375,9 @@ class Settler:
                 waits |= missing if self.holding.due else set()
         waits = {i for i in waits if chunk[i].count is None}  # those are written again with what follows
         for i in waits:
-            if self._leaves:
-                self._give_up(chunk[i], Unavailable("settle: the consumer group is gone"))
-            else:
-                self._set_aside(chunk[i])
+            self._aside.put(chunk[i], Unavailable("settle: the consumer group is gone"))
         if waits and self.holding.due:
-            self._aside_until = -math.inf
+            self._aside.hurry()
         elif waits:
             self.on_away()
         return [b"" if i in waits else 0 if why == AWAY else why for i, why in enumerate(reply)]
@@ -466,54 +449,17 @@ class Settler:
         if len(chunk) > 1:
             for commit in chunk:
                 await self._commit([commit])
-            return
-        commit = chunk[0]
-        if self._leaves and (waits_for or commit.burial):
-            self._give_up(commit, failure)
-        elif waits_for:
-            self._complaints.tell(f"an outcome waits for {waits_for}", failure)
-            self._set_aside(commit)
         else:
-            self._blame(commit, failure)
+            self._aside.refused(chunk[0], failure, waits_for=waits_for)
 
-    async def _may_nothing(self) -> bool:
-        """Whether this user may not even look at the fence, which every outcome needs."""
+    async def _awaited(self, refusal: ReplyError) -> str:
+        """What must be mended before the outcomes are taken; empty: they are refused for what they are."""
+        found = awaited(refusal)
+        if found or code(refusal) != "NOPERM":
+            return found
+        # Of a key: one that only these outcomes need, or all that there are? The fence is needed by every outcome.
         reply = await self.fence.run(self._link, SETTLE, (), (self._group, self.consumer, 0, "", 0))
-        return isinstance(reply, ReplyError) and code(reply) == "NOPERM"
-
-    def _blame(self, commit: Commit, failure: TransportError) -> None:
-        log.error(
-            "the server refuses an outcome",
-            group=self._group,
-            event_type=commit.delivery.topic.event_type,
-            entry_id=commit.delivery.entry_id.decode(),
-            error=str(failure),
-        )
-        if commit.done is not None:
-            commit.done.set()
-        if commit.burial:
-            # Nowhere to put it: it stays pending and in our hands until the dead-letter stream takes it. What it
-            # announces can be missed, it cannot.
-            del commit.payloads[1:]
-            self._set_aside(commit)
-        elif commit.count is None:
-            if commit.changes:
-                commit.changes.settled(applied=False)
-            commit.delivery.topic.lane.refused(commit.delivery, failure)
-
-    def _set_aside(self, commit: Commit) -> None:
-        self._aside.append(commit)
-        self._aside_until = trio.current_time() + ASIDE_SECONDS
-
-    def _give_up(self, commit: Commit, failure: TransportError) -> None:
-        """Nobody will clear the key before the grace time is over. The entry is still held, and handed back."""
-        self._complaints.tell("leaving: what the server refuses is not waited for, its events go back", failure)
-        if commit.done is not None:
-            commit.done.set()
-        if commit.changes:
-            commit.changes.settled(applied=False)
-        if commit.count is None:
-            commit.delivery.topic.lane.settled(1)
+        return LACKS_RIGHT if isinstance(reply, ReplyError) and code(reply) == "NOPERM" else ""
 
     def _finish(self, chunk: list[Commit], reply: list[int | bytes]) -> None:
         settled: dict[Lane, int] = {}  # told once per lane: being told makes a lane look for room
@@ -550,10 +496,3 @@ class Settler:
 
     def __repr__(self) -> str:
         return f"<Settler {self._group} {self.keys!r} {len(self._commits)} to commit, {self.statistics}>"
-
-
-def _what_is_awaited(refusal: ReplyError) -> str:
-    """What must be mended before an outcome is taken, where that is no fault of the outcome; empty: it is."""
-    if code(refusal) == "OVERWRITTEN":
-        return "a key of the bus that holds something else"
-    return LACKS_RIGHT if is_forbidden(refusal) else ""

@@ -12,7 +12,7 @@ from studio import Eyes, PaintingFramed, PaintingMade, SculptureMade, quiet, run
 from waiting import until
 
 from canvasbus import Producer, Refused
-from canvasbus.consume import settle
+from canvasbus.consume import aside
 from canvasbus.consume import state as states
 from canvasbus.wire.codec import Codec
 from canvasbus.worker import Backoff, Cancel, Context, Later, Reject, Worker
@@ -157,7 +157,7 @@ async def test_losing_the_right_to_settle_costs_nothing(
 ) -> None:
     """A command is forbidden while a worker runs: what its handlers returned waits, and is not added at every attempt, nor
     does anything run again; allowed again, each is there once."""
-    monkeypatch.setattr(settle, "ASIDE_SECONDS", 0.1)
+    monkeypatch.setattr(aside, "ASIDE_SECONDS", 0.1)
     eyes = Eyes(refusing.url, namespace)
     eyes.call(*ALL_RIGHTS)
     worker, runs, gate = Worker("framers"), list[int](), trio.Event()
@@ -215,7 +215,7 @@ async def test_losing_a_right_that_only_some_outcomes_need_writes_nothing_twice(
     refusing: ServerProcess, namespace: str, monkeypatch: pytest.MonkeyPatch, right: str
 ) -> None:
     """It is missed before anything is written, not in the middle, where the events would be added at every attempt."""
-    monkeypatch.setattr(settle, "ASIDE_SECONDS", 0.1)
+    monkeypatch.setattr(aside, "ASIDE_SECONDS", 0.1)
     eyes = Eyes(refusing.url, namespace)
     eyes.call(*ALL_RIGHTS)
     worker, gate = Worker("framers"), trio.Event()
@@ -250,7 +250,7 @@ async def test_losing_the_right_that_failures_need_writes_nothing_twice(
     refusing: ServerProcess, namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Some runs fail and some return, in one batch: what the latter made is not added before the former are refused."""
-    monkeypatch.setattr(settle, "ASIDE_SECONDS", 0.1)
+    monkeypatch.setattr(aside, "ASIDE_SECONDS", 0.1)
     eyes = Eyes(refusing.url, namespace)
     eyes.call(*ALL_RIGHTS)
     worker, gate = Worker("framers"), trio.Event()

@@ -12,7 +12,7 @@ from faulty import Fault, FaultyServer
 from studio import Eyes, PaintingFramed, PaintingMade, SculptureMade, quiet, runner_of, running
 from waiting import until
 
-from canvasbus.consume import settle
+from canvasbus.consume import aside
 from canvasbus.consume import state as states
 from canvasbus.errors import ContractError
 from canvasbus.transport.connect import open_server
@@ -52,7 +52,7 @@ async def test_counts_are_exact(any_url: str, namespace: str, eyes: Eyes) -> Non
 @pytest.fixture
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """What waits for somebody to clear a key is tried more often: waiting would be all that a test does."""
-    monkeypatch.setattr(settle, "ASIDE_SECONDS", 0.1)
+    monkeypatch.setattr(aside, "ASIDE_SECONDS", 0.1)
     monkeypatch.setattr(states, "REFUSED_SECONDS", 0.1)
 
 
