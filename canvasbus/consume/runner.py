@@ -384,14 +384,18 @@ class _Incarnation:
         return fenced
 
     async def _tell_of_the_last(self) -> None:
-        """Whoever waits for a worker to leave must know what it waits for."""
+        """Whoever waits for a worker to leave must know what it waits for, and what it does not wait for."""
         with trio.move_on_after(CANCEL_SECONDS):
             await self._worked.wait()
-        handlers = [lane.handler.name for lane in self.lanes if lane.running]
+        over = self._worked.is_set()  # then all tasks have ended, but not the threads of plain functions
+        handlers = [lane.handler.name for lane in self.lanes if lane.running and not (over and lane.handler.is_async)]
         if handlers:
             log.warning(
-                "handlers run on although they were cancelled, behind a shield or in a thread; the worker leaves when they "
-                "end, a program at a second signal",
+                "plain functions run on, since nobody can end a thread; their events are handed back, and the end of the "
+                "program cuts them off"
+                if over
+                else "handlers run on although they were cancelled, behind a shield or in a thread; the worker leaves when "
+                "they end, a program at a second signal",
                 group=self.group,
                 handlers=handlers,
             )

@@ -459,3 +459,28 @@ async def test_a_handler_that_nobody_can_end_is_told_of(virtual: Clock, memory: 
                 assert bus.statistics()[0].running == 1
                 hanging.set()
     assert told("runs all the same") == told("run on although") == 1
+
+
+@pytest.mark.parametrize("plain", [True, False])
+async def test_a_plain_function_that_runs_on_is_told_and_not_waited_for(
+    any_url: str, namespace: str, plain: bool
+) -> None:
+    """Nobody can end a thread, and its event is handed back. Of an async handler that is cancelled nothing is left."""
+    worker, begun, returned = Worker("framers"), threading.Event(), threading.Event()
+
+    def wait(event: PaintingMade) -> None:
+        begun.set()
+        returned.wait(20)
+
+    async def sleep(event: PaintingMade) -> None:
+        begun.set()
+        await trio.sleep_forever()
+
+    worker.on(PaintingMade)(wait if plain else sleep)
+    with structlog.testing.capture_logs() as logs:
+        async with running(any_url, worker, namespace=namespace, grace=0.0) as bus:
+            await bus.publish(PaintingMade())
+            await until(begun.is_set)
+        returned.set()
+    assert sum("plain functions run on" in line["event"] for line in logs) == plain
+    assert not [line for line in logs if "although they were cancelled" in line["event"]]
