@@ -17,7 +17,7 @@ from uuid import UUID
 
 import trio
 
-from canvasbus.checks import check_number
+from canvasbus.checks import check_flag, check_number
 from canvasbus.consume.handlers import Worker, check_newest
 from canvasbus.consume.instances import PER_INSTANCE, PerInstance
 from canvasbus.consume.leaving import GRACE_SECONDS
@@ -112,6 +112,7 @@ class EventBus:
         times = {"grace": grace, "park": park, "max_block": max_block, "connect_timeout": connect_timeout}
         for name, seconds in (times if patience is None else {**times, "patience": patience}).items():
             check_number(name, seconds, least=0)
+        check_flag("dedupe", dedupe)
         window_ms(dedupe_window, "dedupe_window")
         self._off = url.startswith("off://")
         self._server: Server | None = None if self._off else server or open_server(url)

@@ -4,7 +4,7 @@ import math
 import re
 from numbers import Integral, Real
 
-from canvasbus.errors import ConfigError
+from canvasbus.errors import ConfigError, ContractError
 
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
@@ -26,6 +26,18 @@ def check_number(
         raise error(f"{name}={value!r}: {what} is wanted")
     if value < least:
         raise error(f"{name}={value!r}: use a number from {least:g}")
+
+
+def check_flag(name: str, value: object) -> None:
+    """Raise ConfigError for what is neither True nor False: "no" would count as a yes."""
+    if not isinstance(value, bool):
+        raise ConfigError(f"{name}={value!r}: True or False is wanted")
+
+
+def check_function(name: str, value: object) -> None:
+    """Raise ContractError for what nobody can call: it would fail at the first event, and not say where it came from."""
+    if not callable(value):
+        raise ContractError(f"{name}={value!r}: a function is wanted")
 
 
 def has_surrogates(text: str) -> bool:

@@ -1,6 +1,7 @@
 """What a handler may know and do besides its event."""
 
 from math import isfinite
+from numbers import Real
 from typing import Any, TypeVar
 
 from canvasbus import clock
@@ -96,7 +97,7 @@ class Context:
         While it holds, a handler that blocks the loop may do so, too, without being taken for stuck (see `max_block`).
         Raises ValueError for what is no positive number of seconds.
         """
-        if not (isfinite(seconds) and seconds > 0):
+        if not (isinstance(seconds, Real) and isfinite(seconds) and seconds > 0):
             raise ValueError(f"ctx.extend({seconds!r}): a positive number of seconds is wanted")
         delivery = self._delivery
         if delivery.runs == self._number:  # else something that an earlier run has left behind

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, TypeVar
 
-from canvasbus.checks import check_number
+from canvasbus.checks import check_function, check_number
 from canvasbus.consume.breaker import Breaker
 from canvasbus.consume.instances import PER_INSTANCE, PerInstance
 from canvasbus.consume.lifespan import opener
@@ -173,6 +173,7 @@ class Worker:
         types, globs = _split(self.name, what)
 
         def register(function: F) -> F:
+            check_function(f"worker {self.name!r}: handler", function)
             name = getattr(function, "__qualname__", repr(function))
             target: Any = function.func if isinstance(function, functools.partial) else function
             if inspect.isasyncgenfunction(target) or inspect.isasyncgenfunction(getattr(target, "__call__", None)):  # noqa: B004
@@ -323,7 +324,7 @@ def _check_start(worker: str, start: Start) -> None:
     if isinstance(start, datetime):
         if start.tzinfo is None:
             raise ContractError(f"worker {worker!r}: start={start!r} has no time zone")
-    elif start not in ("earliest", "latest") and not _ENTRY_ID.fullmatch(start):
+    elif start not in ("earliest", "latest") and not (isinstance(start, str) and _ENTRY_ID.fullmatch(start)):
         raise ContractError(f"worker {worker!r}: start={start!r} is not earliest, latest, a datetime or an entry id")
 
 

@@ -29,6 +29,7 @@ from msgspec import Struct
 
 from canvasbus.checks import check_number
 from canvasbus.errors import CanvasbusError, ContractError, DecodeError
+from canvasbus.wire.later import LONGEST
 
 
 class Reject(Exception):
@@ -48,8 +49,8 @@ class RetryLater(Exception):
             self.after = float(after)
         except (TypeError, ValueError):  # a timedelta, say: told here, in the handler's own traceback
             self.after = math.nan
-        if not math.isfinite(self.after):
-            raise ValueError(f"RetryLater(after={after!r}): a number of seconds is wanted") from None
+        if not abs(self.after) <= LONGEST:  # a NaN is not
+            raise ValueError(f"RetryLater(after={after!r}): seconds are wanted, up to a hundred years") from None
         super().__init__(reason or f"again in {self.after:g} s")
 
 

@@ -27,7 +27,7 @@ from uuid import UUID
 import msgspec
 
 from canvasbus import ids
-from canvasbus.checks import check_number
+from canvasbus.checks import check_flag, check_function, check_number
 from canvasbus.contract.event import Event, correlation
 from canvasbus.errors import ConfigError
 from canvasbus.produce.buffer import BUFFER_BYTES, SPOOL_BYTES, Buffer, OnDelivery, WhenFull
@@ -188,6 +188,7 @@ class Producer:
         if when_full not in (None, without_waiting, "block", "raise"):
             which = "with a spool" if spool is not None else "without spool=FOLDER"
             raise ConfigError(f"when_full={when_full!r}: {which} use {without_waiting!r}, 'block' or 'raise'")
+        check_flag("dedupe", dedupe)
         window_ms(dedupe_window, "dedupe_window")
         self.source = source
         self.name = where.shown
@@ -299,6 +300,8 @@ class Producer:
         `dedupe_key`: makes the key of each. Raises as `publish` does, at the first event that cannot be published, and what
         `events` or `dedupe_key` raise; all events before that are queued.
         """
+        if dedupe_key is not None:
+            check_function("publish_many: dedupe_key", dedupe_key)
         if self._spans is not None:
             with self._spans.many(events) as counted:
                 return self._publish_many(counted, expires_in, dedupe_key)

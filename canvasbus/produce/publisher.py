@@ -15,6 +15,7 @@ from itertools import islice
 
 import trio
 
+from canvasbus.checks import check_function
 from canvasbus.contract.event import Event
 from canvasbus.errors import BufferFull, CanvasbusError, ContractError, TransportError, Unavailable
 from canvasbus.produce.buffer import BATCH_BYTES, BATCH_EVENTS, BUFFER_BYTES
@@ -240,6 +241,8 @@ class Publisher:
         broken: Exception | None = None
         and_then = ""
         expiry(expires_in)  # what is no time fails before anything is sent
+        if dedupe_key is not None:
+            check_function("publish_many: dedupe_key", dedupe_key)
         trace = current_trace()
         each = None if expires_in is None and dedupe_key is None else self._each(expires_in, dedupe_key, trace)
 

@@ -381,6 +381,8 @@ class TestBus:
         """The valid events of one type, by class or name, in the order of their stream, whoever published them; each
         knows its `cause`. Without a type: all, by entry id, and within a millisecond causes before what they caused.
         Raises ContractError for a name that no event has."""
+        if not (what is None or isinstance(what, str) or (isinstance(what, type) and issubclass(what, Event))):
+            raise ContractError(f"published({what!r}): an event class or the name of a type is wanted")
         name = what if isinstance(what, str) or what is None else registry.of(what).name
         everything = self._eyes.published()
         found = [one for one in everything if name in (None, one.envelope.type)]
@@ -403,6 +405,8 @@ class TestBus:
         all that are equal to it. Raises ContractError for a group that is no worker here."""
         if group is not None and group.partition("@")[0] not in self._names:
             raise self._unknown(group)
+        if not isinstance(event, Event | Published | UUID | None):
+            raise ContractError(f"attempts({event!r}): an event, what `published` gave, or an id is wanted")
         if isinstance(event, Published):
             event = event.id
         return [

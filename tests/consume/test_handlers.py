@@ -101,6 +101,7 @@ def test_a_worker_needs_a_usable_name(name: str) -> None:
         {"timeout": -1},
         {"start": "yesterday"},
         {"start": "12-"},
+        {"start": 5},
         {"start": datetime(2026, 1, 1)},
     ],
 )
@@ -173,6 +174,14 @@ def test_a_signature_that_cannot_be_called_is_refused(function: Callable[..., An
     """(event) or (event, ctx): anything else would fail at the first event."""
     with pytest.raises(ContractError, match=r"must take \(event\) or \(event, ctx\)"):
         Worker("w").on(PaintingMade)(function)
+
+
+def test_what_nobody_can_call_is_refused() -> None:
+    """At the line that gives it, as a handler and as what a bus subscribes."""
+    with pytest.raises(ContractError, match="worker 'w': handler=5: a function is wanted"):
+        Worker("w").on(PaintingMade)(5)  # type: ignore[type-var]
+    with pytest.raises(ContractError, match="handler='frame': a function is wanted"):
+        EventBus("memory://").subscribe(PaintingMade, "frame", group="w")  # type: ignore[arg-type]
 
 
 def test_a_method_without_its_object_is_refused() -> None:

@@ -444,10 +444,13 @@ def test_buckets_forget_what_is_full() -> None:
         lambda: rate_limit(0),
         lambda: rate_limit(1, per=0),
         lambda: rate_limit(1, burst=0),
+        lambda: rate_limit("10"),  # type: ignore[arg-type]
+        lambda: rate_limit(10, key="model_name"),  # type: ignore[arg-type]
+        lambda: gate(None),  # type: ignore[arg-type]
         lambda: log_runs("loud"),
     ],
 )
-def test_wrong_numbers_are_refused(make: Any) -> None:
+def test_wrong_arguments_are_refused(make: Any) -> None:
     """Where the middleware is made."""
     with pytest.raises(ContractError):
         make()

@@ -93,6 +93,13 @@ def test_waits_double_up_to_the_cap(failures: int, bound: float) -> None:
     assert 0 <= min(drawn) < bound / 10 and bound * 0.9 < max(drawn) <= bound, "full jitter: evenly from 0 to the bound"
 
 
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, 1e20, 10**400, "soon", None])
+def test_a_moment_that_never_comes_is_refused(wrong: Any) -> None:
+    """In the handler's own traceback: the event would wait for ever, and nothing would show it."""
+    with pytest.raises((ValueError, OverflowError)):
+        RetryLater(wrong)
+
+
 @pytest.mark.parametrize(
     "wrong",
     [

@@ -190,6 +190,27 @@ async def test_the_bus_answers_with_the_first(any_url: str, namespace: str, eyes
     assert numbers(eyes) == [1, 0, 2, 3]
 
 
+@pytest.mark.parametrize("dedupe", ["yes", "no", 1, None])
+def test_what_is_neither_on_nor_off(dedupe: Any) -> None:
+    """A text would count as yes, whatever it says."""
+    for make in (lambda: Producer("off://", dedupe=dedupe), lambda: EventBus("off://", dedupe=dedupe)):
+        with pytest.raises(ConfigError, match=r"dedupe=.*: True or False is wanted"):
+            make()
+
+
+async def test_many_with_one_key(any_url: str, namespace: str, eyes: Eyes) -> None:
+    """It is a function of the event; a text is refused before anything is published."""
+    async with EventBus(any_url, namespace=namespace) as bus:
+        with pytest.raises(ContractError, match="dedupe_key='run-7': a function is wanted"):
+            await bus.publish_many(map(painted, range(3)), dedupe_key="run-7")  # type: ignore[arg-type]
+        with (
+            Producer(any_url, namespace=namespace) as producer,
+            pytest.raises(ContractError, match="a function is wanted"),
+        ):
+            producer.publish_many(map(painted, range(3)), dedupe_key="run-7")  # type: ignore[arg-type]
+    assert numbers(eyes) == []
+
+
 async def test_many_with_a_key_that_cannot_be_made(any_url: str, namespace: str, eyes: Eyes) -> None:
     """The event is not published, the others are; one ExceptionGroup tells."""
 

@@ -118,6 +118,16 @@ async def test_a_type_that_nobody_has() -> None:
             bus.published("sketch.drwan")
 
 
+async def test_looking_for_what_is_no_event_is_refused(any_clock: Clock) -> None:
+    """`attempts(SketchDrawn) == []` would pass for ever, too."""
+    async with TestBus(inker()) as bus:
+        for wrong in (SketchDrawn, "sketch.drawn", 5):
+            with pytest.raises(ContractError, match="an event, what `published` gave, or an id is wanted"):
+                bus.attempts(wrong)  # type: ignore[arg-type]
+        with pytest.raises(ContractError, match="an event class or the name of a type is wanted"):
+            bus.published(5)  # type: ignore[call-overload]
+
+
 async def test_looking_at_a_worker_that_is_not_there_is_refused(any_clock: Clock) -> None:
     """A misspelt name would let `dead_letters(...) == []` pass for ever: it is told, with the names that there are."""
     strict, lucky = Worker("strict"), Worker("lucky")

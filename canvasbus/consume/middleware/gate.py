@@ -7,6 +7,7 @@ positions that the handler uses are those of the list that it was given.
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from canvasbus.checks import check_function
 from canvasbus.consume.context import Context
 from canvasbus.consume.middleware import Handle, Middleware
 from canvasbus.consume.policy import BatchFailure, word_of
@@ -16,7 +17,8 @@ Check = Callable[[Any, Context], bool]
 
 
 def gate(check: Check) -> Middleware:
-    """Middleware that asks `check` before each run."""
+    """Middleware that asks `check` before each run. Raises ContractError for what nobody can ask."""
+    check_function("gate: check", check)
 
     def middleware(handle: Handle) -> Handle:
         async def run(event: Any, ctx: Any) -> Any:

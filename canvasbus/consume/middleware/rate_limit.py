@@ -14,6 +14,7 @@ from typing import Any
 from uuid import UUID
 
 from canvasbus import clock
+from canvasbus.checks import check_function, check_number
 from canvasbus.consume.context import Context
 from canvasbus.consume.middleware import Middleware
 from canvasbus.consume.middleware.gate import gate
@@ -33,7 +34,12 @@ def rate_limit(
     `key`: a function of the event; each value has a limit of its own. Without it all handlers of the worker share one.
     The limit holds in one process: with four, four times as many. Raises ContractError.
     """
+    check_number("rate_limit: runs", runs, error=ContractError)
+    check_number("rate_limit: per", per, error=ContractError)
     burst = max(1, int(runs)) if burst is None else burst
+    check_number("rate_limit: burst", burst, whole=True, error=ContractError)
+    if key is not None:
+        check_function("rate_limit: key", key)
     if not (runs > 0 and per > 0 and burst >= 1):
         raise ContractError(f"rate_limit({runs!r}, per={per!r}, burst={burst!r}): numbers above 0, burst from 1")
     buckets = Buckets(per / runs, burst)
