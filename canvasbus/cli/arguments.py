@@ -55,6 +55,13 @@ def number(text: str) -> int:
     return found
 
 
+def seed(text: str) -> int:
+    """A number that a random generator takes."""
+    if not re.fullmatch(r"[0-9]{1,18}", text):
+        raise argparse.ArgumentTypeError(f"{text!r}: use a whole number from 0")
+    return int(text)
+
+
 def near(word: str, known: list[str]) -> str:
     """A question after the known word that comes closest; empty: none does."""
     close = difflib.get_close_matches(word, known, n=1)

@@ -15,7 +15,7 @@ from contextlib import closing
 from typing import Any
 
 from canvasbus import __version__
-from canvasbus.cli.arguments import Parser, close_outlet, near, number, open_outlets
+from canvasbus.cli.arguments import Parser, close_outlet, near, number, open_outlets, seed
 from canvasbus.errors import CanvasbusError, ConfigError, ContractError
 
 _SETTINGS = ("url", "namespace", "partitions")
@@ -88,6 +88,7 @@ def parser() -> Parser:
     sub.add_argument("--max-bytes", metavar="SIZE", help="memory on the server, like 512Mi; or any")
     sub.add_argument("--cap", metavar="N", help="entries, handled or not, that there may be; or none")
     sub.add_argument("--when-full", choices=("block", "reject", "drop_with_loss_event"), help="what happens at the cap")
+    _risky(sub)
     sub = add(retention, "clear", "retention:run_clear", "Forget what was set for a type or glob.")
     sub.add_argument("type", metavar="TYPE|GLOB")
     add(retention, "trim", "retention:run_trim", "Trim once, where no bus runs that does it.")
@@ -165,7 +166,7 @@ def parser() -> Parser:
         commands, "demo", "main:run_demo", "Drift, alert, retrain and recovery on handwritten digits, in a minute."
     )
     which = sub.add_mutually_exclusive_group()
-    which.add_argument("--seed", type=int, default=1, metavar="N", help="of everything random (default 1)")
+    which.add_argument("--seed", type=seed, default=1, metavar="N", help="of everything random (default 1)")
     which.add_argument("--all-seeds", action="store_true", help="ten stories as fast as they go, and a table of them")
     sub.add_argument("--speed", type=float, metavar="X", help="how fast the story runs (default 1)")
 

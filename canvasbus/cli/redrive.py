@@ -19,7 +19,7 @@ SHOWN = 10
 
 
 def run_redrive(context: Context, args: argparse.Namespace) -> int:
-    """0 also when nothing matched; 1 when there is no such group."""
+    """0 also when nothing matched; 1 when there is no such group or letter."""
     if args.rate is not None and not 0 < args.rate <= 1e6:
         raise ConfigError(f"--rate {args.rate:g}: letters a second, above 0")
     letters = _chosen(context, args)
@@ -33,7 +33,7 @@ def run_redrive(context: Context, args: argparse.Namespace) -> int:
 
 
 def run_purge(context: Context, args: argparse.Namespace) -> int:
-    """0 also when nothing matched; 1 when there is no such group."""
+    """0 also when nothing matched; 1 when there is no such group or letter."""
     letters = _chosen(context, args)
     if not _agreed(context, args, letters, "be removed for good"):
         return 0
@@ -53,6 +53,8 @@ def _chosen(context: Context, args: argparse.Namespace) -> list[DeadLetter]:
         raise ConfigError(f"{one} was given up by {groups}: name one with --group")
     if not found:
         check_group(context, args.group)
+        if one:
+            raise CanvasbusError(f"no dead letter {one} in {context.where}; `canvasbus dlq list` shows what is there")
     return list(found[: args.count])
 
 

@@ -2,18 +2,20 @@
 
 import argparse
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
+from canvasbus.cli.confirm import confirm
 from canvasbus.cli.context import Context
 from canvasbus.cli.output import Cell, Column, size
 from canvasbus.cli.times import UNITS, seconds_of
 from canvasbus.consume.retention import Trimmer, check_policies, declare, policy_for, read_policies
 from canvasbus.errors import CanvasbusError, ConfigError, TransportError
 from canvasbus.operate import words
-from canvasbus.operate.topics import topic_keys
-from canvasbus.transport.resp import check, command
+from canvasbus.operate.topics import answered, topic_keys
+from canvasbus.transport.resp import check, command, commands
 from canvasbus.wire.retention import MOST, Retention, read_full
 
 COLUMNS = (
@@ -62,7 +64,7 @@ def _cells(policy: Retention) -> tuple[str, ...]:
 
 
 def run_set(context: Context, args: argparse.Namespace) -> int:
-    """Change what is given, keep the rest of what is on record for this type or glob."""
+    """Change what is given, keep the rest of what is on record for this type or glob. Asks before a cap drops entries."""
     if not re.fullmatch(r"[a-z0-9_.*]+", args.type):
         raise ConfigError(f"{args.type!r} is neither a type nor a glob")
     known = context.link.run(read_policies(context.partitions[0]))
@@ -79,11 +81,28 @@ def run_set(context: Context, args: argparse.Namespace) -> int:
         )
     policy = msgspec.structs.replace(known.get(args.type, Retention()), **changes)
     policies = check_policies({args.type: policy})
+    dropped = _dropped(context, policy, known | policies)
+    if args.dry_run:
+        context.out.note(f"{words.count(dropped, 'entry')} would go, handled or not; nothing was changed")
+        return 0
+    if dropped:
+        confirm(context, args, f"{words.count(dropped, 'entry')} will go, handled or not.")
     context.link.run(declare(context.partitions, policies))
     names = ("age", "entries", "bytes", "cap", "when full")
     on_record = ", ".join(f"{name} {cell}" for name, cell in zip(names, _cells(policy), strict=True))
     context.out.note(f"on record for {args.type}: {on_record}")
     return 0
+
+
+def _dropped(context: Context, policy: Retention, policies: Mapping[str, Retention]) -> int:
+    """How many entries a policy drops at once for being at its cap or above it."""
+    if policy.cap is None or policy.when_full != "drop_with_loss_event":
+        return 0
+    topics = context.link.run(topic_keys(context.partitions))
+    streams = [topic.stream for topic in topics if policy_for(topic.name, policies) is policy]
+    replies = context.link.request(commands(*(("XLEN", stream) for stream in streams))) if streams else []
+    lengths = [reply for reply in replies if answered(reply, "look at the topics")]
+    return sum(max(0, int(length) - policy.cap + 1) for length in lengths)
 
 
 def run_clear(context: Context, args: argparse.Namespace) -> int:

@@ -212,14 +212,21 @@ def _decodable(folder: Folder, name: str, version: int, known: Registry) -> Iter
 
 
 def read(directory: Path) -> dict[str, bytes]:
-    """A folder on disk; empty where there is none. Raises ConfigError for what is no folder."""
-    if directory.exists() and not directory.is_dir():
-        raise ConfigError(f"{directory} is no folder")
-    return {
-        path.relative_to(directory).as_posix(): path.read_bytes()
-        for path in sorted(directory.glob("*/*"))
-        if _PATH.fullmatch(path.relative_to(directory).as_posix()) and path.is_file()
-    }
+    """A folder on disk; empty where there is none. Raises ConfigError for what is no folder, or cannot be read."""
+    try:
+        if not directory.exists():
+            return {}
+        if not directory.is_dir():
+            raise ConfigError(f"{directory} is no folder")
+        return {
+            path.relative_to(directory).as_posix(): path.read_bytes()
+            for folder in sorted(directory.iterdir())  # glob would take what it may not read for empty
+            if folder.is_dir()
+            for path in sorted(folder.iterdir())
+            if _PATH.fullmatch(path.relative_to(directory).as_posix()) and path.is_file()
+        }
+    except OSError as error:
+        raise ConfigError(f"{error.filename or directory} cannot be read: {error.strerror}") from None
 
 
 def write(directory: Path, content: Folder) -> list[str]:

@@ -92,6 +92,7 @@ def parse(url: str) -> Address:
     """Read a URL. Raises ConfigError, which never repeats a password."""
     if not isinstance(url, str):
         raise ConfigError(f"the bus URL must be a text, not a {type(url).__name__}")
+    url = url.strip()
     scheme, separator, _ = url.partition("://")
     if not separator or scheme not in SCHEMES:
         near = difflib.get_close_matches(scheme, SCHEMES, n=1)

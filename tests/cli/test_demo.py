@@ -506,6 +506,8 @@ def test_a_server_that_is_away_is_one_line(run_bare: Run) -> None:
     run_bare("demo", "--url", "redis://127.0.0.1:1").failed(1, "nobody listens there")
     run_bare("demo", "--url", "off://").failed(2, "off://")
     run_bare("demo", "--url", "reds://localhost").failed(2, "did you mean redis://?")
+    run_bare("demo", "--seed", "-1").failed(2, "--seed")
+    run_bare("demo", "--seed=-1").failed(2, "use a whole number from 0")
 
 
 def test_missing_extras_are_named(run_bare: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -137,6 +137,8 @@ def test_no_such_letter(run: Run, event_id: str) -> None:
     """Exit code 1; the error says where to look."""
     run("dlq", "show", "99-0").failed(1, "no dead letter 99-0", "canvasbus dlq list")
     run("dlq", "show", "10-0", "--group", "archive").failed(1, "of group archive")
+    for doing in ("redrive", "purge"):
+        run("dlq", doing, "99-0", "--yes").failed(1, "no dead letter 99-0", "canvasbus dlq list")
     run("dlq", "list", "-n", "0").failed(2, "at least 1")
     run("dlq", "show").failed(2, "ID")
 

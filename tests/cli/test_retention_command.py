@@ -72,6 +72,23 @@ def test_mistakes_are_told(run: Run, eyes: Eyes, argv: tuple[str, ...], said: st
     assert eyes.call("HLEN", eyes.keys.retention) == 0
 
 
+def test_a_cap_that_drops_entries_asks_first(run: Run, eyes: Eyes) -> None:
+    """A slip (10 for 10M) would destroy what nobody has read. Where the cap is above what is there nothing is asked."""
+    for _ in range(30):
+        eyes.put(b"x")
+    eyes.put(b"x", "sculpture.made")
+    eyes.call("SADD", eyes.keys.topics, "painting.made", "sculpture.made")
+    drops = ("retention", "set", "painting.*", "--when-full", "drop_with_loss_event")
+    assert run(*drops, "--cap", "31").code == 0
+    ran = run("retention", "set", "painting.*", "--cap", "10", "--dry-run")
+    assert ran.code == 0 and "21 entries would go, handled or not; nothing was changed" in ran.err
+    run("retention", "set", "painting.*", "--cap", "10").failed(2, "21 entries will go, handled or not")
+    (record,) = [r for r in run("retention", "list", "--json").records if r["type"] == "painting.*"]
+    assert record["cap"] == 31
+    assert run("retention", "set", "painting.*", "--cap", "10", "--yes").code == 0
+    assert run("retention", "set", "painting.*", "--cap", "5", "--when-full", "block").code == 0
+
+
 def test_what_is_full_is_told(run: Run, eyes: Eyes) -> None:
     """`topics` and `retention list` name the group to look at, and end with 1."""
     eyes.put(b"x")

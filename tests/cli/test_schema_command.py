@@ -287,6 +287,7 @@ CANVASBUS = (sys.executable, "-m", "canvasbus")
         (("check", "--against=-x"), "my_events", "is no revision"),
         (("check", "my_events.py"), "my_events", "my_events.py is no folder"),
         (("export", "my_events.py"), "my_events", "my_events.py is no folder"),
+        (("check", "x" * 300), "my_events", "cannot be read: File name too long"),
         (("export", "/dev/null/schemas"), "my_events", "picture.scored/v1.json cannot be written: Not a directory"),
         (("check",), "json", "json: no event is declared there"),
         (("check",), "my_events:PictureScored", "'my_events:PictureScored' is not a module name; write my_events\n"),

@@ -274,11 +274,11 @@ def test_a_group_that_is_paused(eyes: Eyes, examine: Callable[..., Findings]) ->
 
 
 def test_a_group_of_a_process_that_is_gone(eyes: Eyes, examine: Callable[..., Findings]) -> None:
-    """A note: it is removed by itself."""
+    """A note: whoever runs removes it."""
     join(eyes, "board@host-1")
     eyes.call("HSET", eyes.keys.groups, "board@host-1", '{"types": [], "globs": [], "instance": true}')
     finding = about(examine(), "group")
-    assert finding.level == "note" and "removed within a minute" in finding.found
+    assert finding.level == "note" and "removes it within a minute" in finding.found
 
 
 async def test_a_dead_consumer_beside_a_living_one(

@@ -55,6 +55,7 @@ redis_py_leaves_its_socket = pytest.mark.filterwarnings("ignore::pytest.PytestUn
          {"tls": True, "ca_file": "/a", "sentinel_username": "s", "sentinel_password": "t", "password": None}),
         ("memory://", {"scheme": "memory", "name": ""}),
         ("memory://studio", {"scheme": "memory", "name": "studio"}),
+        (" memory://studio\n", {"scheme": "memory", "name": "studio"}),
         ("off://", {"scheme": "off"}),
     ],
 )  # fmt: skip

@@ -100,7 +100,7 @@ def _workers(group: GroupFacts, name: str) -> Iterator[Finding]:
         yield Finding(
             "note",
             "group",
-            f"group {name} belongs to one process that is gone; it is removed within a minute",
+            f"group {name} belongs to one process that is gone; any worker or EventBus that runs removes it within a minute",
             group=name,
         )
     elif not alive and work:
