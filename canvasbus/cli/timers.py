@@ -2,7 +2,6 @@
 
 import argparse
 
-from canvasbus import clock
 from canvasbus.cli.context import Context
 from canvasbus.cli.output import Cell, Column, ago, moment
 from canvasbus.operate.timers import timers
@@ -23,10 +22,10 @@ def run(context: Context, args: argparse.Namespace) -> int:
     """1 when one is late."""
     out = context.out
     coming = context.link.run(timers(context.partitions, context.codec, limit=args.count))
-    now, late = clock.time(), 0
+    late = 0
     rows: list[list[Cell | str]] = []
     for timer in coming.timers:
-        left = timer.due.timestamp() - now if timer.due else None
+        left = (timer.due - coming.now).total_seconds() if timer.due else None
         late += left is not None and left < -LATE_SECONDS
         if out.json:
             out.record(timer)

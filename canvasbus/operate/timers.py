@@ -39,6 +39,8 @@ class Coming:
     unsorted: int
     """Entries of the inbox that nobody has put among the timers yet, because no bus of the namespace runs; those that
     were put there within the last hour may be counted too."""
+    now: datetime
+    """When that was, on the server's clock, by which they come: ours may be another."""
 
 
 def timers(partitions: Sequence[Keys], codec: Codec, *, limit: int = 50) -> Operation[Coming]:
@@ -64,7 +66,9 @@ def timers(partitions: Sequence[Keys], codec: Codec, *, limit: int = 50) -> Oper
         for name, score, body in zip(names, flat[1::2], check(bodies, "look at the timers"), strict=True):
             found.append(_timer(name, score, body or b"", keys.partition, codec))
     found.sort(key=lambda timer: timer.due or datetime.max.replace(tzinfo=UTC))
-    return Coming(tuple(found[:limit]), total, unsorted)
+    seconds, micros = map(int, check((yield command("TIME"))[0], "ask the time"))
+    now = datetime.fromtimestamp(seconds, UTC).replace(microsecond=micros)
+    return Coming(tuple(found[:limit]), total, unsorted, now)
 
 
 def sorted_until(groups: Reply) -> bytes | None:

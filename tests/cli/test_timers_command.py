@@ -2,10 +2,11 @@
 
 import time
 
+import pytest
 from cli.commands import Run
 from studio import Eyes, PaintingMade
 
-from canvasbus import Producer
+from canvasbus import Producer, clock
 from canvasbus.wire.codec import Codec
 from canvasbus.wire.later import body
 
@@ -43,6 +44,30 @@ def test_what_is_late_is_told(run: Run, eyes: Eyes) -> None:
     ran = run("timers")
     assert ran.code == 1 and "late" in ran.out and "unreadable" in ran.out
     assert "while a worker or an EventBus" in ran.err
+
+
+class Off:
+    """A machine whose clock is wrong by so many seconds."""
+
+    monotonic = staticmethod(time.perf_counter)
+
+    def __init__(self, seconds: int) -> None:
+        self.seconds = seconds
+
+    def time_ns(self) -> int:
+        return time.time_ns() + self.seconds * 10**9
+
+
+@pytest.mark.parametrize("seconds", [-3600, 3600])
+def test_what_is_late_goes_by_the_servers_clock(run: Run, eyes: Eyes, seconds: int) -> None:
+    """Timers come by it. A laptop whose clock is wrong neither raises an alarm nor keeps one back."""
+    with clock.using(Off(seconds)):
+        fill(eyes, "~1-0", 600)
+        ran = run("timers")
+        assert (ran.code, ran.err) == (0, "") and "\nin 9m" in ran.out
+        fill(eyes, "~2-0", -600)
+        ran = run("timers")
+        assert ran.code == 1 and "10m" in ran.out and "late" in ran.out
 
 
 def test_what_nobody_has_sorted_in_is_told(run: Run, eyes: Eyes) -> None:
