@@ -15,5 +15,5 @@ the life of a worker
 what a namespace needs
   maintain      fires timers, trims (retention), removes groups of killed instances
 what the others use
-  backoff, complaints, declaration (what a group says of itself), lease
+  backoff, blame (which line of a user it was), complaints, declaration (what a group says of itself), lease
 """

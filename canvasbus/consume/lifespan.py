@@ -15,16 +15,15 @@ A lifespan that swallows what ended the worker, or that ends it by a scope of it
 that lives and handles nothing: that is an error, too.
 """
 
-import contextlib
 import inspect
 import math
-import traceback
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from typing import Any
 
 import trio
 
+from canvasbus.consume.blame import blame
 from canvasbus.consume.invoke import for_above
 from canvasbus.errors import ContractError, LifespanError
 from canvasbus.log import get_logger
@@ -112,11 +111,7 @@ class Lifespan:
             when = "while the worker was running"
         elif self._opening is not None:
             when = "on starting"
-        while isinstance(error, BaseExceptionGroup):
-            error = error.exceptions[0]
-        said = " ".join(str(error).split())
-        what = f"{type(error).__name__}{': ' if said else ''}{said}{_place(error)}"
-        return LifespanError(f"worker {self._worker!r}: its lifespan failed {when}: {what}")
+        return LifespanError(f"worker {self._worker!r}: its lifespan failed {when}: {blame(error, __file__)}")
 
     def __repr__(self) -> str:
         return f"<Lifespan of {self._worker}{', opening' if self._opening is not None else ''}>"
@@ -148,10 +143,3 @@ def _is_cancel(error: BaseException) -> bool:
     if isinstance(error, BaseExceptionGroup):
         return error.split(trio.Cancelled)[1] is None
     return isinstance(error, trio.Cancelled)
-
-
-def _place(error: BaseException) -> str:
-    """Where it failed: the line of the user's own function, not where inside of a library."""
-    frames = traceback.extract_tb(error.__traceback__)
-    users = [f for f in frames if f.filename not in (__file__, contextlib.__file__)] or frames
-    return f" ({users[0].filename}, line {users[0].lineno})" if users else ""

@@ -17,7 +17,7 @@ from waiting import until
 
 from canvasbus import Event, clock
 from canvasbus.consume.middleware.rate_limit import Buckets
-from canvasbus.errors import ContractError
+from canvasbus.errors import CanvasbusError, ContractError
 from canvasbus.transport.memory import MemoryServer
 from canvasbus.worker import (
     Backoff,
@@ -262,6 +262,23 @@ async def test_one_that_returns_no_handler_ends_the_worker(
         async with running(memory, worker, namespace="studio"):
             await trio.sleep_forever()
     assert raised.group_contains(ContractError, match="forgetful must return a handler, not None")
+
+
+async def test_one_that_fails_when_it_is_given_a_handler_ends_the_worker(
+    memory: MemoryServer, virtual: Clock, worker: Worker, seen: list[int]
+) -> None:
+    """A slip of its author like the other: one line for programs to print, with its name, the error and where."""
+
+    @worker.use
+    def hasty(handle: Handle) -> Handle:
+        return {}[handle]  # type: ignore[no-any-return]
+
+    add_handler(worker, "async", seen)
+    with pytest.raises(ExceptionGroup) as raised:
+        async with running(memory, worker, namespace="studio"):
+            await trio.sleep_forever()
+    said = r"worker 'framers': the middleware .*hasty failed when it was given a handler: KeyError: .*test_middleware.py, line"
+    assert raised.group_contains(CanvasbusError, match=said) and not raised.group_contains(ContractError)
 
 
 def test_without_middleware_the_short_way_is_taken(worker: Worker, memory: MemoryServer, seen: list[int]) -> None:

@@ -26,7 +26,8 @@ import inspect
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-from canvasbus.errors import ContractError
+from canvasbus.consume.blame import blame
+from canvasbus.errors import CanvasbusError, ContractError
 
 Handle = Callable[[Any, Any], Awaitable[Any]]
 """A handler as middleware sees it: (event, context), or for batches (events, contexts), to what it returns."""
@@ -49,10 +50,18 @@ def check_middleware(worker: str, middleware: object) -> None:
 
 
 def surround(handle: Handle, middleware: Sequence[Middleware], worker: str) -> Handle:
-    """The handler inside of all the middleware, the first outermost. Raises ContractError."""
+    """The handler inside of all the middleware, the first outermost. Raises ContractError, and CanvasbusError for what
+    a middleware raises when it is given the handler: that may be another the next time, as with a lifespan."""
     for wrap in reversed(middleware):
-        handle = wrap(handle)
+        name = getattr(wrap, "__qualname__", repr(wrap))
+        try:
+            handle = wrap(handle)
+        except CanvasbusError:
+            raise
+        except Exception as error:
+            raise CanvasbusError(
+                f"worker {worker!r}: the middleware {name} failed when it was given a handler: {blame(error, __file__)}"
+            ) from error
         if not callable(handle):
-            name = getattr(wrap, "__qualname__", repr(wrap))
             raise ContractError(f"worker {worker!r}: the middleware {name} must return a handler, not {handle!r}")
     return handle
