@@ -8,10 +8,11 @@ from canvasbus.cli.confirm import confirm
 from canvasbus.cli.context import Context
 from canvasbus.cli.dlq import COLUMNS, check_group, chosen_by, for_machines, row
 from canvasbus.errors import CanvasbusError, ConfigError
+from canvasbus.ids import id_order
 from canvasbus.operate.deadletter import DeadLetter, dead_letters
 from canvasbus.operate.redrive import portions, purge, redrive
 from canvasbus.operate.words import count
-from canvasbus.transport.resp import Operation
+from canvasbus.transport.resp import Operation, chunks
 from canvasbus.wire.keys import Keys
 
 SHOWN = 10
@@ -27,7 +28,7 @@ def run_redrive(context: Context, args: argparse.Namespace) -> int:
     if not _agreed(context, args, able, "go back to work"):
         return 0
     pause = 1 / args.rate if args.rate else 0.0
-    moved = _each(context, [[letter] for letter in able] if pause else portions(able), redrive, pause)
+    moved = _each(context, args, [[letter] for letter in able] if pause else portions(able), redrive, pause)
     _report(context, "redriven", moved, len(able), foreign=len(letters) - len(able))
     return 0
 
@@ -37,7 +38,7 @@ def run_purge(context: Context, args: argparse.Namespace) -> int:
     letters = _chosen(context, args)
     if not _agreed(context, args, letters, "be removed for good"):
         return 0
-    removed = _each(context, [letters], purge, 0.0)
+    removed = _each(context, args, chunks(letters), purge, 0.0)
     _report(context, "purged", removed, len(letters))
     return 0
 
@@ -83,6 +84,7 @@ def _agreed(context: Context, args: argparse.Namespace, letters: Sequence[DeadLe
 
 def _each(
     context: Context,
+    args: argparse.Namespace,
     steps: Sequence[Sequence[DeadLetter]],
     operation: Callable[[Sequence[Keys], Sequence[DeadLetter]], Operation[int]],
     pause: float,
@@ -95,11 +97,19 @@ def _each(
             done += context.link.run(operation(partitions, step))
     except (KeyboardInterrupt, CanvasbusError):
         what = "redriven" if operation is redrive else "purged"
+        # Once more `-n` would mean others than it did.
+        instead = f", with --until {behind(steps[-1][-1].id)} instead of -n," if args.count else ""
         context.out.note(
-            f"interrupted: {count(done, 'dead letter')} {what} at least; the same command again does the rest"
+            f"interrupted: {count(done, 'dead letter')} {what} at least; the same command again{instead} does the rest"
         )
         raise
     return done
+
+
+def behind(entry_id: str) -> str:
+    """The id right behind this one."""
+    milliseconds, sequence = id_order(entry_id)
+    return f"{milliseconds}-{sequence + 1}"
 
 
 def _report(context: Context, what: str, done: int, asked: int, *, foreign: int = 0) -> None:

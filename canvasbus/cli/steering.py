@@ -12,7 +12,7 @@ from canvasbus.cli.groups import named
 from canvasbus.cli.output import Cell, Column, ago, moment, short
 from canvasbus.cli.times import seconds_of, start_of
 from canvasbus.contract.globs import glob_matches
-from canvasbus.errors import CanvasbusError, ConfigError
+from canvasbus.errors import CanvasbusError, ConfigError, TransportError
 from canvasbus.ids import id_order
 from canvasbus.operate import steering
 from canvasbus.operate.groups import Count, Group, groups
@@ -72,19 +72,30 @@ def run_reset(context: Context, args: argparse.Namespace) -> int:
     moves = link.run(steering.plan(context.partitions, group.name, to, wanted))
     if not moves:
         raise CanvasbusError(f"group {group.name!r} reads no such topic; it reads {_topics(group)}")
-    if out.json:
-        for move in moves:
-            out.record(_for_machines(move, done=not args.dry_run))
-    else:
+    if not out.json:
         out.table(MOVES, [_row(move, len(context.partitions) > 1) for move in moves])
     if args.dry_run:
+        for move in moves if out.json else ():
+            out.record(_for_machines(move, done=False))
         out.note("canvasbus: nothing was changed (--dry-run)")
         return 0
     again, skipped = (sum((getattr(move, name) for move in moves), Count(0)) for name in ("again", "skipped"))
     confirm(context, args, f"{group.name} will handle {_entries(again)} again and skip {skipped}.")
     group = _group(context, args.group)
     _check_unhindered(group)  # once more: while the person thought, a worker may have started or a pause have ended
-    link.run(steering.reset(context.partitions, group.name, moves))
+    moved = 0
+    try:
+        for move in moves:
+            link.run(steering.reset(context.partitions, group.name, [move]))
+            moved += 1
+            if out.json:  # a program must not read that something is done before it is
+                out.record(_for_machines(move, done=True))
+    except (KeyboardInterrupt, CanvasbusError):
+        out.note(
+            f"interrupted: {group.name} has been moved on {moved:,} of {count(len(moves), 'stream')} at least; the same command "
+            "again does the rest"
+        )
+        raise
     out.note(f"canvasbus: {group.name} has been moved{'; it is still paused' if group.paused else ''}")
     return 0
 
@@ -114,8 +125,15 @@ def run_forget(context: Context, args: argparse.Namespace) -> int:
         out.note("canvasbus: nothing was changed (--dry-run)")
         return 0
     confirm(context, args, f"All of that is lost when {group.name} is forgotten; the events themselves stay.")
-    if not link.run(steering.forget(context.partitions, group.name)):
-        raise CanvasbusError(f"a worker of {group.name!r} has just started; it is not forgotten")
+    try:
+        forgotten = link.run(steering.forget(context.partitions, group.name))
+    except (KeyboardInterrupt, TransportError):
+        out.note(f"interrupted: {group.name} may be forgotten in part; the same command again does the rest")
+        raise
+    if not forgotten:
+        raise CanvasbusError(
+            f"a worker of {group.name!r} has just started: the group stays, but some of what it had may be gone"
+        )
     out.note(f"canvasbus: {group.name} is forgotten")
     return 0
 

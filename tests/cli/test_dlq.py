@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 from cli.commands import Run, unread
+from faulty import Fault, FaultyServer
 from studio import Eyes, PaintingMade
 
 from canvasbus.wire import deadletter
@@ -243,6 +244,25 @@ def test_ctrl_c_amid_a_redrive(server_url: str, namespace: str, eyes: Eyes, run:
     assert "redriven" in err.splitlines()[-1] and "again" in err.splitlines()[-1]
     assert run("dlq", "redrive", "--group", "framer", "--yes").code == 0
     assert eyes.call("XLEN", eyes.keys.dead("framer")) == 0 and eyes.call("XLEN", stream) == 61
+
+
+@pytest.mark.parametrize("number", [None, 550])
+def test_a_server_that_goes_away_amid_a_purge(
+    eyes: Eyes, run: Run, event_id: str, monkeypatch: pytest.MonkeyPatch, number: int | None
+) -> None:
+    """How many are gone is told, and how to remove the rest: after `-n`, those that were meant and no others."""
+    eyes.call("DEL", eyes.keys.dead("framer"), eyes.keys.dead("archive"))
+    for at in range(1, 601):
+        eyes.call("XADD", eyes.keys.dead("framer"), f"{at}-0", "hello", "there")
+    server = FaultyServer(eyes.server)
+    server.faults.append(Fault("lose_request", b"$5\r\n501-0\r\n"))
+    monkeypatch.setattr("canvasbus.cli.context.open_server", lambda url: server)
+    meant = () if number is None else ("-n", str(number))
+    ran = run("dlq", "purge", *meant, "--yes")
+    again = "" if number is None else ", with --until 550-1 instead of -n,"
+    assert ran.code == 1 and f"500 dead letters purged at least; the same command again{again} does the rest" in ran.err
+    assert run("dlq", "purge", *(("--until", "550-1") if number else ()), "--yes").code == 0
+    assert eyes.call("XLEN", eyes.keys.dead("framer")) == (50 if number else 0)
 
 
 @pytest.mark.parametrize("as_what", [(), ("--json",)], ids=["table", "json"])

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 
 import pytest
 from cli.commands import Run, unread
+from faulty import Fault, FaultyServer
 from studio import Eyes
 
 from canvasbus.cli.output import moment
@@ -143,6 +144,35 @@ def test_a_group_in_use_is_moved_only_when_paused(run: Run, filled: Eyes) -> Non
     assert cursor(filled) == "0-0"
 
 
+def test_programs_read_of_what_is_done(run: Run, filled: Eyes) -> None:
+    """`"done":true` is said of a stream when the group has been moved there, and not of one that is yet to be asked about."""
+    ran = run("groups", "reset", "framers", "--to", "earliest", "--json")
+    assert (ran.code, ran.records) == (2, []) and "add --yes" in ran.err
+    records = run("groups", "reset", "framers", "--to", "earliest", "--json", "--yes").records
+    assert [(record["topic"], record["done"]) for record in records] == [
+        ("painting.made", True),
+        ("sculpture.made", True),
+    ]
+
+
+def lost(eyes: Eyes, monkeypatch: pytest.MonkeyPatch, *words: bytes) -> None:
+    """The server goes away when a command asks it for this."""
+    server = FaultyServer(eyes.server)
+    server.faults.append(Fault("lose_request", b"".join(b"$%d\r\n%s\r\n" % (len(word), word) for word in words)))
+    monkeypatch.setattr("canvasbus.cli.context.open_server", lambda url: server)
+
+
+def test_a_server_that_goes_away_amid_a_reset(run: Run, filled: Eyes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How far it came is told, to programs too, and the same command again does the rest."""
+    lost(filled, monkeypatch, b"SETID", filled.stream("sculpture.made"))
+    ran = run("groups", "reset", "framers", "--to", "latest", "--json", "--yes")
+    assert ran.code == 1 and [record["topic"] for record in ran.records] == ["painting.made"]
+    assert "framers has been moved on 1 of 2 streams at least; the same command again does the rest" in ran.err
+    assert (cursor(filled, "sculpture.made"), cursor(filled) == "0-0") == ("0-0", False)
+    assert run("groups", "reset", "framers", "--to", "latest", "--yes").code == 0
+    assert cursor(filled, "sculpture.made") == "5-0"
+
+
 def test_a_topic_that_it_does_not_read_is_an_error(run: Run, filled: Eyes) -> None:
     """With those that it reads."""
     run("groups", "reset", "framers", "--to", "latest", "--type", "poem.*", "--yes").failed(
@@ -177,6 +207,17 @@ def test_a_group_that_is_run_is_not_forgotten(run: Run, filled: Eyes) -> None:
     filled.call("XREADGROUP", "GROUP", "framers", "w", "COUNT", 1, "STREAMS", filled.stream(), ">")
     for option in ("--yes", "--dry-run"):
         run("groups", "forget", "framers", option).failed(1, "group 'framers' is in use: 1 worker of it runs")
+
+
+def test_a_server_that_goes_away_while_a_group_is_forgotten(
+    run: Run, filled: Eyes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some of it may be gone, which is told; the same command again finds it, and does the rest."""
+    lost(filled, monkeypatch, b"SCAN", b"0", b"MATCH", filled.keys.state("framers", "*"))
+    ran = run("groups", "forget", "framers", "--yes")
+    assert ran.code == 1 and "framers may be forgotten in part; the same command again does the rest" in ran.err
+    assert run("groups", "forget", "framers", "--yes").code == 0
+    run("groups", "forget", "framers", "--yes").failed(1, "no group 'framers'")
 
 
 # --- asking -----------------------------------------------------------------------------------------------------------
