@@ -233,8 +233,12 @@ class EventBus:
         self._left = True
         for runner in self._runners:
             runner.stop(self._grace)
-        for left in self._runners_left:
-            await left.wait()
+        async with trio.open_nursery() as telling:
+            for runner in self._runners:
+                telling.start_soon(runner.tell_when_late)
+            for left in self._runners_left:
+                await left.wait()
+            telling.cancel_scope.cancel()
         if self._server is not None and self._nursery is not None:
             self._publisher.close()
             with trio.move_on_after(self._grace):

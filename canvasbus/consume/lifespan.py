@@ -31,6 +31,9 @@ from canvasbus.log import get_logger
 LEAST_SECONDS = 1.0
 """What closing gets when the handlers have used up the grace time."""
 
+CANCEL_SECONDS = 1.0
+"""What it may take to end once it is cancelled, before it is told that it does not."""
+
 log = get_logger("canvasbus.worker")
 
 
@@ -59,24 +62,37 @@ class Lifespan:
     def __init__(self, worker: str, make: Callable[[], Any]) -> None:
         self._worker = worker
         self._make = make
-        self._opening: trio.CancelScope | None = trio.CancelScope()
+        self._opening: trio.CancelScope | None = None
+        self._over_by = math.inf
+        """When what was cancelled should have ended, on trio's clock."""
 
     def interrupt(self) -> None:
         """The worker shall stop: cancel what is still being opened."""
         if self._opening is not None:
             self._opening.cancel()
+            self._over_by = trio.current_time() + CANCEL_SECONDS
+
+    async def tell_when_late(self) -> None:
+        """Tell, once, that it cannot be ended: whoever waits for a worker to leave must know what it waits for."""
+        while trio.current_time() < self._over_by:
+            await trio.sleep(CANCEL_SECONDS)
+        log.warning(
+            "the lifespan goes on although it was cancelled, behind a shield or in a thread; the worker leaves when it ends, a "
+            "program at a second signal",
+            group=self._worker,
+            now="opening" if self._opening is not None else "closing",
+        )
 
     async def around(self, live: Callable[[Any], Awaitable[None]], left: Callable[[], float]) -> None:
         """Open, run `live` with what was opened, close. `left` is asked, when `live` is over, for the seconds that
         closing may take. Raises LifespanError when opening or closing fails, and whatever ended `live`."""
         ended: BaseException | None = None
         closing = trio.CancelScope()
-        opening = self._opening
-        assert opening is not None
+        opening = self._opening = trio.CancelScope()
         try:
             with opening, closing:
                 async with self._manager() as resources:
-                    self._opening = None
+                    self._opening, self._over_by = None, math.inf
                     try:
                         if not opening.cancel_called:
                             await live(resources)
@@ -86,10 +102,13 @@ class Lifespan:
                     finally:
                         closing.shield = True
                         closing.deadline = trio.current_time() + max(left(), LEAST_SECONDS)
+                        self._over_by = closing.deadline + CANCEL_SECONDS
         except BaseException as error:
             if (ended is not None and _holds(error, ended)) or for_above(error) is not None:
                 raise
             raise self._told(error, ended) from error
+        finally:
+            self._over_by = math.inf
         if closing.cancelled_caught:
             log.warning("the lifespan did not close within the grace time and was cancelled", group=self._worker)
         if ended is not None:  # and swallowed

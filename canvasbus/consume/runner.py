@@ -178,6 +178,11 @@ class Runner:
         if self._lifespan is not None:
             self._lifespan.interrupt()
 
+    async def tell_when_late(self) -> None:
+        """Tell when the worker leaves late because of its lifespan; until cancelled. (Handlers are told of by the worker.)"""
+        if self._lifespan is not None:
+            await self._lifespan.tell_when_late()
+
     @property
     def extended(self) -> float:
         """Until when some running handler may go on by its own word (`ctx.extend`), on our monotonic clock."""

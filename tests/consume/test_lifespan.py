@@ -2,10 +2,11 @@
 
 import threading
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 from typing import Any
 
 import pytest
+import structlog
 import trio
 import trio.testing
 from studio import Eyes, PaintingMade, quiet, runner_of, running
@@ -377,6 +378,34 @@ async def test_stopping_does_not_wait_for_what_is_still_being_opened(
     assert said == ["opening", "closed"]
     assert trio.current_time() - told <= 5
     assert runner_of(bus).statistics().state == "left"
+
+
+@pytest.mark.parametrize("now", ["opening", "closing"])
+async def test_who_is_waited_for_is_told(memory: MemoryServer, virtual: Clock, worker: Worker, now: str) -> None:
+    """Behind a shield nobody ends it: the bus waits, and says for what, once."""
+    other = Worker("archive")
+    other.lifespan(nullcontext)
+    other.on(PaintingMade)(lambda event: None)
+    begun = trio.Event()
+
+    @worker.lifespan
+    async def studio() -> AsyncIterator[None]:
+        if now == "closing":
+            yield
+        begun.set()
+        with trio.CancelScope(shield=True):
+            await trio.sleep(60)
+        if now == "opening":
+            yield
+
+    bus = EventBus("memory://", grace=5.0)
+    bus.add(worker)
+    bus.add(other)
+    with structlog.testing.capture_logs() as logs:
+        async with bus:
+            await until(lambda: begun.is_set() if now == "opening" else runner_of(bus).ready.is_set())
+    told = [(line["group"], line["now"]) for line in logs if "goes on although it was cancelled" in line["event"]]
+    assert told == [("framers", now)]
 
 
 async def test_a_plain_one_that_is_being_opened_is_closed_again(namespace: str, worker: Worker) -> None:
