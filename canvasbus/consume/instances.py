@@ -61,12 +61,12 @@ def forget(
     """Remove a group of one partition with all that belongs to it: cursors, pending entries, heartbeats, what its
     workers accept, dead letters, state, marks, declaration. Events for later that its handlers have set still come.
 
-    `beats`: only if the heartbeats are still these; False: they were not. `foreign`: streams that may have the group
+    `beats`: only if no heart has beaten since these were seen; False: one has. `foreign`: streams that may have the group
     without being known as topics."""
     (names,) = yield command("SMEMBERS", keys.topics)
     topics = {keys.stream(name.decode("utf-8", "replace")) for name in check(names, "look for topics")}
     streams = sorted(topics | set(foreign))
-    seen: list[bytes | str | int] = [word for pair in sorted((beats or {}).items()) for word in pair]
+    seen: list[bytes | str | int] = [word for pair in (beats or {}).items() for word in pair]
     args: list[bytes | str | int] = [group, -1 if beats is None else len(seen), *seen]
     hashes = [keys.beats(group), keys.groups]
     for some in chunks(streams):

@@ -134,16 +134,14 @@ FORGET: Final = Script(
 -- Remove a consumer group from some streams, or in the end what else it has, unless it has come to life again.
 -- KEYS[1] its heartbeats; KEYS[2] hash of declarations; KEYS[3..] streams, or keys of the group's own
 -- ARGV[1] 0: the keys are streams; else the end: delete them, the heartbeats and the declaration; [2] group;
--- [3] -1, or how many words follow: the heartbeats that the caller saw, sorted (name, count, ...)
--- Returns 1; 0: the heartbeats are others by now, and nothing was done
+-- [3] -1, or how many words follow: the heartbeats that the caller saw (name, count, ...)
+-- Returns 1; 0: a heart has beaten since, and nothing was done. One that is gone has not: somebody else forgets the group, too
 local group, words = ARGV[2], tonumber(ARGV[3])
 if words >= 0 then
-  local flat = redis.call('HGETALL', KEYS[1])
-  if #flat ~= words then return 0 end
-  local now = {}
-  for i = 1, #flat, 2 do now[flat[i]] = flat[i + 1] end
-  for i = 4, 3 + words, 2 do
-    if now[ARGV[i]] ~= ARGV[i + 1] then return 0 end
+  local seen, flat = {}, redis.call('HGETALL', KEYS[1])
+  for i = 4, 3 + words, 2 do seen[ARGV[i]] = ARGV[i + 1] end
+  for i = 1, #flat, 2 do
+    if seen[flat[i]] ~= flat[i + 1] then return 0 end
   end
 end
 for i = 3, #KEYS do

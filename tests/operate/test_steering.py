@@ -2,7 +2,7 @@
 
 import contextlib
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -205,21 +205,37 @@ def test_a_group_whose_workers_run_is_not_forgotten(eyes: Eyes, link: BlockingLi
         link.run(steering.forget([eyes.keys], "farmers"))
 
 
-def test_a_worker_that_starts_in_the_last_moment_keeps_its_group(eyes: Eyes, link: BlockingLink) -> None:
-    """Heartbeats that appear between looking and removing are noticed."""
-    everything(eyes, "framers")
+def forget_and_meanwhile(eyes: Eyes, link: BlockingLink, act: Callable[[], object]) -> bool:
+    """Whether the group could be forgotten, while somebody acts before each step that removes something."""
     operation = steering.forget([eyes.keys], "framers")
     replies = None
     while True:
         try:
             wish = operation.send(replies)  # type: ignore[arg-type]
         except StopIteration as stop:
-            result = stop.value
-            break
+            return bool(stop.value)
         if isinstance(wish, Packet) and b"EVALSHA" in wish.data:
-            eyes.call("HSET", eyes.keys.beats("framers"), "new-1", 1)
+            act()
         replies = link.request(wish) if isinstance(wish, Packet) else []
-    assert result is False
+
+
+def test_two_who_forget_a_group_at_once_have_both_forgotten_it(eyes: Eyes, link: BlockingLink) -> None:
+    """The heartbeats of its dead are gone when the other was faster, which is no worker that has started."""
+    everything(eyes, "framers")
+    others: list[bool] = []
+
+    def once() -> None:
+        if not others:
+            others.append(link.run(steering.forget([eyes.keys], "framers")))
+
+    assert forget_and_meanwhile(eyes, link, once) and others == [True]
+    assert link.run(groups([eyes.keys])) == []
+
+
+def test_a_worker_that_starts_in_the_last_moment_keeps_its_group(eyes: Eyes, link: BlockingLink) -> None:
+    """Heartbeats that appear between looking and removing are noticed."""
+    everything(eyes, "framers")
+    assert not forget_and_meanwhile(eyes, link, lambda: eyes.call("HSET", eyes.keys.beats("framers"), "new-1", 1))
     assert len(link.run(groups([eyes.keys]))) == 1
 
 
