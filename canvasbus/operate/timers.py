@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from canvasbus.errors import DecodeError
+from canvasbus.ids import id_order
 from canvasbus.operate.words import text
 from canvasbus.transport.resp import Operation, Reply, ReplyError, check, command, commands, pairs
 from canvasbus.wire import later
@@ -39,6 +40,8 @@ class Coming:
     unsorted: int
     """Entries of the inbox that nobody has put among the timers yet, because no bus of the namespace runs; those that
     were put there within the last hour may be counted too."""
+    unsorted_seconds: float
+    """How long the oldest of those has waited; a healthy bus needs a second or two."""
     now: datetime
     """When that was, on the server's clock, by which they come: ours may be another."""
 
@@ -47,6 +50,7 @@ def timers(partitions: Sequence[Keys], codec: Codec, *, limit: int = 50) -> Oper
     """The next `limit` timers of all partitions."""
     found: list[Timer] = []
     total = unsorted = 0
+    oldest: list[float] = []
     for keys in partitions:
         rows, count, groups = yield commands(
             ("ZRANGE", keys.timers, 0, limit - 1, "WITHSCORES"),
@@ -58,7 +62,9 @@ def timers(partitions: Sequence[Keys], codec: Codec, *, limit: int = 50) -> Oper
         cursor = sorted_until(groups)
         start = b"(" + cursor if cursor is not None else b"-"
         (waiting,) = yield command("XRANGE", keys.stream(LATER_INBOX), start, "+", "COUNT", 1000)
-        unsorted += len(waiting) if isinstance(waiting, list) else 0
+        if isinstance(waiting, list) and waiting:
+            unsorted += len(waiting)
+            oldest.append(id_order(waiting[0][0])[0] / 1000)
         names = flat[::2]
         if not names:
             continue
@@ -68,7 +74,8 @@ def timers(partitions: Sequence[Keys], codec: Codec, *, limit: int = 50) -> Oper
     found.sort(key=lambda timer: timer.due or datetime.max.replace(tzinfo=UTC))
     seconds, micros = map(int, check((yield command("TIME"))[0], "ask the time"))
     now = datetime.fromtimestamp(seconds, UTC).replace(microsecond=micros)
-    return Coming(tuple(found[:limit]), total, unsorted, now)
+    waited = max(0.0, now.timestamp() - min(oldest)) if oldest else 0.0
+    return Coming(tuple(found[:limit]), total, unsorted, waited, now)
 
 
 def sorted_until(groups: Reply) -> bytes | None:

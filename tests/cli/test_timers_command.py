@@ -8,6 +8,7 @@ from studio import Eyes, PaintingMade
 
 from canvasbus import Producer, clock
 from canvasbus.wire.codec import Codec
+from canvasbus.wire.keys import LATER_INBOX
 from canvasbus.wire.later import body
 
 
@@ -71,9 +72,16 @@ def test_what_is_late_goes_by_the_servers_clock(run: Run, eyes: Eyes, seconds: i
 
 
 def test_what_nobody_has_sorted_in_is_told(run: Run, eyes: Eyes) -> None:
-    """A Producer alone: its delayed events wait in the inbox."""
+    """A Producer alone: its delayed events wait in the inbox. That is wrong once they have waited there for longer than they
+    do beside a worker that runs."""
     with Producer(eyes.server.name, namespace=eyes.keys.namespace) as producer:
         producer.publish(PaintingMade(), delay=3600)
         assert producer.flush(10)
+    inbox = eyes.stream(LATER_INBOX)
+    ((entry_id, fields),) = eyes.call("XRANGE", inbox, "-", "+")
+    ran = run("timers")
+    assert ran.code == 0 and "not sorted in" in ran.err
+    eyes.call("DEL", inbox)
+    eyes.call("XADD", inbox, f"{int(entry_id.partition(b'-')[0]) - 10_000}-0", *fields)
     ran = run("timers")
     assert ran.code == 1 and "not sorted in" in ran.err
