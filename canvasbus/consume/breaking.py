@@ -109,8 +109,9 @@ class Breaking:
             self._late.remove(delivery)
             self._patient |= self.blocked and not down
         if delivery is self.probe and error is not None and isinstance(word_of(error), RetryLater):
-            self._put_off.add(delivery)  # back soon, it must not be one before all others each time
             self.lapsed(delivery)  # put off, by a rate limit for example, it may not have got as far as the outside
+            if not delivery.suspect:  # those wait in a line of their own
+                self._put_off.add(delivery)  # back soon, it must not be one before all others each time
         elif delivery is self.probe:
             self.probe = None
             self.circuit.judge(now, failed=down)
@@ -138,6 +139,7 @@ class Breaking:
 
     def lapsed(self, delivery: Delivery) -> None:
         """A delivery was dropped before it ran."""
+        self._put_off.discard(delivery)
         if delivery is self.probe:
             self.probe = None
             self.circuit.lapse()
@@ -175,6 +177,7 @@ class Breaking:
         self._fresh.clear()
         while len(self._tried) >= TRIED_KEPT:
             rest.append(self._tried.popleft())
+        self._put_off.difference_update(rest)  # an outage may last for days, and these are others' now
         self._hand_back(rest)
 
     async def run(self) -> None:

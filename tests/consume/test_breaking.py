@@ -1,5 +1,6 @@
 """A lane whose dependency is down: it rests and probes, no attempt is used up, nothing is lost, the others go on."""
 
+import itertools
 import json
 from collections import Counter
 from itertools import pairwise
@@ -18,7 +19,7 @@ from waiting import until
 from canvasbus.bus import EventBus
 from canvasbus.cli.health import _answer
 from canvasbus.transport.memory import MemoryServer
-from canvasbus.worker import Backoff, BatchFailure, Breaker, Reject, Worker
+from canvasbus.worker import Backoff, BatchFailure, Breaker, Reject, RetryLater, Worker
 
 OPENED = "what a handler calls is down; its lane rests, and tries again from time to time"
 CLOSED = "what a handler calls is back; its lane goes on"
@@ -122,6 +123,24 @@ async def test_an_event_that_is_itself_the_trouble_keeps_no_lane_shut(
     (letter,) = eyes.dead("callers")
     assert (letter.reason, letter.attempts) == ("exhausted", 3)
     assert framed(eyes) == dict.fromkeys(range(1, number + 1), 1)
+
+
+async def test_a_long_outage_takes_no_more_memory(virtual: Clock, memory: MemoryServer, namespace: str) -> None:
+    """Most probes are put off by their own word. Of what the lane has handed back since it remembers nothing."""
+    worker, runs = Worker("callers"), itertools.count()
+
+    @worker.on(PaintingMade, breaker=Breaker(failures=1, pause=2, cap=2, share=0))
+    async def call(event: PaintingMade) -> None:
+        if next(runs) % 50 == 0:
+            raise ConnectionRefusedError("nobody there")
+        raise RetryLater(after=1)
+
+    async with running(memory, worker, namespace=namespace) as bus:
+        await bus.publish_many([PaintingMade(number=n) for n in range(500)])
+        await until(lambda: bus.statistics()[0].retries > 1500, 3600)
+        (lane,) = runner_of(bus)._current.lanes  # type: ignore[union-attr]
+        assert lane.breaking is not None
+        await until(lambda: len(lane.breaking._put_off) <= lane.held + lane.waiting, 60)  # type: ignore[union-attr]
 
 
 async def test_what_one_process_cannot_do_others_do(virtual: Clock, memory: MemoryServer, namespace: str) -> None:
