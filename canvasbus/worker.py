@@ -99,8 +99,9 @@ async def serve(workers: tuple[Worker, ...], url: str, options: dict[str, Any]) 
 def end_stuck() -> None:
     """End a worker program whose loop is stuck: nothing in it could hand back or say goodbye, and whoever started it
     starts it anew. Called from another thread, after the log has been told why."""
-    threading.Timer(FLUSH_SECONDS, os._exit, (os.EX_SOFTWARE,)).start()  # should nobody read what is flushed
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(Exception):
-            stream.flush()
+    with suppress(RuntimeError):  # no more threads here: nothing is flushed then, for nobody may read it
+        threading.Timer(FLUSH_SECONDS, os._exit, (os.EX_SOFTWARE,)).start()
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(Exception):
+                stream.flush()
     os._exit(os.EX_SOFTWARE)

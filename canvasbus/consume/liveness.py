@@ -24,6 +24,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 
 import trio
 
@@ -167,7 +168,7 @@ class Heart:
         self.beats = 0
         """Beats that the server took."""
         self.refused = ""
-        """What the server says instead of counting; empty: it counts, or is away."""
+        """What the server says instead of counting, or what the beat failed of here; empty: it counts, or is away."""
         self._complain_at = -math.inf
         self._complained = False
         self._server = server
@@ -212,11 +213,16 @@ class Heart:
             if silent > self._blocked and not told:
                 self._tell_blocked(silent)
             told = silent > self._blocked
-            says, packet = self._next()
             try:
+                says, packet = self._next()
                 self._sent(link.request(packet), says)
             except TransportError:
                 self._said = b""  # told by those who read and settle
+            except Exception as error:  # there may be memory, or a file, for the next one
+                self._said = b""
+                link.close()
+                with suppress(Exception):
+                    self._missed("this worker cannot beat", f"{error!r}".removesuffix("()"))
         link.close()
 
     def _next(self) -> tuple[bytes, Packet]:
@@ -233,17 +239,24 @@ class Heart:
         counts, told = replies[: len(self._keys)], replies[len(self._keys) :]
         no = next((count for count in counts if isinstance(count, ReplyError)), None)
         self.beats += no is None
-        self.refused = "" if no is None else str(translate(no, "beat"))
-        if self.refused and clock.monotonic() >= self._complain_at:
-            self._complain_at, self._complained = clock.monotonic() + COMPLAIN_SECONDS, True
-            self._tell(log.error, "the server refuses this worker's heartbeat", error=self.refused)
-        elif self._complained and not self.refused:
-            self._complained = False
-            self._tell(log.info, "the server takes this worker's heartbeat again")
+        if no is not None:
+            self._missed("the server refuses this worker's heartbeat", str(translate(no, "beat")))
+        else:
+            self.refused = ""
+            if self._complained:
+                self._complained = False
+                self._tell(log.info, "the server takes this worker's heartbeat again")
         if told:
             self._said = b"" if any(isinstance(reply, ReplyError) for reply in told) else says
         elif 1 in counts:  # it had forgotten our beats, and the rest with them
             self._said = b""
+
+    def _missed(self, what: str, why: str) -> None:
+        """A beat was not counted, though the server is not away."""
+        self.refused = why
+        if clock.monotonic() >= self._complain_at:
+            self._complain_at, self._complained = clock.monotonic() + COMPLAIN_SECONDS, True
+            self._tell(log.error, what, error=why)
 
     def _tell_blocked(self, seconds: float) -> None:
         self._tell(
@@ -272,8 +285,12 @@ class Heart:
         loop."""
         facts = {"group": self._group} | facts
         teller = threading.Thread(target=how, args=(what,), kwargs=facts, name="canvasbus-stuck", daemon=True)
-        teller.start()
-        teller.join(TELL_SECONDS)
+        try:
+            teller.start()
+        except RuntimeError:  # no more threads here, and a heart that ended of that would end nothing that is stuck
+            how(what, **facts)
+        else:
+            teller.join(TELL_SECONDS)
 
     async def run_task(self) -> None:
         """Beat from a trio task, over a connection of its own as the thread does."""

@@ -91,7 +91,7 @@ class WorkerStatistics:
     not_ours: int
     """Outcomes dropped because the entry had been taken over."""
     unheard: str
-    """Why the server refuses its heartbeat; empty: it does not."""
+    """Why its heartbeat is not counted, though the server is not away; empty: it is."""
 
 
 class Runner:

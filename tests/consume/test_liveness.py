@@ -319,6 +319,56 @@ async def test_a_heart_survives_an_outage() -> None:
     heart.join(5)
 
 
+@pytest.mark.parametrize("blocks", [{"max_block": 0.01}, {"blocked": 0.01, "max_block": 0.3}])
+async def test_a_stuck_loop_is_ended_where_no_thread_can_be_had(
+    monkeypatch: pytest.MonkeyPatch, blocks: dict[str, float]
+) -> None:
+    """At its limit of processes nothing can be told in a thread of its own: it is told all the same, and who blocks the loop
+    is ended."""
+    stuck = threading.Event()
+    heart = Heart(MemoryServer(), [Keys()], "g", "me", Progress(), every=0.005, on_stuck=stuck.set, **blocks)
+    heart.start_thread()
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with structlog.testing.capture_logs() as logs:
+        monkeypatch.setattr(threading.Thread, "start", refuse)
+        assert stuck.wait(10)
+        monkeypatch.undo()
+    heart.stop()
+    heart.join(5)
+    assert logs[-1]["log_level"] == "critical"
+
+
+async def test_a_heart_survives_what_its_process_lacks() -> None:
+    """No memory for the answer to a beat, no memory to connect anew: it is told, and beats again when there is some. A worker
+    that goes on without a heartbeat would look dead to all others, and what it has would run twice."""
+    server = FaultyServer(MemoryServer())
+    heart = Heart(server, [Keys()], "g", "me", Progress(), every=0.005)
+    lacking = 0
+
+    def lack(data: bytes) -> None:
+        nonlocal lacking
+        if lacking:
+            lacking -= 1
+            raise MemoryError
+
+    server.on_packet = lack
+    heart.start_thread()
+    await until(lambda: heart.beats >= 2)
+    with structlog.testing.capture_logs() as logs:
+        lacking = 3
+        await until(lambda: lacking == 0)
+        before = heart.beats
+        await until(lambda: heart.beats > before + 2)
+    heart.stop()
+    heart.join(5)
+    told = ["this worker cannot beat", "the server takes this worker's heartbeat again"]
+    assert [entry["event"] for entry in logs] == told and heart.refused == ""
+    assert logs[0]["error"] == "MemoryError"
+
+
 class Pauses(threading.Event):
     """Instead of a heart's stop: notes for how long it would wait, and lets time pass at once."""
 

@@ -128,3 +128,20 @@ def test_somebodys_own_program_is_told_and_goes_on(server_url: str, namespace: s
     )
     assert run.returncode == 0, run.stderr
     assert STUCK in run.stdout and run.stdout.rstrip().endswith("still here")
+
+
+WITHOUT_THREADS = """
+import threading
+from canvasbus.worker import end_stuck
+
+def refuse(thread):
+    raise RuntimeError("can't start new thread")
+
+threading.Thread.start = refuse
+end_stuck()
+"""
+
+
+def test_a_stuck_worker_ends_where_no_thread_can_be_had() -> None:
+    """At its limit of processes nothing watches over what is flushed: it ends all the same, and with 70."""
+    assert subprocess.run([sys.executable, "-c", WITHOUT_THREADS], timeout=60).returncode == 70
