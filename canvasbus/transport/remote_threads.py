@@ -13,7 +13,7 @@ import hiredis
 from canvasbus.errors import Refused, TransportError, Unavailable
 from canvasbus.transport.address import Address
 from canvasbus.transport.remote import RECEIVE_BYTES, connect_failure, handshake_failure, no_pong, tls_context
-from canvasbus.transport.resp import UNASKED, Reply, ReplyError, commands
+from canvasbus.transport.resp import NO_MEMORY, UNASKED, Reply, ReplyError, commands
 
 _NOTHING = object()
 
@@ -123,7 +123,10 @@ class RemoteBlockingConnection:
         except (exceptions.ConnectionError, exceptions.TimeoutError, OSError, AttributeError) as error:
             self.close()
             raise Unavailable(f"{self._name}: {_told(error)}", ambiguous=True) from error
-        except (hiredis.ProtocolError, MemoryError) as error:
+        except MemoryError as error:
+            self.close()
+            raise Unavailable(f"{self._name}: {NO_MEMORY}", ambiguous=True) from error
+        except hiredis.ProtocolError as error:
             self.close()
             raise Unavailable(f"{self._name} does not speak the Redis protocol ({error})", ambiguous=True) from error
         except BaseException:  # half a request has gone: whoever comes next must not read its reply

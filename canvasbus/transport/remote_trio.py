@@ -11,7 +11,7 @@ import trio
 from canvasbus.errors import Refused, Unavailable
 from canvasbus.transport.address import Address
 from canvasbus.transport.remote import RECEIVE_BYTES, connect_failure, handshake_failure, no_pong, tls_context
-from canvasbus.transport.resp import UNASKED, Reply, ReplyError, commands
+from canvasbus.transport.resp import NO_MEMORY, UNASKED, Reply, ReplyError, commands
 
 _SOCKET_BUFFER = 512 * 1024  # a batch of 500 events leaves in one system call
 _NOTHING = object()
@@ -129,7 +129,9 @@ class RemoteConnection:
             try:
                 reader.feed(data)
                 replies = list(iter(reader.gets, _NOTHING))
-            except (hiredis.ProtocolError, MemoryError) as error:  # the latter: an array of four billion is announced
+            except MemoryError as error:  # also where a stranger announces an array of four billion
+                raise Refused(f"{self._name}: {NO_MEMORY}") from error
+            except hiredis.ProtocolError as error:
                 raise Refused(f"{self._name} does not speak the Redis protocol ({error})") from error
             if replies:
                 return replies

@@ -19,6 +19,9 @@ ReplyError = hiredis.ReplyError
 UNASKED = "the server sent more than was asked for, so no reply on this connection can be trusted"
 """Why a connection is given up on which replies and requests do not pair up."""
 
+NO_MEMORY = "this process has no memory for the server's answer"
+"""Why one is given up that brings more than there is room for."""
+
 
 class Packet(NamedTuple):
     """Bytes for the server and how many replies they bring. A packet may begin what the next one ends (see

@@ -19,6 +19,7 @@ from canvasbus.transport.address import parse
 from canvasbus.transport.blocking import BlockingLink
 from canvasbus.transport.connect import open_server
 from canvasbus.transport.link import Link
+from canvasbus.transport.resp import command
 
 SECRET = "s3cret-0f-the-studio"
 MakeServer = Callable[..., ServerProcess]
@@ -294,6 +295,32 @@ async def test_a_server_that_is_no_redis(ask: Ask, nursery: trio.Nursery) -> Non
     with pytest.raises(Refused, match="does not speak the Redis protocol"):
         await ask(f"redis://127.0.0.1:{port}", "PING")
     nursery.cancel_scope.cancel()
+
+
+async def test_an_answer_for_which_there_is_no_memory(server_url: str) -> None:
+    """It is said so, by either kind of connection: the server is not to blame, and is not said to speak another protocol."""
+
+    class Full:
+        def has_data(self) -> bool:
+            return False
+
+        def feed(self, data: bytes) -> None:
+            raise MemoryError
+
+    server = open_server(server_url)
+    link = Link(server)
+    await link.connect()
+    link._connection._reader = Full()  # type: ignore[union-attr]
+    with pytest.raises(Unavailable, match="this process has no memory for the server's answer"):
+        await link.request(command("PING"))
+    await link.aclose()
+    blocking = BlockingLink(server)
+    blocking.call("PING")
+    blocking._connection._reader = Full()  # type: ignore[union-attr]
+    with pytest.raises(Unavailable, match="this process has no memory for the server's answer"):
+        blocking.call("PING")
+    assert blocking.call("PING") == b"PONG"
+    blocking.close()
 
 
 async def test_a_server_that_hangs_up(ask: Ask, nursery: trio.Nursery) -> None:
