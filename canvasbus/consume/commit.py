@@ -8,11 +8,16 @@ from canvasbus.consume.changes import Changes
 from canvasbus.consume.delivery import Delivery
 from canvasbus.transport.resp import Argument
 
+HEAD_BYTES = 1024
+"""Of an entry that is compared, besides its length: the event's id comes first there, and a batch of whole ones may be large."""
+
 
 class Commit:
     """What the settle script is to do about one delivery."""
 
-    __slots__ = ("burial", "changes", "count", "delivery", "derived", "done", "lost", "payloads", "pool", "size")
+    __slots__ = (
+        "burial", "changes", "compares", "count", "delivery", "derived", "done", "lost", "payloads", "pool", "size",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -39,6 +44,9 @@ class Commit:
         """Its entry is gone from the stream, and pending under whatever name."""
         self.pool = pool
         """Where the entry goes instead of being acknowledged."""
+        self.compares = False
+        """What lies under the entry's id is compared with what was read: a server that lost its last seconds, and whose clock
+        is behind the last id of the stream, has given the id to another event."""
         self.done: trio.Event | None = None
         """Set when the server has it; there is one only where somebody waits."""
 
@@ -71,7 +79,11 @@ def script_words(commits: Sequence[Commit]) -> tuple[Iterable[bytes], str, list[
         else:
             verb = "lose" if commit.lost else "bury" if commit.burial else "ack"
             changes = commit.changes
-            args += (verb, len(commit.payloads) + (len(changes) if changes else 0))
+            compares = commit.compares and not commit.lost
+            args += (verb, compares + len(commit.payloads) + (len(changes) if changes else 0))
+            if compares:
+                read = b"".join(delivery.fields)
+                args += ("same", index(delivery.topic.stream), delivery.entry_id, len(read), read[:HEAD_BYTES])
             if changes:
                 args += changes.before(index)
             for stream, data in commit.payloads:

@@ -428,6 +428,8 @@ class Settler:
     async def _prepare(self, chunk: list[Commit]) -> bool:
         """See to what must be there before a commit. True: each entry is to be looked up."""
         doubts = await self._doubts(chunk)
+        for commit in chunk if doubts else ():
+            commit.compares = True
         await self.holding.run(self._link)  # first of all: what is looked up must be found
         if self._fresh:  # new topics are announced before their first entry, so that globs find them
             fresh = sorted(self._fresh)

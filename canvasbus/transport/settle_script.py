@@ -19,6 +19,7 @@ SETTLE: Final = Script(
 --   verb "park": give the entry to the pool that is named next (n = 0)
 --   verb "lose": as "bury", for an entry that is gone from its stream, whoever it is pending under
 -- A step is one of, in this order:
+--   "same", index of its stream, its entry id, its length, its beginning   another entry must not lie there: that is not ours
 --   "once", index of a string, entry         if there is a mark it must name this entry; else nothing is done but to acknowledge
 --   "if", index of a string, its token      the state must be as it was read; else nothing of this outcome is done
 --   index of a stream, bytes                append
@@ -61,6 +62,12 @@ for i = 2, #KEYS do
 end
 local wrote, now = false, nil
 local steps = {
+  same = {size = 5, run = function(key, at)
+    local rows = redis.call('XRANGE', key, ARGV[at + 2], ARGV[at + 2])
+    if #rows == 0 then return true end  -- trimmed
+    local fields, head = table.concat(rows[1][2]), ARGV[at + 4]
+    return #fields == tonumber(ARGV[at + 3]) and string.sub(fields, 1, #head) == head or 0
+  end},
   once = {size = 3, run = function(key, at)
     local known = redis.call('GET', key)
     return not known or known == ARGV[at + 2] or 3

@@ -98,6 +98,46 @@ async def test_what_another_was_given_meanwhile_is_not_committed(
     assert {owner for _, owner, _ in eyes.pending("framers")} == {"another"}
 
 
+GIVE_ITS_ID_TO = """
+local id = redis.call('XRANGE', KEYS[1], '-', '+')[1][1]
+redis.call('DEL', KEYS[1])
+redis.call('XADD', KEYS[1], id, 'e', ARGV[2])
+return redis.call('XGROUP', 'CREATE', KEYS[1], ARGV[1], '0')
+"""
+
+
+@pytest.mark.parametrize("emits", [True, False], ids=["emits", "emits nothing"])
+async def test_an_id_that_was_given_again_to_another_event(
+    faulty: FaultyServer, namespace: str, eyes: Eyes, emits: bool
+) -> None:
+    """A worker runs an event that the server forgets; the next one gets its id, since the clock is behind the stream. What the
+    first run made is dropped, and the event of now is handled."""
+    opened = trio.Event()
+    runs: list[int] = []
+    worker = Worker("framers")
+
+    @worker.on(PaintingMade)
+    async def frame(event: PaintingMade) -> PaintingFramed | None:
+        runs.append(event.number)
+        if event.number == 1:
+            await opened.wait()
+        return PaintingFramed(number=event.number) if emits else None
+
+    async with running(faulty, worker, namespace=namespace) as bus:
+        await bus.publish(PaintingMade(number=1))
+        await until(lambda: runs == [1])
+        other = b'{"type": "painting.made", "data": {"number": 2}}'
+        eyes.call("EVAL", GIVE_ITS_ID_TO, 1, eyes.stream(), "framers", other)
+        faulty.replace()
+        topic = subscription_of(bus).topics[eyes.stream()]
+        await until(lambda: topic.doubt != NO_DOUBT and len(eyes.pending("framers")) == 1)
+        opened.set()
+        await until(lambda: runs == [1, 2], 15)
+        await quiet(eyes, "framers")
+        assert runner_of(bus).statistics().not_ours == 1
+    assert [event.number for event in eyes.events("painting.framed")] == ([2] if emits else [])
+
+
 async def test_a_restart_that_forgot_nothing_costs_nothing(faulty: FaultyServer, namespace: str, eyes: Eyes) -> None:
     """What is held across it is committed as ours, and the doubt ends with the last of it."""
     gate = Gate()
