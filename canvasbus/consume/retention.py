@@ -3,7 +3,9 @@
 Theory of operation. Each type has targets: age, entries, bytes. Once in a while the maintainer of a partition removes
 what is older than they ask for, but never past the floor: the oldest entry that a declared group has not handled. Floor
 and removal are one script, so nobody can fall behind in between. A group counts from its declaration until `canvasbus
-groups forget`, or until none of its workers has beaten for GROUP_LEASE_SECONDS, which `bus.loss` tells first. Whoever could
+groups forget`, or until none of its workers has beaten for GROUP_LEASE_SECONDS, which `bus.loss` tells first. When nobody at all has watched
+for more than half of that (all was off, or a backup was put back), that time counts for no group: its workers may be the
+next to start. Whoever could
 not see heartbeats for a while (the server was away, or had no memory for them) lets no group go until it has looked on for a
 few seconds: those who live have had time to say so then.
 
@@ -258,6 +260,11 @@ class Trimmer:
         known = dict(_pairs(seen))
         counting: list[Group] = []
         news: list[bytes | str | int] = []
+        unwatched = seconds - _moment(known.pop(_WATCHED, None), seconds)
+        if unwatched >= _step(self._lease) or _WATCHED.encode() not in seen:
+            news += (_WATCHED, seconds)
+        if unwatched <= self._lease / 2:
+            unwatched = 0
         for asked in chunks(declared):
             replies = yield commands(*(("HGETALL", keys.beats(group.name)) for group in asked))
             for group, beats in zip(asked, replies, strict=True):
@@ -268,9 +275,12 @@ class Trimmer:
                 total = sum(count_in(count) or 0 for _, count in _pairs(beats))
                 last_total, last_seconds, told = _seen(known.get(group.name))
                 lease = instances.LEASE_SECONDS if group.instance else self._lease
+                if unwatched and not told:
+                    last_seconds += unwatched
+                    news += (group.name, f"{last_total} {last_seconds} 0")
                 if total != last_total:
                     # In steps: written at each beat it would be a command a second for each group.
-                    if seconds - last_seconds >= min(lease / 4, 3600.0) or told:
+                    if seconds - last_seconds >= _step(lease) or told:
                         news += (group.name, f"{total} {seconds} 0")
                 elif judge and seconds - last_seconds > lease:
                     if not told and not group.instance:
@@ -335,6 +345,20 @@ def _expired(group: str, seconds: float) -> BusLoss:
         reason="group_expired",
         detail=f"group {group} has had no worker for {seconds / 86400:.1f} days: what it has not handled is kept no longer",
     )
+
+
+_WATCHED = "~watched"
+"""Stands among the groups for when somebody last looked which of them live."""
+
+
+def _moment(value: bytes | None, now: int) -> int:
+    """`now` where there is none yet, or none that is one."""
+    return min(int(value), now) if value and value.isdigit() and len(value) < 20 else now
+
+
+def _step(lease: float) -> float:
+    """How old what is noted of a life may get."""
+    return min(lease / 4, 3600.0)
 
 
 def _seen(value: bytes | None) -> tuple[int, int, bool]:

@@ -164,7 +164,8 @@ class Keys:
 
     @property
     def group_seen(self) -> bytes:
-        """Hash: declared group → its heartbeats, all in all, and when they were last seen to grow."""
+        """Hash: declared group → its heartbeats, all in all, and when they were last seen to grow; `~watched` → when somebody
+        last looked."""
         return self._key("group-seen")
 
     def marks(self, event_type: str) -> bytes:
