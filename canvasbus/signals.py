@@ -16,7 +16,11 @@ from contextlib import asynccontextmanager
 
 import trio
 
+from canvasbus import clock
 from canvasbus.log import get_logger
+
+SAME_SECONDS = 0.5
+"""A signal so soon after the first is the same one: `timeout` and shells signal a process, and then its whole group."""
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _forking = threading.local()
@@ -29,6 +33,7 @@ class _Ear:
 
     def __init__(self, supervisor: int | None) -> None:
         self.heard = False
+        self._again_from = 0.0
         self.told = trio.Event()
         self.scope = trio.CancelScope()
         self._supervisor = supervisor
@@ -37,8 +42,9 @@ class _Ear:
     def __call__(self, number: int, _frame: object) -> None:
         first, self.heard = not self.heard, True
         if first:
+            self._again_from = clock.monotonic() + SAME_SECONDS
             self._token.run_sync_soon(self._drain, number)
-        elif os.getppid() != self._supervisor:
+        elif clock.monotonic() >= self._again_from and os.getppid() != self._supervisor:
             os._exit(128 + number)
 
     def _drain(self, number: int) -> None:
@@ -50,8 +56,9 @@ class _Ear:
 @asynccontextmanager
 async def until_signal(*, supervisor: int | None = None) -> AsyncIterator[trio.Event]:
     """Run the block until SIGTERM or SIGINT, which sets the event that it is given: the block may have come to its own
-    end in the same moment. A second signal while the program drains ends the process at once; not while its parent
-    of the number `supervisor` lives: whoever stops a whole service (systemd does) signals each process, and so does that."""
+    end in the same moment. A second signal, SAME_SECONDS after the first or later, ends the process at once; not while its
+    parent of the number `supervisor` lives: whoever stops a whole service (systemd does) signals each process, and so does
+    that."""
     ear = _Ear(supervisor)
     before = [(number, signal.signal(number, ear)) for number in _SIGNALS]
     try:

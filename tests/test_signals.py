@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 import trio
+from waiting import TurnedClock
 
-from canvasbus.signals import until_signal
+from canvasbus import clock
+from canvasbus.signals import SAME_SECONDS, until_signal
 
 
 @pytest.fixture(autouse=True)
@@ -33,6 +35,20 @@ async def test_a_signal_as_the_block_ends_is_told() -> None:
     async with until_signal() as told:
         os.kill(os.getpid(), signal.SIGTERM)
     assert told.is_set()
+
+
+async def test_a_second_signal_ends_the_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    """But not one that comes with the first: `timeout` signals its child, and then its own group."""
+    ended = list[int]()
+    monkeypatch.setattr(os, "_exit", ended.append)
+    with clock.using(TurnedClock()) as now:
+        async with until_signal() as told:
+            for _ in range(2):
+                os.kill(os.getpid(), signal.SIGTERM)
+        assert told.is_set() and not ended
+        now.turn(SAME_SECONDS)
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert ended == [128 + signal.SIGTERM]
 
 
 async def test_a_block_without_a_signal_leaves_the_handlers_as_they_were() -> None:

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from canvasbus.cli.reload import Sources, syntax_error
 from canvasbus.errors import ConfigError
 from canvasbus.log import get_logger
+from canvasbus.signals import SAME_SECONDS
 
 RESTART_FIRST = 1.0
 RESTART_MOST = 30.0
@@ -82,8 +83,15 @@ def supervise(commands: Sequence[list[str]], environ: dict[str, str], sources: S
     children = [_Child(number, command, environ) for number, command in enumerate(commands)]
     stopping: list[int] = []
     """The signals; 0: a process has found its settings wrong."""
+    again_from = 0.0
 
     def pass_on(number: int, _frame: object) -> None:
+        nonlocal again_from
+        if number:
+            now = time.monotonic()
+            if now < again_from:
+                return
+            again_from = again_from or now + SAME_SECONDS
         stopping.append(number)
         for child in children:
             tell(child)
