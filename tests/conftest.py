@@ -8,6 +8,7 @@ for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
 
 import gc
 import itertools
+import signal
 import uuid
 from collections.abc import Callable, Generator, Iterator
 
@@ -26,6 +27,9 @@ from canvasbus.transport.memory import MemoryServer
 for _name in list(os.environ):  # a developer's own settings must not steer the tests
     if _name.startswith("CANVASBUS_") and not _name.startswith(("CANVASBUS_TEST_", "CANVASBUS_REQUIRE_")):
         del os.environ[_name]
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # what a shell starts in the background would never hear Ctrl-C
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 GIVEN = os.environ.get("CANVASBUS_TEST_REDIS_URL")
 KINDS = ("given",) if GIVEN else tuple(binaries())

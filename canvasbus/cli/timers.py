@@ -41,8 +41,14 @@ def run(context: Context, args: argparse.Namespace) -> int:
     elif not coming.total and not coming.unsorted and not out.json:
         out.note(f"no timers in {context.where}")
     if late or coming.unsorted:
+        said = [f"{late:,} {'is' if late == 1 else 'are'} late"] if late else []
+        said += (
+            [f"{coming.unsorted:,} more {'is' if coming.unsorted == 1 else 'are'} not listed yet"]
+            if coming.unsorted
+            else []
+        )
         out.note(
-            "some are late or not sorted in yet: both are done within a second or two while a worker or an EventBus of the "
-            "namespace runs, and not at all while none does"
+            f"{' and '.join(said)}: a second or two is usual while a worker or an EventBus of the namespace runs; while none "
+            "does, nothing comes"
         )
     return 1 if late or coming.unsorted_seconds > LATE_SECONDS else 0

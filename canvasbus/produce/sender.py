@@ -360,7 +360,7 @@ class Sender:
         buffer = self.buffer
         failed = buffer.failed
         lost = f", {failed:,} dropped, refused or unknown so far" if failed else ""
-        wait = f"; {_events(buffer.waiting)} ({buffer.bytes:,} bytes) wait" if self._troubled else ""
+        wait = f"; {_events(buffer.waiting)} ({buffer.bytes:,} bytes in memory) wait" if self._troubled else ""
         self._log(logging.WARNING, "%s%s%s", self.last_error, wait, lost)
 
     def _settle(self, lane: int, items: Sequence[Outgoing], results: list[Result]) -> None:

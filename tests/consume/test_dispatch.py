@@ -563,7 +563,7 @@ async def test_a_plain_function_cannot_be_stopped_and_keeps_its_slot(
 
     async with running(any_url, worker, namespace=namespace) as bus:
         await bus.publish_many([PaintingMade(number=i) for i in range(2)])
-        await until(lambda: runner_of(bus).statistics().timeouts >= 1)
+        await until(lambda: runs and runner_of(bus).statistics().timeouts >= 1)
         assert runs == [0] and runner_of(bus).statistics().running == 1
         go_on.set()
         await quiet(eyes)

@@ -287,7 +287,7 @@ def test_one_warning_a_minute(
         soon(lambda: sender._troubled)
         attempts(5)
         soon(lambda: len(warnings()) == 1)
-        assert warnings()[0] == f"memory://{namespace} is switched off; 1 event (126 bytes) wait"
+        assert warnings()[0] == f"memory://{namespace} is switched off; 1 event (126 bytes in memory) wait"
         offset = 61.0
         soon(lambda: bus.flush(timeout=0.02) or len(warnings()) == 2)
         attempts(5)

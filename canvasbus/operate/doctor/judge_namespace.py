@@ -105,6 +105,7 @@ def _keys(facts: NamespaceFacts) -> Iterator[Finding]:
     total = sum(facts.keys.values())
     if not facts.wrong and total:
         kinds = ", ".join(f"{number:,} {kind}" for kind, number in facts.keys.most_common(4))
+        kinds += ", and others" if len(facts.keys) > 4 else ""
         yield Finding(
             _level(facts), "keys", f"{count(total, 'key')} ({kinds}), of the right types", estimate=not facts.complete
         )
