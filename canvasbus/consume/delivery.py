@@ -42,8 +42,8 @@ class Topic:
         """Entry ids that are pending under our name and in our hands."""
         self.suspects: dict[bytes, Delivery] = {}
         """Those of them whose last owner died, by entry id."""
-        self.acks: list[bytes] = []
-        """Entry ids that are done, emit nothing and wait for the next XACK."""
+        self.acks: list[Delivery] = []
+        """What is done, emits nothing and waits for the next XACK."""
 
     def let_go(self, entry_ids: Collection[bytes]) -> None:
         """These are in our hands no more."""
@@ -56,9 +56,13 @@ class Topic:
         """What is in our hands was given to us by another server than the one of now."""
         self.doubt = max(map(id_order, self.held), default=self.doubt)
 
+    def doubts(self, entry_id: bytes) -> bool:
+        """Whether what this entry is to the server of now has to be looked up."""
+        return self.doubt is not NO_DOUBT and id_order(entry_id) <= self.doubt
+
     def trust_again(self) -> bool:
         """Forget a doubt that nothing in our hands falls under. True: there was one."""
-        if self.doubt == NO_DOUBT or any(id_order(entry_id) <= self.doubt for entry_id in self.held):
+        if self.doubt is NO_DOUBT or any(map(self.doubts, self.held)):
             return False
         self.doubt = NO_DOUBT
         return True

@@ -21,7 +21,7 @@ import trio
 
 from canvasbus import clock
 from canvasbus.consume.breaking import TRIED_KEPT, Breaking
-from canvasbus.consume.delivery import NO_DOUBT, Delivery
+from canvasbus.consume.delivery import Delivery
 from canvasbus.consume.handlers import Handler
 from canvasbus.consume.inbox import DUPLICATE, TWIN_SECONDS, NotRun
 from canvasbus.consume.invoke import for_above, invoker
@@ -268,11 +268,11 @@ class Lane:
                     self._ended(delivery, Raised(error))
                 else:
                     slot.delivery = None
-                    topic = delivery.topic
-                    if result is None and not delivery.look and delivery.run is None and topic.doubt is NO_DOUBT:
+                    if result is None and not delivery.look and delivery.run is None:
                         statistics.handled += 1
+                        topic = delivery.topic
                         acks = topic.acks
-                        acks.append(delivery.entry_id)
+                        acks.append(delivery)
                         if len(acks) == 1:
                             topic.settler.poke()
                     else:

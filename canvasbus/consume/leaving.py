@@ -177,8 +177,9 @@ class Leaving:
             for subscription in self._subscriptions:
                 for topic in subscription.topics.values():
                     if topic.acks:  # done, but the settler had no time to say so
-                        await link.request(command("XACK", topic.stream, self._group, *topic.acks))
-                        topic.held.difference_update(topic.acks)
+                        done = [delivery.entry_id for delivery in topic.acks]
+                        await link.request(command("XACK", topic.stream, self._group, *done))
+                        topic.held.difference_update(done)
             away = False
             # What failed within the grace time may not have been written down yet.
             failures = {(d.topic, d.entry_id): d.failures for lane in self._lanes for d in lane.put_off}

@@ -11,7 +11,7 @@ from typing import Any
 
 from canvasbus import clock, ids
 from canvasbus.consume.changes import Changes
-from canvasbus.consume.delivery import NO_DOUBT, Delivery
+from canvasbus.consume.delivery import Delivery
 from canvasbus.consume.handlers import Handler
 from canvasbus.consume.inbox import Inbox
 from canvasbus.consume.invoke import for_above
@@ -72,7 +72,7 @@ class Outcomes:
 
     def done(self, delivery: Delivery) -> None:
         """Nothing follows from it: acknowledge."""
-        delivery.topic.acks.append(delivery.entry_id)
+        delivery.topic.acks.append(delivery)
         delivery.topic.settler.poke()
 
     def ended(
@@ -113,7 +113,7 @@ class Outcomes:
                 self.statistics.handled += 1
                 if self.inbox is not None:
                     changes = self.inbox.mark(delivery, changes)
-                if outgoing or delivery.look or changes or delivery.topic.doubt is not NO_DOUBT:
+                if outgoing or delivery.look or changes:
                     delivery.topic.settler.commit(delivery, outgoing, changes)
                 else:
                     self.done(delivery)

@@ -36,18 +36,16 @@ from canvasbus.consume.holding import Holding
 from canvasbus.consume.policy import count_for
 from canvasbus.consume.state import StateStore
 from canvasbus.errors import Refused, TransportError, Unavailable
-from canvasbus.ids import id_order
 from canvasbus.log import get_logger
 from canvasbus.transport.link import Link, SharedLink
 from canvasbus.transport.resp import (
     Argument,
-    Packet,
     Reply,
     ReplyError,
     code,
     command,
+    commands,
     is_no_group,
-    pack,
     translate,
 )
 from canvasbus.transport.server import Server
@@ -265,21 +263,17 @@ class Settler:
             await self._commit(chunk)
 
     async def _acknowledge(self, topics: list[Topic]) -> None:
-        batches = []
+        done = {topic: topic.acks for topic in topics}
         for topic in topics:
-            entry_ids, topic.acks = topic.acks, []
-            batches.append((topic, entry_ids))
-        packet = Packet(
-            b"".join([pack("XACK", topic.stream, self._group, *entry_ids) for topic, entry_ids in batches]),
-            len(batches),
-        )
+            topic.acks = []
         try:
-            failures = await self._repeat(packet)
+            failures = await self._repeat(done)
         except trio.Cancelled:  # whoever leaves says it once more
-            for topic, entry_ids in batches:
-                topic.acks[:0] = entry_ids
+            for topic, deliveries in done.items():
+                topic.acks[:0] = deliveries
             raise
-        for (topic, entry_ids), refused in zip(batches, failures, strict=True):
+        for (topic, deliveries), refused in zip(done.items(), failures, strict=True):
+            entry_ids = [delivery.entry_id for delivery in deliveries]
             if refused is None:
                 self.statistics.acked += len(entry_ids)
             else:
@@ -292,12 +286,19 @@ class Settler:
             topic.let_go(entry_ids)
             topic.lane.settled(len(entry_ids))
 
-    async def _repeat(self, packet: Packet) -> list[TransportError | None]:
-        """Send acknowledgements until they are answered, and this user may send them; returns which were refused, and why."""
+    async def _repeat(self, done: dict[Topic, list[Delivery]]) -> list[TransportError | None]:
+        """Send acknowledgements until they are answered, and this user may send them; returns which were refused, and why.
+        What the server may have given to another event meanwhile becomes a commit, which looks."""
         backoff = ServerBackoff("settling waits for the server", self._group)
         while True:
             try:
-                replies = await self._link.request(packet)
+                await self._link.connect()
+                self._commit_doubtful(done)
+                words: list[tuple[Argument, ...]] = [
+                    ("XACK", topic.stream, self._group, *[d.entry_id for d in deliveries])
+                    for topic, deliveries in done.items()
+                ]
+                replies = await self._link.request(commands(*words)) if words else []
                 failures = [translate(r, "acknowledge") if isinstance(r, ReplyError) else None for r in replies]
                 waiting = (
                     found
@@ -311,6 +312,16 @@ class Settler:
                 failure = error
             self.statistics.repeated += 1
             await backoff.wait(failure)
+
+    def _commit_doubtful(self, done: dict[Topic, list[Delivery]]) -> None:
+        replaced = self._link.history != self.reads_from
+        for topic, deliveries in list(done.items()):
+            if replaced or topic.doubt is not NO_DOUBT:
+                doubtful = {d.entry_id for d in deliveries if replaced or topic.doubts(d.entry_id)}
+                self._commits.extend(Commit(d, []) for d in deliveries if d.entry_id in doubtful)
+                done[topic] = [d for d in deliveries if d.entry_id not in doubtful]
+                if not done[topic]:
+                    del done[topic]
 
     async def _commit(self, chunk: list[Commit]) -> None:
         backoff = ServerBackoff("settling waits for the server", self._group)
@@ -419,11 +430,7 @@ class Settler:
             await link.connect()
         if link.history != self.reads_from or (not link.history and link.epoch > 1):
             return True
-        return any(
-            commit.delivery.topic.doubt != NO_DOUBT
-            and id_order(commit.delivery.entry_id) <= commit.delivery.topic.doubt
-            for commit in chunk
-        )
+        return any(commit.delivery.topic.doubts(commit.delivery.entry_id) for commit in chunk)
 
     async def _prepare(self, chunk: list[Commit]) -> bool:
         """See to what must be there before a commit. True: each entry is to be looked up."""

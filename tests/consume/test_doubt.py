@@ -138,6 +138,31 @@ async def test_an_id_that_was_given_again_to_another_event(
     assert [event.number for event in eyes.events("painting.framed")] == ([2] if emits else [])
 
 
+async def test_an_id_that_was_given_again_while_its_acknowledgement_was_on_its_way(
+    faulty: FaultyServer, namespace: str, eyes: Eyes
+) -> None:
+    """The server fails before it hears that the first event is done. What is acknowledged then is not the event that has its
+    id by now."""
+    runs: list[int] = []
+    worker = Worker("framers")
+
+    @worker.on(PaintingMade)
+    async def frame(event: PaintingMade) -> None:
+        runs.append(event.number)
+
+    async with running(faulty, worker, namespace=namespace) as bus:
+        faulty.faults.append(Fault("lose_request", b"XACK", times=10**9))
+        await bus.publish(PaintingMade(number=1))
+        await until(lambda: faulty.struck > 0)
+        other = b'{"type": "painting.made", "data": {"number": 2}}'
+        eyes.call("EVAL", GIVE_ITS_ID_TO, 1, eyes.stream(), "framers", other)
+        faulty.replace()
+        await until(lambda: len(eyes.pending("framers")) == 1)
+        faulty.faults.clear()
+        await until(lambda: runs == [1, 2], 15)
+        await quiet(eyes, "framers")
+
+
 async def test_a_restart_that_forgot_nothing_costs_nothing(faulty: FaultyServer, namespace: str, eyes: Eyes) -> None:
     """What is held across it is committed as ours, and the doubt ends with the last of it."""
     gate = Gate()
