@@ -51,6 +51,13 @@ class Commit:
         """Set when the server has it; there is one only where somebody waits."""
 
     @property
+    def verb(self) -> str:
+        """What the settle script calls it."""
+        if self.count is not None:
+            return "try"
+        return "park" if self.pool else "lose" if self.lost else "bury" if self.burial else "ack"
+
+    @property
     def needs_memory(self) -> bool:
         """A server at its maxmemory may refuse it."""
         return not self.burial and bool(self.payloads or self.changes)
@@ -70,24 +77,22 @@ def script_words(commits: Sequence[Commit]) -> tuple[Iterable[bytes], str, list[
 
     args: list[Argument] = []
     for commit in commits:
-        delivery = commit.delivery
-        args += (index(delivery.topic.stream), delivery.entry_id)
+        delivery, changes = commit.delivery, commit.changes
+        stream = index(delivery.topic.stream)
+        compares = commit.compares and not commit.lost
+        args += (stream, delivery.entry_id, commit.verb)
+        args.append(compares + len(commit.payloads) + (len(changes) if changes else 0))
+        if compares:
+            read = b"".join(delivery.fields)
+            args += ("same", stream, delivery.entry_id, len(read), read[:HEAD_BYTES])
+        if changes:
+            args += changes.before(index)
+        for to, data in commit.payloads:
+            args += (index(to), data)
+        if changes:
+            args += changes.after(index)
         if commit.count is not None:
-            args += ("try", 0, commit.count)
+            args.append(commit.count)
         elif commit.pool:
-            args += ("park", 0, commit.pool)
-        else:
-            verb = "lose" if commit.lost else "bury" if commit.burial else "ack"
-            changes = commit.changes
-            compares = commit.compares and not commit.lost
-            args += (verb, compares + len(commit.payloads) + (len(changes) if changes else 0))
-            if compares:
-                read = b"".join(delivery.fields)
-                args += ("same", index(delivery.topic.stream), delivery.entry_id, len(read), read[:HEAD_BYTES])
-            if changes:
-                args += changes.before(index)
-            for stream, data in commit.payloads:
-                args += (index(stream), data)
-            if changes:
-                args += changes.after(index)
+            args.append(commit.pool)
     return places, "".join(kinds), args

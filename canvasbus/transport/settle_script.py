@@ -14,9 +14,9 @@ SETTLE: Final = Script(
 -- ARGV[1] fence value held; [2] group; [3] consumer; [4] 1: also look up every entry's owner; [5] a letter for each of
 -- KEYS[2..]: x (stream), z (sorted set), h (hash), s (string); [6] number of outcomes;
 -- then for each outcome: index of its stream in KEYS, entry id, verb, n, and n steps
---   verb "ack": take the steps, acknowledge   verb "try": write RETRYCOUNT = the one number that follows (n = 0)
+--   verb "ack": take the steps, acknowledge   verb "try": write RETRYCOUNT = the one number that follows the steps
 --   verb "bury": as "ack", also at maxmemory: a server refuses a script's first write only, and XACK it never refuses
---   verb "park": give the entry to the pool that is named next (n = 0)
+--   verb "park": give the entry to the pool that is named behind the steps
 --   verb "lose": as "bury", for an entry that is gone from its stream, whoever it is pending under
 -- A step is one of, in this order:
 --   "same", index of its stream, its entry id, its length, its beginning   another entry must not lie there: that is not ours
@@ -136,6 +136,26 @@ for i = 1, tonumber(ARGV[6]) do
     local rows = redis.pcall('XPENDING', stream, group, id, id, 1, consumer)
     if rows.err then ours = 4 else ours = #rows == 1 end
   end
+  if verb == 'bury' or verb == 'lose' then redis.pcall('XACK', stream, group, '0-0') end
+  local added = {}
+  for j = 1, n do
+    local step = steps[ARGV[at]]
+    if step then
+      if ours == true then ours = step.run(KEYS[tonumber(ARGV[at + 1])], at) end
+      at = at + step.size - 2
+    elseif ours == true then
+      local to = KEYS[tonumber(ARGV[at])]
+      local made = redis.pcall('XADD', to, '*', 'e', ARGV[at + 1])
+      if type(made) == 'table' and made.err then  -- rare: the stream has used up its ids
+        if not wrote then return redis.error_reply(made.err) end
+        for _, one in ipairs(added) do redis.call('XDEL', one[1], one[2]) end  -- nobody has seen them yet
+        ours = made.err
+      else
+        added[#added + 1], wrote = {to, made}, true
+      end
+    end
+    at = at + 2
+  end
   if verb == 'try' then
     if ours == true and #redis.call('XRANGE', stream, id, id) > 0 then  -- of a trimmed one XCLAIM would drop the record
       redis.pcall('XCLAIM', stream, group, consumer, 0, id, 'RETRYCOUNT', ARGV[at], 'JUSTID')
@@ -147,31 +167,9 @@ for i = 1, tonumber(ARGV[6]) do
       if moved.err then ours = moved.err end
     end
     at = at + 1
-  else
-    if verb ~= 'ack' then redis.pcall('XACK', stream, group, '0-0') end
-    local added = {}
-    for j = 1, n do
-      local step = steps[ARGV[at]]
-      if step then
-        if ours == true then ours = step.run(KEYS[tonumber(ARGV[at + 1])], at) end
-        at = at + step.size - 2
-      elseif ours == true then
-        local to = KEYS[tonumber(ARGV[at])]
-        local made = redis.pcall('XADD', to, '*', 'e', ARGV[at + 1])
-        if type(made) == 'table' and made.err then  -- rare: the stream has used up its ids
-          if not wrote then return redis.error_reply(made.err) end
-          for _, one in ipairs(added) do redis.call('XDEL', one[1], one[2]) end  -- nobody has seen them yet
-          ours = made.err
-        else
-          added[#added + 1], wrote = {to, made}, true
-        end
-      end
-      at = at + 2
-    end
-    if ours == true or ours == 3 then
-      acks[stream] = acks[stream] or {'XACK', stream, group}
-      table.insert(acks[stream], id)
-    end
+  elseif ours == true or ours == 3 then
+    acks[stream] = acks[stream] or {'XACK', stream, group}
+    table.insert(acks[stream], id)
   end
   if ours == true then result[i] = 1 elseif ours then result[i] = ours else result[i] = 0 end
 end

@@ -16,7 +16,7 @@ from canvasbus.transport.owner_scripts import RELEASE, TAKE
 from canvasbus.transport.resp import Operation, Reply
 from canvasbus.transport.settle_script import SETTLE
 from canvasbus.wire.keys import FREE_POOL, SUSPECT_POOL
-from canvasbus.worker import Context, Worker
+from canvasbus.worker import Backoff, Context, Worker
 
 EVENTS = 20
 
@@ -160,6 +160,58 @@ async def test_an_id_that_was_given_again_while_its_acknowledgement_was_on_its_w
         await until(lambda: len(eyes.pending("framers")) == 1)
         faulty.faults.clear()
         await until(lambda: runs == [1, 2], 15)
+        await quiet(eyes, "framers")
+
+
+async def test_failures_of_what_had_an_id_before_do_not_count_for_what_has_it_now(
+    faulty: FaultyServer, namespace: str, eyes: Eyes
+) -> None:
+    """The event that gets the id has all its attempts."""
+    opened = trio.Event()
+    runs: list[int] = []
+    worker = Worker("framers")
+
+    @worker.on(PaintingMade, retry=Backoff(attempts=3, base=0.01))
+    async def frame(event: PaintingMade) -> None:
+        runs.append(event.number)
+        await opened.wait()
+        raise ValueError
+
+    async with running(faulty, worker, namespace=namespace) as bus:
+        await bus.publish(PaintingMade(number=1))
+        await until(lambda: runs == [1])
+        other = b'{"type": "painting.made", "data": {"number": 2}}'
+        eyes.call("EVAL", GIVE_ITS_ID_TO, 1, eyes.stream(), "framers", other)
+        faulty.replace()
+        await until(lambda: len(eyes.pending("framers")) == 1)
+        opened.set()
+        await until(lambda: eyes.dead("framers"), 15)
+    assert Counter(runs) == {1: 3, 2: 3}
+    assert [letter.attempts for letter in eyes.dead("framers")] == [3]
+
+
+async def test_an_id_that_was_given_again_while_its_event_was_being_parked(
+    faulty: FaultyServer, namespace: str, eyes: Eyes
+) -> None:
+    """What has the id now is no event for newer workers."""
+    runs: list[int] = []
+    worker = Worker("framers")
+
+    @worker.on(PaintingMade)
+    async def frame(event: PaintingMade) -> None:
+        runs.append(event.number)
+
+    async with running(faulty, worker, namespace=namespace):
+        faulty.faults.append(Fault("lose_request", b"park", times=10**9))
+        newer = b'{"type": "painting.made", "version": 2, "data": {"number": 1}}'
+        eyes.call("XADD", eyes.stream(), "*", "e", newer)
+        await until(lambda: faulty.struck > 0)
+        other = b'{"type": "painting.made", "data": {"number": 2}}'
+        eyes.call("EVAL", GIVE_ITS_ID_TO, 1, eyes.stream(), "framers", other)
+        faulty.replace()
+        await until(lambda: len(eyes.pending("framers")) == 1)
+        faulty.faults.clear()
+        await until(lambda: runs == [2], 15)
         await quiet(eyes, "framers")
 
 
