@@ -3,11 +3,10 @@
 Theory of operation. Each type has targets: age, entries, bytes. Once in a while the maintainer of a partition removes
 what is older than they ask for, but never past the floor: the oldest entry that a declared group has not handled. Floor
 and removal are one script, so nobody can fall behind in between. A group counts from its declaration until `canvasbus
-groups forget`, or until none of its workers has beaten for GROUP_LEASE_SECONDS, which `bus.loss` tells first. When nobody at all has watched
-for more than half of that (all was off, or a backup was put back), that time counts for no group: its workers may be the
-next to start. Whoever could
-not see heartbeats for a while (the server was away, or had no memory for them) lets no group go until it has looked on for a
-few seconds: those who live have had time to say so then.
+groups forget`, or until none of its workers has beaten for GROUP_LEASE_SECONDS, which `bus.loss` tells first. When nobody
+at all has watched for more than half of that (all was off, or a backup was put back), that time counts for no group: its
+workers may be the next to start. Whoever could not see heartbeats for a while (the server was away, or had no memory for
+them) lets no group go until it has looked on for a few seconds: those who live have had time to say so then.
 
 A target is no limit: behind a group that stands still a stream grows as far as the server's memory goes. A limit is the
 cap. At the cap, `when_full` decides: publishers wait (block), get StreamFull (reject), or the oldest entries go although
@@ -260,8 +259,9 @@ class Trimmer:
         known = dict(_pairs(seen))
         counting: list[Group] = []
         news: list[bytes | str | int] = []
-        unwatched = seconds - _moment(known.pop(_WATCHED, None), seconds)
-        if unwatched >= _step(self._lease) or _WATCHED.encode() not in seen:
+        watched = known.pop(_WATCHED, b"")
+        unwatched = seconds - int(watched) if watched.isdigit() and len(watched) < 20 else -1
+        if not 0 <= unwatched < _step(self._lease):
             news += (_WATCHED, seconds)
         if unwatched <= self._lease / 2:
             unwatched = 0
@@ -349,11 +349,6 @@ def _expired(group: str, seconds: float) -> BusLoss:
 
 _WATCHED = "~watched"
 """Stands among the groups for when somebody last looked which of them live."""
-
-
-def _moment(value: bytes | None, now: int) -> int:
-    """`now` where there is none yet, or none that is one."""
-    return min(int(value), now) if value and value.isdigit() and len(value) < 20 else now
 
 
 def _step(lease: float) -> float:

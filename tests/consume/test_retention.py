@@ -122,6 +122,15 @@ def test_a_group_that_has_long_been_gone_keeps_nothing(any_url: str, namespace: 
     assert house.look() == [] and len(house.left()) == 3
 
 
+def pass_by(eyes: Eyes, seconds: int) -> None:
+    """So long nobody looks, and no group lives."""
+    for name, value in list(zip(*[iter(eyes.call("HGETALL", eyes.keys.group_seen))] * 2, strict=True)):
+        fields = value.split()
+        at = 0 if len(fields) == 1 else 1
+        fields[at] = str(int(fields[at]) - seconds).encode()
+        eyes.call("HSET", eyes.keys.group_seen, name, b" ".join(fields))
+
+
 def test_time_in_which_nobody_watched_counts_for_no_group(any_url: str, namespace: str, eyes: Eyes) -> None:
     """All was off for longer than the lease, or a backup of before was put back: whose workers are not the first to start
     loses nothing by that. From then on its lease goes on where it was."""
@@ -129,23 +138,30 @@ def test_time_in_which_nobody_watched_counts_for_no_group(any_url: str, namespac
     house.group("late")
     house.add("1-1", "2-1", "3-1")
     assert house.look() == []
-
-    def pass_by(seconds: int) -> None:
-        for name, value in list(zip(*[iter(eyes.call("HGETALL", eyes.keys.group_seen))] * 2, strict=True)):
-            fields = value.split()
-            at = 0 if len(fields) == 1 else 1
-            fields[at] = str(int(fields[at]) - seconds).encode()
-            eyes.call("HSET", eyes.keys.group_seen, name, b" ".join(fields))
-
-    pass_by(400)
+    pass_by(eyes, 400)
     assert house.look() == []
-    pass_by(100_000)
+    pass_by(eyes, 100_000)
     assert house.look() == [] and len(house.left()) == 3
-    pass_by(400)
+    pass_by(eyes, 400)
     assert house.look() == [] and len(house.left()) == 3
-    pass_by(400)
+    pass_by(eyes, 400)
     (loss,) = house.look()
     assert loss.group == "late" and house.look() == [] and house.left() == ["3-1"]
+
+
+@pytest.mark.parametrize("spoilt", ["by a clock that was ahead", "by somebody"])
+def test_a_note_of_who_watched_that_is_wrong_is_written_anew(
+    any_url: str, namespace: str, eyes: Eyes, spoilt: str
+) -> None:
+    """Else time in which nobody watches would count until the clock has come there, or for ever."""
+    house = House(eyes, Retention(max_age=None, max_length=1), group_lease=1000)
+    house.group("late")
+    house.add("1-1", "2-1", "3-1")
+    ahead = int(eyes.call("TIME")[0]) + 100_000
+    eyes.call("HSET", eyes.keys.group_seen, "~watched", ahead if spoilt == "by a clock that was ahead" else "yesterday")
+    assert house.look() == []
+    pass_by(eyes, 10_000)
+    assert house.look() == [] and len(house.left()) == 3
 
 
 def test_what_a_group_that_was_set_back_is_to_read_again_stays(any_url: str, namespace: str, eyes: Eyes) -> None:
