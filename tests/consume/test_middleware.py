@@ -1,5 +1,6 @@
 """Middleware: what surrounds the runs of a worker's handlers, whatever kind of handler it is."""
 
+import math
 import re
 import threading
 from datetime import timedelta
@@ -462,6 +463,8 @@ def test_buckets_forget_what_is_full() -> None:
         lambda: max_age(1, then="drop"),  # type: ignore[arg-type]
         lambda: rate_limit(0),
         lambda: rate_limit(1, per=0),
+        lambda: rate_limit(math.inf),
+        lambda: rate_limit(1, per=math.inf),
         lambda: rate_limit(1, burst=0),
         lambda: rate_limit("10"),  # type: ignore[arg-type]
         lambda: rate_limit(10, key="model_name"),  # type: ignore[arg-type]

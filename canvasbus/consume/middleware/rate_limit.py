@@ -9,6 +9,7 @@ The arithmetic is the generic cell rate algorithm: per key one number, the time 
 ITU-T I.371, or "leaky bucket as a meter".
 """
 
+import math
 from collections.abc import Callable, Hashable
 from typing import Any
 from uuid import UUID
@@ -36,12 +37,12 @@ def rate_limit(
     """
     check_number("rate_limit: runs", runs, error=ContractError)
     check_number("rate_limit: per", per, error=ContractError)
+    if not (0 < runs < math.inf and 0 < per < math.inf):
+        raise ContractError(f"rate_limit({runs!r}, per={per!r}): finite numbers above 0 are wanted")
     burst = max(1, int(runs)) if burst is None else burst
-    check_number("rate_limit: burst", burst, whole=True, error=ContractError)
+    check_number("rate_limit: burst", burst, whole=True, least=1, error=ContractError)
     if key is not None:
         check_function("rate_limit: key", key)
-    if not (runs > 0 and per > 0 and burst >= 1):
-        raise ContractError(f"rate_limit({runs!r}, per={per!r}, burst={burst!r}): numbers above 0, burst from 1")
     buckets = Buckets(per / runs, burst)
 
     def check(event: Any, ctx: Context) -> bool:
