@@ -13,12 +13,13 @@ import trio
 from cli.commands import Run, runner
 from faulty import Fault, FaultyServer
 from servers import ServerProcess
-from studio import Eyes, PaintingFramed, PaintingMade, SculptureMade, quiet, runner_of, running
+from studio import Eyes, PaintingFramed, PaintingMade, SculptureMade, quiet, runner_of, running, subscription_of
 from waiting import until
 
 from canvasbus import Producer
 from canvasbus.bus import Retention
 from canvasbus.cli.main import main
+from canvasbus.consume.delivery import NO_DOUBT
 from canvasbus.transport import connect
 from canvasbus.transport.connect import open_server
 from canvasbus.worker import Backoff, Context, Later, Reject, Worker
@@ -169,6 +170,32 @@ async def test_a_worker_takes_over_from_a_dead_one(users: Users) -> None:
                 await quiet(eyes)
                 await until(lambda: dead not in eyes.consumers("framers"))
     assert sorted(done) == list(range(5))
+
+
+async def test_a_worker_settles_what_the_server_may_have_given_to_another(users: Users) -> None:
+    """After a restart it compares what lies there with what it has read: outcomes, acknowledgements and failures."""
+    opened = trio.Event()
+    runs: list[int] = []
+    worker = Worker("framers")
+
+    @worker.on(PaintingMade, retry=Backoff(attempts=2, base=0.01))
+    async def frame(event: PaintingMade) -> PaintingFramed | None:
+        runs.append(event.number)
+        await opened.wait()
+        if event.number == 2 and runs.count(2) == 1:
+            raise ValueError
+        return PaintingFramed(number=event.number) if event.number else None
+
+    faulty = FaultyServer(open_server(users.url("worker")))
+    async with running(faulty, worker, namespace=users.namespace) as bus:
+        await bus.publish_many([PaintingMade(number=n) for n in range(4)])
+        await until(lambda: len(runs) == 4)
+        faulty.replace()
+        await until(lambda: any(t.doubt != NO_DOUBT for t in subscription_of(bus).topics.values()))
+        opened.set()
+        await quiet(users.eyes, "framers")
+        assert runner_of(bus).statistics().not_ours == 0
+    assert sorted(e.number for e in users.eyes.events("painting.framed")) == [1, 2, 3]
 
 
 async def test_a_worker_that_leaves_hands_back(users: Users) -> None:
