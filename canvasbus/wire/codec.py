@@ -51,9 +51,8 @@ KEYS_KEPT = 1000
 def encode_number(value: Any) -> Any:
     """Publishes a scalar as the number that it is. msgspec asks only for what it does not know, so this costs nothing
     else."""
-    number = plain_number(value)
-    if number is value:
-        kind = type(value)
+    number, kind = plain_number(value), type(value)
+    if type(number) is kind:  # no scalar, or one of a kind that Python has none of, like longdouble
         raise TypeError(f"a {kind.__module__}.{kind.__qualname__} cannot be encoded")
     return number
 

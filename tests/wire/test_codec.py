@@ -298,6 +298,8 @@ def test_a_numpy_scalar_is_the_number_that_it_is() -> None:
             codec.encode_many([Scored(score=wrong), Scored(score=wrong)])
     with pytest.raises(EncodeError, match=r"numpy\.ndarray cannot be encoded"):
         codec.encode(Scored(score=numpy.zeros(3)))
+    with pytest.raises(EncodeError, match=r"numpy\.longdouble cannot be encoded"):
+        codec.encode(Scored(score=numpy.longdouble(1)))
 
 
 def test_nan_is_found_in_a_numpy_scalar() -> None:
