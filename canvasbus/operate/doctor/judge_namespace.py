@@ -148,17 +148,20 @@ def _topics(facts: NamespaceFacts) -> Iterator[Finding]:
 
 def _misspelt(facts: NamespaceFacts, unread: Sequence[str], entries: Mapping[str, int]) -> Iterator[Finding]:
     """Handlers of types that nobody has published, beside topics almost of that name that nobody reads."""
+    readers: dict[str, list[str]] = {}
     for name in sorted(facts.groups):
-        for topic in sorted(topic for topic in facts.groups[name].types if not entries.get(topic)):
-            for near in get_close_matches(topic, unread, n=1, cutoff=0.85):
-                yield Finding(
-                    "note",
-                    "topics",
-                    f"group {text(name)} reads {topic}, where nothing is, and nobody reads {near}",
-                    "if its handler is meant for that: mend the type in its `on`",
-                    group=text(name),
-                    topic=topic,
-                )
+        for topic in facts.groups[name].types:
+            readers.setdefault(topic, []).append(text(name))
+    for topic in sorted(topic for topic in readers if not entries.get(topic)):
+        for near in get_close_matches(topic, unread, n=1, cutoff=0.85):
+            yield Finding(
+                "note",
+                "topics",
+                f"{topic}, read by {some(readers[topic])}, is empty, and nobody reads {near}",
+                "if the handler is meant for that: mend the type in its `on`",
+                group=readers[topic][0] if len(readers[topic]) == 1 else None,
+                topic=topic,
+            )
 
 
 def _losses(facts: NamespaceFacts) -> Iterator[Finding]:
