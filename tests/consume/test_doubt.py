@@ -163,6 +163,28 @@ async def test_an_id_that_was_given_again_while_its_acknowledgement_was_on_its_w
         await quiet(eyes, "framers")
 
 
+async def test_two_connections_that_stay_at_odds(faulty: FaultyServer, namespace: str, eyes: Eyes) -> None:
+    """A server takes another replication id when its first replica comes, and nothing is lost: what emits nothing is
+    compared once, and then goes the fast way again."""
+    worker = Worker("framers")
+    runs: list[int] = []
+    acknowledged: list[bytes] = []
+
+    @worker.on(PaintingMade)
+    async def frame(event: PaintingMade) -> None:
+        runs.append(event.number)
+
+    async with running(faulty, worker, namespace=namespace) as bus:
+        faulty.on_packet = lambda data: acknowledged.extend(name for name in commands_in(data) if name == b"XACK")
+        for number, so_far in enumerate((1, 1, 2, 3)):
+            await bus.publish(PaintingMade(number=number))
+            await until(lambda number=number: len(runs) == number + 1)
+            await quiet(eyes, "framers")
+            assert len(acknowledged) == so_far
+            if number == 0:
+                subscription_of(bus).settler.reads_from = "without a replica"
+
+
 async def test_failures_of_what_had_an_id_before_do_not_count_for_what_has_it_now(
     faulty: FaultyServer, namespace: str, eyes: Eyes
 ) -> None:
