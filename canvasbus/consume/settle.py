@@ -356,7 +356,10 @@ class Settler:
                     return
             except (Unavailable, Refused) as error:
                 failure = error
-                unsure |= sent and isinstance(error, Unavailable) and error.ambiguous
+                if sent and isinstance(error, Unavailable) and error.ambiguous:
+                    unsure = True
+                    for commit in chunk:  # it may have been committed, whoever puts it to the server next
+                        commit.delivery.look = True
             self.statistics.repeated += 1
             refused = isinstance(failure, Unavailable) and not failure.ambiguous
             heavy = self.fence.in_doubt or any(commit.needs_memory for commit in chunk)

@@ -7,6 +7,7 @@ import msgspec
 import pytest
 import structlog
 import trio
+from faulty import Fault, FaultyServer
 from servers import ServerProcess
 from studio import Eyes, PaintingFramed, PaintingMade, SculptureMade, quiet, running
 from waiting import until
@@ -14,6 +15,8 @@ from waiting import until
 from canvasbus import Producer, Refused
 from canvasbus.consume import aside
 from canvasbus.consume import state as states
+from canvasbus.transport.connect import open_server
+from canvasbus.transport.settle_script import SETTLE
 from canvasbus.wire.codec import Codec
 from canvasbus.worker import Backoff, Cancel, Context, Later, Reject, Worker
 
@@ -407,4 +410,23 @@ async def test_a_stream_that_takes_no_more_ids_stops_only_its_own(server_url: st
     assert sorted(e.number for e in eyes.events("painting.framed")) == [n for n in range(20) if n != 7]
     (letter,) = eyes.dead("framers")
     assert "ID" in letter.error
+    eyes.close()
+
+
+async def test_what_was_committed_unheard_and_is_refused_then_is_not_committed_again(
+    any_url: str, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answer to a commit is lost, and when it is repeated the server refuses it, since a right was lost meanwhile. When
+    that is given back, what was committed before is not added once more."""
+    monkeypatch.setattr(aside, "ASIDE_SECONDS", 0.1)
+    eyes, faulty, settle = Eyes(any_url, namespace), FaultyServer(open_server(any_url)), SETTLE.sha.encode()
+    refused = Fault("answer", settle, "NOPERM this user has no permissions to run the 'xadd' command", times=4)
+    async with running(faulty, framing(), namespace=namespace) as bus:
+        await bus.publish(PaintingMade(number=0))
+        await until(lambda: eyes.count("painting.framed") == 1)  # the server knows the script
+        faulty.faults = [Fault("lose_reply", settle), refused]
+        await bus.publish_many([PaintingMade(number=n) for n in range(1, 3)])
+        await until(lambda: not faulty.faults)
+        await quiet(eyes)
+    assert sorted(e.number for e in eyes.events("painting.framed")) == [0, 1, 2]
     eyes.close()
