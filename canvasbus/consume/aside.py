@@ -3,7 +3,8 @@
 Theory of operation. An outcome that is refused alone has one of three ends:
 
 * It is no fault of its own: a key of the bus holds something else, this user has lost a right, the group is away. It is
-  set aside, while the rest goes on, and tried again now and then.
+  set aside, while the rest goes on, and tried again now and then. So is what the server does not even refuse: it ends each
+  connection over which it is sent that (a dead letter larger than its `proto-max-bulk-len`).
 * It is: the key of a derived event is no stream, say. Then the run has failed. But there is nowhere to put a dead letter
   instead, so that one waits, too.
 * The worker leaves. Nobody will mend it before its grace time is over: the entry is still held, and handed back.

@@ -16,7 +16,7 @@ class Commit:
     """What the settle script is to do about one delivery."""
 
     __slots__ = (
-        "burial", "changes", "compares", "count", "delivery", "derived", "done", "lost", "payloads", "pool", "size",
+        "broken", "burial", "changes", "compares", "count", "delivery", "derived", "done", "lost", "payloads", "pool", "size",
     )  # fmt: skip
 
     def __init__(
@@ -47,6 +47,8 @@ class Commit:
         self.compares = False
         """What lies under the entry's id is compared with what was read: a server that lost its last seconds, and whose clock
         is behind the last id of the stream, has given the id to another event."""
+        self.broken = 0
+        """How often it was sent and no answer came: if ever, it may have been committed."""
         self.done: trio.Event | None = None
         """Set when the server has it; there is one only where somebody waits."""
 

@@ -68,6 +68,9 @@ DOUBLE = 3
 AWAY = 4
 """What it says of one that it was to look up in a group that is not there."""
 
+BROKEN = 3
+"""Connections that may break over one outcome, and the server answer in between, before that is taken for the outcome's doing."""
+
 SURE_SECONDS = 0.5
 """Between two attempts at raising a fence that nothing but the certainty waits for."""
 
@@ -328,7 +331,7 @@ class Settler:
     async def _commit(self, chunk: list[Commit]) -> None:
         backoff = ServerBackoff("settling waits for the server", self._group)
         look = any(commit.delivery.look for commit in chunk)
-        unsure = asked = False
+        asked = False
         while True:
             sent = False
             try:
@@ -357,9 +360,12 @@ class Settler:
             except (Unavailable, Refused) as error:
                 failure = error
                 if sent and isinstance(error, Unavailable) and error.ambiguous:
-                    unsure = True
-                    for commit in chunk:  # it may have been committed, whoever puts it to the server next
-                        commit.delivery.look = True
+                    for commit in chunk:
+                        commit.broken += 1
+                        commit.delivery.look = True  # it may have been committed, whoever puts it to the server next
+                    if max(commit.broken for commit in chunk) >= BROKEN:
+                        await self._broke(chunk, failure)
+                        return
             self.statistics.repeated += 1
             refused = isinstance(failure, Unavailable) and not failure.ambiguous
             heavy = self.fence.in_doubt or any(commit.needs_memory for commit in chunk)
@@ -373,15 +379,15 @@ class Settler:
         for commit, why in turned_down:
             refusal = ReplyError(why.decode("utf-8", "replace"))
             await self._refused([commit], translate(refusal, "settle"), waits_for=awaited(refusal))
-        if not unsure:  # else it may have been committed, and the group with the record of that is gone
-            reply = await self._wait_for_group(chunk, reply)
-        self._finish(chunk, reply)
+        self._finish(chunk, await self._wait_for_group(chunk, reply))
 
     async def _wait_for_group(self, chunk: list[Commit], reply: list[int | bytes]) -> list[int | bytes]:
         """An entry that is not found while its group is away, or in a new one of which we have not heard, is not with
         others: its outcome waits until it is pending in our name again. Returns what is left to finish."""
-        waits = {i for i, why in enumerate(reply) if why == AWAY}
-        missing = {i for i, why in enumerate(reply) if why == 0 and not chunk[i].lost}
+        # What may have been committed does not: the group with the record of that is gone.
+        sure = [i for i, commit in enumerate(chunk) if not commit.broken]
+        waits = {i for i in sure if reply[i] == AWAY}
+        missing = {i for i in sure if reply[i] == 0 and not chunk[i].lost}
         if missing:
             try:
                 await self.ask_group(self._link)
@@ -465,6 +471,17 @@ class Settler:
                 await self._commit([commit])
         else:
             self._aside.refused(chunk[0], failure, waits_for=waits_for)
+
+    async def _broke(self, chunk: list[Commit], failure: TransportError) -> None:
+        """The server is there, and each connection breaks over which it is sent this. Find out what it does not take, and
+        let that wait: nobody can say of it that it was not done."""
+        if len(chunk) > 1:
+            for commit in chunk:
+                await self._commit([commit])
+        else:
+            size = chunk[0].size
+            told = Refused(f"{failure}, and so each time that {size:,} bytes are sent (its proto-max-bulk-len?)")
+            self._aside.refused(chunk[0], told, waits_for="a server that takes it")
 
     async def _awaited(self, refusal: ReplyError) -> str:
         """What must be mended before the outcomes are taken; empty: they are refused for what they are."""

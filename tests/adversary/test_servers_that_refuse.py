@@ -413,6 +413,36 @@ async def test_a_stream_that_takes_no_more_ids_stops_only_its_own(server_url: st
     eyes.close()
 
 
+@pytest.mark.parametrize("kind", ["redis", "valkey"])
+async def test_a_dead_letter_that_breaks_each_connection_stops_only_itself(
+    make_server: Callable[..., ServerProcess], namespace: str, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """The server takes no longer value than the event has, and ends the connection over which a longer one is sent: the
+    others are committed, once each, it is told, and with room the dead letter is written."""
+    monkeypatch.setattr(aside, "ASIDE_SECONDS", 0.1)
+    server = make_server(kind, config=("--proto-max-bulk-len", "1mb"))
+    eyes, worker = Eyes(server.url, namespace), Worker("framers")
+
+    @worker.on(PaintingFramed)
+    async def hang(event: PaintingFramed) -> SculptureMade:
+        if event.number % 10 == 0:
+            raise Reject("no" * 200)
+        return SculptureMade(title=str(event.number))
+
+    with structlog.testing.capture_logs() as logs:
+        async with running(server.url, worker, namespace=namespace) as bus:
+            await bus.publish_many(
+                [PaintingFramed(number=n, title="" if n else "x" * (2**20 - 300)) for n in range(20)]
+            )
+            await until(lambda: eyes.count("sculpture.made") == 18)
+            await until(lambda: any(log["event"] == "an outcome waits for a server that takes it" for log in logs))
+            assert len(eyes.dead("framers")) == 1
+            eyes.call("CONFIG", "SET", "proto-max-bulk-len", "4mb")
+            await until(lambda: len(eyes.dead("framers")) == 2 and not eyes.pending("framers", "painting.framed"))
+    assert sorted(int(e.title) for e in eyes.events("sculpture.made")) == [n for n in range(20) if n % 10]
+    eyes.close()
+
+
 async def test_what_was_committed_unheard_and_is_refused_then_is_not_committed_again(
     any_url: str, namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
