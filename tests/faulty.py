@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import hiredis
+import trio
 
 from canvasbus.errors import Unavailable
 from canvasbus.transport.resp import Reply, ReplyError, pack
@@ -22,7 +23,7 @@ from canvasbus.transport.server import BlockingConnection, Connection, Server
 class Fault:
     """Something that happens to the next packets that contain `match`."""
 
-    kind: Literal["lose_reply", "lose_request", "answer"]
+    kind: Literal["lose_reply", "lose_request", "answer", "no_answer"]
     match: bytes
     answer: str = ""
     """The error that the server says to every command of the packet instead of running it."""
@@ -99,7 +100,7 @@ class _FaultyConnection:
     def __init__(self, server: FaultyServer, inner: Connection) -> None:
         self._server = server
         self._inner = inner
-        self._loses = False
+        self._loses = self._silent = False
         self._due: deque[Reply] = deque()  # what each reply is turned into; None: it stays as it is
         self.client_id = inner.client_id
         self._life = server.lives
@@ -123,8 +124,11 @@ class _FaultyConnection:
         self._due.extend([None] * len(names))
         await self._inner.send(data)
         self._loses = fault is not None
+        self._silent = fault is not None and fault.kind == "no_answer"
 
     async def receive(self) -> list[Reply]:
+        if self._silent:
+            await trio.sleep_forever()
         replies = await self._inner.receive()
         if self._loses or self._server.is_cut or self._life != self._server.lives:
             raise Unavailable("the reply was lost", ambiguous=True)

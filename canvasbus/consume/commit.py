@@ -17,6 +17,7 @@ class Commit:
 
     __slots__ = (
         "broken", "burial", "changes", "compares", "count", "delivery", "derived", "done", "lost", "payloads", "pool", "size",
+        "unsure",
     )  # fmt: skip
 
     def __init__(
@@ -47,8 +48,10 @@ class Commit:
         self.compares = False
         """What lies under the entry's id is compared with what was read: a server that lost its last seconds, and whose clock
         is behind the last id of the stream, has given the id to another event."""
+        self.unsure = False
+        """It was sent and no answer came: it may have been committed."""
         self.broken = 0
-        """How often it was sent and no answer came: if ever, it may have been committed."""
+        """How often the connection over which it was sent has broken at that."""
         self.done: trio.Event | None = None
         """Set when the server has it; there is one only where somebody waits."""
 

@@ -48,7 +48,7 @@ from canvasbus.transport.resp import (
     is_no_group,
     translate,
 )
-from canvasbus.transport.server import Server
+from canvasbus.transport.server import REPLY_TIMEOUT, Server
 from canvasbus.transport.settle_script import SETTLE
 from canvasbus.wire import deadletter
 from canvasbus.wire.deadletter import DeadLetterRecord
@@ -333,13 +333,13 @@ class Settler:
         look = any(commit.delivery.look for commit in chunk)
         asked = False
         while True:
-            sent = False
+            sent, began = False, 0.0
             try:
                 if self.fence.in_doubt:  # of this very commit, or by a raising of ours that came late
                     await self._raise_fence()
                     look = True
                 look = await self._prepare(chunk) or look
-                sent = True
+                sent, began = True, trio.current_time()
                 reply = await self._send(chunk, look)
                 if reply == b"STALE":
                     continue
@@ -360,9 +360,10 @@ class Settler:
             except (Unavailable, Refused) as error:
                 failure = error
                 if sent and isinstance(error, Unavailable) and error.ambiguous:
+                    slow = trio.current_time() >= began + REPLY_TIMEOUT  # that says nothing of what it was sent
                     for commit in chunk:
-                        commit.broken += 1
-                        commit.delivery.look = True  # it may have been committed, whoever puts it to the server next
+                        commit.unsure, commit.broken = True, commit.broken + (not slow)
+                        commit.delivery.look = True  # whoever puts it to the server next
                     if max(commit.broken for commit in chunk) >= BROKEN:
                         await self._broke(chunk, failure)
                         return
@@ -385,7 +386,7 @@ class Settler:
         """An entry that is not found while its group is away, or in a new one of which we have not heard, is not with
         others: its outcome waits until it is pending in our name again. Returns what is left to finish."""
         # What may have been committed does not: the group with the record of that is gone.
-        sure = [i for i, commit in enumerate(chunk) if not commit.broken]
+        sure = [i for i, commit in enumerate(chunk) if not commit.unsure]
         waits = {i for i in sure if reply[i] == AWAY}
         missing = {i for i in sure if reply[i] == 0 and not chunk[i].lost}
         if missing:

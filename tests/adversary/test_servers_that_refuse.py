@@ -16,6 +16,7 @@ from canvasbus import Producer, Refused
 from canvasbus.consume import aside
 from canvasbus.consume import state as states
 from canvasbus.transport.connect import open_server
+from canvasbus.transport.memory import MemoryServer
 from canvasbus.transport.settle_script import SETTLE
 from canvasbus.wire.codec import Codec
 from canvasbus.worker import Backoff, Cancel, Context, Later, Reject, Worker
@@ -459,4 +460,22 @@ async def test_what_was_committed_unheard_and_is_refused_then_is_not_committed_a
         await until(lambda: not faulty.faults)
         await quiet(eyes)
     assert sorted(e.number for e in eyes.events("painting.framed")) == [0, 1, 2]
+    eyes.close()
+
+
+async def test_a_server_too_slow_to_answer_is_not_asked_for_each_outcome(memory: MemoryServer, namespace: str) -> None:
+    """It takes commits and does not answer in time, five times in a row, while it answers other things: that says nothing of
+    the outcomes, which stay together."""
+    eyes, faulty, settle = Eyes(memory, namespace), FaultyServer(memory), SETTLE.sha.encode()
+    packets: list[bytes] = []
+    async with running(faulty, framing(), namespace=namespace) as bus:
+        await bus.publish(PaintingMade(number=0))
+        await until(lambda: eyes.count("painting.framed") == 1)  # the server knows the script
+        faulty.on_packet = lambda data: packets.append(data) if settle in data else None
+        faulty.faults = [Fault("no_answer", settle, times=5)]
+        await bus.publish_many([PaintingMade(number=n) for n in range(1, 50)])
+        await until(lambda: not faulty.faults, 60)
+        await quiet(eyes)
+    assert sorted(e.number for e in eyes.events("painting.framed")) == list(range(50))
+    assert len(packets) < 10
     eyes.close()
