@@ -303,7 +303,7 @@ MUTANTS = (
     Mutant(
         "an outcome does not wait for its group",
         "8",
-        (words(settle.Settler, "_commit", "if not unsure:", "if False:"),),
+        (words(settle.Settler, "_wait_for_group", "if not commit.unsure]", "if False]"),),
         frozenset({"group lost, leave", "kill", "company"}),
     ),
     Mutant(
