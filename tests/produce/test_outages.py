@@ -51,7 +51,7 @@ def test_a_server_that_comes_later(make_server: MakeServer, namespace: str, soon
             bus.publish(PaintingMade(number=n))
         assert bus.flush(timeout=0.2) is False
         (warning,) = warnings()
-        waiting = r"(1 event \(126 bytes\)|\d+ events \([\d,]+ bytes\)) wait"  # as many as the sender had seen by then
+        waiting = r"(1 event \(126 bytes in memory\)|\d+ events \([\d,]+ bytes in memory\)) wait"  # as many as the sender had seen by then
         assert re.fullmatch(
             f"{re.escape(server.url)}: nobody listens there; is the server running\\?; {waiting}", warning
         )
