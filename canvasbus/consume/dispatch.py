@@ -272,7 +272,7 @@ class Lane:
                         statistics.handled += 1
                         topic = delivery.topic
                         acks = topic.acks
-                        acks.append(delivery)
+                        acks.append((delivery.entry_id, delivery.fields))
                         if len(acks) == 1:
                             topic.settler.poke()
                     else:

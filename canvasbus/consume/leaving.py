@@ -177,7 +177,7 @@ class Leaving:
             for subscription in self._subscriptions:
                 for topic in subscription.topics.values():
                     if topic.acks:  # done, but the settler had no time to say so
-                        done = [delivery.entry_id for delivery in topic.acks]
+                        done = [entry_id for entry_id, _ in topic.acks]
                         await link.request(command("XACK", topic.stream, self._group, *done))
                         topic.held.difference_update(done)
             away = False

@@ -72,7 +72,7 @@ class Outcomes:
 
     def done(self, delivery: Delivery) -> None:
         """Nothing follows from it: acknowledge."""
-        delivery.topic.acks.append(delivery)
+        delivery.topic.acks.append((delivery.entry_id, delivery.fields))
         delivery.topic.settler.poke()
 
     def ended(

@@ -261,7 +261,15 @@ class _Incarnation:
         self.settlers: list[Settler] = []
         self.subscriptions: list[Subscription] = []
         for keys in runner._keys:
-            settler = Settler(runner._server, self._shared, keys, self.group, self.consumer, on_fenced=self._fenced.set)
+            settler = Settler(
+                runner._server,
+                self._shared,
+                keys,
+                self.group,
+                self.consumer,
+                runner._codec,
+                on_fenced=self._fenced.set,
+            )
             self.settlers.append(settler)
             self.subscriptions.append(
                 Subscription(runner._server, self._shared, keys, self.group, self.consumer, runner._codec, settler)

@@ -30,7 +30,7 @@ from canvasbus.consume.aside import LACKS_RIGHT, Aside, awaited
 from canvasbus.consume.backoff import ServerBackoff
 from canvasbus.consume.changes import Changes
 from canvasbus.consume.commit import Commit, script_words
-from canvasbus.consume.delivery import NO_DOUBT, Delivery, Topic
+from canvasbus.consume.delivery import NO_DOUBT, Delivery, Topic, deliver
 from canvasbus.consume.fence import Fence
 from canvasbus.consume.holding import Holding
 from canvasbus.consume.policy import count_for
@@ -51,6 +51,7 @@ from canvasbus.transport.resp import (
 from canvasbus.transport.server import REPLY_TIMEOUT, Server
 from canvasbus.transport.settle_script import SETTLE
 from canvasbus.wire import deadletter
+from canvasbus.wire.codec import Codec
 from canvasbus.wire.deadletter import DeadLetterRecord
 from canvasbus.wire.keys import Keys
 from canvasbus.wire.outgoing import Outgoing
@@ -107,6 +108,7 @@ class Settler:
         keys: Keys,
         group: str,
         consumer: str,
+        codec: Codec,
         *,
         on_fenced: Callable[[], None],
     ) -> None:
@@ -118,6 +120,7 @@ class Settler:
         self.statistics = SettlerStatistics()
         self.keys = keys
         self._group = group
+        self._codec = codec
         self._link = Link(server)
         self._on_fenced = on_fenced
         self.states = StateStore(shared, keys, group)
@@ -272,11 +275,11 @@ class Settler:
         try:
             failures = await self._repeat(done)
         except trio.Cancelled:  # whoever leaves says it once more
-            for topic, deliveries in done.items():
-                topic.acks[:0] = deliveries
+            for topic, acks in done.items():
+                topic.acks[:0] = acks
             raise
-        for (topic, deliveries), refused in zip(done.items(), failures, strict=True):
-            entry_ids = [delivery.entry_id for delivery in deliveries]
+        for (topic, acks), refused in zip(done.items(), failures, strict=True):
+            entry_ids = [entry_id for entry_id, _ in acks]
             if refused is None:
                 self.statistics.acked += len(entry_ids)
             else:
@@ -289,7 +292,7 @@ class Settler:
             topic.let_go(entry_ids)
             topic.lane.settled(len(entry_ids))
 
-    async def _repeat(self, done: dict[Topic, list[Delivery]]) -> list[TransportError | None]:
+    async def _repeat(self, done: dict[Topic, list[tuple[bytes, list[bytes]]]]) -> list[TransportError | None]:
         """Send acknowledgements until they are answered, and this user may send them; returns which were refused, and why.
         What the server may have given to another event meanwhile becomes a commit, which looks."""
         backoff = ServerBackoff("settling waits for the server", self._group)
@@ -298,8 +301,8 @@ class Settler:
                 await self._link.connect()
                 self._commit_doubtful(done)
                 words: list[tuple[Argument, ...]] = [
-                    ("XACK", topic.stream, self._group, *[d.entry_id for d in deliveries])
-                    for topic, deliveries in done.items()
+                    ("XACK", topic.stream, self._group, *[entry_id for entry_id, _ in acks])
+                    for topic, acks in done.items()
                 ]
                 replies = await self._link.request(commands(*words)) if words else []
                 failures = [translate(r, "acknowledge") if isinstance(r, ReplyError) else None for r in replies]
@@ -316,15 +319,15 @@ class Settler:
             self.statistics.repeated += 1
             await backoff.wait(failure)
 
-    def _commit_doubtful(self, done: dict[Topic, list[Delivery]]) -> None:
+    def _commit_doubtful(self, done: dict[Topic, list[tuple[bytes, list[bytes]]]]) -> None:
         # Only until that was looked into: a server takes another history also when its first replica comes, and then the two
         # connections stay at odds for as long as that of the reader lives.
         replaced = self._link.history != self.reads_from and self._compared != self.reads_from
-        for topic, deliveries in list(done.items()):
+        for topic, acks in list(done.items()):
             if replaced or topic.doubt is not NO_DOUBT:
-                doubtful = {d.entry_id for d in deliveries if replaced or topic.doubts(d.entry_id)}
-                self._commits.extend(Commit(d, []) for d in deliveries if d.entry_id in doubtful)
-                done[topic] = [d for d in deliveries if d.entry_id not in doubtful]
+                doubtful = {entry_id: fields for entry_id, fields in acks if replaced or topic.doubts(entry_id)}
+                self._commits.extend(Commit(deliver(self._codec, topic, *ack), []) for ack in doubtful.items())
+                done[topic] = [ack for ack in acks if ack[0] not in doubtful]
                 if not done[topic]:
                     del done[topic]
 
