@@ -79,9 +79,11 @@ def run_set(context: Context, args: argparse.Namespace) -> int:
         raise ConfigError(
             f"say what to change for {args.type!r}: --max-age, --max-length, --max-bytes, --cap, --when-full"
         )
-    policy = msgspec.structs.replace(known.get(args.type, Retention()), **changes)
+    before = known.get(args.type, Retention())
+    policy = msgspec.structs.replace(before, **changes)
     policies = check_policies({args.type: policy})
-    dropped = _dropped(context, policy, known | policies)
+    capped = (policy.cap, policy.when_full) != (before.cap, before.when_full)
+    dropped = _dropped(context, policy, known | policies) if capped else 0
     if args.dry_run:
         context.out.note(f"{words.count(dropped, 'entry')} would go, handled or not; nothing was changed")
         return 0

@@ -86,6 +86,7 @@ def test_a_cap_that_drops_entries_asks_first(run: Run, eyes: Eyes) -> None:
     (record,) = [r for r in run("retention", "list", "--json").records if r["type"] == "painting.*"]
     assert record["cap"] == 31
     assert run("retention", "set", "painting.*", "--cap", "10", "--yes").code == 0
+    assert run(*drops, "--cap", "10", "--max-age", "36h").code == 0  # on record already: a script may say it again
     assert run("retention", "set", "painting.*", "--cap", "5", "--when-full", "block").code == 0
 
 

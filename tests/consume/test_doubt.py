@@ -106,6 +106,13 @@ return redis.call('XGROUP', 'CREATE', KEYS[1], ARGV[1], '0')
 """
 
 
+def give_its_id_to_another(faulty: FaultyServer, eyes: Eyes) -> None:
+    """The server is replaced by one on which event 2 has the id of event 1."""
+    other = b'{"type": "painting.made", "data": {"number": 2}}'
+    eyes.call("EVAL", GIVE_ITS_ID_TO, 1, eyes.stream(), "framers", other)
+    faulty.replace()
+
+
 @pytest.mark.parametrize("emits", [True, False], ids=["emits", "emits nothing"])
 async def test_an_id_that_was_given_again_to_another_event(
     faulty: FaultyServer, namespace: str, eyes: Eyes, emits: bool
@@ -126,9 +133,7 @@ async def test_an_id_that_was_given_again_to_another_event(
     async with running(faulty, worker, namespace=namespace) as bus:
         await bus.publish(PaintingMade(number=1))
         await until(lambda: runs == [1])
-        other = b'{"type": "painting.made", "data": {"number": 2}}'
-        eyes.call("EVAL", GIVE_ITS_ID_TO, 1, eyes.stream(), "framers", other)
-        faulty.replace()
+        give_its_id_to_another(faulty, eyes)
         topic = subscription_of(bus).topics[eyes.stream()]
         await until(lambda: topic.doubt != NO_DOUBT and len(eyes.pending("framers")) == 1)
         opened.set()
@@ -154,9 +159,7 @@ async def test_an_id_that_was_given_again_while_its_acknowledgement_was_on_its_w
         faulty.faults.append(Fault("lose_request", b"XACK", times=10**9))
         await bus.publish(PaintingMade(number=1))
         await until(lambda: faulty.struck > 0)
-        other = b'{"type": "painting.made", "data": {"number": 2}}'
-        eyes.call("EVAL", GIVE_ITS_ID_TO, 1, eyes.stream(), "framers", other)
-        faulty.replace()
+        give_its_id_to_another(faulty, eyes)
         await until(lambda: len(eyes.pending("framers")) == 1)
         faulty.faults.clear()
         await until(lambda: runs == [1, 2], 15)
@@ -202,9 +205,7 @@ async def test_failures_of_what_had_an_id_before_do_not_count_for_what_has_it_no
     async with running(faulty, worker, namespace=namespace) as bus:
         await bus.publish(PaintingMade(number=1))
         await until(lambda: runs == [1])
-        other = b'{"type": "painting.made", "data": {"number": 2}}'
-        eyes.call("EVAL", GIVE_ITS_ID_TO, 1, eyes.stream(), "framers", other)
-        faulty.replace()
+        give_its_id_to_another(faulty, eyes)
         await until(lambda: len(eyes.pending("framers")) == 1)
         opened.set()
         await until(lambda: eyes.dead("framers"), 15)
@@ -228,9 +229,7 @@ async def test_an_id_that_was_given_again_while_its_event_was_being_parked(
         newer = b'{"type": "painting.made", "version": 2, "data": {"number": 1}}'
         eyes.call("XADD", eyes.stream(), "*", "e", newer)
         await until(lambda: faulty.struck > 0)
-        other = b'{"type": "painting.made", "data": {"number": 2}}'
-        eyes.call("EVAL", GIVE_ITS_ID_TO, 1, eyes.stream(), "framers", other)
-        faulty.replace()
+        give_its_id_to_another(faulty, eyes)
         await until(lambda: len(eyes.pending("framers")) == 1)
         faulty.faults.clear()
         await until(lambda: runs == [2], 15)
