@@ -3,6 +3,7 @@
 from typing import Any
 
 import msgspec
+import numpy
 import pytest
 import structlog.testing
 import trio
@@ -227,7 +228,7 @@ async def test_values_of_all_kinds(any_url: str, namespace: str, eyes: Eyes) -> 
 
 async def test_a_numpy_scalar_is_kept_as_the_number_that_it_is(any_url: str, namespace: str, eyes: Eyes) -> None:
     """As in an event: nobody means anything else by it."""
-    numpy, worker, seen = pytest.importorskip("numpy"), Worker("framers"), []
+    worker, seen = Worker("framers"), []
 
     @worker.on(PaintingMade, concurrency=1)
     async def handle(event: PaintingMade, ctx: Context) -> None:
